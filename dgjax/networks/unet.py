@@ -1,0 +1,151 @@
+"""A compact U-Net for images: pixels folded 2x2 into channels, two levels, one attention.
+
+Sized so that a step of training takes well under a second on two CPU cores: few, wide
+convolutions and no level at full resolution. Read it from top to bottom: the fold, two blocks,
+the network.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from dgjax.networks.embedding import Embedding
+from dgjax.typing import Cond, Sample, Scalar
+
+__all__ = ["UNet"]
+
+Image = Float[Array, "1 h w c"]  # with the batch axis that flax's layers count on
+
+
+def fold(h: Image) -> Image:
+    """2x2 pixels into channels: (1, H, W, C) to (1, H/2, W/2, 4C)."""
+    _, height, width, channels = h.shape
+    h = h.reshape(1, height // 2, 2, width // 2, 2, channels)
+    return h.transpose(0, 1, 3, 2, 4, 5).reshape(1, height // 2, width // 2, 4 * channels)
+
+
+def unfold(h: Image) -> Image:
+    """The inverse of `fold`."""
+    _, height, width, channels = h.shape
+    h = h.reshape(1, height, width, 2, 2, channels // 4)
+    return h.transpose(0, 1, 3, 2, 4, 5).reshape(1, 2 * height, 2 * width, channels // 4)
+
+
+def _conv(inputs: int, outputs: int, size: int, rngs: nnx.Rngs, zero: bool = False) -> nnx.Conv:
+    init = nnx.initializers.zeros if zero else nnx.initializers.lecun_normal()
+    return nnx.Conv(inputs, outputs, (size, size), kernel_init=init, rngs=rngs)
+
+
+def _norm(channels: int, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    return nnx.GroupNorm(channels, num_groups=channels // 8, rngs=rngs)
+
+
+class Block(nnx.Module):
+    """Residual block of two 3x3 convolutions, scaled and shifted in between by the noise level."""
+
+    def __init__(self, channels: int, embedding: int, *, rngs: nnx.Rngs):
+        self.norm_in = _norm(channels, rngs)
+        self.conv_in = _conv(channels, channels, 3, rngs)
+        self.film = nnx.Linear(embedding, 2 * channels, rngs=rngs)
+        self.norm_out = _norm(channels, rngs)
+        self.conv_out = _conv(channels, channels, 3, rngs, zero=True)
+
+    def __call__(self, h: Image, embedding: Array) -> Image:
+        scale, shift = jnp.split(self.film(embedding), 2)
+        out = self.conv_in(nnx.silu(self.norm_in(h)))
+        return h + self.conv_out(nnx.silu(self.norm_out(out) * (1 + scale) + shift))
+
+
+class Attention(nnx.Module):
+    """Residual self-attention over all pixels, in heads of 64 channels."""
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs):
+        self.heads = max(1, channels // 64)
+        self.norm = _norm(channels, rngs)
+        self.qkv = _conv(channels, 3 * channels, 1, rngs)
+        self.out = _conv(channels, channels, 1, rngs, zero=True)
+
+    def __call__(self, h: Image) -> Image:
+        _, height, width, channels = h.shape
+        qkv = self.qkv(self.norm(h)).reshape(1, height * width, 3, self.heads, -1)
+        out = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        return h + self.out(out.reshape(h.shape))
+
+
+class UNet(nnx.Module):
+    """`net(x, t, cond) -> out` on ONE image (H, W, C); `out` has its shape and starts as zero.
+
+    Level k works at 1/2^(k+1) of the resolution with `channels[k]` channels; `blocks` residual
+    blocks lead down and as many, each merged with its partner's output, lead up again. An image whose
+    sides are no multiple of 2^len(channels) is padded inside with zeros and cropped again: the
+    state, and so D, is never padded.
+
+    Args:
+        shape: (H, W, C) of one image.
+        channels: channels of each level, positive multiples of 8 (of 64 from 64 on).
+        blocks: residual blocks each way on each level.
+        embedding: length of the vector that carries the noise level and the label.
+        num_classes: number of labels, or None for a network that takes none.
+        rngs: makes the initial weights, and is not kept.
+
+    Raises:
+        ValueError: if the shape is not (H, W, C) or the channels do not split into groups; when
+            called, if x has another shape or a label is given that the network cannot take.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        channels: tuple[int, ...] = (64, 128),
+        blocks: int = 2,
+        embedding: int = 128,
+        num_classes: int | None = None,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        if len(shape) != 3:
+            raise ValueError(f"a U-Net takes images of shape (H, W, C), got {tuple(shape)}")
+        if not channels or any(c < 8 or c % 8 or (c > 64 and c % 64) for c in channels):
+            raise ValueError(
+                f"channels must be multiples of 8 up to 64 and of 64 above, got {tuple(channels)}"
+            )
+        self.shape = tuple(shape)
+        self.embed = Embedding(embedding, num_classes, rngs=rngs)
+        inputs = 4 * shape[2]  # of each level on the way down: the level above it, folded
+        self.enter, self.down, self.merge, self.up, self.leave = (nnx.List() for _ in range(5))
+        for k, c in enumerate(channels):
+            outputs = 4 * shape[2] if k == 0 else 4 * channels[k - 1]
+            self.enter.append(_conv(inputs, c, 3 if k == 0 else 1, rngs))
+            self.down.append(nnx.List(Block(c, embedding, rngs=rngs) for _ in range(blocks)))
+            self.merge.append(nnx.List(_conv(2 * c, c, 1, rngs) for _ in range(blocks)))
+            self.up.append(nnx.List(Block(c, embedding, rngs=rngs) for _ in range(blocks)))
+            self.leave.append(_conv(c, outputs, 3 if k == 0 else 1, rngs, zero=k == 0))
+            inputs = 4 * c
+        self.middle = Block(channels[-1], embedding, rngs=rngs)
+        self.attention = Attention(channels[-1], rngs=rngs)
+        self.norm = _norm(channels[0], rngs)
+
+    def __call__(self, x: Sample, t: Scalar, cond: Cond = None) -> Sample:
+        if x.shape != self.shape:
+            raise ValueError(f"x has shape {x.shape} and this network takes {self.shape}")
+        embedding = self.embed(t, cond)
+        height, width, _ = self.shape
+        step = 2 ** len(self.down)
+        padding = ((0, 0), (0, -height % step), (0, -width % step), (0, 0))
+        h = jnp.pad(x[None], padding)
+
+        skips = []
+        for enter, blocks in zip(self.enter, self.down, strict=True):
+            h = enter(fold(h))
+            for block in blocks:
+                h = block(h, embedding)
+                skips.append(h)
+        h = self.attention(self.middle(h, embedding))
+        for k in reversed(range(len(self.up))):
+            for merge, block in zip(self.merge[k], self.up[k], strict=True):
+                h = block(merge(jnp.concatenate([h, skips.pop()], -1)), embedding)
+            if k == 0:
+                h = nnx.silu(self.norm(h))
+            h = unfold(self.leave[k](h))
+        return h[0, :height, :width]
