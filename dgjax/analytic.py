@@ -54,7 +54,7 @@ class GaussianMixture:
         """Offsets from each mean, along the basis and outside it, and the noisy variances."""
         if y.shape != self.shape:
             raise ValueError(f"x has shape {y.shape} and this mixture lives in {self.shape}")
-        offset = y.reshape(-1) - self.means
+        offset = y.reshape(1, -1) - self.means
         along = jnp.einsum("kdr,kd->kr", self.basis, offset)
         inside = self.variances + w**2
         if self._others:
@@ -91,7 +91,7 @@ class GaussianMixture:
         scores = self._component_scores(*parts)
         mean = weights @ scores
         # The spread of the component scores, centred: the difference of squares would cancel.
-        spread = weights @ jnp.sum((scores - mean) ** 2, -1)
+        spread = weights @ jnp.sum((scores - mean[None]) ** 2, -1)
         return spread - weights @ (jnp.sum(1 / inside, -1) + self._others / rest)
 
     def __call__(self, y: Sample, w: Scalar, cond: None = None) -> Sample:

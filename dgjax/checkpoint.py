@@ -1,0 +1,168 @@
+"""A trained model as a folder: `weights` (orbax, half precision) and `config.json` beside it.
+
+The folder holds everything that rebuilds the `Field`; it is written next to its place and moved
+there whole, so a reader never meets half a checkpoint.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import nnx
+from jaxtyping import Array, PyTree
+
+import dgjax
+from dgjax.fields import Field
+from dgjax.spec import ModelSpec, build, check_names
+
+__all__ = ["Meta", "from_named", "load", "save", "to_named"]
+
+FORMAT = "dgjax-checkpoint-1"
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What a checkpoint says of its model.
+
+    Attributes:
+        model: the model without its weights.
+        dataset: name of the data it was trained on.
+        data_range: (low, high), the range of the data's values in the model's coordinates.
+        licence: of the data, in one line.
+        steps: of training.
+        version: of dgjax that wrote it.
+    """
+
+    model: ModelSpec
+    dataset: str
+    data_range: tuple[float, float]
+    licence: str
+    steps: int
+    version: str = dgjax.__version__
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return self.model.shape
+
+
+def save(folder: str | os.PathLike, model: Field, meta: Meta, *, dtype: Any = jnp.float16) -> None:
+    """Write `model`'s weights as `dtype` and `meta` to `folder`, replacing a checkpoint there.
+
+    float16 moves a log-density of the shipped model by about 0.4 nats, bfloat16 by about 3.
+
+    Raises:
+        ValueError: if `folder` holds anything but a checkpoint or cannot be written, or a weight
+            does not fit `dtype`.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and not (folder / "config.json").is_file() and _occupied(folder):
+        raise ValueError(f"{folder} exists and is no checkpoint; choose another folder")
+    weights = {k: np.asarray(v).astype(dtype) for k, v in to_named(model.network).items()}
+    for name, value in weights.items():
+        if not np.isfinite(value.astype(np.float32)).all():
+            raise ValueError(f"weight {name} is not finite as {jnp.dtype(dtype).name}; not saved")
+    config = {"format": FORMAT, **asdict(meta), "model": meta.model.to_dict()}
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+            new = Path(temporary) / "new"
+            new.mkdir()
+            with ocp.PyTreeCheckpointer() as writer:
+                writer.save(new / "weights", weights)
+            (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            if folder.exists():
+                folder.rename(Path(temporary) / "old")
+            new.rename(folder)
+    except OSError as error:
+        raise ValueError(f"cannot write a checkpoint to {folder}: {error}") from error
+
+
+def _occupied(folder: Path) -> bool:
+    return not folder.is_dir() or any(folder.iterdir())
+
+
+def load(folder: str | os.PathLike) -> tuple[Field, Meta]:
+    """The model in `folder` with float32 weights, and what is known of it.
+
+    Weights come to the default device, whatever devices wrote them.
+
+    Raises:
+        ValueError: if the folder is missing, foreign, truncated or does not fit its own config.
+    """
+    folder = Path(folder).absolute()
+    meta = _read_meta(folder)
+    # Shapes only: no weight is drawn that would be thrown away.
+    model = nnx.eval_shape(lambda: build(meta.model).network)
+    try:
+        with ocp.PyTreeCheckpointer() as reader:
+            weights = reader.restore(folder / "weights", restore_args=None)
+    except Exception as error:  # orbax and tensorstore raise bare Exceptions on damaged files
+        raise ValueError(
+            f"the weights in {folder} are missing or damaged ({_first_line(error)}); "
+            "copy the checkpoint again"
+        ) from error
+    network = from_named(model, weights, f"the checkpoint {folder}")
+    return replace(build(meta.model), network=network), meta
+
+
+def _read_meta(folder: Path) -> Meta:
+    file = folder / "config.json"
+    if not folder.is_dir():
+        raise ValueError(f"there is no checkpoint folder {folder}")
+    try:
+        config = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{folder} is no dgjax checkpoint: it has no config.json") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read as JSON: {_first_line(error)}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise ValueError(f"{file} is not of a dgjax checkpoint: its format is not {FORMAT!r}")
+    del config["format"]
+    try:
+        check_names("config", config, [f.name for f in fields(Meta)], required=True)
+        model = ModelSpec.from_dict(config["model"])
+        return Meta(**{**config, "model": model, "data_range": tuple(config["data_range"])})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def to_named(tree: PyTree[Array]) -> dict[str, Array]:
+    """The leaves of any pytree by their place in it, such as 'down.0.1.conv_in.kernel'."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def from_named(like: PyTree[Any], named: Mapping[str, Any], what: str) -> PyTree[Array]:
+    """A pytree with the structure, shapes and dtypes of `like` from the leaves of `named`.
+
+    Raises:
+        ValueError: if the names or the shapes differ; `what` says of what.
+    """
+    expected = to_named(like)
+    if missing := sorted(expected.keys() ^ named.keys()):
+        raise ValueError(
+            f"{what} does not fit its config: {missing[0]!r} is on one side only "
+            f"({len(missing)} such arrays)"
+        )
+    for name, leaf in expected.items():
+        if named[name].shape != leaf.shape:
+            raise ValueError(
+                f"{what} does not fit its config: {name!r} has shape {named[name].shape} "
+                f"where {leaf.shape} is expected"
+            )
+    leaves = [jnp.asarray(named[name], leaf.dtype) for name, leaf in expected.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)

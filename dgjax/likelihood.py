@@ -1,0 +1,70 @@
+"""log-density of given data by the probability-flow ODE (PF-ODE), data to noise."""
+
+from typing import NamedTuple
+
+import diffrax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dgjax.divergence import Divergence, Hutchinson
+from dgjax.fields import Field, condition, log_prior
+from dgjax.sampling import Info, solve
+from dgjax.typing import Cond, Key, Sample, Scalar
+
+__all__ = ["Likelihood", "likelihood"]
+
+
+class Likelihood(NamedTuple):
+    """log p(x) in nats at the model's t_min, and the latent at t_max that x came from."""
+
+    log_density: Scalar
+    latent: Sample
+    info: Info
+
+
+def likelihood(
+    model: Field,
+    x: Sample,
+    grid: Float[Array, " n+1"],
+    *,
+    key: Key,
+    divergence: Divergence = Hutchinson(),
+    cond: Cond = None,
+    solver: diffrax.AbstractSolver | None = None,
+    controller: diffrax.AbstractStepSizeController | None = None,
+    adjoint: diffrax.AbstractAdjoint | None = None,
+    progress: diffrax.AbstractProgressMeter | None = None,
+) -> Likelihood:
+    """log p(x) = log p_T(x_T) + integral of div u from t_min to t_max ([DG] eq. 5).
+
+    Args:
+        model: the field.
+        x: one sample at t_min, of any shape.
+        grid: (steps + 1,) times of the sampler (decreasing); it is walked backwards.
+        key, divergence, cond, solver, controller, adjoint, progress: as in `sample`.
+
+    Returns:
+        `Likelihood(log_density, latent, info)`; `info.log_densities` and
+        `info.standard_error` are those of `log_density`.
+
+    Raises:
+        ValueError: as `sample`.
+    """
+    ascending = jnp.flip(jnp.asarray(grid))
+    zero = jnp.zeros((), x.dtype)
+    run = solve(
+        model,
+        x,
+        ascending,
+        key=key,
+        log_density=zero,
+        divergence=divergence,
+        cond=cond,
+        solver=solver,
+        controller=controller,
+        adjoint=adjoint,
+        progress=progress,
+    )
+    prior = log_prior(condition(model, cond), run.x)
+    info = run.info._replace(log_densities=prior - run.info.log_densities)
+    return Likelihood(prior - run.log_density, run.x, info)

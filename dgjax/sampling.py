@@ -1,0 +1,377 @@
+"""The augmented equation (state and log-density together) along any guided drift, in diffrax.
+
+One term carries everything: its control is (dt, dW), its vector field is the `Local` at (t, x),
+so the network runs once a stage whatever is asked. Deterministic and Stratonovich steps go
+through any explicit Runge-Kutta method of diffrax, Ito steps through Euler.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import diffrax
+import equinox
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from dgjax.divergence import Divergence, Hutchinson
+from dgjax.fields import Field, Local, condition, evaluate, log_prior
+from dgjax.guidance import Guide, HasTarget, SteersScore, apply_guides
+from dgjax.noise import ItoNoise, StratonovichNoise
+from dgjax.typing import Cond, Key, Sample, Scalar, as_float, inner, known
+
+__all__ = ["Info", "Sampled", "State", "Trajectory", "sample", "solve"]
+
+
+class State(NamedTuple):
+    """What the solver carries.
+
+    `log_densities` has one entry per divergence estimate. The last two are integrals over
+    log-SNR, of |sigma s|^2 and of whether a guide was stopped by its bound.
+    """
+
+    x: Sample
+    log_densities: Float[Array, " n"]
+    score_norm2: Scalar
+    bounded: Scalar
+
+
+class Info(NamedTuple):
+    """Diagnostics of one solve.
+
+    Attributes:
+        standard_error: of `log_density` from the probes, in nats; NaN for a single probe.
+        bound_share: share of the log-SNR range on which a guide was stopped by its bound.
+        least_score: least |sigma s| over the steps (root mean square within each).
+        target_met: whether every target asked for was reached; True when none was.
+        finite: whether x and its log-density are finite.
+        log_densities: (n,) final log-density by each divergence estimate, in nats.
+    """
+
+    standard_error: Scalar
+    bound_share: Scalar
+    least_score: Scalar
+    target_met: Scalar
+    finite: Scalar
+    log_densities: Float[Array, " n"]
+
+
+class Trajectory(NamedTuple):
+    """Times, states and tracked log-densities (nats) along a solve. Pass as `save`."""
+
+    t: Scalar
+    x: Sample
+    log_density: Scalar
+
+
+class Sampled(NamedTuple):
+    """A sample with its log-density in nats at the model's t_min, and how it came about."""
+
+    x: Sample
+    log_density: Scalar
+    info: Info
+    trajectory: Any
+
+
+class _Problem(NamedTuple):
+    model: Field
+    guides: tuple[Guide, ...]
+    noise: Any
+    divergence: Divergence
+    cond: Cond
+
+
+class _Augmented(diffrax.AbstractTerm):
+    """The increment of `State` over (dt, dW); the problem travels in `args`."""
+
+    grid: Array
+    probe_key: Key
+    noise_key: Key
+    like: jax.ShapeDtypeStruct = equinox.field(static=True)
+    stochastic: bool = equinox.field(static=True)
+
+    def _index(self, t):
+        """The last grid point at or before t, in the direction of the solve."""
+        sign = jnp.sign(self.grid[-1] - self.grid[0])
+        return jnp.sum(sign * self.grid <= sign * t) - 1
+
+    def _local(self, t, y: State, args: _Problem) -> tuple[Sample, Local]:
+        local = evaluate(
+            args.model,
+            t,
+            y.x,
+            divergence=args.divergence,
+            key=jax.random.fold_in(self.probe_key, self._index(t)),
+            log_densities=y.log_densities,
+            cond=args.cond,
+        )
+        return apply_guides(args.guides, local), local
+
+    def vf(self, t, y, args):
+        drift, local = self._local(t, y, args)
+        return drift, local._replace(jvp=None), _stopped(args.guides, local), args.noise
+
+    def contr(self, t0, t1, **kwargs):
+        del kwargs
+        dt = t1 - t0
+        if not self.stochastic:
+            return dt, None
+        step = jnp.minimum(self._index(t0), self._index(t1))
+        key = jax.random.fold_in(self.noise_key, step)
+        scale = jnp.sqrt(jnp.abs(dt)).astype(self.like.dtype)
+        return dt, scale * jax.random.normal(key, self.like.shape, self.like.dtype)
+
+    def prod(self, vf, control):
+        drift, local, stopped, noise = vf
+        dt, dW = control
+        dx = drift * dt
+        if noise is not None:
+            dx = dx + noise.increment(local, dt, dW)
+        gain = inner(dx - local.velocity * dt, local.score) - local.divergences * dt
+        return _increment(dx, gain, local, stopped, dt)
+
+    def vf_prod(self, t, y, args, control):
+        if not isinstance(args.noise, ItoNoise):
+            return self.prod(self.vf(t, y, args), control)
+        drift, local = self._local(t, y, args)
+        dx, gain = args.noise.step(drift, local, *control)
+        return _increment(dx, gain, local, _stopped(args.guides, local), control[0])
+
+
+def _stopped(guides: Sequence[Guide], local: Local) -> Scalar:
+    stopped = jnp.zeros((), local.x.dtype)
+    for guide in guides:
+        if isinstance(guide, SteersScore):
+            stopped = jnp.maximum(stopped, (guide.excess(local) > 0).astype(stopped.dtype))
+    return stopped
+
+
+def _increment(dx, gain, local: Local, stopped, dt) -> State:
+    # g^2 = -sigma^2 dlogsnr/dt, and |sigma s|^2 dlogsnr is then -g^2 |s|^2 dt.
+    passed = -local.g2 * dt
+    scale = jnp.where(local.sigma == 0, 1, local.sigma)  # stage buffers start as zeros
+    return State(
+        dx, gain, passed * jnp.sum(local.score**2), stopped * passed / scale**2
+    )
+
+
+def solve(
+    model: Field,
+    x: Sample,
+    grid: Float[Array, " n+1"],
+    *,
+    key: Key,
+    log_density: Scalar,
+    guides: Sequence[Guide] = (),
+    noise: StratonovichNoise | ItoNoise | None = None,
+    divergence: Divergence = Hutchinson(),
+    cond: Cond = None,
+    solver: diffrax.AbstractSolver | None = None,
+    controller: diffrax.AbstractStepSizeController | None = None,
+    adjoint: diffrax.AbstractAdjoint | None = None,
+    save: Callable[[Scalar, Sample, Scalar], Any] | None = None,
+    progress: diffrax.AbstractProgressMeter | None = None,
+) -> Sampled:
+    """Integrates the augmented equation along `grid`, in either direction of time.
+
+    The workhorse of `sample` and `likelihood`; arguments as in `sample`, but `log_density` is
+    that of `x` at `grid[0]`, and the grid may run either way.
+    """
+    x = jnp.asarray(x)
+    grid = as_float(grid)
+    solver = diffrax.Heun() if solver is None else solver
+    _check_solve(x, grid, noise, solver, controller)
+    model = condition(model, cond)
+
+    probe_key, noise_key = jax.random.split(key)
+    like = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    # Adaptive steps need an integrand that is smooth in time: one probe for the whole solve.
+    probe_grid = grid if controller is None else grid[jnp.array([0, -1])]
+    term = _Augmented(probe_grid, probe_key, noise_key, like, noise is not None)
+    problem = _Problem(model, tuple(guides), noise, divergence, None)
+
+    count = jax.eval_shape(lambda x, key: divergence(lambda z: z, x, key), x, key).shape[0]
+    start = jnp.asarray(log_density, x.dtype)
+    zero = jnp.zeros((), x.dtype)
+    state = State(x, jnp.broadcast_to(start, (count,)), zero, zero)
+
+    def scalars(t, y, args):
+        del t, args
+        return y.score_norm2
+
+    def saved(t, y, args):
+        del args
+        return None if save is None else save(t, y.x, jnp.mean(y.log_densities))
+
+    when: dict[str, Any]
+    if controller is None:
+        steps, when = grid.shape[0] - 1, {"t0": True, "steps": True}
+        controller = diffrax.StepTo(grid)
+        dt0 = None
+    else:
+        steps, when = 4096, {"ts": grid}
+        dt0 = None
+    solution = diffrax.diffeqsolve(
+        term,
+        solver,
+        grid[0],
+        grid[-1],
+        dt0,
+        state,
+        args=problem,
+        saveat=diffrax.SaveAt(
+            subs=[
+                diffrax.SubSaveAt(t1=True),
+                diffrax.SubSaveAt(fn=scalars, **when),
+                diffrax.SubSaveAt(fn=saved, **when),
+            ]
+        ),
+        stepsize_controller=controller,
+        adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
+        max_steps=steps,
+        throw=False,
+        progress_meter=diffrax.NoProgressMeter() if progress is None else progress,
+    )
+    end, course, trajectory = solution.ys
+    end = jax.tree.map(lambda a: a[0], end)
+    reached = jnp.mean(end.log_densities)
+    return Sampled(end.x, reached, _info(model, grid, guides, divergence, end, course), trajectory)
+
+
+def _info(model, grid, guides, divergence, end: State, course) -> Info:
+    noisiness = jax.vmap(lambda t: 2 * jnp.log(model.path.alpha(t) / model.path.sigma(t)))(grid)
+    steps = jnp.abs(jnp.diff(noisiness)).astype(course.dtype)
+    share = jnp.abs(end.bounded) / jnp.sum(steps)
+    score = jnp.sqrt(jnp.maximum(jnp.abs(jnp.diff(course)) / steps, 0))
+    log_density = jnp.mean(end.log_densities)
+    met = jnp.array(True)
+    for guide in guides:
+        if isinstance(guide, HasTarget):
+            met = met & guide.met(log_density, end.x.size)
+    return Info(
+        standard_error=divergence.standard_error(end.log_densities),
+        bound_share=share,
+        least_score=jnp.min(score),
+        target_met=met,
+        finite=jnp.isfinite(log_density) & jnp.all(jnp.isfinite(end.x)),
+        log_densities=end.log_densities,
+    )
+
+
+def _check_solve(x, grid, noise, solver, controller) -> None:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x must be floating, got {x.dtype}; convert and scale it first")
+    values = known(x)
+    if values is not None and not np.isfinite(values).all():
+        raise ValueError("x has NaN or infinite entries; a solve would carry them along silently")
+    times = known(grid)
+    if grid.ndim != 1 or grid.shape[0] < 2:
+        raise ValueError(f"grid must be (steps + 1,) with at least one step, got {grid.shape}")
+    if times is not None:
+        steps = np.diff(times)
+        if not ((steps > 0).all() or (steps < 0).all()):
+            raise ValueError("grid must be strictly monotone: sort it and drop repeated times")
+    explicit = isinstance(solver, diffrax.AbstractERK | diffrax.Euler)
+    if not explicit:
+        raise ValueError(
+            f"{type(solver).__name__} is not supported: use Euler or an explicit Runge-Kutta "
+            "method (Heun, RK4, Bosh3, Tsit5, Dopri5, ...)"
+        )
+    if noise is None:
+        return
+    if controller is not None:
+        raise ValueError("noise needs a fixed grid: leave out the step-size controller")
+    ito, euler = isinstance(noise, ItoNoise), isinstance(solver, diffrax.Euler)
+    if ito and not euler:
+        raise ValueError(
+            f"{type(noise).__name__} is an Ito step and needs solver=Euler(), not "
+            f"{type(solver).__name__}"
+        )
+    if euler and not ito:
+        raise ValueError(
+            f"{type(noise).__name__} is meant in the Stratonovich sense and Euler converges to "
+            "Ito: use Heun(), RK4() or another Runge-Kutta method"
+        )
+
+
+def sample(
+    model: Field,
+    x: Sample,
+    grid: Float[Array, " n+1"],
+    *,
+    key: Key,
+    log_density: Scalar | None = None,
+    guides: Sequence[Guide] = (),
+    noise: StratonovichNoise | ItoNoise | None = None,
+    divergence: Divergence = Hutchinson(),
+    cond: Cond = None,
+    solver: diffrax.AbstractSolver | None = None,
+    controller: diffrax.AbstractStepSizeController | None = None,
+    adjoint: diffrax.AbstractAdjoint | None = None,
+    save: Callable[[Scalar, Sample, Scalar], Any] | None = None,
+    progress: diffrax.AbstractProgressMeter | None = None,
+) -> Sampled:
+    """Carries one latent from noise to data along the guided drift, tracking log p_t.
+
+    The log-density is always that of the model's own marginals, by (A) or (B): guides change
+    where the sample goes, never which density is measured.
+
+    Args:
+        model: the field.
+        x: one latent of any shape, at time `grid[0]`.
+        grid: (steps + 1,) decreasing times, from `grid_uniform`, `grid_logsnr` or `grid_karras`.
+        key: for probes and noise; everything is reproducible from it.
+        log_density: of `x` at `grid[0]`, in nats; the model's prior unless told.
+        guides: folded left to right over the drift; those that fix the rate come last.
+        noise: a stochastic term, refused by solvers of the other sense.
+        divergence: trace estimator; a fresh probe at every grid point.
+        cond: what the model is conditioned on.
+        solver: `diffrax.Euler()`, `Heun()` (default), `RK4()`, `diffrax.Dopri5()`, ...
+        controller: e.g. `diffrax.PIDController(rtol, atol)` for adaptive steps; the grid then
+            gives the ends and where `save` looks, and one probe serves the whole solve.
+        adjoint: how gradients are taken; `diffrax.RecursiveCheckpointAdjoint()` unless told.
+        save: `(t, x, log_density) -> anything`, collected at every grid point; `Trajectory`
+            collects all three.
+        progress: a diffrax progress meter.
+
+    Returns:
+        `Sampled(x, log_density, info, trajectory)`.
+
+    Raises:
+        ValueError: if the grid does not decrease within the model's range, x is not finite, or
+            the solver and the noise are of different senses.
+    """
+    grid = as_float(grid)
+    times, high, low = known(grid), known(model.t_max), known(model.t_min)
+    if times is not None and times.size > 1 and not (np.diff(times) < 0).all():
+        raise ValueError("a sampling grid decreases, from noise (t_max) to data (t_min)")
+    if times is not None and high is not None and low is not None:
+        slack = 1e-6 * (high - low)
+        if times[0] > high + slack or times[-1] < low - slack:
+            raise ValueError(
+                f"grid runs from {times[0]:g} to {times[-1]:g}, outside the model's own range "
+                f"{high:g} to {low:g}; build it with grid_karras(model, steps)"
+            )
+    if log_density is None:
+        if times is not None and high is not None and not np.isclose(times[0], high, rtol=1e-5):
+            raise ValueError(
+                "the prior is known at t_max only: pass log_density for a grid that starts later"
+            )
+        log_density = log_prior(model, x)
+    return solve(
+        model,
+        x,
+        grid,
+        key=key,
+        log_density=log_density,
+        guides=guides,
+        noise=noise,
+        divergence=divergence,
+        cond=cond,
+        solver=solver,
+        controller=controller,
+        adjoint=adjoint,
+        save=save,
+        progress=progress,
+    )

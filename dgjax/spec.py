@@ -1,0 +1,151 @@
+"""A model written down as plain numbers and names, as configs and checkpoints hold it.
+
+`network`, `path` and `parametrization` are each a `kind` and that constructor's arguments; the
+three tables below are all the names there are.
+"""
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from flax import nnx
+
+from dgjax import parametrization, paths
+from dgjax.fields import Field, field
+from dgjax.networks import MLP, UNet
+
+__all__ = ["ModelSpec", "build", "check_names", "construct", "unknown_name"]
+
+NETWORKS = {"mlp": MLP, "unet": UNet}
+PATHS = {
+    "vp": paths.vp,
+    "sub_vp": paths.sub_vp,
+    "cosine": paths.cosine,
+    "ve": paths.ve,
+    "edm": paths.edm,
+    "rectified_flow": paths.rectified_flow,
+}
+PARAMETRIZATIONS = {
+    "noise": parametrization.NoisePrediction,
+    "denoised": parametrization.DenoisedPrediction,
+    "score": parametrization.ScorePrediction,
+    "v": parametrization.VPrediction,
+    "velocity": parametrization.VelocityPrediction,
+    "preconditioned": parametrization.preconditioned,
+}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything that rebuilds a `Field`, except the weights.
+
+    Attributes:
+        shape: of one sample.
+        network, path, parametrization: `{"kind": name, ...arguments}`; names are in the tables
+            of this module.
+        t_min, t_max: the model's own range, as times on its path.
+    """
+
+    shape: tuple[int, ...]
+    network: Mapping[str, Any]
+    path: Mapping[str, Any]
+    parametrization: Mapping[str, Any]
+    t_min: float
+    t_max: float
+
+    def __post_init__(self):
+        if not (self.shape and all(isinstance(n, int) and n > 0 for n in self.shape)):
+            raise ValueError(f"model: shape must be positive whole numbers, got {self.shape}")
+        for name in ("t_min", "t_max"):
+            if not _is_number(getattr(self, name)):
+                raise ValueError(f"model: {name} must be a number, got {getattr(self, name)!r}")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ModelSpec":
+        """From parsed JSON or TOML.
+
+        Raises:
+            ValueError: naming the key that is unknown or missing, or the value that is wrong.
+        """
+        check_names("model", values, [f.name for f in fields(cls)], required=True)
+        shape = values["shape"]
+        if not isinstance(shape, list | tuple):
+            raise ValueError(f"model: shape must be a list, got {shape!r}")
+        return cls(**{**values, "shape": tuple(shape)})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain lists, numbers and names for JSON."""
+        return {**asdict(self), "shape": list(self.shape)}
+
+
+def build(spec: ModelSpec, seed: int = 0) -> Field:
+    """The field that `spec` describes, with fresh weights from `seed`.
+
+    Raises:
+        ValueError: if a name or an argument is unknown, or a constructor refuses its arguments.
+    """
+    return field(
+        construct(
+            "model.network", NETWORKS, spec.network, shape=spec.shape, rngs=nnx.Rngs(seed)
+        ),
+        construct("model.path", PATHS, spec.path),
+        construct("model.parametrization", PARAMETRIZATIONS, spec.parametrization),
+        t_min=spec.t_min,
+        t_max=spec.t_max,
+    )
+
+
+def construct(
+    where: str, table: Mapping[str, Callable[..., Any]], values: Mapping[str, Any], **given: Any
+) -> Any:
+    """Call `table[values["kind"]]` with the other values, lists turned into tuples.
+
+    Raises:
+        ValueError: if the kind or an argument is unknown, missing or refused; `where` says where.
+    """
+    if not isinstance(values, Mapping) or not isinstance(values.get("kind"), str):
+        raise ValueError(f"{where} needs a kind: one of {', '.join(table)}")
+    kind = values["kind"]
+    if kind not in table:
+        raise unknown_name(f"{where}: kind", kind, table)
+    names = [name for name in inspect.signature(table[kind]).parameters if name not in given]
+    arguments = {k: _as_tuple(v) for k, v in values.items() if k != "kind"}
+    check_names(where, arguments, names)
+    try:
+        return table[kind](**arguments, **given)
+    except TypeError as error:
+        raise ValueError(f"{where}: {kind} does not take these values: {error}") from error
+
+
+def check_names(
+    where: str, values: Any, names: Iterable[str], *, required: bool = False
+) -> None:
+    """Raise a ValueError unless `values` is a table with keys among `names` (all, if required)."""
+    names = list(names)
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} must be a table of names and values, got {values!r}")
+    for key in values:
+        if key not in names:
+            raise unknown_name(f"{where}: key", key, names)
+    missing = [name for name in names if required and name not in values]
+    if missing:
+        raise ValueError(f"{where}: {', '.join(missing)} missing")
+
+
+def unknown_name(what: str, name: str, names: Iterable[str]) -> ValueError:
+    """The error that says what there is instead of `name`, and which of it is nearest."""
+    names = list(names)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return ValueError(f"{what} {name!r} is unknown: there is {', '.join(names) or 'none'}{hint}")
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
