@@ -6,10 +6,9 @@ there whole, so a reader never meets half a checkpoint.
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,9 @@ from jaxtyping import Array, PyTree
 
 import dgjax
 from dgjax.fields import Field
-from dgjax.spec import ModelSpec, build, check_names
+from dgjax.spec import ModelSpec, build, build_network, check_names
 
-__all__ = ["Meta", "from_named", "load", "save", "to_named"]
+__all__ = ["Meta", "from_named", "load", "read_arrays", "save", "to_named"]
 
 FORMAT = "dgjax-checkpoint-1"
 
@@ -102,17 +101,28 @@ def load(folder: str | os.PathLike) -> tuple[Field, Meta]:
     folder = Path(folder).absolute()
     meta = _read_meta(folder)
     # Shapes only: no weight is drawn that would be thrown away.
-    model = nnx.eval_shape(lambda: build(meta.model).network)
+    like = nnx.eval_shape(lambda: build_network(meta.model))
+    weights = read_arrays(folder / "weights")
+    network = from_named(like, weights, f"the checkpoint {folder}")
+    return build(meta.model, network), meta
+
+
+def read_arrays(folder: Path) -> dict[str, np.ndarray]:
+    """The named arrays that orbax wrote to `folder`, whatever devices they were on.
+
+    Raises:
+        ValueError: if the folder is missing or damaged.
+    """
     try:
-        with ocp.PyTreeCheckpointer() as reader:
-            weights = reader.restore(folder / "weights", restore_args=None)
+        reader = ocp.PyTreeCheckpointHandler()
+        # Asked for as NumPy arrays, they need no mesh like the one they were written on.
+        numpy = {n: ocp.RestoreArgs(restore_type=np.ndarray) for n in reader.metadata(folder).tree}
+        return reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=numpy))
     except Exception as error:  # orbax and tensorstore raise bare Exceptions on damaged files
         raise ValueError(
-            f"the weights in {folder} are missing or damaged ({_first_line(error)}); "
-            "copy the checkpoint again"
+            f"the arrays in {folder} are missing or damaged ({_first_line(error)}); "
+            "copy the checkpoint again, or go back to an earlier one"
         ) from error
-    network = from_named(model, weights, f"the checkpoint {folder}")
-    return replace(build(meta.model), network=network), meta
 
 
 def _read_meta(folder: Path) -> Meta:
@@ -142,8 +152,14 @@ def _first_line(error: Exception) -> str:
 
 def to_named(tree: PyTree[Array]) -> dict[str, Array]:
     """The leaves of any pytree by their place in it, such as 'down.0.1.conv_in.kernel'."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    # Down to flax's variables only: what they call their inside has changed between releases.
+    places = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_variable)
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in places]
+    return dict(zip(names, jax.tree.leaves(tree), strict=True))
+
+
+def _is_variable(node: Any) -> bool:
+    return isinstance(node, nnx.Variable)
 
 
 def from_named(like: PyTree[Any], named: Mapping[str, Any], what: str) -> PyTree[Array]:

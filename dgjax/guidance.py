@@ -314,8 +314,9 @@ class TargetGuidance:
         here = local.log_density + size * jnp.log(local.alpha)
         goal = self.target + size * jnp.log(self.alpha_end)
         missing = goal - here - ahead * curvature / pilot
-        # R n_S/n_L = ahead n_S/pilot; nothing is ahead at t_min itself, where the bound decides.
-        least = jnp.asarray(1e-6 * size, ahead.dtype)
+        # Nothing is ahead at t_min itself: over the pilot's last step the gain stays what it was,
+        # which a solver can follow, and what is still missing there is small.
+        least = jnp.abs(self.profile.ahead[-2])
         ahead = jnp.where(jnp.abs(ahead) < least, jnp.copysign(least, ahead), ahead)
         return 2 * missing * pilot / (ahead * local.sigma**2 * local.score_norm2)
 

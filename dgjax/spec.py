@@ -16,11 +16,12 @@ from flax import nnx
 from dgjax import parametrization, paths
 from dgjax.fields import Field, field
 from dgjax.networks import MLP, UNet
+from dgjax.parametrization import Network
 
-__all__ = ["ModelSpec", "build", "check_names", "construct", "unknown_name"]
+__all__ = ["ModelSpec", "build", "build_network", "check_names", "construct", "unknown_name"]
 
-NETWORKS = {"mlp": MLP, "unet": UNet}
-PATHS = {
+NETWORKS: dict[str, Callable[..., Any]] = {"mlp": MLP, "unet": UNet}
+PATHS: dict[str, Callable[..., Any]] = {
     "vp": paths.vp,
     "sub_vp": paths.sub_vp,
     "cosine": paths.cosine,
@@ -28,7 +29,7 @@ PATHS = {
     "edm": paths.edm,
     "rectified_flow": paths.rectified_flow,
 }
-PARAMETRIZATIONS = {
+PARAMETRIZATIONS: dict[str, Callable[..., Any]] = {
     "noise": parametrization.NoisePrediction,
     "denoised": parametrization.DenoisedPrediction,
     "score": parametrization.ScorePrediction,
@@ -81,21 +82,25 @@ class ModelSpec:
         return {**asdict(self), "shape": list(self.shape)}
 
 
-def build(spec: ModelSpec, seed: int = 0) -> Field:
-    """The field that `spec` describes, with fresh weights from `seed`.
+def build(spec: ModelSpec, network: Network | None = None, *, seed: int = 0) -> Field:
+    """The field that `spec` describes, with `network`, or with fresh weights from `seed`.
 
     Raises:
         ValueError: if a name or an argument is unknown, or a constructor refuses its arguments.
     """
     return field(
-        construct(
-            "model.network", NETWORKS, spec.network, shape=spec.shape, rngs=nnx.Rngs(seed)
-        ),
+        build_network(spec, seed) if network is None else network,
         construct("model.path", PATHS, spec.path),
         construct("model.parametrization", PARAMETRIZATIONS, spec.parametrization),
         t_min=spec.t_min,
         t_max=spec.t_max,
     )
+
+
+def build_network(spec: ModelSpec, seed: int = 0) -> Network:
+    """The network of `spec` with fresh weights from `seed`; errors as of `build`."""
+    rngs = nnx.Rngs(seed)
+    return construct("model.network", NETWORKS, spec.network, shape=spec.shape, rngs=rngs)
 
 
 def construct(
@@ -111,7 +116,9 @@ def construct(
     kind = values["kind"]
     if kind not in table:
         raise unknown_name(f"{where}: kind", kind, table)
-    names = [name for name in inspect.signature(table[kind]).parameters if name not in given]
+    # A flax module's class has the signature of its metaclass, so ask its constructor.
+    maker = table[kind].__init__ if inspect.isclass(table[kind]) else table[kind]
+    names = [name for name in inspect.signature(maker).parameters if name not in (*given, "self")]
     arguments = {k: _as_tuple(v) for k, v in values.items() if k != "kind"}
     check_names(where, arguments, names)
     try:
@@ -120,9 +127,7 @@ def construct(
         raise ValueError(f"{where}: {kind} does not take these values: {error}") from error
 
 
-def check_names(
-    where: str, values: Any, names: Iterable[str], *, required: bool = False
-) -> None:
+def check_names(where: str, values: Any, names: Iterable[str], *, required: bool = False) -> None:
     """Raise a ValueError unless `values` is a table with keys among `names` (all, if required)."""
     names = list(names)
     if not isinstance(values, Mapping):

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optimistix
-from jaxtyping import Array, ArrayLike, Float
 from jax.scipy.special import ndtr, ndtri
+from jaxtyping import Array, ArrayLike, Float
 
 from dgjax.divergence import Divergence, Hutchinson
 from dgjax.fields import Field, condition, evaluate
@@ -121,7 +122,7 @@ def shoot(
     a, b, goal = known(as_float(low)), known(as_float(high)), known(target)
     if a is not None and b is not None and not 0 < a < b < 1:
         raise ValueError(f"the bracket of q must satisfy 0 < low < high < 1, got {a:g}, {b:g}")
-    if goal is not None and not jnp.isfinite(goal):
+    if goal is not None and not np.isfinite(goal).all():
         raise ValueError(f"target must be finite nats, got {goal}")
     before = tuple(options.pop("guides", ()))
 
@@ -130,18 +131,19 @@ def shoot(
         return run(model, x, grid, key=key, guides=(*before, steer), **options)
 
     lower, upper = ndtri(as_float(low)), ndtri(as_float(high))
-    ends = jnp.stack([walk(lower).log_density, walk(upper).log_density])
+    ends = jax.vmap(lambda probit: walk(probit).log_density)(jnp.stack([lower, upper]))
 
     def miss(probit, args):
         del args
-        return walk(probit).log_density - target
+        return jnp.sign(ends[1] - ends[0]) * (walk(probit).log_density - target)
 
     allowed = as_float(tolerance) * x.size
     reachable = (ends[0] - target) * (ends[1] - target) <= 0
     nearest = jnp.where(jnp.abs(ends[0] - target) < jnp.abs(ends[1] - target), lower, upper)
     found = optimistix.root_find(
         miss,
-        optimistix.Bisection(rtol=0.0, atol=0.0, flip="detect"),
+        # A tenth of the tolerance, in nats and in Phi^-1(q) alike.
+        optimistix.Bisection(rtol=0.0, atol=0.1 * allowed, flip=False),
         0.5 * (lower + upper),
         options={"lower": lower, "upper": upper},
         max_steps=iterations,

@@ -67,7 +67,7 @@ class Attention(nnx.Module):
         self.out = _conv(channels, channels, 1, rngs, zero=True)
 
     def __call__(self, h: Image) -> Image:
-        _, height, width, channels = h.shape
+        _, height, width, _ = h.shape
         qkv = self.qkv(self.norm(h)).reshape(1, height * width, 3, self.heads, -1)
         out = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
         return h + self.out(out.reshape(h.shape))
@@ -77,9 +77,9 @@ class UNet(nnx.Module):
     """`net(x, t, cond) -> out` on ONE image (H, W, C); `out` has its shape and starts as zero.
 
     Level k works at 1/2^(k+1) of the resolution with `channels[k]` channels; `blocks` residual
-    blocks lead down and as many, each merged with its partner's output, lead up again. An image whose
-    sides are no multiple of 2^len(channels) is padded inside with zeros and cropped again: the
-    state, and so D, is never padded.
+    blocks lead down and as many, each merged with its partner's output, lead up again. An image
+    whose sides are no multiple of 2^len(channels) is padded inside with zeros and cropped again:
+    the state, and so D, is never padded.
 
     Args:
         shape: (H, W, C) of one image.
@@ -113,7 +113,11 @@ class UNet(nnx.Module):
         self.shape = tuple(shape)
         self.embed = Embedding(embedding, num_classes, rngs=rngs)
         inputs = 4 * shape[2]  # of each level on the way down: the level above it, folded
-        self.enter, self.down, self.merge, self.up, self.leave = (nnx.List() for _ in range(5))
+        self.enter: nnx.List = nnx.List()
+        self.down: nnx.List = nnx.List()
+        self.merge: nnx.List = nnx.List()
+        self.up: nnx.List = nnx.List()
+        self.leave: nnx.List = nnx.List()
         for k, c in enumerate(channels):
             outputs = 4 * shape[2] if k == 0 else 4 * channels[k - 1]
             self.enter.append(_conv(inputs, c, 3 if k == 0 else 1, rngs))

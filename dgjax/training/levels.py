@@ -47,9 +47,9 @@ class UniformLogSNR:
 class LogNormal:
     """log w normal (Karras et al. 2022) and cut to [`low`, `high`], mixed with a uniform share.
 
-    The bulk sits where images take shape, w from 0.05 to 2. Log-densities need the ends as well:
-    half of all nats are settled below w = 0.1, and a network never shown w = 80 spoils the first
-    steps of every sample; a `uniform` share of the levels, spread evenly in log w, sees to both.
+    The bulk sits where images take shape, w from 0.05 to 2. Log-densities add up over all of
+    log w alike, and a network never shown w = 80 spoils the first steps of every sample: a
+    `uniform` share of the levels, spread evenly in log w, sees to both ends.
     """
 
     mean: float = -1.2
@@ -67,7 +67,7 @@ class LogNormal:
             )
 
     def __call__(self, u: Array) -> Array:
-        """A measure-preserving map from u in [0, 1) to w: each share is its own quantile function."""
+        """From u in [0, 1) to w; each share has its own quantile function on its piece of u."""
         even = UniformLogSNR(self.low, self.high)(u / max(self.uniform, 1e-6))
         v = (u - self.uniform) / (1 - self.uniform)
         low = ndtr((jnp.log(self.low) - self.mean) / self.std)

@@ -1,0 +1,172 @@
+"""The configuration of a training run, read from TOML."""
+
+import math
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import optax
+
+from dgjax.spec import ModelSpec, check_names, construct
+from dgjax.training import ema
+from dgjax.training.levels import LEVELS
+
+__all__ = ["Data", "Optimiser", "TrainConfig", "load_config", "make_optimiser"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """What to train on.
+
+    Attributes:
+        dataset: "fashion-mnist", "digits" or "npz".
+        sigma_data: standard deviation of the data, for the loss weight.
+        path: file or folder of the data, if it is not found by its name.
+        flip: mirror half of the images left-right.
+    """
+
+    dataset: str
+    sigma_data: float
+    path: str | None = None
+    flip: bool = False
+
+    def __post_init__(self):
+        if not self.sigma_data > 0:
+            raise ValueError(f"data: sigma_data must be positive, got {self.sigma_data}")
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """Adam with clipped gradients.
+
+    Attributes:
+        learning_rate: after `warmup` steps of linear rise; constant then, or falling to 0 along a
+            cosine at the last step.
+        schedule: "cosine" or "constant".
+        clip: largest norm of the gradient.
+        beta2: memory of Adam's second moment.
+    """
+
+    learning_rate: float = 1e-3
+    warmup: int = 200
+    schedule: str = "cosine"
+    clip: float = 1.0
+    beta2: float = 0.99
+
+    def __post_init__(self):
+        if self.schedule not in ("cosine", "constant"):
+            raise ValueError(
+                f"optimiser: schedule must be 'cosine' or 'constant', got {self.schedule!r}"
+            )
+        if not (self.learning_rate > 0 and self.clip > 0 and self.warmup >= 0):
+            raise ValueError("optimiser: learning_rate, clip must be positive, warmup at least 0")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. A resumed run must have the configuration that it was started with.
+
+    Attributes:
+        model: the model without its weights.
+        data: what to train on. Its labels are used where the network has num_classes.
+        steps, batch: number of steps, and of samples in each.
+        levels: `{"kind": "lognormal" or "uniform_logsnr", ...}`, the noise levels.
+        optimiser: the optimiser.
+        ema_width: of the weights' moving average, relative to the length of training.
+        seed: of weights, order of the data, noise levels and noise.
+        save_every, log_every: steps between checkpoints and between lines of metrics.
+    """
+
+    model: ModelSpec
+    data: Data
+    steps: int
+    batch: int = 64
+    levels: Mapping[str, Any] = field(default_factory=lambda: {"kind": "lognormal"})
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    ema_width: float = 0.05
+    seed: int = 0
+    save_every: int = 250
+    log_every: int = 10
+
+    def __post_init__(self):
+        for name in ("steps", "batch", "save_every", "log_every"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+        construct("levels", LEVELS, self.levels)
+        ema.exponent(self.ema_width)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
+        """From parsed TOML or JSON.
+
+        Raises:
+            ValueError: naming the key that is unknown or missing, or the value that is wrong.
+        """
+        values = dict(values)
+        _check_table("config", cls, values)
+        values["model"] = ModelSpec.from_dict(values["model"])
+        for name, kind in (("data", Data), ("optimiser", Optimiser)):
+            if name in values:
+                _check_table(name, kind, values[name])
+                values[name] = kind(**values[name])
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain tables, lists, numbers and names."""
+        return {**asdict(self), "model": self.model.to_dict()}
+
+
+NUMBERS_AND_NAMES: dict[Any, Any] = {int: int, float: int | float, str: str, bool: bool}
+
+
+def _check_table(where: str, kind: type, values: Any) -> None:
+    check_names(where, values, [f.name for f in fields(kind)])
+    for f in fields(kind):
+        optional = f.default is not MISSING or f.default_factory is not MISSING
+        if f.name not in values and not optional:
+            raise ValueError(f"{where}: {f.name} missing")
+        value = values.get(f.name)
+        expected = NUMBERS_AND_NAMES.get(f.type)
+        wrong = isinstance(value, bool) and f.type is not bool
+        if expected and f.name in values and (wrong or not isinstance(value, expected)):
+            raise ValueError(f"{where}: {f.name} must be {expected}, got {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{where}: {f.name} must be finite, got {value}")
+
+
+def load_config(file: str | os.PathLike) -> TrainConfig:
+    """The configuration in a TOML file; bare names are those shipped in `training/configs`.
+
+    Raises:
+        ValueError: if the file is missing or no TOML, or a key or a value in it is wrong.
+    """
+    path = Path(file)
+    shipped = Path(__file__).parent / "configs" / f"{file}.toml"
+    if not path.exists() and shipped.is_file():
+        path = shipped
+    try:
+        values = tomllib.loads(path.read_text())
+    except OSError as error:
+        names = ", ".join(sorted(p.stem for p in shipped.parent.glob("*.toml")))
+        raise ValueError(f"cannot read the config {file}: {error}; shipped: {names}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is no TOML: {error}") from error
+    try:
+        return TrainConfig.from_dict(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def make_optimiser(config: TrainConfig) -> optax.GradientTransformation:
+    """The optax optimiser that the configuration describes."""
+    o = config.optimiser
+    warmup = min(o.warmup, config.steps - 1)
+    if o.schedule == "cosine":
+        rate = optax.warmup_cosine_decay_schedule(0.0, o.learning_rate, warmup, config.steps)
+    else:
+        rate = optax.warmup_constant_schedule(0.0, o.learning_rate, warmup)
+    return optax.chain(optax.clip_by_global_norm(o.clip), optax.adam(rate, b2=o.beta2))

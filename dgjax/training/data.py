@@ -1,0 +1,168 @@
+"""Data sets held whole in memory, and batches that depend on the seed and the step alone.
+
+So a resumed run sees the very batches that an uninterrupted one would have seen.
+"""
+
+import gzip
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import ArrayLike
+
+from dgjax.spec import unknown_name
+
+__all__ = ["Dataset", "batch_indices", "load_dataset", "read_idx"]
+
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+UPSTREAM = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
+SHA256 = {  # of the upstream files; Debian's hold the same bytes in another gzip wrapper
+    IMAGES: "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+    LABELS: "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+}
+DATASETS = ("fashion-mnist", "digits", "npz")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Samples as stored, and the line that takes them to the model's coordinates.
+
+    Attributes:
+        values: (N, *shape), of any dtype.
+        scale, offset: a batch is `values * scale + offset` in float32.
+        data_range: (low, high) of a batch's values.
+        labels: (N,) whole numbers, or None.
+        licence: in one line.
+    """
+
+    values: np.ndarray
+    scale: float
+    offset: float
+    data_range: tuple[float, float]
+    labels: np.ndarray | None
+    licence: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return self.values.shape[1:]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def batch(self, indices: ArrayLike, *, flip: bool = False) -> np.ndarray:
+        """Samples at `indices` in the model's coordinates; `flip` mirrors every other one."""
+        x = self.values[np.asarray(indices)].astype(np.float32) * np.float32(self.scale)
+        x = x + np.float32(self.offset)
+        if flip:  # indices are shuffled already, so this is as good as a coin per image
+            x[::2] = x[::2, :, ::-1]
+        return x
+
+
+def batch_indices(seed: int, step: int, batch: int, size: int) -> np.ndarray:
+    """Indices of the samples of one step: epochs, each in an order of its own, cut into batches.
+
+    A batch may reach over the end of an epoch into the next, so every sample is seen once an epoch.
+    """
+    places = np.arange(step * batch, (step + 1) * batch)
+    epochs = places // size
+    orders = {e: np.random.default_rng([seed, e]).permutation(size) for e in np.unique(epochs)}
+    return np.array([orders[e][p] for e, p in zip(epochs, places % size, strict=True)])
+
+
+def load_dataset(name: str, path: str | os.PathLike | None = None) -> Dataset:
+    """A data set by name.
+
+    "fashion-mnist": 60,000 images (28, 28, 1) in [-1, 1], from `path`, Debian's package
+    dataset-fashion-mnist, or downloaded once into pooch's cache. "digits": scikit-learn's 1,797
+    images (8, 8, 1) in [-1, 1]. "npz": `path` with an array `x` (N, *shape), uint8 (then taken to
+    [-1, 1]) or floating (taken as it is), and perhaps whole-number `labels` (N,).
+
+    Raises:
+        ValueError: if the name is unknown, or the data are not to be had; it says how to get them.
+    """
+    if name == "fashion-mnist":
+        return _fashion_mnist(None if path is None else Path(path))
+    if name == "digits":
+        return _digits()
+    if name == "npz":
+        return _npz(path)
+    raise unknown_name("data set", name, DATASETS)
+
+
+def _fashion_mnist(folder: Path | None) -> Dataset:
+    if folder is None and DEBIAN.is_dir():
+        folder = DEBIAN
+    images, labels = (
+        read_idx(_download(name) if folder is None else folder / name) for name in (IMAGES, LABELS)
+    )
+    licence = "Fashion-MNIST, copyright 2017 Zalando SE, MIT licence"
+    return Dataset(images[..., None], 1 / 127.5, -1.0, (-1.0, 1.0), labels, licence)
+
+
+def _download(name: str) -> Path:
+    try:
+        import pooch
+
+        cache = pooch.os_cache("dgjax") / "fashion-mnist"
+        return Path(pooch.retrieve(UPSTREAM + name, f"sha256:{SHA256[name]}", name, cache))
+    except Exception as error:  # no pooch, no network, another hash: the mend is the same
+        raise ValueError(
+            f"Fashion-MNIST is not at hand and cannot be downloaded ({error}): "
+            f"`apt install dataset-fashion-mnist`, or put {IMAGES} and {LABELS} in a folder "
+            'and name it in the config as data.path, or `pip install "dgjax[train]"`'
+        ) from error
+
+
+def read_idx(file: str | os.PathLike) -> np.ndarray:
+    """The uint8 array in a gzipped IDX file (LeCun's format: magic, sizes, bytes).
+
+    Raises:
+        ValueError: if the file is missing, truncated or of another kind.
+    """
+    try:
+        with gzip.open(file, "rb") as stream:
+            content = stream.read()
+    except (OSError, EOFError) as error:
+        raise ValueError(f"cannot read {file}: {error}") from error
+    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
+        raise ValueError(f"{file} is not a gzipped IDX file of bytes")
+    start = 4 + 4 * content[3]
+    shape = tuple(np.frombuffer(content[4:start], ">u4").tolist())
+    if len(content) - start != math.prod(shape):
+        raise ValueError(f"{file} is truncated: {len(content) - start} bytes for shape {shape}")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _digits() -> Dataset:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ValueError('digits needs scikit-learn: `pip install "dgjax[train]"`') from error
+    data = load_digits()
+    licence = "UCI optical recognition of handwritten digits (Alpaydin, Kaynak), CC BY 4.0"
+    images = data.images[..., None].astype(np.uint8)
+    return Dataset(images, 1 / 8, -1.0, (-1.0, 1.0), data.target.astype(np.int32), licence)
+
+
+def _npz(path: str | os.PathLike | None) -> Dataset:
+    if path is None:
+        raise ValueError("data set npz needs a path: set data.path to the file")
+    try:
+        with np.load(path) as arrays:
+            contents = {name: arrays[name] for name in ("x", "labels") if name in arrays}
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"cannot read {path} as npz: {error}") from error
+    x, labels = contents.get("x"), contents.get("labels")
+    if x is None or x.ndim < 2 or x.size == 0:
+        raise ValueError(f"{path} must hold an array x (N, *shape) with N > 0")
+    if labels is not None and (labels.shape != x.shape[:1] or labels.dtype.kind not in "iu"):
+        raise ValueError(f"{path}: labels must be whole numbers of shape {x.shape[:1]}")
+    if x.dtype == np.uint8:
+        return Dataset(x, 1 / 127.5, -1.0, (-1.0, 1.0), labels, "unknown")
+    if x.dtype.kind != "f" or not np.isfinite(x).all():
+        raise ValueError(f"{path}: x must be uint8 or finite floating numbers, got {x.dtype}")
+    return Dataset(x, 1.0, 0.0, (float(x.min()), float(x.max())), labels, "unknown")

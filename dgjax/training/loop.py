@@ -1,0 +1,232 @@
+"""Training runs: a folder each, that can be stopped at any time and go on from where they were.
+
+A run folder holds `config.json`, `metrics.jsonl` (one line of JSON each `log_every` steps) and
+`checkpoints`. Everything random depends on the seed and the step alone, so an interrupted run
+ends with the very weights of an uninterrupted one.
+"""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dgjax.checkpoint import Meta, from_named, read_arrays, save, to_named
+from dgjax.fields import Field
+from dgjax.spec import build, construct
+from dgjax.training import ema
+from dgjax.training.config import TrainConfig, make_optimiser
+from dgjax.training.data import Dataset, batch_indices, load_dataset
+from dgjax.training.levels import LEVELS
+from dgjax.training.step import Batch, Metrics, TrainState, initial_state, make_train_step
+
+__all__ = ["Fit", "export", "fit"]
+
+
+class Fit(NamedTuple):
+    """What a run has come to: the model with averaged weights, and whether all steps are done."""
+
+    model: Field
+    meta: Meta
+    state: TrainState
+    finished: bool
+
+
+def fit(config: TrainConfig, run_dir: str | os.PathLike, *, progress: bool = True) -> Fit:
+    """Train until the last step, or until interrupted (Ctrl-C or SIGTERM), then save.
+
+    An existing run in `run_dir` goes on from its last checkpoint.
+
+    Args:
+        config: of the run.
+        run_dir: the run's folder; made if there is none.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: if the run was started with another configuration, the data are not to be had
+            or do not fit the model, the folder cannot be written, or the loss is not finite.
+    """
+    run_dir = Path(run_dir).absolute()
+    data = load_dataset(config.data.dataset, config.data.path)
+    _check_data(config, data)
+    model, optimiser = build(config.model, seed=config.seed), make_optimiser(config)
+    state = initial_state(model, optimiser)
+    train_step = make_train_step(
+        model,
+        optimiser,
+        construct("levels", LEVELS, config.levels),
+        sigma_data=config.data.sigma_data,
+        gamma=ema.exponent(config.ema_width),
+    )
+    key = jax.random.key(config.seed)
+    _claim(run_dir, config)
+    with _manager(run_dir) as manager, _interruptible() as stop:
+        state = _restore(run_dir, state)
+        start = step = int(state.step)
+        with _metrics(run_dir, start) as log, _bar(config, start, progress) as show:
+            while step < config.steps and not stop:
+                batch = _batch(config, data, step)
+                state, metrics = train_step(state, batch, jax.random.fold_in(key, step))
+                step += 1
+                if step % config.log_every == 0 or step == config.steps:
+                    show(step, _write(log, step, metrics))
+                if step % config.save_every == 0:
+                    _save(manager, state)
+        if step > start and manager.latest_step() != step:
+            _save(manager, state)
+    averaged = replace(model, network=state.average)
+    return Fit(averaged, _meta(config, data, step), state, step == config.steps)
+
+
+def export(run_dir: str | os.PathLike, folder: str | os.PathLike) -> Meta:
+    """Save the averaged weights of a run's last checkpoint as a model to `folder`.
+
+    Raises:
+        ValueError: if `run_dir` is no run or has no checkpoint yet, or `folder` cannot be written.
+    """
+    run_dir = Path(run_dir).absolute()
+    file = run_dir / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{run_dir} is no run of dgjax train: it has no config.json")
+    config = TrainConfig.from_dict(json.loads(file.read_text()))
+    model = build(config.model, seed=config.seed)
+    state = _restore(run_dir, initial_state(model, make_optimiser(config)))
+    if int(state.step) == 0:
+        raise ValueError(f"{run_dir} has no checkpoint yet; wait for step {config.save_every}")
+    data = load_dataset(config.data.dataset, config.data.path)
+    meta = _meta(config, data, int(state.step))
+    save(folder, replace(model, network=state.average), meta)
+    return meta
+
+
+def _meta(config: TrainConfig, data: Dataset, steps: int) -> Meta:
+    return Meta(config.model, config.data.dataset, data.data_range, data.licence, steps)
+
+
+def _check_data(config: TrainConfig, data: Dataset) -> None:
+    if data.shape != config.model.shape:
+        raise ValueError(
+            f"{config.data.dataset} has samples of shape {data.shape}, and model.shape is "
+            f"{config.model.shape}; set it to {list(data.shape)}"
+        )
+    classes = config.model.network.get("num_classes")
+    if classes is not None and (data.labels is None or data.labels.max() >= classes):
+        raise ValueError(f"num_classes = {classes} needs labels from 0 to {classes - 1}")
+
+
+def _batch(config: TrainConfig, data: Dataset, step: int) -> Batch:
+    indices = batch_indices(config.seed, step, config.batch, len(data))
+    labelled = config.model.network.get("num_classes") is not None
+    labels = data.labels[indices] if labelled and data.labels is not None else None
+    samples = data.batch(indices, flip=config.data.flip)
+    return Batch(jnp.asarray(samples), None if labels is None else jnp.asarray(labels))
+
+
+def _claim(run_dir: Path, config: TrainConfig) -> None:
+    """Note the configuration in the run folder, or compare it with the one noted there."""
+    file = run_dir / "config.json"
+    now = json.loads(json.dumps(config.to_dict()))
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            file.write_text(json.dumps(now, indent=2) + "\n")
+        then = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot use the run folder {run_dir}: {error}") from error
+    if changed := [name for name in now if now[name] != then.get(name)]:
+        name = changed[0]
+        raise ValueError(
+            f"the run in {run_dir} was started with another configuration: {name} was "
+            f"{then.get(name)} and is {now[name]}; restore it, or choose another folder"
+        )
+
+
+def _manager(run_dir: Path) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+    return ocp.CheckpointManager(run_dir / "checkpoints", options=options)
+
+
+def _save(manager: ocp.CheckpointManager, state: TrainState) -> None:
+    manager.save(int(state.step), args=ocp.args.StandardSave(to_named(state)), force=True)
+
+
+def _restore(run_dir: Path, state: TrainState) -> TrainState:
+    """The last checkpoint's state, or `state` if there is none.
+
+    Only reads, so it is safe beside a run that is going on: orbax gives a folder its number as
+    its name when it is whole.
+    """
+    steps = [int(f.name) for f in (run_dir / "checkpoints").glob("*") if f.name.isdigit()]
+    if not steps:
+        return state
+    folder = run_dir / "checkpoints" / str(max(steps)) / "default"
+    named = read_arrays(folder)
+    return from_named(state, named, f"the checkpoint {folder}")
+
+
+@contextmanager
+def _interruptible() -> Iterator[list[int]]:
+    """A list that receives SIGINT and SIGTERM, so that the step under way is finished."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # signals only come to the main thread
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(s, lambda number, frame: received.append(number)) for s in signals]
+    try:
+        yield received
+    finally:
+        for s, handler in zip(signals, before, strict=True):
+            signal.signal(s, handler)
+
+
+@contextmanager
+def _metrics(run_dir: Path, start: int) -> Iterator[TextIO]:
+    """`metrics.jsonl`, open for more lines, without those that an interrupted run left ahead."""
+    file = run_dir / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
+    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= start]
+    with file.open("w") as log:
+        log.writelines(f"{line}\n" for line in kept)
+        yield log
+
+
+def _write(log: TextIO, step: int, metrics: Metrics) -> float:
+    loss, norm = float(metrics.loss), float(metrics.gradient_norm)
+    line = {"step": step, "loss": loss, "gradient_norm": norm, "time": round(time.time(), 3)}
+    log.write(json.dumps(line) + "\n")
+    log.flush()
+    if not loss < float("inf"):
+        raise ValueError(f"the loss at step {step} is {loss}; lower optimiser.learning_rate")
+    return loss
+
+
+@contextmanager
+def _bar(config: TrainConfig, start: int, visible: bool) -> Iterator[Callable[[int, float], None]]:
+    """A progress bar with loss, samples a second and time left; yields `show(step, loss)`."""
+    columns = (
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:.0f} img/s"),
+        TimeRemainingColumn(),
+    )
+    began = time.perf_counter()
+    with Progress(*columns, disable=not visible) as bar:
+        task = bar.add_task("", total=config.steps, completed=start, loss=float("nan"), rate=0.0)
+
+        def show(step: int, loss: float) -> None:
+            rate = (step - start) * config.batch / (time.perf_counter() - began)
+            bar.update(task, completed=step, loss=loss, rate=rate)
+
+        yield show
