@@ -64,9 +64,10 @@ def save(folder: str | os.PathLike, model: Field, meta: Meta, *, dtype: Any = jn
             does not fit `dtype`.
     """
     folder = Path(folder).absolute()
-    if folder.exists() and not (folder / "config.json").is_file() and _occupied(folder):
-        raise ValueError(f"{folder} exists and is no checkpoint; choose another folder")
-    weights = {k: np.asarray(v).astype(dtype) for k, v in to_named(model.network).items()}
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        _read_meta(folder)  # raises unless it is a checkpoint, which may be replaced
+    with np.errstate(over="ignore"):
+        weights = {k: np.asarray(v).astype(dtype) for k, v in to_named(model.network).items()}
     for name, value in weights.items():
         if not np.isfinite(value.astype(np.float32)).all():
             raise ValueError(f"weight {name} is not finite as {jnp.dtype(dtype).name}; not saved")
@@ -84,10 +85,6 @@ def save(folder: str | os.PathLike, model: Field, meta: Meta, *, dtype: Any = jn
             new.rename(folder)
     except OSError as error:
         raise ValueError(f"cannot write a checkpoint to {folder}: {error}") from error
-
-
-def _occupied(folder: Path) -> bool:
-    return not folder.is_dir() or any(folder.iterdir())
 
 
 def load(folder: str | os.PathLike) -> tuple[Field, Meta]:
@@ -128,7 +125,7 @@ def read_arrays(folder: Path) -> dict[str, np.ndarray]:
 def _read_meta(folder: Path) -> Meta:
     file = folder / "config.json"
     if not folder.is_dir():
-        raise ValueError(f"there is no checkpoint folder {folder}")
+        raise ValueError(f"{folder} is no checkpoint: there is no such folder")
     try:
         config = json.loads(file.read_text())
     except FileNotFoundError:
@@ -141,7 +138,8 @@ def _read_meta(folder: Path) -> Meta:
     try:
         check_names("config", config, [f.name for f in fields(Meta)], required=True)
         model = ModelSpec.from_dict(config["model"])
-        return Meta(**{**config, "model": model, "data_range": tuple(config["data_range"])})
+        low, high = config["data_range"]
+        return Meta(**{**config, "model": model, "data_range": (low, high)})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file}: {_first_line(error)}") from error
 

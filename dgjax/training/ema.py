@@ -33,4 +33,4 @@ def update(
 ) -> PyTree[Array]:
     """The average after `step` >= 1 updates, given that after `step` - 1; exact at step 1."""
     keep = (1 - 1 / step) ** (gamma + 1)
-    return jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, average, weights)
+    return jax.tree.map(lambda a, b: (keep * a + (1 - keep) * b).astype(a.dtype), average, weights)

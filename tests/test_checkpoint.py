@@ -1,0 +1,191 @@
+"""Checkpoints come back as they were, and damaged or foreign ones are refused by name."""
+
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dgjax.checkpoint import Meta, load, save
+from dgjax.pretrained import load_pretrained, pretrained_models
+from dgjax.spec import ModelSpec, build
+
+SPEC = ModelSpec(
+    shape=(8, 8, 1),
+    network={"kind": "unet", "channels": [8, 16], "blocks": 1, "embedding": 16},
+    path={"kind": "edm"},
+    parametrization={"kind": "preconditioned", "sigma_data": 0.7},
+    t_min=0.02,
+    t_max=80.0,
+)
+META = Meta(SPEC, "none", (-1.0, 1.0), "none", 7)
+
+
+def shaken_model(spec=SPEC):
+    model = build(spec)
+    leaves, structure = jax.tree.flatten(model.network)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    moved = [p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
+    return replace(model, network=jax.tree.unflatten(structure, moved))
+
+
+def output(model):
+    x = jax.random.normal(jax.random.key(0), SPEC.shape)
+    return np.asarray(model.pair(jnp.array(0.5), x).x0)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save(tmp_path / "model", shaken_model(), META)
+    return tmp_path / "model"
+
+
+def edit(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    config["model"] |= changes
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_a_float32_checkpoint_comes_back_exactly(tmp_path):
+    model = shaken_model()
+    save(tmp_path / "model", model, META, dtype=jnp.float32)
+    loaded, meta = load(tmp_path / "model")
+    assert meta == META
+    assert jax.tree.structure(loaded) == jax.tree.structure(model)
+    for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(model), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def test_half_precision_on_disk_moves_outputs_by_its_rounding_only(folder):
+    loaded, _ = load(folder)
+    assert {p.dtype for p in jax.tree.leaves(loaded.network)} == {jnp.dtype(jnp.float32)}
+    exact = output(shaken_model())
+    error = np.sqrt(np.mean((output(loaded) - exact) ** 2) / np.mean(exact**2))
+    assert 0 < error < 3 * 2**-11
+
+
+def test_every_kind_of_model_comes_back(tmp_path):
+    mlp = {"kind": "mlp", "width": 8, "depth": 2, "num_classes": 3}
+    flow = replace(
+        SPEC,
+        network=mlp,
+        path={"kind": "rectified_flow"},
+        parametrization={"kind": "velocity"},
+        t_min=0.01,
+        t_max=0.99,
+    )
+    vp = replace(SPEC, network=mlp, path={"kind": "vp", "beta_max": 15.0}, t_max=1.0)
+    for spec in (flow, vp):
+        model = shaken_model(spec)
+        save(tmp_path / "model", model, replace(META, model=spec), dtype=jnp.float32)
+        loaded, meta = load(tmp_path / "model")
+        assert meta.model == spec
+        assert jax.tree.structure(loaded) == jax.tree.structure(model)
+        np.testing.assert_array_equal(output(loaded), output(model))
+
+
+def test_saving_replaces_a_checkpoint_and_nothing_else(folder):
+    save(folder, build(SPEC), replace(META, steps=9))
+    assert load(folder)[1].steps == 9
+    assert [p.name for p in folder.parent.iterdir()] == ["model"]
+    for name, content in (("notes", "mine"), ("config.json", '{"architectures": []}')):
+        foreign = folder.parent / f"foreign-{name}"
+        foreign.mkdir()
+        (foreign / name).write_text(content)
+        with pytest.raises(ValueError, match="no.* checkpoint"):
+            save(foreign, build(SPEC), META)
+        assert (foreign / name).read_text() == content
+
+
+@pytest.mark.parametrize("value", [jnp.nan, 1e5])
+def test_weights_that_do_not_fit_leave_the_old_checkpoint_whole(folder, value):
+    bad = jax.tree.map(lambda p: jnp.full_like(p, value), build(SPEC).network)
+    with pytest.raises(ValueError, match="not finite as float16"):
+        save(folder, replace(build(SPEC), network=bad), META)
+    assert load(folder)[1] == META
+    assert [p.name for p in folder.parent.iterdir()] == ["model"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot write a checkpoint"):
+        save(tmp_path / "file" / "model", build(SPEC), META)
+
+
+def test_missing_and_foreign_folders_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no such folder"):
+        load(tmp_path / "none")
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        load(tmp_path)
+    for content, message in [
+        ('{"format": "dgj', "cannot be read as JSON"),
+        ("[1, 2]", "not of a dgjax checkpoint"),
+        ('{"architectures": ["UNet2DModel"]}', "not of a dgjax checkpoint"),
+        ('{"format": "dgjax-checkpoint-1", "model": {}}', "missing"),
+    ]:
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(ValueError, match=message) as caught:
+            load(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+def test_truncated_and_missing_arrays_are_refused(folder):
+    files = [f for f in (folder / "weights").rglob("*") if f.is_file()]
+    data = max(files, key=lambda f: f.stat().st_size)
+    whole = data.read_bytes()
+    data.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="missing or damaged") as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+    data.unlink()
+    with pytest.raises(ValueError, match="missing or damaged"):
+        load(folder)
+    data.write_bytes(whole)
+    load(folder)
+    (folder / "weights").rename(folder / "elsewhere")
+    with pytest.raises(ValueError, match="missing or damaged"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"network": {**SPEC.network, "kind": "unets"}}, "did you mean 'unet'"),
+        ({"network": {**SPEC.network, "channel": [8]}}, "did you mean 'channels'"),
+        ({"network": {**SPEC.network, "channels": 8}}, "does not take these values"),
+        ({"network": {**SPEC.network, "channels": [8, 24]}}, "has shape"),
+        ({"network": {**SPEC.network, "blocks": 2}}, "on one side only"),
+        ({"network": None}, "needs a kind"),
+        ({"path": {"kind": "edn"}}, "did you mean 'edm'"),
+        ({"parametrization": {"kind": "precondition"}}, "did you mean 'preconditioned'"),
+        ({"t_min": None}, "t_min must be a number"),
+        ({"t_min": 90.0}, "t_min must be below t_max"),
+        ({"shape": [8, 8]}, r"\(H, W, C\)"),
+        ({"shape": 8}, "shape must be a list"),
+        ({"extra": 1}, "'extra' is unknown"),
+    ],
+)
+def test_a_config_that_does_not_fit_says_where(folder, change, message):
+    edit(folder, **change)
+    with pytest.raises(ValueError, match=message) as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_pretrained_models_are_refused_by_name():
+    with pytest.raises(ValueError, match="'fashion' is unknown: there is .*fashion-mnist"):
+        load_pretrained("fashion")
+
+
+def test_the_shipped_model_loads_and_is_small():
+    assert "fashion-mnist" in pretrained_models()
+    model, meta = load_pretrained("fashion-mnist")
+    assert meta.shape == (28, 28, 1)
+    assert float(model.t_min) == pytest.approx(0.02)
+    x = 0.02 * jax.random.normal(jax.random.key(0), meta.shape) - 1.0
+    eps = model.pair(model.t_min, x).eps
+    # A blank image with a little noise: the model sees how much noise there is.
+    assert 0.5 < float(jnp.std(eps)) < 1.5

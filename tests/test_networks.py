@@ -1,0 +1,127 @@
+"""Networks act on one sample, batch under vmap, start at zero and use all of their weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dgjax.networks import MLP, UNet
+from dgjax.networks.unet import fold, unfold
+from dgjax.spec import build_network
+from dgjax.training import load_config
+
+
+def unet(shape=(8, 8, 1), **kwargs):
+    arguments = {"channels": (8, 16), "blocks": 1, "embedding": 16} | kwargs
+    return UNet(shape, **arguments, rngs=nnx.Rngs(0))
+
+
+def mlp(shape=(3,), **kwargs):
+    return MLP(shape, width=32, depth=3, **kwargs, rngs=nnx.Rngs(0))
+
+
+def shaken(network, size=0.1):
+    """The network with every weight moved, so that nothing is zero by construction."""
+    leaves, structure = jax.tree.flatten(network)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    moved = [p + size * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(structure, moved)
+
+
+def samples(network, count):
+    return jax.random.normal(jax.random.key(2), (count, *network.shape))
+
+
+NETWORKS = [unet(), unet((7, 10, 3)), unet(num_classes=3), mlp(), mlp((2, 2), num_classes=3)]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_one_sample_equals_the_same_sample_in_a_batch(network):
+    network = shaken(network)
+    x, t = samples(network, 4), jnp.linspace(-1.0, 1.0, 4)
+    batched = jax.vmap(lambda x, t: network(x, t, None))(x, t)
+    single = jnp.stack([network(x[i], t[i], None) for i in range(4)])
+    assert batched.shape == x.shape
+    np.testing.assert_allclose(batched, single, atol=2e-5)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_new_network_is_zero_everywhere(network):
+    out = jax.vmap(lambda x: network(x, jnp.array(0.3), None))(samples(network, 3))
+    assert (out == 0).all()
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_weight_is_a_float_and_gets_a_gradient(network):
+    network = shaken(network)
+    label = None if network.embed.label is None else jnp.array(1)
+
+    def loss(network, x):
+        return jnp.sum(network(x, jnp.array(0.3), label) ** 2)
+
+    for place, g in jax.tree_util.tree_leaves_with_path(
+        jax.grad(loss)(network, samples(network, 1)[0])
+    ):
+        assert jnp.issubdtype(g.dtype, jnp.floating)  # so no random state is among the leaves
+        assert jnp.isfinite(g).all() and (g != 0).any(), jax.tree_util.keystr(place)
+
+
+@pytest.mark.parametrize("network", [unet((7, 10, 3)), unet((8, 8, 1), channels=(8,))])
+def test_every_pixel_reaches_every_output_padded_or_not(network):
+    network = shaken(network, 0.3)
+    x = samples(network, 1)[0]
+    jacobian = jax.jacobian(lambda x: network(x, jnp.array(0.3), None))(x)
+    assert jacobian.shape == x.shape + x.shape
+    assert (jacobian != 0).all()
+
+
+def test_jvp_is_the_directional_derivative():
+    network = shaken(unet())
+    x, z = samples(network, 2)
+    h = 1e-2
+
+    def along(s):
+        return network(x + s * z, jnp.array(0.3), None)
+
+    _, tangent = jax.jvp(along, (jnp.array(0.0),), (jnp.array(1.0),))
+    np.testing.assert_allclose((along(h) - along(-h)) / (2 * h), tangent, atol=5e-3)
+
+
+def test_unfold_inverts_fold_and_fold_gathers_neighbours():
+    x = jnp.arange(2.0 * 4 * 6 * 3).reshape(2, 4, 6, 3)[:1]
+    np.testing.assert_array_equal(unfold(fold(x)), x)
+    np.testing.assert_array_equal(fold(x)[0, 0, 0], x[0, :2, :2].reshape(-1))
+
+
+def test_the_shipped_network_has_about_two_million_weights():
+    shapes = nnx.eval_shape(lambda: build_network(load_config("fashion-mnist").model))
+    assert 2.0e6 < sum(p.size for p in jax.tree.leaves(shapes)) < 2.5e6
+
+
+@pytest.mark.parametrize("make", [unet, mlp])
+def test_noise_level_and_label_matter(make):
+    network = shaken(make(num_classes=3))
+    x = samples(network, 1)[0]
+    outs = [network(x, jnp.array(t), c) for t in (-1.0, 1.0) for c in (None, 0, 2)]
+    for i, a in enumerate(outs):
+        assert all(jnp.max(jnp.abs(a - b)) > 1e-3 for b in outs[i + 1 :])
+
+
+@pytest.mark.parametrize("make", [unet, mlp])
+def test_wrong_use_is_refused(make):
+    network = make()
+    x = samples(network, 1)[0]
+    with pytest.raises(ValueError, match="num_classes"):
+        network(x, jnp.array(0.0), 1)
+    with pytest.raises(ValueError, match="has shape"):
+        network(x[None], jnp.array(0.0), None)
+
+
+def test_wrong_sizes_are_refused():
+    with pytest.raises(ValueError, match=r"\(H, W, C\)"):
+        unet((8, 8))
+    with pytest.raises(ValueError, match="multiples"):
+        unet(channels=(8, 100))
+    with pytest.raises(ValueError, match="positive"):
+        MLP((3,), depth=0, rngs=nnx.Rngs(0))

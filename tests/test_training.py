@@ -1,0 +1,399 @@
+"""Losses, noise levels and averages against their closed forms; runs that stop and go on."""
+
+import gzip
+import json
+import signal
+import threading
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.stats
+from flax import nnx
+
+from dgjax import paths
+from dgjax.analytic import closed_form, gaussian
+from dgjax.checkpoint import load, to_named
+from dgjax.fields import field, repath
+from dgjax.networks import MLP
+from dgjax.parametrization import NoisePrediction, VelocityPrediction, preconditioned
+from dgjax.training import TrainConfig, denoising_loss, ema, export, fit, load_config, loop
+from dgjax.training.data import batch_indices, load_dataset, read_idx
+from dgjax.training.levels import LogNormal, UniformLogSNR, lattice
+from dgjax.training.step import Batch, initial_state, make_train_step
+
+COVARIANCE = np.array([[1.0, 0.6], [0.6, 0.5]])
+MEAN = np.array([0.5, -1.0])
+
+
+@pytest.fixture
+def gaussian_npz(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.multivariate_normal(MEAN, COVARIANCE, 4096).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x=x, labels=np.arange(4096) % 3)
+    return tmp_path / "data.npz"
+
+
+def config(npz, **changes):
+    values = {
+        "model": {
+            "shape": [2],
+            "network": {"kind": "mlp", "width": 16, "depth": 2},
+            "path": {"kind": "edm"},
+            "parametrization": {"kind": "preconditioned", "sigma_data": 1.0},
+            "t_min": 0.02,
+            "t_max": 80.0,
+        },
+        "data": {"dataset": "npz", "sigma_data": 1.0, "path": str(npz)},
+        "steps": 24,
+        "batch": 32,
+        "save_every": 10,
+        "log_every": 1,
+    }
+    return TrainConfig.from_dict(values | changes)
+
+
+# Loss
+
+
+@pytest.mark.parametrize("w", [0.02, 0.5, 40.0])
+def test_the_loss_of_a_new_network_is_one_at_every_noise_level(w):
+    network = MLP((2000,), width=4, depth=1, rngs=nnx.Rngs(0))
+    model = field(network, paths.edm(), preconditioned(0.7), t_min=0.01, t_max=90.0)
+    data, noise = jax.random.normal(jax.random.key(0), (2, 2000))
+    loss = denoising_loss(model, jnp.array(w), 0.7 * data, noise, sigma_data=0.7)
+    np.testing.assert_allclose(loss, 1.0, atol=0.15)
+
+
+def test_the_loss_of_a_network_that_predicts_no_noise_is_known():
+    zero = jax.tree_util.Partial(lambda x, t, cond: jnp.zeros_like(x))
+    noise = jax.random.normal(jax.random.key(0), (50,))
+    for w in (0.1, 2.0):
+        model = field(zero, paths.edm(), NoisePrediction(), t_min=0.01, t_max=90.0)
+        loss = denoising_loss(model, jnp.array(w), jnp.ones(50), noise, sigma_data=0.7)
+        expected = (w**2 + 0.49) / 0.49 * jnp.mean(noise**2)  # x0hat - x0 = w eps
+        np.testing.assert_allclose(loss, expected, rtol=1e-4)
+
+
+def test_the_exact_denoiser_loses_the_posterior_variance_on_every_path():
+    mixture = gaussian(MEAN, COVARIANCE)
+    model = closed_form(mixture, paths.edm(), t_min=0.02, t_max=80.0)
+    data = jax.vmap(mixture.sample)(jax.random.split(jax.random.key(0), 4096))
+    noise = jax.random.normal(jax.random.key(1), data.shape)
+
+    def loss(model, t):
+        each = jax.vmap(lambda a, b: denoising_loss(model, t, a, b, sigma_data=1.0))
+        return jnp.mean(each(data, noise))
+
+    w, eigenvalues = 0.6, np.linalg.eigvalsh(COVARIANCE)
+    posterior = np.mean(w**2 * eigenvalues / (w**2 + eigenvalues))
+    here = loss(model, jnp.array(w))
+    np.testing.assert_allclose(here, (w**2 + 1) / w**2 * posterior, rtol=0.05)
+    for path in (paths.vp(), paths.rectified_flow()):
+        time = path.time(jnp.array(-2 * np.log(w)))
+        np.testing.assert_allclose(loss(repath(model, path), time), here, rtol=1e-4)
+
+
+# Noise levels
+
+
+@pytest.mark.parametrize("levels", [LogNormal(uniform=0.0), LogNormal(), UniformLogSNR()])
+def test_levels_have_the_distribution_they_say(levels):
+    logs = np.log(levels((np.arange(20000) + 0.5) / 20000))
+    low, high = np.log(levels.low), np.log(levels.high)
+    at = np.linspace(low, high, 50)
+    share = getattr(levels, "uniform", 1.0)
+    expected = share * (at - low) / (high - low)
+    if share < 1:
+        cut = [(end - levels.mean) / levels.std for end in (low, high)]
+        normal = scipy.stats.truncnorm(*cut, loc=levels.mean, scale=levels.std)
+        expected += (1 - share) * normal.cdf(at)
+    measured = np.searchsorted(np.sort(logs), at) / logs.size
+    np.testing.assert_allclose(measured, expected, atol=2e-3)
+    assert low - 1e-5 <= logs.min() < low + 0.2
+    assert high - 0.2 < logs.max() <= high + 1e-5
+
+
+def test_lattice_points_are_uniform_and_leave_smaller_gaps_than_independent_ones():
+    keys = jax.random.split(jax.random.key(0), 300)
+    points = np.asarray(jax.vmap(lambda k: lattice(k, 16))(keys))
+    assert scipy.stats.kstest(points[:, 3], "uniform").pvalue > 0.01
+    independent = np.asarray(jax.random.uniform(jax.random.key(1), points.shape))
+
+    def discrepancy(p):
+        return np.mean([scipy.stats.qmc.discrepancy(row[:, None]) for row in p])
+
+    assert discrepancy(points) < 0.1 * discrepancy(independent)
+
+
+@pytest.mark.parametrize("bad", [{"low": 0.0}, {"low": 90.0}, {"std": 0.0}, {"uniform": 1.0}])
+def test_levels_out_of_range_are_refused(bad):
+    with pytest.raises(ValueError, match="levels"):
+        LogNormal(**bad)
+
+
+# Moving average
+
+
+def test_average_weighs_step_k_by_a_power_of_k():
+    gamma, steps = 3.0, 40
+    average = jnp.zeros(steps)
+    for k in range(1, steps + 1):
+        average = ema.update(average, jnp.eye(steps)[k - 1], jnp.array(k), gamma)
+    k = np.arange(1, steps + 1)
+    exact = [1 - (1 - 1 / j) ** (gamma + 1) for j in k]
+    exact *= np.array([np.prod((1 - 1 / k[j + 1 :]) ** (gamma + 1)) for j in range(steps)])
+    np.testing.assert_allclose(average, exact, rtol=2e-5, atol=1e-7)
+    np.testing.assert_allclose(average.sum(), 1, rtol=1e-5)
+    # The telescoped product is a difference of powers, so the profile is (k/t)^gamma.
+    np.testing.assert_allclose(np.cumsum(average), (k / steps) ** (gamma + 1), rtol=1e-3)
+
+
+@pytest.mark.parametrize("width", [0.05, 0.1, 0.25])
+def test_exponent_gives_the_width(width):
+    gamma = ema.exponent(width)
+    np.testing.assert_allclose(scipy.stats.beta(gamma + 1, 1).std(), width, rtol=1e-6)
+
+
+# Training
+
+
+def test_training_on_a_gaussian_finds_its_score(gaussian_npz, tmp_path):
+    changes = {"steps": 1500, "batch": 128, "log_every": 50, "save_every": 1500}
+    chosen = config(gaussian_npz, **changes, ema_width=0.1)
+    model = {**chosen.model.to_dict(), "network": {"kind": "mlp", "width": 48, "depth": 2}}
+    chosen = TrainConfig.from_dict({**chosen.to_dict(), "model": model})
+    result = fit(chosen, tmp_path / "run", progress=False)
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+    assert np.mean([m["loss"] for m in lines[-5:]]) < 0.8 * lines[0]["loss"]
+
+    mixture = gaussian(MEAN, COVARIANCE)
+    for w in (0.1, 0.5, 2.0):
+        keys = jax.random.split(jax.random.key(3), 200)
+        x = jax.vmap(lambda k, w=w: mixture.sample(k, w))(keys)
+        exact = jax.vmap(lambda x, w=w: mixture.score(x, jnp.array(w)))(x)
+        learnt = -jax.vmap(lambda x, w=w: result.model.pair(jnp.array(w), x).eps)(x) / w
+        error = jnp.sum((learnt - exact) ** 2) / jnp.sum(exact**2)
+        assert error < 0.01, (w, float(error))
+
+
+@pytest.mark.parametrize(
+    ("path", "parametrization"),
+    [(paths.rectified_flow(), VelocityPrediction()), (paths.vp(), NoisePrediction())],
+)
+def test_other_parametrizations_train_on_other_paths(path, parametrization):
+    network = MLP((2,), width=32, depth=2, rngs=nnx.Rngs(0))
+    model = field(network, path, parametrization, t_min=0.01, t_max=0.99)
+    optimiser = optax.adam(3e-3)
+    step = make_train_step(
+        model, optimiser, UniformLogSNR(0.1, 5.0), sigma_data=1.0, gamma=ema.exponent(0.1)
+    )
+    state, losses = initial_state(model, optimiser), []
+    data = jax.random.normal(jax.random.key(0), (256, 2)) * jnp.array([1.0, 0.1])
+    for i in range(200):
+        state, metrics = step(state, Batch(data), jax.random.fold_in(jax.random.key(1), i))
+        losses.append(float(metrics.loss))
+    assert np.mean(losses[-20:]) < 0.7 * np.mean(losses[:20])
+    assert step._cache_size() == 1
+
+
+def test_a_stopped_run_goes_on_to_the_very_same_weights(gaussian_npz, tmp_path, monkeypatch):
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("signals only come to the main thread")
+    chosen = config(gaussian_npz)
+    whole = fit(chosen, tmp_path / "whole", progress=False)
+    assert whole.finished
+
+    batch = loop._batch
+
+    def interrupting(config, data, step):
+        if step == 12:
+            signal.raise_signal(signal.SIGTERM)
+        return batch(config, data, step)
+
+    monkeypatch.setattr(loop, "_batch", interrupting)
+    stopped = fit(chosen, tmp_path / "parts", progress=False)
+    assert not stopped.finished
+    assert int(stopped.state.step) == 13
+    monkeypatch.undo()
+    resumed = fit(chosen, tmp_path / "parts", progress=False)
+    assert resumed.finished
+
+    expected = to_named(whole.state)
+    for name, value in to_named(resumed.state).items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+    runs = [
+        [json.loads(line) | {"time": 0} for line in (tmp_path / run / "metrics.jsonl").open()]
+        for run in ("whole", "parts")
+    ]
+    assert runs[0] == runs[1]
+    assert [line["step"] for line in runs[0]] == list(range(1, 25))
+
+
+def test_a_changed_configuration_is_refused(gaussian_npz, tmp_path):
+    fit(config(gaussian_npz, steps=2), tmp_path / "run", progress=False)
+    with pytest.raises(ValueError, match="steps was 2 and is 3"):
+        fit(config(gaussian_npz, steps=3), tmp_path / "run", progress=False)
+
+
+def test_export_gives_the_averaged_model(gaussian_npz, tmp_path):
+    with pytest.raises(ValueError, match="no run"):
+        export(tmp_path / "run", tmp_path / "model")
+    result = fit(config(gaussian_npz, steps=3), tmp_path / "run", progress=False)
+    meta = export(tmp_path / "run", tmp_path / "model")
+    assert meta == result.meta
+    assert meta.steps == 3
+    model, loaded = load(tmp_path / "model")
+    assert loaded == meta
+    x, t = jnp.array([0.3, -0.2]), jnp.array(0.5)
+    np.testing.assert_allclose(model.pair(t, x).x0, result.model.pair(t, x).x0, atol=1e-3)
+
+
+def test_labels_reach_a_network_that_takes_them(gaussian_npz, tmp_path):
+    chosen = config(gaussian_npz, steps=3)
+
+    def with_classes(n):
+        network = {**chosen.model.network, "num_classes": n}
+        return replace(chosen, model=replace(chosen.model, network=network))
+
+    result = fit(with_classes(3), tmp_path / "run", progress=False)
+    label = result.state.network.embed.label.embedding
+    fresh = initial_state(result.model, optax.sgd(1.0)).network.embed.label.embedding
+    assert (np.asarray(label) != np.asarray(fresh)).any(axis=1).all()
+    with pytest.raises(ValueError, match="labels from 0 to 1"):
+        fit(with_classes(2), tmp_path / "other", progress=False)
+
+
+def test_digits_train(tmp_path):
+    pytest.importorskip("sklearn")
+    chosen = replace(load_config("digits"), steps=120, log_every=10)
+    result = fit(chosen, tmp_path / "run", progress=False)
+    assert result.meta.shape == (8, 8, 1)
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+
+
+# Data
+
+
+def test_batches_are_epochs_in_fresh_orders_known_from_seed_and_step():
+    epochs = np.concatenate([batch_indices(3, step, 6, 10) for step in range(5)]).reshape(3, 10)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(10))
+    assert (epochs[0] != epochs[1]).any()
+    np.testing.assert_array_equal(batch_indices(3, 4, 6, 10), epochs.reshape(-1)[24:30])
+    assert (batch_indices(4, 0, 6, 10) != epochs[0, :6]).any()
+
+
+def test_bytes_become_numbers_between_minus_one_and_one(tmp_path):
+    images = np.array([0, 255, 51, 0], np.uint8).reshape(1, 2, 2, 1)
+    np.savez(tmp_path / "x.npz", x=images)
+    data = load_dataset("npz", tmp_path / "x.npz")
+    assert data.data_range == (-1, 1)
+    np.testing.assert_allclose(data.batch([0]).reshape(-1), [-1, 1, -0.6, -1], atol=1e-6)
+    np.testing.assert_allclose(data.batch([0], flip=True)[0, 0, :, 0], [1, -1], atol=1e-6)
+
+
+def idx(array):
+    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
+
+
+def test_idx_files_are_read_and_damaged_ones_refused(tmp_path):
+    array, file = np.arange(12, dtype=np.uint8).reshape(3, 4), tmp_path / "x.gz"
+    whole = idx(array)
+    file.write_bytes(gzip.compress(whole))
+    np.testing.assert_array_equal(read_idx(file), array)
+    for content, message in [
+        (gzip.compress(whole[:-2]), "truncated"),
+        (gzip.compress(whole)[:-9], "cannot read"),
+        (gzip.compress(b"PNG"), "not a gzipped IDX"),
+        (b"hello", "cannot read"),
+    ]:
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            read_idx(file)
+
+
+def test_fashion_mnist_that_is_nowhere_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("dgjax.training.data.DEBIAN", tmp_path / "none")
+    monkeypatch.setattr("dgjax.training.data.UPSTREAM", "http://localhost:9/")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(ValueError, match="apt install dataset-fashion-mnist"):
+        load_dataset("fashion-mnist")
+    with pytest.raises(ValueError, match="cannot read"):
+        load_dataset("fashion-mnist", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"y": np.zeros((3, 2))}, "an array x"),
+        ({"x": np.zeros(3)}, "an array x"),
+        ({"x": np.full((3, 2), np.nan)}, "finite"),
+        ({"x": np.zeros((3, 2)), "labels": np.zeros(2, int)}, "labels"),
+    ],
+)
+def test_unfit_npz_files_are_refused(tmp_path, arrays, message):
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(ValueError, match=message):
+        load_dataset("npz", tmp_path / "x.npz")
+
+
+def test_data_must_fit_the_model(gaussian_npz, tmp_path):
+    chosen = config(gaussian_npz)
+    with pytest.raises(ValueError, match=r"set it to \[2\]"):
+        fit(replace(chosen, model=replace(chosen.model, shape=(3,))), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# Configuration
+
+
+def test_configurations_survive_a_round_trip(gaussian_npz):
+    for chosen in (config(gaussian_npz), load_config("fashion-mnist"), load_config("digits")):
+        assert TrainConfig.from_dict(json.loads(json.dumps(chosen.to_dict()))) == chosen
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("step = 3", "'step' is unknown.*did you mean 'steps'"),
+        ("batch = 1.5", "batch must be"),
+        ("batch = 0", "batch must be a positive"),
+        ("ema_width = 0.5", "ema: width"),
+        ('levels = { kind = "lognormal", means = 1 }', "did you mean 'mean'"),
+        ('levels = { kind = "normal" }', "did you mean 'lognormal'"),
+        ("optimiser = { learning_rat = 1 }", "did you mean 'learning_rate'"),
+        ('optimiser = { schedule = "step" }', "schedule must be"),
+        ("seed = ", "no TOML"),
+    ],
+)
+def test_wrong_configurations_are_refused_by_name(tmp_path, change, message):
+    file = tmp_path / "config.toml"
+    file.write_text(
+        change
+        + """
+        steps = 5
+        [model]
+        shape = [2]
+        network = { kind = "mlp" }
+        path = { kind = "edm" }
+        parametrization = { kind = "noise" }
+        t_min = 0.02
+        t_max = 80.0
+        [data]
+        dataset = "npz"
+        sigma_data = 1.0
+        """
+    )
+    with pytest.raises(ValueError, match=message) as caught:
+        load_config(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_configuration_is_named(tmp_path):
+    with pytest.raises(ValueError, match="shipped: digits, fashion-mnist"):
+        load_config(tmp_path / "none.toml")
