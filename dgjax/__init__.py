@@ -1,3 +1,133 @@
-"""dgjax: sample diffusion and flow models at a log-density you choose, and measure it."""
+"""dgjax: sample diffusion and flow models at a log-density you choose, and measure it.
+
+Data flows one way: a path and a network make a `Field`; `sample` follows its velocity through
+guides and noise while tracking log p_t; `likelihood` and `quadrature` measure it afterwards.
+Functions act on one sample; batch with `jax.vmap`. Log-densities are nats, of the model's own
+marginal at its smallest noise level t_min.
+"""
 
 __version__ = "0.1.0"
+
+from dgjax.analytic import (
+    GaussianMixture,
+    closed_form,
+    gaussian,
+    gaussian_mixture,
+    kernel_density,
+    log_density,
+)
+from dgjax.divergence import (
+    Exact,
+    FixedProbe,
+    Hutchinson,
+    HutchPP,
+)
+from dgjax.fields import Field, Local, condition, evaluate, field, gaussian_prior, log_prior, repath
+from dgjax.grids import grid_karras, grid_logsnr, grid_uniform
+from dgjax.guidance import (
+    density_guidance,
+    density_guidance_nats,
+    forcing_nats,
+    high_density,
+    quantile_of_forcing,
+    rate_guidance,
+    schedule,
+    target_guidance,
+)
+from dgjax.likelihood import Likelihood, likelihood
+from dgjax.metrics import bits_per_dim, dequantize, png_bytes
+from dgjax.noise import (
+    churn,
+    level_set_noise,
+    noise_matched,
+    published_stochastic,
+    reverse_sde,
+    reverse_sde_ito,
+    window,
+)
+from dgjax.parametrization import (
+    DenoisedPrediction,
+    NoisePrediction,
+    ScorePrediction,
+    VelocityPrediction,
+    VPrediction,
+    preconditioned,
+)
+from dgjax.paths import cosine, custom, edm, logsnr, rectified_flow, sub_vp, ve, vp
+from dgjax.pretrained import load_pretrained, pretrained_models
+from dgjax.prior import chi_quantile, prior_guidance, prior_sample, with_norm
+from dgjax.sampling import Info, Sampled, Trajectory, sample
+from dgjax.solvers import RK4
+from dgjax.targets import Shot, pilot, shoot
+
+__all__ = [
+    "RK4",
+    "DenoisedPrediction",
+    "Exact",
+    "Field",
+    "FixedProbe",
+    "GaussianMixture",
+    "HutchPP",
+    "Hutchinson",
+    "Info",
+    "Likelihood",
+    "Local",
+    "NoisePrediction",
+    "Sampled",
+    "ScorePrediction",
+    "Shot",
+    "Trajectory",
+    "VPrediction",
+    "VelocityPrediction",
+    "bits_per_dim",
+    "chi_quantile",
+    "churn",
+    "closed_form",
+    "condition",
+    "cosine",
+    "custom",
+    "density_guidance",
+    "density_guidance_nats",
+    "dequantize",
+    "edm",
+    "evaluate",
+    "field",
+    "forcing_nats",
+    "gaussian",
+    "gaussian_mixture",
+    "gaussian_prior",
+    "grid_karras",
+    "grid_logsnr",
+    "grid_uniform",
+    "high_density",
+    "kernel_density",
+    "level_set_noise",
+    "likelihood",
+    "load_pretrained",
+    "log_density",
+    "log_prior",
+    "logsnr",
+    "noise_matched",
+    "pilot",
+    "png_bytes",
+    "preconditioned",
+    "pretrained_models",
+    "prior_guidance",
+    "prior_sample",
+    "published_stochastic",
+    "quantile_of_forcing",
+    "rate_guidance",
+    "rectified_flow",
+    "repath",
+    "reverse_sde",
+    "reverse_sde_ito",
+    "sample",
+    "schedule",
+    "shoot",
+    "sub_vp",
+    "target_guidance",
+    "ve",
+    "vp",
+    "window",
+    "with_norm",
+]

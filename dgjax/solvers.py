@@ -1,11 +1,11 @@
-"""The classical Runge-Kutta method, which diffrax does not have."""
+"""Solvers: diffrax's explicit ones by their names, and the classical Runge-Kutta method."""
 
 from typing import ClassVar
 
 import diffrax
 import numpy as np
 
-__all__ = ["RK4"]
+__all__ = ["RK4", "SOLVERS"]
 
 
 class RK4(diffrax.AbstractERK, diffrax.AbstractStratonovichSolver):
@@ -30,3 +30,13 @@ class RK4(diffrax.AbstractERK, diffrax.AbstractStratonovichSolver):
     def strong_order(self, terms) -> float:
         del terms
         return 0.5
+
+
+SOLVERS: dict[str, type[diffrax.AbstractSolver]] = {
+    "euler": diffrax.Euler,
+    "heun": diffrax.Heun,
+    "bosh3": diffrax.Bosh3,
+    "rk4": RK4,
+    "tsit5": diffrax.Tsit5,
+    "dopri5": diffrax.Dopri5,
+}

@@ -1,0 +1,30 @@
+"""`dgjax check`: whether the numbers can be trusted on this machine."""
+
+import jax
+import typer
+from rich.progress import track
+
+from dgjax.check import CHECKS
+from dgjax.cli.options import JSON, as_json, console, table
+
+
+def check(json: JSON = False) -> None:
+    """Compare the library with closed forms on the device at hand."""
+    findings = [one() for one in track(CHECKS, "checking", console=console, transient=True)]
+    failed = [f for f in findings if not f.passed]
+    device = jax.devices()[0]
+    if json:
+        print(as_json({"device": str(device), "findings": [f._asdict() for f in findings]}))
+    else:
+        table(
+            f"closed forms on {device.device_kind} ({device.platform}), jax {jax.__version__}",
+            ["claim", "expected", "measured", "pass"],
+            [
+                [f.claim, f.expected, f"{f.measured:.3g}", "yes" if f.passed else "NO"]
+                for f in findings
+            ],
+        )
+    if failed:
+        names = "; ".join(f.claim for f in failed)
+        console.print(f"{len(failed)} of {len(findings)} checks failed: {names}")
+        raise typer.Exit(1)

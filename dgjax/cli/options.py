@@ -1,0 +1,184 @@
+"""What the commands share: loading a model, choosing a solver, walking batches, tables."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from dgjax.checkpoint import Meta, load
+from dgjax.fields import Field, repath
+from dgjax.paths import edm
+from dgjax.pretrained import load_pretrained
+from dgjax.solvers import SOLVERS
+from dgjax.spec import unknown_name
+
+__all__ = [
+    "BATCH",
+    "JSON",
+    "MODEL",
+    "OUT",
+    "PROBES",
+    "SEED",
+    "SOLVER",
+    "STEPS",
+    "Model",
+    "batches",
+    "make_solver",
+    "open_model",
+    "output_folder",
+    "table",
+    "write_json",
+]
+
+MODEL = Annotated[str, typer.Option(help="Name of a shipped model, or a checkpoint folder.")]
+STEPS = Annotated[int, typer.Option(min=1, help="Solver steps, uniform in sigma^(1/7).")]
+SOLVER = Annotated[str, typer.Option(help=f"One of {', '.join(SOLVERS)}.")]
+BATCH = Annotated[int, typer.Option(min=1, help="Samples to a compiled call.")]
+PROBES = Annotated[int, typer.Option(min=1, help="Hutchinson probes per step.")]
+SEED = Annotated[int, typer.Option(help="Everything random follows from it.")]
+OUT = Annotated[Path, typer.Option(help="Folder for the results; made if there is none.")]
+JSON = Annotated[bool, typer.Option("--json", help="Print the summary as JSON, not as a table.")]
+
+console = Console(stderr=True)
+
+
+class Model(NamedTuple):
+    """A loaded model in sampling coordinates, and what its checkpoint says of it."""
+
+    field: Field
+    meta: Meta
+    name: str
+
+    @property
+    def size(self) -> int:
+        """Number of elements D of one sample."""
+        return int(np.prod(self.meta.shape))
+
+    def facts(self) -> dict[str, Any]:
+        """What every summary says of the model; noise levels as sigma/alpha."""
+        path = self.field.path
+        ratio = [float(path.sigma(t) / path.alpha(t)) for t in (self.field.t_min, self.field.t_max)]
+        return {
+            "model": self.name,
+            "shape": list(self.meta.shape),
+            "t_min": round(ratio[0], 6),
+            "t_max": round(ratio[1], 6),
+        }
+
+
+def open_model(name: str) -> Model:
+    """The model by name or folder, on EDM coordinates with the clock sigma^(1/7).
+
+    Raises:
+        ValueError: if there is no such model or it cannot be read.
+    """
+    found = load(name) if os.sep in name or Path(name).is_dir() else load_pretrained(name)
+    return Model(repath(found[0], edm(7.0)), found[1], name)
+
+
+def make_solver(name: str) -> Any:
+    """A solver by its name.
+
+    Raises:
+        ValueError: if there is no such solver.
+    """
+    if name not in SOLVERS:
+        raise unknown_name("solver", name, SOLVERS)
+    return SOLVERS[name]()
+
+
+@contextmanager
+def output_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder whose files move to `folder` only when everything has been written.
+
+    Raises:
+        ValueError: at once, if `folder` cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(dir=folder, prefix=".dgjax-")
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder}: {error.strerror or error}") from error
+    with temporary as name:
+        yield Path(name)
+        try:
+            for file in sorted(Path(name).iterdir()):
+                os.replace(file, folder / file.name)
+        except OSError as error:
+            raise ValueError(f"cannot write to {folder}: {error.strerror or error}") from error
+
+
+def batches(
+    what: str, run: Callable[..., Any], items: Any, size: int, *shared: Any
+) -> Any:
+    """`run(*shared, batch)` over the leading axis of `items`, with a progress bar.
+
+    The last batch is padded, so that one compilation serves all; NumPy results are joined.
+    """
+    count = jax.tree.leaves(items)[0].shape[0]
+    size = min(size, count)
+    starts = range(0, count, size)
+    done = []
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("samples"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    ) as bar:
+        task = bar.add_task(f"{what} (compiling)", total=count)
+        for start in starts:
+            index = np.minimum(np.arange(start, start + size), count - 1)
+            batch = jax.tree.map(lambda a, index=index: jnp.asarray(a)[index], items)
+            result = jax.tree.map(np.asarray, jax.block_until_ready(run(*shared, batch)))
+            kept = min(size, count - start)
+            done.append(jax.tree.map(lambda a, kept=kept: a[:kept], result))
+            bar.update(task, advance=kept, description=what)
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *done)
+
+
+def table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    """A table on standard output."""
+    shown = Table(title=title, title_justify="left", header_style="bold")
+    for name in header:
+        shown.add_column(name, justify="right")
+    for row in rows:
+        shown.add_row(*row)
+    Console().print(shown)
+
+
+def write_json(file: Path, summary: dict[str, Any]) -> None:
+    """`summary` as indented JSON; numbers that are not finite become null."""
+    file.write_text(as_json(summary) + "\n")
+
+
+def as_json(summary: Any) -> str:
+    """JSON text in which numbers that are not finite are null."""
+    return json.dumps(_plain(summary), indent=2, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

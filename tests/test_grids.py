@@ -1,0 +1,74 @@
+"""Grids: ends, direction and the variable in which each is uniform."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dgjax import analytic, fields, grids, paths
+
+PATHS = [
+    paths.vp(),
+    paths.sub_vp(),
+    paths.cosine(),
+    paths.ve(),
+    paths.edm(),
+    paths.edm(7.0),
+    paths.rectified_flow(),
+]
+IDS = ["vp", "sub_vp", "cosine", "ve", "edm", "edm7", "rectified_flow"]
+
+
+def on_path(path):
+    """A model with w = sigma/alpha from 0.02 to 40 on `path`."""
+    model = analytic.closed_form(
+        analytic.gaussian(jnp.zeros(2), 1.0), paths.edm(), t_min=0.02, t_max=40.0
+    )
+    return fields.repath(model, path)
+
+
+def scaled_noise(model, grid):
+    return jax.vmap(lambda t: model.path.sigma(t) / model.path.alpha(t))(grid)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=IDS)
+@pytest.mark.parametrize(
+    ("make", "clock"),
+    [
+        (grids.grid_uniform, lambda model, t: t),
+        (grids.grid_logsnr, lambda model, t: jnp.log(scaled_noise(model, t))),
+        (grids.grid_karras, lambda model, t: scaled_noise(model, t) ** (1 / 7)),
+    ],
+    ids=["uniform", "logsnr", "karras"],
+)
+def test_equal_steps_between_the_models_own_ends(path, make, clock):
+    model = on_path(path)
+    grid = make(model, 10)
+    assert grid.shape == (11,)
+    # Exactly: diffrax refuses a grid whose ends are off by one rounding.
+    assert grid[0] == model.t_max
+    assert grid[-1] == model.t_min
+    assert (jnp.diff(grid) < 0).all()
+    steps = jnp.diff(clock(model, grid))
+    np.testing.assert_allclose(steps, jnp.mean(steps), rtol=1e-8)
+    np.testing.assert_array_equal(make(model, 1), jnp.stack([model.t_max, model.t_min]))
+
+
+def test_karras_is_equation_5():
+    """Karras et al. 2022, eq. 5, and the same grid as equal steps on the clock sigma^(1/7)."""
+    i = np.arange(9) / 8
+    expected = (40 ** (1 / 5) + i * (0.02 ** (1 / 5) - 40 ** (1 / 5))) ** 5
+    grid = grids.grid_karras(on_path(paths.edm()), 8, rho=5)
+    np.testing.assert_allclose(grid, expected, rtol=1e-12)
+
+    model = on_path(paths.edm(7.0))
+    np.testing.assert_allclose(
+        grids.grid_karras(model, 8), grids.grid_uniform(model, 8), rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("steps", [0, -3, 2.5, "8"])
+@pytest.mark.parametrize("make", [grids.grid_uniform, grids.grid_logsnr, grids.grid_karras])
+def test_steps_must_be_a_positive_int(make, steps):
+    with pytest.raises(ValueError, match="steps must be a positive int"):
+        make(on_path(paths.edm()), steps)
