@@ -216,9 +216,7 @@ def closed_form(
     Raises:
         ValueError: if alpha or sigma vanishes at t_min or t_max.
     """
-    model = make_field(
-        mixture, path, DenoisedPrediction(), t_min=t_min, t_max=t_max, prior=mixture
-    )
+    model = make_field(mixture, path, DenoisedPrediction(), t_min=t_min, t_max=t_max, prior=mixture)
     # The denoiser is called in the coordinates y = x/alpha, w = sigma/alpha, whatever the path.
     return replace(model, native=edm())
 

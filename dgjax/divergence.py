@@ -10,6 +10,7 @@ Keys: samplers hand a fresh key to every step of a fixed grid, so probe noise av
 the trajectory. `FixedProbe` holds one key for the whole solve, as adaptive steps need.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -107,7 +108,7 @@ class Hutchinson:
     """
 
     probes: int = field(default=1, metadata={"static": True})
-    sample: object = field(default=rademacher, metadata={"static": True})
+    sample: Callable[[Key, Sample], Sample] = field(default=rademacher, metadata={"static": True})
 
     def __post_init__(self):
         _check_count("probes", self.probes)

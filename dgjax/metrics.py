@@ -39,7 +39,9 @@ def dequantize(
     """
     levels = jnp.asarray(levels)
     if levels.dtype != jnp.uint8:
-        raise ValueError(f"only 8-bit levels are dequantized, got {levels.dtype}; pass floats as is")
+        raise ValueError(
+            f"only 8-bit levels are dequantized, got {levels.dtype}; pass floats as is"
+        )
     low, high = data_range
     noise = jax.random.uniform(key, levels.shape)
     return low + (levels + noise) * ((high - low) / 255.0)
@@ -52,7 +54,9 @@ def to_uint8(x: ArrayLike, data_range: tuple[float, float] = (-1.0, 1.0)) -> np.
     return np.clip(np.round(levels), 0, 255).astype(np.uint8)
 
 
-def to_image(x: Float[Array, "h w c"], data_range: tuple[float, float] = (-1.0, 1.0)) -> Image.Image:
+def to_image(
+    x: Float[Array, "h w c"], data_range: tuple[float, float] = (-1.0, 1.0)
+) -> Image.Image:
     """One sample as a Pillow image.
 
     Raises:

@@ -218,7 +218,7 @@ class Custom(Path):
 
         return optimistix.root_find(
             excess,
-            optimistix.Bisection(rtol=0.0, atol=0.0, flip=False),
+            optimistix.Bisection(rtol=0.0, atol=0.0, flip=False),  # type: ignore[call-arg]
             0.5 * (self.lower + self.upper),
             args=jnp.arctan(jnp.exp(-0.5 * as_float(logsnr))),
             options={"lower": self.lower, "upper": self.upper},

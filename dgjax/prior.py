@@ -7,12 +7,12 @@ log p_T falls with it: a smaller norm is a higher prior log-density.
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optimistix
+from jax.scipy.special import gammainc
 from jaxtyping import ArrayLike
-from scipy import stats
 
 from dgjax.fields import Field
 from dgjax.typing import Key, Sample, Scalar, as_float, known
-
 
 __all__ = ["chi_quantile", "prior_guidance", "prior_sample", "with_norm"]
 
@@ -38,15 +38,27 @@ def with_norm(model: Field, x: Sample, norm: ArrayLike) -> Sample:
 
 
 def chi_quantile(q: ArrayLike, size: int) -> Scalar:
-    """Quantile of the chi law with `size` degrees of freedom. `q` must be known (not traced).
+    """Quantile of the chi law with `size` degrees of freedom: the norm of standard normal noise.
 
     Raises:
         ValueError: if q is outside (0, 1).
     """
-    q = np.asarray(q)
-    if not ((q > 0) & (q < 1)).all():
-        raise ValueError(f"a quantile must lie strictly between 0 and 1, got {q}")
-    return as_float(stats.chi.ppf(q, size))
+    q = as_float(q)
+    numbers = known(q)
+    if numbers is not None and not ((numbers > 0) & (numbers < 1)).all():
+        raise ValueError(f"a quantile must lie strictly between 0 and 1, got {numbers}")
+
+    # The norm has a standard deviation below 1 around sqrt(size), in any dimension.
+    middle = jnp.sqrt(as_float(size))
+    return optimistix.root_find(
+        lambda norm, q: gammainc(0.5 * size, 0.5 * norm**2) - q,
+        optimistix.Bisection(rtol=0.0, atol=0.0, flip=False),  # type: ignore[call-arg]
+        middle,
+        args=q,
+        options={"lower": jnp.maximum(middle - 10, 0), "upper": middle + 10},
+        max_steps=64,
+        throw=False,
+    ).value
 
 
 def prior_guidance(model: Field, x: Sample, quantile: ArrayLike) -> Sample:
@@ -55,4 +67,4 @@ def prior_guidance(model: Field, x: Sample, quantile: ArrayLike) -> Sample:
     Quantile 0.5 is the median norm, from which density guidance starts in [DG]; above it the
     log-density is higher and the norm smaller.
     """
-    return with_norm(model, x, chi_quantile(1 - np.asarray(quantile), x.size))
+    return with_norm(model, x, chi_quantile(1 - as_float(quantile), x.size))

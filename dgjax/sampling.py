@@ -151,9 +151,7 @@ def _increment(dx, gain, local: Local, stopped, dt) -> State:
     # g^2 = -sigma^2 dlogsnr/dt, and |sigma s|^2 dlogsnr is then -g^2 |s|^2 dt.
     passed = -local.g2 * dt
     scale = jnp.where(local.sigma == 0, 1, local.sigma)  # stage buffers start as zeros
-    return State(
-        dx, gain, passed * jnp.sum(local.score**2), stopped * passed / scale**2
-    )
+    return State(dx, gain, passed * jnp.sum(local.score**2), stopped * passed / scale**2)
 
 
 def solve(

@@ -56,9 +56,7 @@ def pilot(
         ).trajectory
 
         def curvature(t, x, i):
-            local = evaluate(
-                model, t, x, divergence=divergence, key=jax.random.fold_in(probes, i)
-            )
+            local = evaluate(model, t, x, divergence=divergence, key=jax.random.fold_in(probes, i))
             return -(local.sigma**2) * local.laplacian
 
         steps = jnp.arange(grid.shape[0])
@@ -143,7 +141,7 @@ def shoot(
     found = optimistix.root_find(
         miss,
         # A tenth of the tolerance, in nats and in Phi^-1(q) alike.
-        optimistix.Bisection(rtol=0.0, atol=0.1 * allowed, flip=False),
+        optimistix.Bisection(rtol=0.0, atol=0.1 * allowed, flip=False),  # type: ignore
         0.5 * (lower + upper),
         options={"lower": lower, "upper": upper},
         max_steps=iterations,

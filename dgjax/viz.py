@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 from jaxtyping import ArrayLike
 from matplotlib.figure import Figure
 
@@ -39,7 +38,8 @@ def image_grid(
             f"{images.shape} and {len(rows)} labels"
         )
     count, width = images.shape[:2]
-    cell, label, top, bottom = 0.95, 1.75, 0.55, 0.45
+    cell, label, bottom = 0.95, 1.75, 0.35
+    top = 0.08 + (0.3 if title else 0.0) + (0.17 * (1 + columns[0].count("\n")) if columns else 0.0)
     height_in = count * cell + top + bottom
     width_in = width * cell + label + 0.15
     figure = Figure(figsize=(width_in, height_in), dpi=150)
@@ -47,9 +47,7 @@ def image_grid(
         for c in range(width):
             left = (label + c * cell) / width_in
             low = (bottom + (count - 1 - r) * cell) / height_in
-            axes = figure.add_axes(
-                (left, low, 0.96 * cell / width_in, 0.96 * cell / height_in)
-            )
+            axes = figure.add_axes((left, low, 0.96 * cell / width_in, 0.96 * cell / height_in))
             image = images[r, c]
             grey = image.shape[-1] == 1
             axes.imshow(
@@ -61,13 +59,11 @@ def image_grid(
             )
             axes.set_axis_off()
         middle = (bottom + (count - 0.52 - r) * cell) / height_in
-        figure.text(
-            (label - 0.12) / width_in, middle, rows[r], ha="right", va="center", fontsize=9
-        )
+        figure.text((label - 0.12) / width_in, middle, rows[r], ha="right", va="center", fontsize=9)
     for c, text in enumerate(columns):
         figure.text(
             (label + (c + 0.48) * cell) / width_in,
-            1 - 0.9 * top / height_in,
+            (height_in - top + 0.04) / height_in,
             text,
             ha="center",
             va="bottom",
@@ -76,5 +72,7 @@ def image_grid(
     if title:
         figure.text(0.12 / width_in, 1 - 0.1 / height_in, title, va="top", fontsize=10)
     if caption:
-        figure.text(0.12 / width_in, 0.1 / height_in, caption, va="bottom", fontsize=7.5, color="0.3")
+        figure.text(
+            0.12 / width_in, 0.1 / height_in, caption, va="bottom", fontsize=7.5, color="0.3"
+        )
     return figure

@@ -17,7 +17,7 @@ SIZE = 24
 def model():
     """A field on the cosine path, where neither alpha nor sigma is 1 at t_max."""
     return fields.field(
-        lambda x, t, cond: x, NoisePrediction(), paths.cosine(), t_min=0.01, t_max=0.8
+        lambda x, t, cond: x, paths.cosine(), NoisePrediction(), t_min=0.01, t_max=0.8
     )
 
 

@@ -395,5 +395,5 @@ def test_wrong_configurations_are_refused_by_name(tmp_path, change, message):
 
 
 def test_a_missing_configuration_is_named(tmp_path):
-    with pytest.raises(ValueError, match="shipped: digits, fashion-mnist"):
+    with pytest.raises(ValueError, match="shipped are digits, fashion-mnist"):
         load_config(tmp_path / "none.toml")

@@ -70,9 +70,7 @@ def edit(
     @jax.jit
     def encode(field, batch):
         return jax.vmap(
-            lambda x: likelihood(
-                field, x, grid, key=keys[1], divergence=divergence, solver=method
-            )
+            lambda x: likelihood(field, x, grid, key=keys[1], divergence=divergence, solver=method)
         )(batch)
 
     @jax.jit

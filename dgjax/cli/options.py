@@ -119,9 +119,7 @@ def output_folder(folder: Path) -> Iterator[Path]:
             raise ValueError(f"cannot write to {folder}: {error.strerror or error}") from error
 
 
-def batches(
-    what: str, run: Callable[..., Any], items: Any, size: int, *shared: Any
-) -> Any:
+def batches(what: str, run: Callable[..., Any], items: Any, size: int, *shared: Any) -> Any:
     """`run(*shared, batch)` over the leading axis of `items`, with a progress bar.
 
     The last batch is padded, so that one compilation serves all; NumPy results are joined.

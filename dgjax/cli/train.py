@@ -22,4 +22,6 @@ def train(
     model = folder / "model"
     export(folder, model)
     state = "finished" if done.finished else "stopped; run the same command to go on"
-    console.print(f"{state} at step {int(done.state.step)}; sample it: dgjax sample --model {model}")
+    console.print(
+        f"{state} at step {int(done.state.step)}; sample it: dgjax sample --model {model}"
+    )

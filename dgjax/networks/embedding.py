@@ -35,5 +35,5 @@ class Embedding(nnx.Module):
                 raise ValueError(
                     "this network takes no class labels: drop cond, or build it with num_classes"
                 )
-            h = h + self.label(cond)
+            h = h + self.label(jnp.asarray(cond))
         return nnx.silu(self.outer(nnx.silu(h)))

@@ -145,14 +145,14 @@ def load_config(file: str | os.PathLike) -> TrainConfig:
         ValueError: if the file is missing or no TOML, or a key or a value in it is wrong.
     """
     path = Path(file)
-    shipped = Path(__file__).parent / "configs" / f"{file}.toml"
-    if not path.exists() and shipped.is_file():
-        path = shipped
+    shipped = {p.stem: p for p in (Path(__file__).parent / "configs").glob("*.toml")}
+    if not path.exists():
+        path = shipped.get(str(file), path)
     try:
         values = tomllib.loads(path.read_text())
     except OSError as error:
-        names = ", ".join(sorted(p.stem for p in shipped.parent.glob("*.toml")))
-        raise ValueError(f"cannot read the config {file}: {error}; shipped: {names}") from error
+        names = ", ".join(sorted(shipped))
+        raise ValueError(f"cannot read the config {file} ({error}); shipped are {names}") from error
     except ValueError as error:
         raise ValueError(f"{path} is no TOML: {error}") from error
     try:

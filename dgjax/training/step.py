@@ -86,6 +86,6 @@ def make_train_step(
         step = state.step + 1
         average = ema.update(state.average, network, step, gamma)
         new = TrainState(step, network, moments, average)
-        return new, Metrics(loss, optax.global_norm(gradient))
+        return new, Metrics(loss, optax.tree.norm(gradient))
 
     return train_step
