@@ -5,7 +5,7 @@ import io
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, UInt8
+from jaxtyping import Array, ArrayLike
 from PIL import Image
 
 from dgjax.typing import Key, Sample, as_float
@@ -28,9 +28,9 @@ def bits_per_dim(log_density: ArrayLike, size: int, data_range: tuple[float, flo
 
 
 def dequantize(
-    key: Key, levels: UInt8[Array, "..."], data_range: tuple[float, float] = (-1.0, 1.0)
+    key: Key, levels: ArrayLike, data_range: tuple[float, float] = (-1.0, 1.0)
 ) -> Sample:
-    """8-bit levels plus uniform noise of one level, in the model's coordinates.
+    """uint8 levels of any shape plus uniform noise of one level, in the model's coordinates.
 
     The log-density of the result is a lower bound, in expectation, on that of the levels.
 
@@ -54,10 +54,8 @@ def to_uint8(x: ArrayLike, data_range: tuple[float, float] = (-1.0, 1.0)) -> np.
     return np.clip(np.round(levels), 0, 255).astype(np.uint8)
 
 
-def to_image(
-    x: Float[Array, "h w c"], data_range: tuple[float, float] = (-1.0, 1.0)
-) -> Image.Image:
-    """One sample as a Pillow image.
+def to_image(x: ArrayLike, data_range: tuple[float, float] = (-1.0, 1.0)) -> Image.Image:
+    """One sample (H, W, C) as a Pillow image.
 
     Raises:
         ValueError: if x is not (H, W, 1) or (H, W, 3).
@@ -68,8 +66,8 @@ def to_image(
     return Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels)
 
 
-def png_bytes(x: Float[Array, "h w c"], data_range: tuple[float, float] = (-1.0, 1.0)) -> int:
-    """Size of one sample as an optimised 8-bit PNG, in bytes: a measure of its detail.
+def png_bytes(x: ArrayLike, data_range: tuple[float, float] = (-1.0, 1.0)) -> int:
+    """Size of one sample (H, W, C) as an optimised 8-bit PNG, in bytes: a measure of its detail.
 
     Raises:
         ValueError: as `to_image`.

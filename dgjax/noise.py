@@ -172,6 +172,7 @@ class NoiseMatched:
     height: Height
 
     def step(self, drift: Sample, local: Local, dt: Scalar, dW: Sample) -> tuple[Sample, Array]:
+        assert local.jvp is not None  # a step evaluates where it stands
         phi = _diffusion(self.height, local)
         z = _project(dW, local)
         bend = 0.5 * phi**2 * inner(z, local.jvp(z)) / local.score_norm2

@@ -28,7 +28,7 @@ SIGMA_MIN, SIGMA_MAX = 0.05, 20.0
 def full_mixture(size, count):
     """A mixture with full covariances, whose scales span a factor of ten."""
     ka, kb = jax.random.split(jax.random.key(0))
-    a = jax.random.normal(ka, (count, size, size)) * jnp.logspace(-1, 0, size)
+    a = jax.random.normal(ka, (count, size, size)) * jnp.logspace(-1, 0, size)[None, None]
     covariances = jnp.einsum("kij,klj->kil", a, a) / size
     means = jax.random.normal(kb, (count, size))
     return analytic.gaussian_mixture(jnp.arange(1.0, count + 1), means, covariances)

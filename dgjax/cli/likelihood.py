@@ -1,7 +1,7 @@
 """`dgjax likelihood`: log-density and bits per dimension of images and arrays."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +65,7 @@ def likelihood(
     items = (x, jax.random.split(keys[1], x.shape[0]))
     log_density, error = batches("likelihood", run, items, batch, chosen.field)
     names = [name for part in loaded for name in part.names]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "file": name,
             "data": kind,
