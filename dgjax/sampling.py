@@ -91,10 +91,17 @@ class _Augmented(diffrax.AbstractTerm):
     like: jax.ShapeDtypeStruct = equinox.field(static=True)
     stochastic: bool = equinox.field(static=True)
 
-    def _index(self, t):
-        """The last grid point at or before t, in the direction of the solve."""
+    def _passed(self, times, t):
+        """How many of `times` lie at or before t, in the direction of the solve."""
         sign = jnp.sign(self.grid[-1] - self.grid[0])
-        return jnp.sum(sign * self.grid <= sign * t) - 1
+        return jnp.sum(sign * times <= sign * t)
+
+    def _probe_key(self, t):
+        # One probe to the half steps on both sides of a grid point: stages at a step's end then
+        # share it with the next step's start, and every Runge-Kutta method here puts positive
+        # weights on both halves (Tsit5's weights at the very end of a step are -1.3 and 2.3).
+        middles = 0.5 * (self.grid[1:] + self.grid[:-1])
+        return jax.random.fold_in(self.probe_key, self._passed(middles, t))
 
     def _local(self, t, y: State, args: _Problem) -> tuple[Sample, Local]:
         local = evaluate(
@@ -102,7 +109,7 @@ class _Augmented(diffrax.AbstractTerm):
             t,
             y.x,
             divergence=args.divergence,
-            key=jax.random.fold_in(self.probe_key, self._index(t)),
+            key=self._probe_key(t),
             log_densities=y.log_densities,
             cond=args.cond,
         )
@@ -117,7 +124,7 @@ class _Augmented(diffrax.AbstractTerm):
         dt = t1 - t0
         if not self.stochastic:
             return dt, None
-        step = jnp.minimum(self._index(t0), self._index(t1))
+        step = jnp.minimum(self._passed(self.grid, t0), self._passed(self.grid, t1))
         key = jax.random.fold_in(self.noise_key, step)
         scale = jnp.sqrt(jnp.abs(dt)).astype(self.like.dtype)
         return dt, scale * jax.random.normal(key, self.like.shape, self.like.dtype)
@@ -184,8 +191,9 @@ def solve(
 
     probe_key, noise_key = jax.random.split(key)
     like = jax.ShapeDtypeStruct(x.shape, x.dtype)
-    # Adaptive steps need an integrand that is smooth in time: one probe for the whole solve.
-    probe_grid = grid if controller is None else grid[jnp.array([0, -1])]
+    # Adaptive steps need an integrand that is smooth in time: one probe for the whole solve, which
+    # a grid of one time alone gives.
+    probe_grid = grid if controller is None else grid[:1]
     term = _Augmented(probe_grid, probe_key, noise_key, like, noise is not None)
     problem = _Problem(model, tuple(guides), noise, divergence, None)
 

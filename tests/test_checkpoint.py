@@ -33,7 +33,7 @@ def shaken_model(spec=SPEC):
 
 def output(model):
     x = jax.random.normal(jax.random.key(0), SPEC.shape)
-    return np.asarray(model.pair(jnp.array(0.5), x).x0)
+    return np.asarray(jax.jit(model.pair)(jnp.array(0.5), x).x0)
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_saving_replaces_a_checkpoint_and_nothing_else(folder):
         foreign = folder.parent / f"foreign-{name}"
         foreign.mkdir()
         (foreign / name).write_text(content)
-        with pytest.raises(ValueError, match="no.* checkpoint"):
+        with pytest.raises(ValueError, match=r"no.* checkpoint"):
             save(foreign, build(SPEC), META)
         assert (foreign / name).read_text() == content
 
@@ -176,7 +176,7 @@ def test_a_config_that_does_not_fit_says_where(folder, change, message):
 
 
 def test_unknown_pretrained_models_are_refused_by_name():
-    with pytest.raises(ValueError, match="'fashion' is unknown: there is .*fashion-mnist"):
+    with pytest.raises(ValueError, match=r"'fashion' is unknown: there is .*fashion-mnist"):
         load_pretrained("fashion")
 
 
@@ -186,6 +186,6 @@ def test_the_shipped_model_loads_and_is_small():
     assert meta.shape == (28, 28, 1)
     assert float(model.t_min) == pytest.approx(0.02)
     x = 0.02 * jax.random.normal(jax.random.key(0), meta.shape) - 1.0
-    eps = model.pair(model.t_min, x).eps
+    eps = jax.jit(model.pair)(model.t_min, x).eps
     # A blank image with a little noise: the model sees how much noise there is.
     assert 0.5 < float(jnp.std(eps)) < 1.5

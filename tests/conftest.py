@@ -1,0 +1,120 @@
+"""float64 and no silent broadcasting for every test, and the small models they share.
+
+The flags are set before any test module is imported, since modules make arrays as they load.
+Networks keep their float32 weights all the same; tests of float32 arithmetic make float32
+arrays, or take the fixture `float32`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dgjax import analytic, paths
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Every path covers this range of w = sigma/alpha: log-SNR from 7.8 to -6.
+W_MIN, W_MAX = 0.02, 20.0
+
+
+class Span(NamedTuple):
+    """A path and the times on it at which w = sigma/alpha is W_MIN and W_MAX."""
+
+    name: str
+    path: paths.Path
+    t_min: jax.Array
+    t_max: jax.Array
+
+
+def custom_path():
+    """Like no other path here: alpha = exp(-t), sigma = t."""
+    return paths.custom(lambda t: jnp.exp(-t), lambda t: t, 0.0, 4.0)
+
+
+PATHS = {
+    "vp": paths.vp,
+    "sub_vp": paths.sub_vp,
+    "cosine": paths.cosine,
+    "ve": paths.ve,
+    "edm": paths.edm,
+    "edm7": lambda: paths.edm(7.0),
+    "rectified_flow": paths.rectified_flow,
+    "custom": custom_path,
+}
+
+
+def make_span(name):
+    path = PATHS[name]()
+    ends = [path.time(jnp.asarray(-2 * np.log(w))) for w in (W_MIN, W_MAX)]
+    return Span(name, path, *ends)
+
+
+@pytest.fixture(scope="session")
+def spans():
+    """All the paths, by name."""
+    return {name: make_span(name) for name in PATHS}
+
+
+@pytest.fixture(scope="session", params=list(PATHS))
+def span(request, spans):
+    """Each path in turn."""
+    return spans[request.param]
+
+
+class Mixture(NamedTuple):
+    """The numbers of a Gaussian mixture, and the library's object made from them."""
+
+    weights: np.ndarray
+    means: np.ndarray
+    covariances: np.ndarray
+    model: analytic.GaussianMixture
+
+
+def make_mixture(seed, size, count, shape=None):
+    """Full covariances in random directions, standard deviations from 0.05 to 2 in each."""
+    rng = np.random.default_rng(seed)
+    weights = rng.dirichlet(np.full(count, 5.0))
+    means = rng.normal(size=(count, size))
+    rotation = np.linalg.qr(rng.normal(size=(count, size, size)))[0]
+    scales = rng.permuted(np.tile(np.geomspace(0.05, 2, size), (count, 1)), axis=1)
+    covariances = np.einsum("kij,kj,klj->kil", rotation, scales**2, rotation)
+    shaped = means if shape is None else means.reshape(count, *shape)
+    return Mixture(
+        weights, means, covariances, analytic.gaussian_mixture(weights, shaped, covariances)
+    )
+
+
+@pytest.fixture(scope="session")
+def mixture2():
+    """Two dimensions, three components."""
+    return make_mixture(2, 2, 3)
+
+
+@pytest.fixture(scope="session")
+def mixture16():
+    """Sixteen dimensions in the shape (2, 8), five components."""
+    return make_mixture(16, 16, 5, (2, 8))
+
+
+@pytest.fixture(scope="session")
+def mixture64():
+    """Sixty-four dimensions, three components."""
+    return make_mixture(64, 64, 3)
+
+
+@pytest.fixture(scope="session", params=["mixture2", "mixture16", "mixture64"])
+def mixture(request):
+    """Each mixture in turn."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def float32():
+    """The default of JAX for one test: Python numbers become float32."""
+    jax.config.update("jax_enable_x64", False)
+    yield
+    jax.config.update("jax_enable_x64", True)

@@ -1,0 +1,103 @@
+"""A module of dgjax imports only those before it, and few may import diffrax."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import dgjax
+
+# A package counts as one: its own modules may import each other.
+ORDER = [
+    "typing",
+    "paths",
+    "parametrization",
+    "divergence",
+    "fields",
+    "analytic",
+    "grids",
+    "guidance",
+    "noise",
+    "prior",
+    "solvers",
+    "sampling",
+    "likelihood",
+    "quadrature",
+    "alignment",
+    "targets",
+    "metrics",
+    "viz",
+    "networks",
+    "spec",
+    "checkpoint",
+    "pretrained",
+    "training",
+    "check",
+    "cli",
+]
+DIFFRAX = {"solvers", "sampling", "likelihood"}
+
+ROOT = Path(dgjax.__file__).parent
+FILES = sorted(f for f in ROOT.rglob("*.py") if f != ROOT / "__init__.py")
+
+
+def layer(file):
+    return file.relative_to(ROOT).with_suffix("").parts[0]
+
+
+def imports(file):
+    """Dotted names of all that `file` imports, in any form and anywhere in it."""
+    package = ["dgjax", *file.relative_to(ROOT).parts[:-1]]
+    for node in ast.walk(ast.parse(file.read_text(), str(file))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) + 1 - node.level] if node.level else []
+            base = [*start, *([node.module] if node.module else [])]
+            yield from (".".join([*base, alias.name]) for alias in node.names)
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "dgjax":
+            yield f"dgjax.{node.attr}"  # what is read after a bare `import dgjax`
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.relative_to(ROOT).as_posix())
+def test_imports_point_one_way(file):
+    name = layer(file)
+    assert name in ORDER, f"add {name} to ORDER, after all that it imports"
+    for target in imports(file):
+        top, *rest = target.split(".")
+        if top == "diffrax":
+            assert name in DIFFRAX, f"{name} imports diffrax"
+        if top != "dgjax" or not rest or rest[0] in ("__version__", name):
+            continue
+        assert rest[0] in ORDER, f"import {target} from the module that makes it"
+        assert ORDER.index(rest[0]) < ORDER.index(name), f"{name} imports {rest[0]}, a later one"
+
+
+def test_the_walk_sees_imports_in_every_form(tmp_path, monkeypatch):
+    """The test above would pass if it found nothing."""
+    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
+    (tmp_path / "training").mkdir()
+    file = tmp_path / "training" / "step.py"
+    file.write_text(
+        "import dgjax.cli, diffrax as d\n"
+        "from dgjax import paths as p\n"
+        "from dgjax.fields import Field\n"
+        "from . import ema\n"
+        "from .loss import denoising_loss\n"
+        "from .. import guidance\n"
+        "def f():\n    from ..sampling import sample\n    return dgjax.prior_sample\n"
+    )
+    assert sorted(imports(file)) == sorted(
+        [
+            "dgjax.cli",
+            "diffrax",
+            "dgjax.paths",
+            "dgjax.fields.Field",
+            "dgjax.training.ema",
+            "dgjax.training.loss.denoising_loss",
+            "dgjax.guidance",
+            "dgjax.sampling.sample",
+            "dgjax.prior_sample",
+        ]
+    )
+    assert layer(file) == "training"
