@@ -1,12 +1,13 @@
-"""float64 and no silent broadcasting for every test, and the small models they share.
+"""float64 for every test, strict broadcasting for those of the mathematics, and shared models.
 
-The flags are set before any test module is imported, since modules make arrays as they load.
-Networks keep their float32 weights all the same; tests of float32 arithmetic make float32
-arrays, or take the fixture `float32`.
+float64 is set before any test module is imported, since modules make arrays as they load.
+Networks keep their float32 weights all the same; tests of float32 arithmetic take the fixture
+`float32`.
 """
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,10 +16,35 @@ import pytest
 from dgjax import analytic, paths
 
 jax.config.update("jax_enable_x64", True)
-jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Tests whose arrays may not broadcast in rank unasked: a (D,) against a (n, D) is often a mistake.
+# Networks do it on purpose.
+STRICT = {
+    "test_analytic",
+    "test_divergence",
+    "test_fields",
+    "test_grids",
+    "test_metrics",
+    "test_parametrization",
+    "test_paths",
+    "test_prior",
+}
 
 # Every path covers this range of w = sigma/alpha: log-SNR from 7.8 to -6.
 W_MIN, W_MAX = 0.02, 20.0
+
+
+@pytest.fixture(autouse=True)
+def _strict_rank(request):
+    strict = request.module.__name__ in STRICT
+    with jax.numpy_rank_promotion("raise" if strict else "allow"):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _fresh_trace_counts():
+    """A parametrized test counts its own traces only."""
+    chex.clear_trace_counter()
 
 
 class Span(NamedTuple):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dgjax.checkpoint import to_named
+from dgjax.checkpoint import from_named, to_named
 from dgjax.networks import MLP, UNet
 from dgjax.networks.unet import fold, unfold
 from dgjax.spec import build_network
@@ -15,19 +15,22 @@ from dgjax.training import load_config
 
 def unet(shape=(8, 8, 1), **kwargs):
     arguments = {"channels": (8, 16), "blocks": 1, "embedding": 16} | kwargs
-    return UNet(shape, **arguments, rngs=nnx.Rngs(0))
+    return lambda: UNet(shape, **arguments, rngs=nnx.Rngs(0))
 
 
 def mlp(shape=(3,), **kwargs):
-    return MLP(shape, width=32, depth=3, **kwargs, rngs=nnx.Rngs(0))
+    return lambda: MLP(shape, width=32, depth=3, **kwargs, rngs=nnx.Rngs(0))
 
 
-def shaken(network, size=0.1):
-    """The network with every weight moved, so that nothing is zero by construction."""
-    leaves, structure = jax.tree.flatten(network)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    moved = [p + size * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(structure, moved)
+def filled(make, size=0.2):
+    """The network with every weight drawn anew, so that nothing is zero by construction."""
+    rng = np.random.default_rng(1)
+    like = nnx.eval_shape(make)
+    named = {
+        name: size * rng.standard_normal(leaf.shape) + name.endswith("scale")
+        for name, leaf in to_named(like).items()
+    }
+    return from_named(like, named, "the test")
 
 
 def samples(network, count):
@@ -37,9 +40,9 @@ def samples(network, count):
 NETWORKS = [unet(), unet((7, 10, 3)), unet(num_classes=3), mlp(), mlp((2, 2), num_classes=3)]
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-def test_one_sample_equals_the_same_sample_in_a_batch(network):
-    network = shaken(network)
+@pytest.mark.parametrize("make", NETWORKS)
+def test_one_sample_equals_the_same_sample_in_a_batch(make):
+    network = filled(make)
     x, t = samples(network, 4), jnp.linspace(-1.0, 1.0, 4)
     apply = jax.jit(lambda x, t: network(x, t, None))
     batched = jax.jit(jax.vmap(apply))(x, t)
@@ -48,16 +51,17 @@ def test_one_sample_equals_the_same_sample_in_a_batch(network):
     np.testing.assert_allclose(batched, single, atol=2e-5)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-def test_a_new_network_is_zero_everywhere(network):
+@pytest.mark.parametrize("make", [unet(), mlp()])
+def test_a_new_network_is_zero_everywhere(make):
+    network = jax.jit(make)()
     apply = jax.jit(jax.vmap(lambda x: network(x, jnp.array(0.3), None)))
     out = apply(samples(network, 3))
     assert (out == 0).all()
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-def test_every_weight_is_a_float_and_gets_a_gradient(network):
-    network = shaken(network)
+@pytest.mark.parametrize("make", NETWORKS)
+def test_every_weight_is_a_float_and_gets_a_gradient(make):
+    network = filled(make)
     label = None if network.embed.label is None else jnp.array(1)
 
     def loss(network, x):
@@ -70,9 +74,9 @@ def test_every_weight_is_a_float_and_gets_a_gradient(network):
         assert (g != 0).any(), name
 
 
-@pytest.mark.parametrize("network", [unet((7, 10, 3)), unet((8, 8, 1), channels=(8,))])
-def test_every_pixel_reaches_every_output_padded_or_not(network):
-    network = shaken(network, 0.3)
+@pytest.mark.parametrize("make", [unet((7, 10, 3)), unet((8, 8, 1), channels=(8,))])
+def test_every_pixel_reaches_every_output_padded_or_not(make):
+    network = filled(make)
     x = samples(network, 1)[0]
     jacobian = jax.jit(jax.jacfwd(lambda x: network(x, jnp.array(0.3), None)))(x)
     assert jacobian.shape == x.shape + x.shape
@@ -80,7 +84,7 @@ def test_every_pixel_reaches_every_output_padded_or_not(network):
 
 
 def test_jvp_is_the_directional_derivative():
-    network = shaken(unet())
+    network = filled(unet())
     x, z = samples(network, 2)
     h = 1e-2
 
@@ -105,7 +109,7 @@ def test_the_shipped_network_has_about_two_million_weights():
 
 @pytest.mark.parametrize("make", [unet, mlp])
 def test_noise_level_and_label_matter(make):
-    network = shaken(make(num_classes=3))
+    network = filled(make(num_classes=3))
     x = samples(network, 1)[0]
     apply = jax.jit(lambda t, c: network(x, t, c))
     outs = [apply(jnp.array(t), c) for t in (-1.0, 1.0) for c in (None, 0, 2)]
@@ -115,7 +119,7 @@ def test_noise_level_and_label_matter(make):
 
 @pytest.mark.parametrize("make", [unet, mlp])
 def test_wrong_use_is_refused(make):
-    network = make()
+    network = filled(make())
     x = samples(network, 1)[0]
     with pytest.raises(ValueError, match="num_classes"):
         jax.eval_shape(lambda x: network(x, jnp.array(0.0), 1), x)
@@ -125,8 +129,8 @@ def test_wrong_use_is_refused(make):
 
 def test_wrong_sizes_are_refused():
     with pytest.raises(ValueError, match=r"\(H, W, C\)"):
-        unet((8, 8))
+        unet((8, 8))()
     with pytest.raises(ValueError, match="multiples"):
-        unet(channels=(8, 100))
+        unet(channels=(8, 100))()
     with pytest.raises(ValueError, match="positive"):
         MLP((3,), depth=0, rngs=nnx.Rngs(0))

@@ -1,12 +1,13 @@
 """The augmented solve: the tracked log-density is the true one, at the solver's order.
 
-The truth is the closed-form log-density of a Gaussian mixture at the model's t_min. Solves walk
-the grid in pieces of `CHUNK` steps, each starting from the log-density that the last one
-reached, so that one compilation serves every number of steps.
+The truth is the closed-form log-density of a Gaussian mixture at the model's t_min. Most solves
+walk their grid in pieces of `CHUNK` steps, each piece starting from the log-density that the
+last one reached, so that one compilation serves every number of steps.
 """
 
 import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import diffrax
 import jax
@@ -21,32 +22,24 @@ from dgjax.solvers import RK4
 from dgjax.typing import inner
 
 CHUNK = 32
-QUANTILES = jnp.array([0.5, 0.2, 0.7])
-SIGMA_MIN, SIGMA_MAX = 0.05, 20.0
+RHO = 7.0  # the clock sigma^(1/7)
+QUANTILES = (0.5, 0.2, 0.7)
 
 
-def full_mixture(size, count):
-    """A mixture with full covariances, whose scales span a factor of ten."""
-    ka, kb = jax.random.split(jax.random.key(0))
-    a = jax.random.normal(ka, (count, size, size)) * jnp.logspace(-1, 0, size)[None, None]
-    covariances = jnp.einsum("kij,klj->kil", a, a) / size
-    means = jax.random.normal(kb, (count, size))
-    return analytic.gaussian_mixture(jnp.arange(1.0, count + 1), means, covariances)
+class Problem(NamedTuple):
+    """A closed-form model, an exact divergence for it, and latents from its own prior."""
+
+    model: fields.Field
+    divergence: divergence.Divergence
+    latents: jax.Array
 
 
-def low_rank_mixture(shape=(28, 28), count=3, rank=4):
-    """An image-sized mixture: a few directions of its own for each component, thin elsewhere."""
-    size = int(np.prod(shape))
-    keys = jax.random.split(jax.random.key(1), count + 1)
-    basis = jax.vmap(lambda k: jnp.linalg.qr(jax.random.normal(k, (size, rank)))[0])(keys[1:])
-    return analytic.GaussianMixture(
-        jnp.log(jnp.array([0.5, 0.3, 0.2])),
-        jax.random.normal(keys[0], (count, size)),
-        basis,
-        jnp.broadcast_to(jnp.array([9.0, 4.0, 1.0, 0.5]), (count, rank)),
-        jnp.full(count, 0.1),
-        shape,
+def make_problem(mixture, trace, *, count=12, w_min=0.05, w_max=20.0):
+    model = analytic.closed_form(
+        mixture, paths.edm(RHO), t_min=w_min ** (1 / RHO), t_max=w_max ** (1 / RHO)
     )
+    keys = jax.random.split(jax.random.key(3), count)
+    return Problem(model, trace, jax.jit(jax.vmap(lambda k: mixture.sample(k, w_max)))(keys))
 
 
 @register_dataclass
@@ -71,83 +64,52 @@ class Subspace:
         return jnp.zeros((), estimates.dtype)
 
 
-def subspace(mixture):
-    """The `Subspace` in which the components of `mixture` differ."""
-    count, size = mixture.means.shape
-    spread = mixture.basis.transpose(1, 0, 2).reshape(size, -1)
-    outside = jax.random.normal(jax.random.key(2), (size, 1))
-    return Subspace(jnp.linalg.qr(jnp.concatenate([mixture.means.T, spread, outside], 1))[0].T)
-
-
-@functools.cache
-def problem(size):
-    """(model, divergence, latents) of the mixture with `size` dimensions."""
-    mixture = {
-        2: lambda: full_mixture(2, 3),
-        16: lambda: full_mixture(16, 5),
-        784: low_rank_mixture,
-    }[size]()
-    rho = 7.0
-    model = analytic.closed_form(
-        mixture, paths.edm(rho), t_min=SIGMA_MIN ** (1 / rho), t_max=SIGMA_MAX ** (1 / rho)
+def image_problem():
+    """28 x 28: three components with four directions of their own each, thin elsewhere."""
+    rng = np.random.default_rng(784)
+    count, rank, shape = 3, 4, (28, 28)
+    size = int(np.prod(shape))
+    means = rng.normal(size=(count, size))
+    basis = np.linalg.qr(rng.normal(size=(count, size, rank)))[0]
+    mixture = analytic.GaussianMixture(
+        jnp.log(jnp.array([0.5, 0.3, 0.2])),
+        jnp.asarray(means),
+        jnp.asarray(basis),
+        jnp.broadcast_to(jnp.array([9.0, 4.0, 1.0, 0.5]), (count, rank)),
+        jnp.full(count, 0.1),
+        shape,
     )
-    trace = subspace(mixture) if size == 784 else divergence.Exact()
-    keys = jax.random.split(jax.random.key(3), 3 if size == 784 else 12)
-    return model, trace, jax.vmap(lambda k: mixture.sample(k, SIGMA_MAX))(keys)
+    differ = np.concatenate([means.T, *basis, rng.normal(size=(size, 1))], axis=1)
+    return make_problem(mixture, Subspace(jnp.asarray(np.linalg.qr(differ)[0].T)), count=3)
 
 
+@pytest.fixture(scope="module")
+def problems(mixture2, mixture16):
+    return {
+        2: make_problem(mixture2.model, divergence.Exact()),
+        16: make_problem(mixture16.model, divergence.Exact()),
+        784: image_problem(),
+    }
+
+
+@jax.jit
 def truth(model, x):
+    """Exact log-density at t_min of a batch x."""
     return jax.vmap(lambda x: analytic.log_density(model, model.t_min, x))(x)
+
+
+@jax.jit
+def prior(model, x):
+    return jax.vmap(lambda x: fields.log_prior(model, x))(x)
 
 
 def in_pieces(piece, model, x, steps):
     """Calls `piece(x, grid, log_density)` along the grid; returns x and its log-density."""
     grid = grids.grid_uniform(model, steps)
-    log_density = jax.vmap(lambda x: fields.log_prior(model, x))(x)
+    log_density = prior(model, x)
     for start in range(0, steps, CHUNK):
         x, log_density = piece(x, grid[start : start + CHUNK + 1], log_density)
     return x, log_density
-
-
-STEPS = {"euler": (64, 128, 256), "heun": (64, 128, 256), "rk4": (64, 128, 256)}
-STEPS["dopri5"] = (64, 128, 256, 512)
-SOLVERS = {
-    "euler": (diffrax.Euler(), 1),
-    "heun": (diffrax.Heun(), 2),
-    "rk4": (RK4(), 4),
-    "dopri5": (diffrax.Dopri5(), 5),
-}
-
-
-@functools.cache
-def errors(size, method):
-    """Tracked minus true log-density, (steps, quantiles, latents), in nats."""
-    model, trace, latents = problem(size)
-
-    @jax.jit
-    def piece(x, grid, log_density):
-        def one(x, log_density, q):
-            out = sample(
-                model,
-                x,
-                grid,
-                key=jax.random.key(0),
-                log_density=log_density,
-                guides=(guidance.density_guidance(q),),
-                divergence=trace,
-                solver=SOLVERS[method][0],
-            )
-            return out.x, out.log_density
-
-        count = len(x) // len(QUANTILES)
-        return jax.vmap(one)(x, log_density, jnp.repeat(QUANTILES, count))
-
-    everything = jnp.concatenate([latents] * len(QUANTILES))
-    rows = []
-    for steps in STEPS[method]:
-        x, tracked = in_pieces(piece, model, everything, steps)
-        rows.append((tracked - truth(model, x)).reshape(len(QUANTILES), -1))
-    return np.stack(rows)
 
 
 def rms(a, axis=-1):
@@ -155,20 +117,202 @@ def rms(a, axis=-1):
 
 
 def slope(steps, error):
+    """Order of convergence: minus the slope of log error on log steps."""
     return -np.polyfit(np.log(steps), np.log(error), 1)[0]
 
 
-@pytest.mark.parametrize("method", SOLVERS)
+class Method(NamedTuple):
+    solver: diffrax.AbstractSolver
+    order: int
+    steps: tuple[int, ...]
+
+
+METHODS = {
+    "euler": Method(diffrax.Euler(), 1, (128, 256, 512)),
+    "heun": Method(diffrax.Heun(), 2, (64, 128, 256)),
+    "rk4": Method(RK4(), 4, (128, 256, 512)),
+    "dopri5": Method(diffrax.Dopri5(), 5, (64, 128, 256, 512)),
+}
+
+
+@pytest.fixture(scope="module")
+def errors(problems):
+    """Tracked minus true log-density by size and method, (steps, quantiles, latents) nats."""
+
+    @functools.cache
+    def measure(size, method):
+        model, trace, latents = problems[size]
+        solver, _, every_steps = METHODS[method]
+
+        @jax.jit
+        def piece(x, grid, log_density):
+            def one(x, log_density, q):
+                out = sample(
+                    model,
+                    x,
+                    grid,
+                    key=jax.random.key(0),
+                    log_density=log_density,
+                    guides=(guidance.density_guidance(q),),
+                    divergence=trace,
+                    solver=solver,
+                )
+                return out.x, out.log_density
+
+            quantiles = jnp.repeat(jnp.array(QUANTILES), len(latents))
+            return jax.vmap(one)(x, log_density, quantiles)
+
+        rows = []
+        for steps in every_steps:
+            everything = jnp.concatenate([latents] * len(QUANTILES))
+            x, tracked = in_pieces(piece, model, everything, steps)
+            rows.append((tracked - truth(model, x)).reshape(len(QUANTILES), -1))
+        return np.stack(rows)
+
+    return measure
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("size", [2, 16, 784])
-def test_tracked_converges_to_true_at_the_solvers_order(size, method):
-    order = SOLVERS[method][1]
-    error = rms(errors(size, method)[:, 0])
-    print(size, method, error, slope(STEPS[method], error), rms(errors(size, method))/size)
-    assert order - 0.2 < slope(STEPS[method], error) < order + 0.8
+def test_tracked_converges_to_true_at_the_solvers_order(errors, size, method):
+    """Along the PF-ODE (q = 0.5).
+
+    Above the order there is room for Dopri5 in 2-D, which still gains on it (5.4) when rounding
+    sets in at 1e-12 nats.
+    """
+    _, order, steps = METHODS[method]
+    assert order - 0.15 < slope(steps, rms(errors(size, method)[:, 0])) < order + 0.5
 
 
 @pytest.mark.parametrize("size", [2, 16, 784])
-def test_order_five_is_exact_at_512_steps(size):
+def test_order_five_is_exact_at_512_steps(errors, size):
     error = np.abs(errors(size, "dopri5")[-1]).max(-1) / size
     assert error[0] < 1e-6  # the PF-ODE
-    assert error.max() < 1e-5  # density guidance with eta kept in [0, 2]
+    assert error.max() < 1e-5  # density guidance, eta kept in [0, 2]
+
+
+def test_the_subspace_trace_is_exact(problems):
+    """What the 784-D figures rest on, against all 784 products."""
+    model, trace, latents = problems[784]
+    x = 0.1 * latents[0]
+
+    @jax.jit
+    def both(t):
+        exact = divergence.Exact()
+        return [
+            fields.evaluate(model, t, x, divergence=d, key=jax.random.key(0)).divergence
+            for d in (trace, exact)
+        ]
+
+    for t in (model.t_min, 0.5 * (model.t_min + model.t_max)):
+        np.testing.assert_allclose(*both(t), rtol=1e-10)
+
+
+def test_trajectory_holds_what_shorter_runs_reach(problems):
+    model, trace, latents = problems[16]
+    grid = grids.grid_uniform(model, 64)
+
+    @functools.partial(jax.jit, static_argnames="save")
+    def run(x, grid, log_density, save=None):
+        def one(x, log_density):
+            options = {"divergence": trace, "solver": diffrax.Dopri5(), "save": save}
+            return sample(
+                model, x, grid, key=jax.random.key(0), log_density=log_density, **options
+            )
+
+        return jax.vmap(one)(x, log_density)
+
+    course = run(latents, grid, prior(model, latents), save=Trajectory)
+    t, x, log_density = course.trajectory
+    assert x.shape == (12, 65, 2, 8)
+    np.testing.assert_array_equal(t, jnp.broadcast_to(grid, t.shape))
+    np.testing.assert_array_equal(x[:, 0], latents)
+    np.testing.assert_array_equal(x[:, -1], course.x)
+    np.testing.assert_array_equal(log_density[:, -1], course.log_density)
+
+    # The half-way point is that of a run which stops there, and a run from there ends alike.
+    half = run(latents, grid[:33], prior(model, latents))
+    np.testing.assert_allclose(x[:, 32], half.x, rtol=1e-11)
+    np.testing.assert_allclose(log_density[:, 32], half.log_density, rtol=1e-11)
+    rest = run(half.x, grid[32:], half.log_density)
+    np.testing.assert_allclose(rest.x, course.x, rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(rest.log_density, course.log_density, rtol=1e-11)
+
+    # And at every grid point the log-density is the exact one of that time.
+    every = jax.jit(jax.vmap(jax.vmap(functools.partial(analytic.log_density, model))))
+    np.testing.assert_allclose(log_density, every(t, x), atol=1e-6)
+
+
+def test_adaptive_steps_reach_their_tolerance(problems):
+    """With PIDController the error follows the tolerance, whatever the grid."""
+    model, trace, latents = problems[16]
+    grid = jnp.stack([model.t_max, 0.5 * (model.t_max + model.t_min), model.t_min])
+
+    @jax.jit
+    def run(tolerance):
+        def one(x):
+            return sample(
+                model,
+                x,
+                grid,
+                key=jax.random.key(0),
+                divergence=trace,
+                solver=diffrax.Dopri5(),
+                controller=diffrax.PIDController(rtol=tolerance, atol=tolerance),
+                save=Trajectory,
+            )
+
+        return jax.vmap(one)(latents)
+
+    error = []
+    for tolerance in (1e-4, 1e-6, 1e-8):
+        out = run(tolerance)
+        error.append(rms(out.log_density - truth(model, out.x)))
+        np.testing.assert_array_equal(out.trajectory.t[0], grid)
+        np.testing.assert_array_equal(out.trajectory.x[:, -1], out.x)
+    print("adaptive", error)
+    assert error[2] < 1e-6
+    assert error[0] > 10 * error[1] > 100 * error[2]
+
+
+def test_info_is_what_the_trajectory_shows(problems):
+    """bound_share and least_score against |sigma s| along a finely saved trajectory."""
+    model, trace, latents = problems[2]
+    grid = grids.grid_uniform(model, 400)
+    probit = 0.5244005127080407  # Phi^-1(0.7)
+
+    @jax.jit
+    def run(x):
+        return sample(
+            model,
+            x,
+            grid,
+            key=jax.random.key(0),
+            guides=(guidance.density_guidance(0.7),),
+            divergence=trace,
+            save=Trajectory,
+        )
+
+    @jax.jit
+    def norm2(t, x):
+        w = model.path.sigma(t)
+        return w**2 * jnp.sum(model.network.score(x, w) ** 2)
+
+    out = jax.vmap(run)(latents)
+    square = jax.vmap(jax.vmap(norm2))(out.trajectory.t, out.trajectory.x)
+    passed = jnp.diff(jax.vmap(lambda t: -2 * jnp.log(model.path.sigma(t)))(grid))
+    stopped = np.sqrt(2 * 2) * probit / square > 1
+    share = 0.5 * (stopped[:, 1:] + 0.0 + stopped[:, :-1]) @ passed / jnp.sum(passed)
+    print(share, out.info.bound_share)
+    assert (share > 0.02).any()
+    assert (share < 0.98).any()
+    np.testing.assert_allclose(out.info.bound_share, share, atol=3 / 400)
+
+    within = 0.5 * (square[:, 1:] + square[:, :-1])
+    print(jnp.sqrt(within.min(1)), out.info.least_score)
+    np.testing.assert_allclose(out.info.least_score, jnp.sqrt(within.min(1)), rtol=0.01)
+
+    assert out.info.finite.all()
+    assert out.info.target_met.all()  # none was asked for
+    assert (out.info.standard_error == 0).all()  # no probes
+    np.testing.assert_array_equal(out.info.log_densities[:, 0], out.log_density)

@@ -52,7 +52,7 @@ class Block(nnx.Module):
         self.conv_out = _conv(channels, channels, 3, rngs, zero=True)
 
     def __call__(self, h: Image, embedding: Array) -> Image:
-        scale, shift = jnp.split(self.film(embedding), 2)
+        scale, shift = jnp.split(self.film(embedding)[None, None, None], 2, axis=-1)
         out = self.conv_in(nnx.silu(self.norm_in(h)))
         return h + self.conv_out(nnx.silu(self.norm_out(out) * (1 + scale) + shift))
 

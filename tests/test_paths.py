@@ -1,0 +1,210 @@
+"""Paths against formulas written anew, and everything derived from them."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import W_MAX, W_MIN
+
+from dgjax import paths
+
+
+def vp_integral(t, low=0.1, high=20.0):
+    return low * t + (high - low) * t**2 / 2
+
+
+def vp_alpha(t, *betas):
+    return np.exp(-vp_integral(t, *betas) / 2)
+
+
+FORMULAS = {
+    "vp": (vp_alpha, lambda t: np.sqrt(1 - vp_alpha(t) ** 2)),
+    "sub_vp": (vp_alpha, lambda t: 1 - vp_alpha(t) ** 2),
+    "cosine": (lambda t: np.sqrt((1 + np.cos(np.pi * t)) / 2), lambda t: np.sin(np.pi * t / 2)),
+    "ve": (lambda t: 1 + 0 * t, lambda t: 0.01 * 5000**t),
+    "edm": (lambda t: 1 + 0 * t, lambda t: t),
+    "edm7": (lambda t: 1 + 0 * t, lambda t: t**7),
+    "rectified_flow": (lambda t: 1 - t, lambda t: t),
+    "custom": (lambda t: np.exp(-t), lambda t: t),
+}
+
+
+# All of one length: one compilation a path.
+LEVELS = np.linspace(-2 * np.log(W_MIN), -2 * np.log(W_MAX), 9)
+WIDE = np.linspace(14.0, -6.3, 9)
+
+
+@jax.jit
+def times(path, levels):
+    return jax.vmap(path.time)(levels)
+
+
+@jax.jit
+def values(path, t):
+    return jax.vmap(lambda t: paths.coefficients(path, t))(t)
+
+
+@jax.jit
+def logsnrs(path, t):
+    return jax.vmap(lambda t: paths.logsnr(path, t))(t)
+
+
+def test_alpha_and_sigma_are_the_published_ones(span):
+    t = times(span.path, LEVELS)
+    alpha, sigma = FORMULAS[span.name]
+    c = values(span.path, t)
+    np.testing.assert_allclose(c.alpha, alpha(np.asarray(t)), rtol=1e-10)
+    np.testing.assert_allclose(c.sigma, sigma(np.asarray(t)), rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("path", "alpha", "sigma"),
+    [
+        (paths.vp(0.3, 8), vp_alpha(0.4, 0.3, 8), np.sqrt(1 - vp_alpha(0.4, 0.3, 8) ** 2)),
+        (paths.sub_vp(0.3, 8), vp_alpha(0.4, 0.3, 8), 1 - vp_alpha(0.4, 0.3, 8) ** 2),
+        (paths.ve(0.002, 80), 1.0, 0.002**0.6 * 80**0.4),
+        (paths.edm(3), 1.0, 0.064),
+    ],
+)
+def test_the_numbers_of_a_path_are_used(path, alpha, sigma):
+    t = jnp.array(0.4)
+    np.testing.assert_allclose([path.alpha(t), path.sigma(t)], [alpha, sigma], rtol=1e-12)
+    np.testing.assert_allclose(path.time(paths.logsnr(path, t)), 0.4, rtol=1e-12)
+
+
+def test_derivatives_f_and_g2_are_those_of_the_formulas(span):
+    """Central differences of the formulas, good to about nine digits."""
+    t = np.asarray(times(span.path, LEVELS))
+    h = 1e-5 * np.minimum(t, 1 - t) if span.t_max < 1 else 1e-5 * t
+    alpha, sigma = FORMULAS[span.name]
+
+    def slope(fn):
+        return (fn(t + h) - fn(t - h)) / (2 * h)
+
+    c = values(span.path, jnp.asarray(t))
+    f = slope(lambda t: np.log(alpha(t)))
+    g2 = slope(lambda t: sigma(t) ** 2) - 2 * f * sigma(t) ** 2
+    dlogsnr = slope(lambda t: 2 * np.log(alpha(t) / sigma(t)))
+    np.testing.assert_allclose(c.dalpha, slope(alpha), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(c.dsigma, slope(sigma), rtol=1e-6)
+    np.testing.assert_allclose(c.f, f, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(c.g2, g2, rtol=1e-6)
+    np.testing.assert_allclose(c.dlogsnr, dlogsnr, rtol=1e-6)
+    np.testing.assert_allclose(c.logsnr, LEVELS, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "f", "g2"),
+    [
+        ("vp", lambda t: -(0.1 + 19.9 * t) / 2, lambda t: 0.1 + 19.9 * t),
+        (
+            "sub_vp",
+            lambda t: -(0.1 + 19.9 * t) / 2,
+            lambda t: (0.1 + 19.9 * t) * (1 - np.exp(-2 * vp_integral(t))),
+        ),
+        ("ve", lambda t: 0 * t, lambda t: 2 * np.log(5000) * (0.01 * 5000**t) ** 2),
+        ("edm", lambda t: 0 * t, lambda t: 2 * t),
+        ("rectified_flow", lambda t: -1 / (1 - t), lambda t: 2 * t / (1 - t)),
+    ],
+)
+def test_f_and_g2_are_the_published_ones(spans, name, f, g2):
+    """Song et al. 2021, appendix B; Karras et al. 2022, table 1."""
+    t = np.asarray(times(spans[name].path, LEVELS))
+    c = values(spans[name].path, jnp.asarray(t))
+    np.testing.assert_allclose(c.f, f(t), rtol=1e-10)
+    np.testing.assert_allclose(c.g2, g2(t), rtol=1e-10)
+
+
+def test_round_trips_between_time_and_logsnr(span):
+    t = times(span.path, WIDE)
+    assert (np.diff(t) > 0).all()
+    back = logsnrs(span.path, t)
+    np.testing.assert_allclose(back, WIDE, atol=1e-9)
+    np.testing.assert_allclose(times(span.path, back), t, rtol=1e-9)
+
+
+def test_time_has_the_gradient_of_an_inverse(span):
+    slope = jax.jit(jax.vmap(jax.grad(span.path.time)))(LEVELS)
+    t = times(span.path, LEVELS)
+    np.testing.assert_allclose(slope * values(span.path, t).dlogsnr, 1, rtol=1e-8)
+
+
+def test_float32_loses_nothing_near_the_ends(span, float32):
+    """Errors in sigma and alpha of a few units in the last place of t or of the value itself."""
+    path = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), span.path)
+    levels = np.concatenate([np.linspace(14, 7, 5), np.linspace(-5, -6.3, 4)])
+    t = times(path, levels.astype(np.float32))
+    assert t.dtype == jnp.float32
+    c = values(path, t)
+    alpha, sigma = FORMULAS[span.name]
+    exact = np.asarray(t, np.float64)
+    eps = np.finfo(np.float32).eps
+    # 1 - alpha^2 in the formulas cancels, but in float64.
+    np.testing.assert_allclose(c.sigma, sigma(exact), rtol=20 * eps)
+    np.testing.assert_allclose(c.alpha, alpha(exact), rtol=8 * eps, atol=2 * eps)
+    # The time asked for is found up to the rounding of t and of the level.
+    found = 2 * np.log(alpha(exact) / sigma(exact))
+    allowed = eps * (np.abs(levels) + np.abs(c.dlogsnr) * exact + 1 / alpha(exact))
+    assert (np.abs(found - levels) < 10 * allowed).all()
+    # g2 stays positive and right where sigma is small.
+    slow = (sigma(exact * 1.0001) ** 2 - sigma(exact * 0.9999) ** 2) / (2e-4 * exact)
+    f = (np.log(alpha(exact * 1.0001)) - np.log(alpha(exact * 0.9999))) / (2e-4 * exact)
+    near = levels > 0
+    g2 = slow - 2 * f * sigma(exact) ** 2
+    np.testing.assert_allclose(c.g2[near], g2[near], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [paths.vp, paths.sub_vp, paths.ve, lambda a, b: paths.edm(b)],
+    ids=["vp", "sub_vp", "ve", "edm"],
+)
+def test_changed_numbers_do_not_retrace(make):
+    @jax.jit
+    @chex.assert_max_traces(1)
+    def both(path, t):
+        return paths.coefficients(path, t), path.time(paths.logsnr(path, t))
+
+    first, _ = both(make(0.1, 20.0), 0.3)
+    second, _ = both(make(1, 12), 0.7)
+    both(make(np.float32(0.2), jnp.array(9)), 0.5)
+    assert first.sigma != second.sigma
+
+
+def test_changed_bounds_of_a_custom_path_do_not_retrace():
+    def alpha(t):
+        return jnp.exp(-t)
+
+    def sigma(t):
+        return t
+
+    @jax.jit
+    @chex.assert_max_traces(1)
+    def middle(path):
+        return path.time(0.0)
+
+    results = [middle(paths.custom(alpha, sigma, 0.0, upper)) for upper in (1.0, 2, 3.5)]
+    # t e^t = 1 at the omega constant.
+    np.testing.assert_allclose(results, 0.5671432904097838, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "sigma"),
+    [
+        (lambda t: t, lambda t: 1 - t),  # backwards
+        (lambda t: 1 - 0.5 * t, lambda t: jnp.sin(2 * jnp.pi * t)),  # up and down
+        (lambda t: jnp.ones_like(t), lambda t: jnp.full_like(t, 0.3)),  # constant
+        (lambda t: jnp.ones_like(t), lambda t: jnp.log(t - 0.5)),  # not a number
+    ],
+)
+def test_a_custom_path_that_does_not_grow_is_refused(alpha, sigma):
+    with pytest.raises(ValueError, match="must grow"):
+        paths.custom(alpha, sigma)
+
+
+def test_a_custom_path_equals_the_named_one():
+    """Bisection finds what the closed form of `vp` gives, at both ends and in between."""
+    named = paths.vp()
+    path = paths.custom(lambda t: named.alpha(t), lambda t: named.sigma(t))
+    np.testing.assert_allclose(times(path, WIDE), times(named, WIDE), rtol=1e-12)
