@@ -2,13 +2,13 @@
 
 from typing import NamedTuple
 
-import diffrax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dgjax.divergence import Divergence, Hutchinson
 from dgjax.fields import Field, condition, log_prior
 from dgjax.sampling import Info, solve
+from dgjax.solvers import Adjoint, Controller, Progress, Solver
 from dgjax.typing import Cond, Key, Sample, Scalar
 
 __all__ = ["Likelihood", "likelihood"]
@@ -30,10 +30,10 @@ def likelihood(
     key: Key,
     divergence: Divergence = Hutchinson(),
     cond: Cond = None,
-    solver: diffrax.AbstractSolver | None = None,
-    controller: diffrax.AbstractStepSizeController | None = None,
-    adjoint: diffrax.AbstractAdjoint | None = None,
-    progress: diffrax.AbstractProgressMeter | None = None,
+    solver: Solver | None = None,
+    controller: Controller | None = None,
+    adjoint: Adjoint | None = None,
+    progress: Progress | None = None,
 ) -> Likelihood:
     """log p(x) = log p_T(x_T) + integral of div u from t_min to t_max ([DG] eq. 5).
 

@@ -17,61 +17,13 @@ from jaxtyping import Array, Float
 
 from dgjax.divergence import Divergence, Hutchinson
 from dgjax.fields import Field, Local, condition, evaluate, log_prior
-from dgjax.guidance import Guide, HasTarget, SteersScore, apply_guides
+from dgjax.guidance import Guide, SteersScore, apply_guides
 from dgjax.noise import ItoNoise, StratonovichNoise
+from dgjax.results import Info, Sampled, State, Trajectory, summarize
+from dgjax.solvers import Adjoint, Controller, Progress, Solver, check_solve
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float, inner, known
 
 __all__ = ["Info", "Sampled", "State", "Trajectory", "sample", "solve"]
-
-
-class State(NamedTuple):
-    """What the solver carries.
-
-    `log_densities` has one entry per divergence estimate. The last two are integrals over
-    log-SNR, of |sigma s|^2 and of whether a guide was stopped by its bound.
-    """
-
-    x: Sample
-    log_densities: Float[Array, " n"]
-    score_norm2: Scalar
-    bounded: Scalar
-
-
-class Info(NamedTuple):
-    """Diagnostics of one solve.
-
-    Attributes:
-        standard_error: of `log_density` from the probes, in nats; NaN for a single probe.
-        bound_share: share of the log-SNR range on which a guide was stopped by its bound.
-        least_score: least |sigma s| over the steps (root mean square within each).
-        target_met: whether every target asked for was reached; True when none was.
-        finite: whether x and its log-density are finite.
-        log_densities: (n,) final log-density by each divergence estimate, in nats.
-    """
-
-    standard_error: Scalar
-    bound_share: Scalar
-    least_score: Scalar
-    target_met: Scalar
-    finite: Scalar
-    log_densities: Float[Array, " n"]
-
-
-class Trajectory(NamedTuple):
-    """Times, states and tracked log-densities (nats) along a solve. Pass as `save`."""
-
-    t: Scalar
-    x: Sample
-    log_density: Scalar
-
-
-class Sampled(NamedTuple):
-    """A sample with its log-density in nats at the model's t_min, and how it came about."""
-
-    x: Sample
-    log_density: Scalar
-    info: Info
-    trajectory: Any
 
 
 class _Problem(NamedTuple):
@@ -172,11 +124,11 @@ def solve(
     noise: StratonovichNoise | ItoNoise | None = None,
     divergence: Divergence = Hutchinson(),
     cond: Cond = None,
-    solver: diffrax.AbstractSolver | None = None,
-    controller: diffrax.AbstractStepSizeController | None = None,
-    adjoint: diffrax.AbstractAdjoint | None = None,
+    solver: Solver | None = None,
+    controller: Controller | None = None,
+    adjoint: Adjoint | None = None,
     save: Callable[[Scalar, Sample, Scalar], Any] | None = None,
-    progress: diffrax.AbstractProgressMeter | None = None,
+    progress: Progress | None = None,
 ) -> Sampled:
     """Integrates the augmented equation along `grid`, in either direction of time.
 
@@ -186,7 +138,7 @@ def solve(
     x = jnp.asarray(x)
     grid = as_float(grid)
     solver = diffrax.Heun() if solver is None else solver
-    _check_solve(x, grid, noise, solver, controller)
+    check_solve(x, grid, noise, solver, controller)
     model = condition(model, cond)
 
     probe_key, noise_key = jax.random.split(key)
@@ -214,16 +166,14 @@ def solve(
     if controller is None:
         steps, when = grid.shape[0] - 1, {"t0": True, "steps": True}
         controller = diffrax.StepTo(grid)
-        dt0 = None
     else:
         steps, when = 4096, {"ts": grid}
-        dt0 = None
     solution = diffrax.diffeqsolve(
         term,
         solver,
         grid[0],
         grid[-1],
-        dt0,
+        None,
         state,
         args=problem,
         saveat=diffrax.SaveAt(
@@ -242,63 +192,9 @@ def solve(
     end, course, trajectory = solution.ys
     end = jax.tree.map(lambda a: a[0], end)
     reached = jnp.mean(end.log_densities)
-    return Sampled(end.x, reached, _info(model, grid, guides, divergence, end, course), trajectory)
-
-
-def _info(model, grid, guides, divergence, end: State, course) -> Info:
-    noisiness = jax.vmap(lambda t: 2 * jnp.log(model.path.alpha(t) / model.path.sigma(t)))(grid)
-    steps = jnp.abs(jnp.diff(noisiness)).astype(course.dtype)
-    share = jnp.abs(end.bounded) / jnp.sum(steps)
-    score = jnp.sqrt(jnp.maximum(jnp.abs(jnp.diff(course)) / steps, 0))
-    log_density = jnp.mean(end.log_densities)
-    met = jnp.array(True)
-    for guide in guides:
-        if isinstance(guide, HasTarget):
-            met = met & guide.met(log_density, end.x.size)
-    return Info(
-        standard_error=divergence.standard_error(end.log_densities),
-        bound_share=share,
-        least_score=jnp.min(score),
-        target_met=met,
-        finite=jnp.isfinite(log_density) & jnp.all(jnp.isfinite(end.x)),
-        log_densities=end.log_densities,
+    return Sampled(
+        end.x, reached, summarize(model, grid, guides, divergence, end, course), trajectory
     )
-
-
-def _check_solve(x, grid, noise, solver, controller) -> None:
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"x must be floating, got {x.dtype}; convert and scale it first")
-    values = known(x)
-    if values is not None and not np.isfinite(values).all():
-        raise ValueError("x has NaN or infinite entries; a solve would carry them along silently")
-    times = known(grid)
-    if grid.ndim != 1 or grid.shape[0] < 2:
-        raise ValueError(f"grid must be (steps + 1,) with at least one step, got {grid.shape}")
-    if times is not None:
-        steps = np.diff(times)
-        if not ((steps > 0).all() or (steps < 0).all()):
-            raise ValueError("grid must be strictly monotone: sort it and drop repeated times")
-    explicit = isinstance(solver, diffrax.AbstractERK | diffrax.Euler)
-    if not explicit:
-        raise ValueError(
-            f"{type(solver).__name__} is not supported: use Euler or an explicit Runge-Kutta "
-            "method (Heun, RK4, Bosh3, Tsit5, Dopri5, ...)"
-        )
-    if noise is None:
-        return
-    if controller is not None:
-        raise ValueError("noise needs a fixed grid: leave out the step-size controller")
-    ito, euler = isinstance(noise, ItoNoise), isinstance(solver, diffrax.Euler)
-    if ito and not euler:
-        raise ValueError(
-            f"{type(noise).__name__} is an Ito step and needs solver=Euler(), not "
-            f"{type(solver).__name__}"
-        )
-    if euler and not ito:
-        raise ValueError(
-            f"{type(noise).__name__} is meant in the Stratonovich sense and Euler converges to "
-            "Ito: use Heun(), RK4() or another Runge-Kutta method"
-        )
 
 
 def sample(
@@ -312,11 +208,11 @@ def sample(
     noise: StratonovichNoise | ItoNoise | None = None,
     divergence: Divergence = Hutchinson(),
     cond: Cond = None,
-    solver: diffrax.AbstractSolver | None = None,
-    controller: diffrax.AbstractStepSizeController | None = None,
-    adjoint: diffrax.AbstractAdjoint | None = None,
+    solver: Solver | None = None,
+    controller: Controller | None = None,
+    adjoint: Adjoint | None = None,
     save: Callable[[Scalar, Sample, Scalar], Any] | None = None,
-    progress: diffrax.AbstractProgressMeter | None = None,
+    progress: Progress | None = None,
 ) -> Sampled:
     """Carries one latent from noise to data along the guided drift, tracking log p_t.
 

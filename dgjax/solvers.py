@@ -1,11 +1,21 @@
-"""Solvers: diffrax's explicit ones by their names, and the classical Runge-Kutta method."""
+"""Solvers: diffrax's explicit ones by name, the classical Runge-Kutta, and what fits what."""
 
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import diffrax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
-__all__ = ["RK4", "SOLVERS"]
+from dgjax.noise import ItoNoise
+from dgjax.typing import known
+
+__all__ = ["RK4", "SOLVERS", "Adjoint", "Controller", "Progress", "Solver", "check_solve"]
+
+Solver: TypeAlias = diffrax.AbstractSolver
+Controller: TypeAlias = diffrax.AbstractStepSizeController
+Adjoint: TypeAlias = diffrax.AbstractAdjoint
+Progress: TypeAlias = diffrax.AbstractProgressMeter
 
 
 class RK4(diffrax.AbstractERK, diffrax.AbstractStratonovichSolver):
@@ -40,3 +50,42 @@ SOLVERS: dict[str, type[diffrax.AbstractSolver]] = {
     "tsit5": diffrax.Tsit5,
     "dopri5": diffrax.Dopri5,
 }
+
+
+def check_solve(
+    x: Array, grid: Array, noise: object | None, solver: Solver, controller: Controller | None
+) -> None:
+    """Raise a ValueError unless these can be solved together; it says how to mend it."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x must be floating, got {x.dtype}; convert and scale it first")
+    values = known(x)
+    if values is not None and not np.isfinite(values).all():
+        raise ValueError("x has NaN or infinite entries; a solve would carry them along silently")
+    times = known(grid)
+    if grid.ndim != 1 or grid.shape[0] < 2:
+        raise ValueError(f"grid must be (steps + 1,) with at least one step, got {grid.shape}")
+    if times is not None:
+        steps = np.diff(times)
+        if not ((steps > 0).all() or (steps < 0).all()):
+            raise ValueError("grid must be strictly monotone: sort it and drop repeated times")
+    explicit = isinstance(solver, diffrax.AbstractERK | diffrax.Euler)
+    if not explicit:
+        raise ValueError(
+            f"{type(solver).__name__} is not supported: use Euler or an explicit Runge-Kutta "
+            "method (Heun, RK4, Bosh3, Tsit5, Dopri5, ...)"
+        )
+    if noise is None:
+        return
+    if controller is not None:
+        raise ValueError("noise needs a fixed grid: leave out the step-size controller")
+    ito, euler = isinstance(noise, ItoNoise), isinstance(solver, diffrax.Euler)
+    if ito and not euler:
+        raise ValueError(
+            f"{type(noise).__name__} is an Ito step and needs solver=Euler(), not "
+            f"{type(solver).__name__}"
+        )
+    if euler and not ito:
+        raise ValueError(
+            f"{type(noise).__name__} is meant in the Stratonovich sense and Euler converges to "
+            "Ito: use Heun(), RK4() or another Runge-Kutta method"
+        )

@@ -20,6 +20,7 @@ ORDER = [
     "noise",
     "prior",
     "solvers",
+    "results",
     "sampling",
     "likelihood",
     "quadrature",

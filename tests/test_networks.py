@@ -37,10 +37,7 @@ def samples(network, count):
     return jax.random.normal(jax.random.key(2), (count, *network.shape))
 
 
-NETWORKS = [unet(), unet((7, 10, 3)), unet(num_classes=3), mlp(), mlp((2, 2), num_classes=3)]
-
-
-@pytest.mark.parametrize("make", NETWORKS)
+@pytest.mark.parametrize("make", [unet(), unet((7, 10, 3)), mlp((2, 2))])
 def test_one_sample_equals_the_same_sample_in_a_batch(make):
     network = filled(make)
     x, t = samples(network, 4), jnp.linspace(-1.0, 1.0, 4)
@@ -51,7 +48,7 @@ def test_one_sample_equals_the_same_sample_in_a_batch(make):
     np.testing.assert_allclose(batched, single, atol=2e-5)
 
 
-@pytest.mark.parametrize("make", [unet(), mlp()])
+@pytest.mark.parametrize("make", [unet(channels=(8,)), mlp()])
 def test_a_new_network_is_zero_everywhere(make):
     network = jax.jit(make)()
     apply = jax.jit(jax.vmap(lambda x: network(x, jnp.array(0.3), None)))
@@ -59,13 +56,12 @@ def test_a_new_network_is_zero_everywhere(make):
     assert (out == 0).all()
 
 
-@pytest.mark.parametrize("make", NETWORKS)
+@pytest.mark.parametrize("make", [unet(num_classes=3), mlp(num_classes=3)])
 def test_every_weight_is_a_float_and_gets_a_gradient(make):
     network = filled(make)
-    label = None if network.embed.label is None else jnp.array(1)
 
     def loss(network, x):
-        return jnp.sum(network(x, jnp.array(0.3), label) ** 2)
+        return jnp.sum(network(x, jnp.array(0.3), 1) ** 2)
 
     gradient = jax.jit(jax.grad(loss))(network, samples(network, 1)[0])
     for name, g in to_named(gradient).items():
@@ -86,14 +82,14 @@ def test_every_pixel_reaches_every_output_padded_or_not(make):
 def test_jvp_is_the_directional_derivative():
     network = filled(unet())
     x, z = samples(network, 2)
-    h = 1e-2
+    h = 1e-4
 
     @jax.jit
     def along(s):
         return network(x + s * z, jnp.array(0.3), None)
 
     _, tangent = jax.jvp(along, (jnp.array(0.0),), (jnp.array(1.0),))
-    np.testing.assert_allclose((along(h) - along(-h)) / (2 * h), tangent, atol=5e-3)
+    np.testing.assert_allclose((along(h) - along(-h)) / (2 * h), tangent, rtol=1e-4, atol=1e-6)
 
 
 def test_unfold_inverts_fold_and_fold_gathers_neighbours():
