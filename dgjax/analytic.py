@@ -146,9 +146,9 @@ def gaussian_mixture(
             symmetric positive semi-definite.
     """
     weights, means, covariances = as_float(weights), as_float(means), as_float(covariances)
-    count, shape = means.shape[0], means.shape[1:]
+    count, shape = len(means) if means.ndim else 0, means.shape[1:]
     size = int(np.prod(shape))
-    if weights.shape != (count,) or covariances.shape != (count, size, size):
+    if not count or weights.shape != (count,) or covariances.shape != (count, size, size):
         raise ValueError(
             f"weights {weights.shape}, means {means.shape} and covariances {covariances.shape} "
             f"must be (K,), (K, *shape) and (K, D, D)"
@@ -183,7 +183,7 @@ def kernel_density(
     """One isotropic Gaussian of standard deviation `bandwidth` at each row of `data` (K, *shape).
 
     Raises:
-        ValueError: if `data` is empty or a weight is not positive.
+        ValueError: if `data` is empty, shapes disagree or a weight is not positive.
     """
     data = as_float(data)
     if data.ndim < 1 or data.size == 0:
@@ -191,13 +191,19 @@ def kernel_density(
     count, shape = data.shape[0], data.shape[1:]
     size = int(np.prod(shape))
     weights = jnp.ones(count) if weights is None else as_float(weights)
+    bandwidth = as_float(bandwidth)
+    if weights.shape != (count,) or bandwidth.shape not in ((), (count,)):
+        raise ValueError(
+            f"{count} samples take weights ({count},) and a bandwidth () or ({count},), "
+            f"got {weights.shape} and {bandwidth.shape}"
+        )
     _check_weights(weights)
     return GaussianMixture(
         jnp.log(weights / jnp.sum(weights)),
         data.reshape(count, size),
         jnp.zeros((count, size, 0), data.dtype),
         jnp.zeros((count, 0), data.dtype),
-        jnp.broadcast_to(as_float(bandwidth) ** 2, (count,)),
+        jnp.broadcast_to(bandwidth**2, (count,)),
         shape,
     )
 

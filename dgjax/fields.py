@@ -141,11 +141,19 @@ def repath(model: Field, path: Path) -> Field:
     """The same model on another path: equal log-SNR, x rescaled by the ratio of the alphas.
 
     Raises:
-        ValueError: if alpha or sigma vanishes on `path` at the model's noise range.
+        ValueError: if alpha or sigma vanishes on `path` at the model's noise range, or `path` does
+            not cover it.
     """
-    t_min = path.time(logsnr(model.path, model.t_min))
-    t_max = path.time(logsnr(model.path, model.t_max))
+    levels = logsnr(model.path, model.t_min), logsnr(model.path, model.t_max)
+    t_min, t_max = path.time(levels[0]), path.time(levels[1])
     _check_range(path, t_min, t_max)
+    for level, t in zip(levels, (t_min, t_max), strict=True):
+        asked, found = known(level), known(logsnr(path, t))
+        if asked is not None and found is not None and abs(found - asked) > 0.1:
+            raise ValueError(
+                f"the model reaches log-SNR {asked:.3g} and the path ends at {found:.3g}; "
+                "take a path that covers the model's noise range"
+            )
     native = model.path if model.native is None else model.native
     return replace(model, path=path, native=native, t_min=t_min, t_max=t_max)
 

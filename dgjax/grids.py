@@ -1,5 +1,6 @@
 """Time grids, from t_max down to t_min. The first and last entry are the model's own, exactly."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
@@ -12,6 +13,10 @@ __all__ = ["grid_karras", "grid_logsnr", "grid_uniform"]
 
 def _ends(model: Field, inner: Array) -> Float[Array, " n+1"]:
     return jnp.concatenate([model.t_max[None], inner[1:-1], model.t_min[None]])
+
+
+def _times(model: Field, log_snrs: Array) -> Array:
+    return jax.vmap(model.path.time)(log_snrs)
 
 
 def _check_steps(steps: int) -> None:
@@ -29,7 +34,7 @@ def grid_logsnr(model: Field, steps: int) -> Float[Array, " n+1"]:
     """`steps` equal steps of log-SNR."""
     _check_steps(steps)
     start, stop = logsnr(model.path, model.t_max), logsnr(model.path, model.t_min)
-    return _ends(model, model.path.time(jnp.linspace(start, stop, steps + 1)))
+    return _ends(model, _times(model, jnp.linspace(start, stop, steps + 1)))
 
 
 def grid_karras(model: Field, steps: int, rho: ArrayLike = 7.0) -> Float[Array, " n+1"]:
@@ -39,4 +44,4 @@ def grid_karras(model: Field, steps: int, rho: ArrayLike = 7.0) -> Float[Array, 
     start = jnp.exp(-0.5 * logsnr(model.path, model.t_max) / rho)
     stop = jnp.exp(-0.5 * logsnr(model.path, model.t_min) / rho)
     w = jnp.linspace(start, stop, steps + 1) ** rho
-    return _ends(model, model.path.time(-2 * jnp.log(w)))
+    return _ends(model, _times(model, -2 * jnp.log(w)))

@@ -36,7 +36,7 @@ ORDER = [
     "check",
     "cli",
 ]
-DIFFRAX = {"solvers", "sampling", "likelihood"}
+DIFFRAX = {"solvers", "sampling"}
 
 ROOT = Path(dgjax.__file__).parent
 FILES = sorted(f for f in ROOT.rglob("*.py") if f != ROOT / "__init__.py")

@@ -1,0 +1,77 @@
+"""`dgjax align`: for which share of latents does more prior log-density mean more at the end?"""
+
+from typing import Annotated
+
+import jax
+import typer
+
+from dgjax.alignment import align as align_one
+from dgjax.alignment import alignment_statistics
+from dgjax.cli.options import (
+    BATCH,
+    JSON,
+    MODEL,
+    PROBES,
+    SEED,
+    SOLVER,
+    STEPS,
+    as_json,
+    batches,
+    make_solver,
+    open_model,
+    table,
+)
+from dgjax.divergence import Hutchinson
+from dgjax.grids import grid_uniform
+from dgjax.prior import prior_sample
+
+
+def align(
+    model: MODEL = "fashion-mnist",
+    num: Annotated[int, typer.Option(min=1, help="Number of latents.")] = 64,
+    confidence: Annotated[float, typer.Option(help="Of the interval, in (0, 1).")] = 0.95,
+    batch: BATCH = 16,
+    steps: STEPS = 16,
+    solver: SOLVER = "tsit5",
+    probes: PROBES = 1,
+    seed: SEED = 0,
+    json: JSON = False,
+) -> None:
+    """Score alignment: the share of latents with <score, pushed prior score> > 0 at t_min."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie strictly between 0 and 1, got {confidence}")
+    chosen, method = open_model(model), make_solver(solver)
+    keys = jax.random.split(jax.random.key(seed), (2, num))
+    latents = jax.vmap(lambda k: prior_sample(chosen.field, k, chosen.meta.shape))(keys[0])
+    grid = grid_uniform(chosen.field, steps)
+    divergence = Hutchinson(probes)
+
+    @jax.jit
+    def run(field, batch):
+        def one(x, key):
+            return align_one(field, x, grid, key=key, divergence=divergence, solver=method)
+
+        return jax.vmap(one)(*batch)
+
+    found = batches("alignment", run, (latents, keys[1]), batch, chosen.field)
+    statistics = alignment_statistics(found, confidence=confidence)
+    summary = {**chosen.facts(), "steps": steps, "solver": solver, "confidence": confidence}
+    summary |= statistics._asdict()
+    if json:
+        print(as_json(summary))
+        return
+    table(
+        f"{chosen.name}: score alignment from t_max = {summary['t_max']:g} "
+        f"to t_min = {summary['t_min']:g}",
+        ["latents", "aligned", f"{confidence:.0%} interval", "mean angle", "largest", "forms agree"],
+        [
+            [
+                str(statistics.count),
+                f"{statistics.share:.1%}",
+                f"{statistics.low:.1%} to {statistics.high:.1%}",
+                f"{statistics.mean_angle:.1f}°",
+                f"{statistics.largest_angle:.1f}°",
+                f"{statistics.agreement:.0%}",
+            ]
+        ],
+    )

@@ -1,0 +1,329 @@
+r"""Spacetime quadrature: log-density along any trajectory, whoever made it.
+
+log p_t(x) is a function of (t, x), so its change between two points does not depend on the
+route: the error of whatever made the trajectory drops out. In scaled coordinates y = x/alpha,
+w = sigma/alpha a marginal is the data with noise of standard deviation w added, which obeys the
+heat equation, and
+
+    d log p = <s_y, dy> + w^2 (Lap_y log p + |s_y|^2) d log w,                          (C)
+
+with log p_t(x) = log p(y; w) - D log alpha. `quadrature` integrates (C) along straight lines
+between the points of a rough trajectory, `node_quadrature` along a smooth one from its own
+points alone, `chord` between two points at one noise level, where no divergence is needed.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+from numpy.polynomial import legendre
+
+from dgjax.divergence import Divergence, Hutchinson
+from dgjax.fields import Field, Local, condition, evaluate, log_prior
+from dgjax.paths import logsnr
+from dgjax.typing import Cond, Key, Sample, Scalar, as_float, inner, known
+
+__all__ = ["Chord", "Quadrature", "chord", "node_quadrature", "quadrature"]
+
+# Differences through 7 points and integrals through 6 are both of order 6. Centred differences
+# cost what 6 points do, and leave a half to a third of their error.
+_DIFFERENCE, _INTEGRAL = 7, 6
+
+
+class Quadrature(NamedTuple):
+    """Log-density at every point of a trajectory, in nats.
+
+    Attributes:
+        log_density: (n+1,) at each point.
+        standard_error: (n+1,) of `log_density` from the probes; NaN for a single probe.
+        log_densities: (n+1, m) by each of the m divergence estimates.
+    """
+
+    log_density: Float[Array, " n+1"]
+    standard_error: Float[Array, " n+1"]
+    log_densities: Float[Array, "n+1 m"]
+
+
+class Chord(NamedTuple):
+    """log p(x1) - log p(x0) at one noise level, and a bound on its error, both in nats."""
+
+    difference: Scalar
+    error: Scalar
+
+
+def quadrature(
+    model: Field,
+    ts: Float[Array, " n+1"],
+    xs: Float[Array, "n+1 ..."],
+    *,
+    key: Key,
+    log_density: ArrayLike | None = None,
+    divergence: Divergence = Hutchinson(),
+    cond: Cond = None,
+    nodes: int = 2,
+    batch: int = 16,
+) -> Quadrature:
+    """Log-density at every point of a trajectory of any kind: a reverse SDE, a jump, a chain.
+
+    Between consecutive points (C) is integrated by Gauss-Legendre along the line on which y and
+    log w are linear. Of all clocks linear in a power of w, log w alone has neither zero nor pole
+    of w at a finite place, where the convergence of Gauss rules would stop; a clock linear in w
+    has three times the error with two nodes, one linear in w^2 seven times. The nodes are
+    interior: the typical set of a marginal is thin, and a rule that uses the points themselves
+    (the trapezoid rule) sees the noise of each twice and is biased by its variance.
+
+    Args:
+        model: the field whose density is measured.
+        ts: (n+1,) times of the points, in any order.
+        xs: (n+1, *shape) the points.
+        key: for the probes, a fresh one at every node.
+        log_density: of `xs[0]` at `ts[0]`, in nats; the model's prior unless told. 0 gives
+            differences to the first point.
+        divergence: trace estimator.
+        cond: what the model is conditioned on.
+        nodes: evaluations a segment. The error falls as the (2 nodes)-th power of the steps of
+            log w, and faster than that on a rough trajectory.
+        batch: nodes evaluated together, which bounds memory.
+
+    Returns:
+        `Quadrature(log_density, standard_error, log_densities)`.
+
+    Raises:
+        ValueError: if shapes disagree, a number is not finite, a time is outside the model's
+            range, `ts` does not start at t_max and `log_density` is left out, or `nodes` or
+            `batch` is not a positive int.
+    """
+    ts, xs = _points(model, ts, xs, least=2)
+    _check_count("nodes", nodes)
+    model = condition(model, cond)
+    start = _start(model, ts, xs, log_density)
+    places, weights = legendre.leggauss(nodes)
+    places, weights = as_float(0.5 * (places + 1)), as_float(0.5 * weights)
+
+    segments = ts.shape[0] - 1
+    log_w = -0.5 * jax.vmap(lambda t: logsnr(model.path, t))(ts)
+    ys = jax.vmap(lambda t, x: x / model.path.alpha(t))(ts, xs)
+
+    def gains(index):
+        i, j = index // nodes, index % nodes
+        y, dy = ys[i] + places[j] * (ys[i + 1] - ys[i]), ys[i + 1] - ys[i]
+        level = log_w[i] + places[j] * (log_w[i + 1] - log_w[i])
+        t = model.path.time(-2 * level)
+        probe = jax.random.fold_in(key, index)
+        x = model.path.alpha(t) * y
+        local = evaluate(model, t, x, divergence=divergence, key=probe)
+        return weights[j] * _slope(local, dy, log_w[i + 1] - log_w[i])
+
+    parts = _map(gains, segments * nodes, batch)
+    parts = jnp.sum(parts.reshape(segments, nodes, -1), 1)
+    return _along(model, ts, xs, start, parts, divergence)
+
+
+def node_quadrature(
+    model: Field,
+    ts: Float[Array, " n+1"],
+    xs: Float[Array, "n+1 ..."],
+    *,
+    key: Key,
+    log_density: ArrayLike | None = None,
+    divergence: Divergence = Hutchinson(),
+    cond: Cond = None,
+    batch: int = 16,
+) -> Quadrature:
+    """Log-density at every point of a smooth trajectory (an ODE, guided or not).
+
+    One evaluation a point and none between: d/du of y and log w comes from 7-point differences
+    of the points themselves, u being their index, and (C) is integrated by the rule of the same
+    order, 6. So the points must be a smooth function of their index, as on the grids of
+    `dgjax.grids`; those of an adaptive solve or of a stochastic one are not, nor is a guide
+    smooth where its bound starts to act. Use `quadrature` there.
+
+    Args:
+        model: the field whose density is measured.
+        ts: (n+1,) strictly monotone times.
+        xs: (n+1, *shape) the points.
+        key, log_density, divergence, cond, batch: as in `quadrature`.
+
+    Returns:
+        `Quadrature(log_density, standard_error, log_densities)`.
+
+    Raises:
+        ValueError: as `quadrature`, for fewer than 7 points and for times that are not monotone.
+    """
+    ts, xs = _points(model, ts, xs, least=_DIFFERENCE)
+    times = known(ts)
+    if times is not None and not ((np.diff(times) > 0).all() or (np.diff(times) < 0).all()):
+        raise ValueError("ts must be strictly monotone here; use quadrature for other trajectories")
+    model = condition(model, cond)
+    start = _start(model, ts, xs, log_density)
+
+    count = ts.shape[0]
+    at_zero, over_step = np.eye(_DIFFERENCE)[1], 1 / np.arange(1.0, _INTEGRAL + 1)
+    near, difference = _stencils(count, count, _DIFFERENCE, at_zero)
+    window, integral = _stencils(count - 1, count, _INTEGRAL, over_step)
+    log_w = -0.5 * jax.vmap(lambda t: logsnr(model.path, t))(ts)
+    alphas = jax.vmap(model.path.alpha)(ts)
+
+    def rate(i):
+        scaled = jax.vmap(jnp.divide)(xs[near[i]], alphas[near[i]])
+        dy = jnp.tensordot(difference[i], scaled, 1)
+        probe = jax.random.fold_in(key, i)
+        local = evaluate(model, ts[i], xs[i], divergence=divergence, key=probe)
+        return _slope(local, dy, difference[i] @ log_w[near[i]])
+
+    rates = _map(rate, count, batch)
+    parts = jnp.einsum("ik,ikm->im", integral, rates[window])
+    return _along(model, ts, xs, start, parts, divergence)
+
+
+def chord(
+    model: Field,
+    t: ArrayLike,
+    x0: Sample,
+    x1: Sample,
+    *,
+    cond: Cond = None,
+    nodes: int = 7,
+    batch: int = 16,
+) -> Chord:
+    """log p_t(x1) - log p_t(x0), the integral of <s, dx> along the chord between them.
+
+    The value is that of Kronrod's rule, the Gauss-Legendre rule of `nodes` points with
+    `nodes` + 1 more in between; the error is its difference to the Gauss rule, plus rounding.
+    That is the error of the Gauss rule and bounds Kronrod's, which converges half as fast
+    again. It knows nothing of a learned score's failure to be a gradient: with such a score the
+    difference depends on the route.
+
+    Args:
+        model: the field whose density is measured.
+        t: time of both points.
+        x0, x1: two points of one shape.
+        cond: what the model is conditioned on.
+        nodes: Gauss points; 2 `nodes` + 1 evaluations, none of them with a divergence. Two serve
+            a small step; raise it until the error is small enough.
+        batch: points evaluated together, which bounds memory.
+
+    Returns:
+        `Chord(difference, error)`, in nats.
+
+    Raises:
+        ValueError: if shapes disagree, a number is not finite, t is outside the model's range,
+            or `nodes` or `batch` is not a positive int.
+    """
+    x0, x1 = jnp.asarray(x0), jnp.asarray(x1)
+    if x0.shape != x1.shape:
+        raise ValueError(f"x0 {x0.shape} and x1 {x1.shape} must be points of one shape")
+    t = as_float(t)
+    if t.ndim:
+        raise ValueError(f"t must be one time for both points, got shape {t.shape}; vmap instead")
+    _points(model, jnp.stack([t, t]), jnp.stack([x0, x1]), least=2)
+    _check_count("nodes", nodes)
+    places, kronrod, gauss = map(as_float, _kronrod(nodes))
+    sigma, dx = model.path.sigma(t), x1 - x0
+
+    def slope(i):
+        score = -model.pair(t, x0 + places[i] * dx, cond).eps / sigma
+        return inner(score, dx), jnp.sum(jnp.abs(score * dx))
+
+    slopes, sizes = _map(slope, places.shape[0], batch)
+    value = kronrod @ slopes
+    rounding = jnp.finfo(slopes.dtype).eps * (kronrod @ sizes)
+    return Chord(value, jnp.abs(value - gauss @ slopes) + rounding)
+
+
+def _slope(local: Local, dy: Sample, dlog_w: Scalar) -> Float[Array, " m"]:
+    """(C) along (dy, d log w), once for each divergence estimate.
+
+    w^2 Lap_y = sigma^2 Lap_x, which div u = D f - g^2/2 Lap_x gives.
+    """
+    curvature = 2 * local.sigma**2 * (local.x.size * local.f - local.divergences) / local.g2
+    heat = curvature + local.sigma**2 * jnp.sum(local.score**2)
+    return local.alpha * inner(local.score, dy) + heat * dlog_w
+
+
+def _along(model, ts, xs, start, parts, divergence) -> Quadrature:
+    """From the gains (n, m) between points in scaled coordinates to log p_t(x) at each."""
+    volume = xs[0].size * jnp.log(jax.vmap(model.path.alpha)(ts))
+    scaled = jnp.concatenate([jnp.zeros_like(parts[:1]), jnp.cumsum(parts, 0)])
+    every = start + scaled - (volume - volume[0])[:, None]
+    return Quadrature(jnp.mean(every, -1), jax.vmap(divergence.standard_error)(every), every)
+
+
+def _map(function, count: int, batch: int):
+    _check_count("batch", batch)
+    return jax.lax.map(function, jnp.arange(count), batch_size=min(batch, count))
+
+
+def _stencils(targets: int, count: int, width: int, moments: np.ndarray):
+    """Indices and weights, both (targets, width), of a linear functional near each target.
+
+    `moments` are its values on 1, u, u^2, ... with u = 0 at the target; weights are exact on
+    polynomials through the `width` nearest of `count` points.
+    """
+    first = np.clip(np.arange(targets) - (width - 1) // 2, 0, count - width)
+    index = first[:, None] + np.arange(width)[None]
+    offsets = index - np.arange(targets)[:, None]
+    powers = offsets[:, None] ** np.arange(width)[None, :, None]
+    weights = np.linalg.solve(
+        powers.astype(float), np.broadcast_to(moments, index.shape)[..., None]
+    )
+    return jnp.asarray(index), as_float(weights[..., 0])
+
+
+def _kronrod(nodes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points of Kronrod's rule on [0, 1], its weights, and the Gauss weights among zeros.
+
+    Its new points are the roots of the Stieltjes polynomial E of degree n + 1, orthogonal to
+    P_n P_k for all k <= n (Kronrod 1964). All in the Legendre basis, where it is well posed.
+    """
+    x, w = legendre.leggauss(2 * nodes + 2)  # exact on the products of three that follow
+    basis = legendre.legvander(x, nodes + 1)
+    products = np.einsum("i,ik,ij->kj", w * basis[:, nodes], basis[:, :-1], basis)
+    stieltjes = np.append(np.linalg.solve(products[:, :-1], -products[:, -1]), 1.0)
+    old, weights = legendre.leggauss(nodes)
+    points = np.concatenate([old, np.sort(legendre.legroots(stieltjes).real)])
+    integrals = np.append(2.0, np.zeros(2 * nodes))
+    kronrod = np.linalg.solve(legendre.legvander(points, 2 * nodes).T, integrals)
+    gauss = np.append(weights, np.zeros(nodes + 1))
+    return 0.5 * (points + 1), 0.5 * kronrod, 0.5 * gauss
+
+
+def _start(model: Field, ts: Array, xs: Array, log_density: ArrayLike | None) -> Array:
+    if log_density is not None:
+        return as_float(log_density)
+    first, high = known(ts[0]), known(model.t_max)
+    if first is not None and high is not None and not np.isclose(first, high, rtol=1e-5):
+        raise ValueError(
+            f"the prior is known at t_max = {high:g} only and ts starts at {first:g}: pass the "
+            "log_density of xs[0], or 0 for differences to it"
+        )
+    return log_prior(model, xs[0])
+
+
+def _points(model: Field, ts, xs, least: int) -> tuple[Array, Array]:
+    ts, xs = as_float(ts), jnp.asarray(xs)
+    if ts.ndim != 1 or xs.ndim < 1 or xs.shape[0] != ts.shape[0]:
+        raise ValueError(f"ts {ts.shape} and xs {xs.shape} must be (n+1,) and (n+1, *shape)")
+    if ts.shape[0] < least:
+        raise ValueError(f"at least {least} points are needed, got {ts.shape[0]}")
+    if not jnp.issubdtype(xs.dtype, jnp.floating):
+        raise ValueError(f"points must be floating, got {xs.dtype}; convert and scale them first")
+    values, times = known(xs), known(ts)
+    if values is not None and not np.isfinite(values).all():
+        raise ValueError("a point has NaN or infinite entries; leave out trajectories that failed")
+    low, high = known(model.t_min), known(model.t_max)
+    if times is not None and low is not None and high is not None:
+        slack = 1e-6 * (high - low)
+        if not ((times >= low - slack) & (times <= high + slack)).all():
+            raise ValueError(
+                f"times from {times.min():g} to {times.max():g} leave the model's own range "
+                f"{low:g} to {high:g}; repath the model, or cut the trajectory"
+            )
+    return ts, xs
+
+
+def _check_count(name: str, count: int) -> None:
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"{name} must be a positive int, got {count!r}")

@@ -1,0 +1,227 @@
+"""Trace estimators on matrices whose trace and variance are known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dgjax import fields, paths
+from dgjax.divergence import (
+    Exact,
+    FixedProbe,
+    Hutchinson,
+    HutchPP,
+    gaussian,
+    rademacher,
+    sphere,
+)
+from dgjax.parametrization import NoisePrediction
+
+SHAPE, SIZE = (3, 4), 12
+MATRIX = np.random.default_rng(0).normal(size=(SIZE, SIZE)) + np.diag(np.arange(SIZE) / 4)
+SYMMETRIC = (MATRIX + MATRIX.T) / 2
+NORM2, DIAGONAL2 = np.sum(SYMMETRIC**2), np.sum(np.diag(SYMMETRIC) ** 2)
+TRACE = np.trace(MATRIX)
+X = jnp.ones(SHAPE)
+
+
+def product(matrix):
+    return lambda z: (jnp.asarray(matrix) @ z.reshape(-1)).reshape(z.shape)
+
+
+def low_rank(rank):
+    """Not symmetric, of the given rank."""
+    rng = np.random.default_rng(1)
+    return rng.normal(size=(SIZE, rank)) @ rng.normal(size=(rank, SIZE))
+
+
+def many(estimator, count, matrix=MATRIX):
+    """Estimates for `count` keys, shape (count, n)."""
+    keys = jax.random.split(jax.random.key(0), count)
+    return jax.jit(jax.vmap(lambda key: estimator(product(matrix), X, key)))(keys)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 12, 64])
+def test_exact_is_the_trace_for_any_chunk(chunk):
+    estimates = Exact(chunk)(product(MATRIX), X, jax.random.key(0))
+    assert estimates.shape == (1,)
+    np.testing.assert_allclose(estimates[0], TRACE, rtol=1e-13)
+    assert Exact(chunk).standard_error(estimates) == 0
+
+
+def test_the_chunk_bounds_memory():
+    """All products of a map with a wide inside at once take D times its memory."""
+    size, width = 128, 4096
+    inside = jax.ShapeDtypeStruct((size, width), jnp.float64)
+
+    def memory(chunk):
+        def trace(a):
+            return Exact(chunk)(lambda z: a @ jnp.sin(z @ a), jnp.ones(size), jax.random.key(0))
+
+        compiled = jax.jit(trace).lower(inside).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    everything = memory(size)
+    assert everything > size * width * 8
+    assert memory(4) < everything / 8
+
+
+@pytest.mark.parametrize(
+    ("sample", "variance"),
+    [
+        (rademacher, 2 * (NORM2 - DIAGONAL2)),
+        (gaussian, 2 * NORM2),
+        (sphere, 2 * SIZE / (SIZE + 2) * (NORM2 - TRACE**2 / SIZE)),
+    ],
+)
+def test_hutchinson_has_the_mean_and_variance_of_theory(sample, variance):
+    """2 (|S|^2 - |diag S|^2), 2 |S|^2, and on the sphere that of S less its mean times I."""
+    estimates = np.asarray(many(Hutchinson(4, sample), 2500))
+    assert estimates.shape == (2500, 4)
+    assert abs(estimates.mean() - TRACE) < 4 * np.sqrt(variance / 10_000)
+    np.testing.assert_allclose(estimates.var(), variance, rtol=0.08)
+    # Probes of one key are independent of each other.
+    np.testing.assert_allclose(estimates.mean(axis=1).var(), variance / 4, rtol=0.12)
+
+
+def test_a_single_probe_has_the_same_law():
+    estimates = np.asarray(many(Hutchinson(), 5000))
+    variance = 2 * (NORM2 - DIAGONAL2)
+    assert estimates.shape == (5000, 1)
+    assert abs(estimates.mean() - TRACE) < 4 * np.sqrt(variance / 5000)
+    np.testing.assert_allclose(estimates.var(), variance, rtol=0.1)
+
+
+@pytest.mark.parametrize("sample", [rademacher, gaussian, sphere])
+def test_probes_have_unit_covariance(sample):
+    keys = jax.random.split(jax.random.key(3), 10_000)
+    z = np.asarray(jax.jit(jax.vmap(lambda k: sample(k, jnp.ones(3))))(keys))
+    np.testing.assert_allclose(z.T @ z / len(z), np.eye(3), atol=0.06)
+    np.testing.assert_allclose(z.mean(axis=0), 0, atol=0.04)
+
+
+def test_one_rademacher_probe_is_exact_on_a_diagonal_and_one_on_the_sphere_on_the_identity():
+    diagonal = np.diag(np.arange(12.0))
+    np.testing.assert_allclose(many(Hutchinson(), 5, diagonal), 66, rtol=1e-13)
+    sphered = many(Hutchinson(1, sphere), 5, 3 * np.eye(SIZE))
+    np.testing.assert_allclose(sphered, 36, rtol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "estimator", [Hutchinson(8), Hutchinson(8, gaussian), HutchPP(3, 8)], ids=repr
+)
+def test_the_standard_error_is_the_spread_of_the_mean(estimator):
+    estimates = many(estimator, 2000)
+    errors = np.asarray(jax.vmap(estimator.standard_error)(estimates))
+    means = np.asarray(estimates).mean(axis=1)
+    np.testing.assert_allclose(np.mean(errors**2), means.var(), rtol=0.13)
+    # Student's t with 7 degrees of freedom: 95 % lie within 2.365.
+    inside = np.abs(means - TRACE) < 2.365 * errors
+    assert abs(inside.mean() - 0.95) < 0.02
+
+
+def test_one_probe_has_no_standard_error():
+    assert np.isnan(Hutchinson(1).standard_error(jnp.ones(1)))
+
+
+@pytest.mark.parametrize(
+    ("rank", "of"), [(3, 3), (5, 2), (12, 12)], ids=["equal", "greater", "all"]
+)
+def test_hutchpp_is_exact_when_the_sketch_holds_the_range(rank, of):
+    matrix = low_rank(of)
+    estimates = many(HutchPP(rank, 2), 5, matrix)
+    assert estimates.shape == (5, 2)
+    np.testing.assert_allclose(estimates, np.trace(matrix), rtol=1e-9)
+
+
+def test_hutchpp_is_unbiased_and_beats_hutchinson_at_equal_cost():
+    """On a spectrum that falls; 2 x 3 + 2 products against 8."""
+    basis = np.linalg.qr(np.random.default_rng(2).normal(size=(SIZE, SIZE)))[0]
+    matrix = basis @ np.diag(10.0 * 0.4 ** np.arange(SIZE)) @ basis.T
+    means = np.asarray(many(HutchPP(3, 2), 2000, matrix)).mean(axis=1)
+    assert abs(means.mean() - np.trace(matrix)) < 4 * means.std() / np.sqrt(2000)
+    plain = np.asarray(many(Hutchinson(8), 2000, matrix)).mean(axis=1)
+    assert means.std() < 0.3 * plain.std()
+    # Unbiased where nothing is small, too.
+    means = np.asarray(many(HutchPP(3, 2), 2000)).mean(axis=1)
+    assert abs(means.mean() - TRACE) < 4 * means.std() / np.sqrt(2000)
+
+
+@pytest.mark.parametrize("estimator", [Hutchinson(), Hutchinson(3), HutchPP(2, 2)], ids=repr)
+def test_keys_are_reproducible_and_a_fixed_probe_ignores_the_steps(estimator):
+    keys = jax.random.split(jax.random.key(5), 3)
+
+    def estimate(estimator, key):
+        return np.asarray(estimator(product(MATRIX), X, key))
+
+    first = estimate(estimator, keys[0])
+    np.testing.assert_array_equal(first, estimate(estimator, keys[0]))
+    assert (first != estimate(estimator, keys[1])).all()
+    fixed = FixedProbe(estimator, keys[0])
+    for key in keys:
+        np.testing.assert_array_equal(estimate(fixed, key), first)
+    other = FixedProbe(estimator, keys[1])
+    np.testing.assert_array_equal(estimate(other, keys[0]), estimate(estimator, keys[1]))
+    np.testing.assert_array_equal(fixed.standard_error(first), estimator.standard_error(first))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Exact(0), lambda: Hutchinson(0), lambda: Hutchinson(2.0), lambda: HutchPP(0)]
+)
+def test_counts_must_be_positive_integers(make):
+    with pytest.raises(ValueError, match="must be a positive int"):
+        make()
+
+
+def test_a_sketch_larger_than_the_sample_is_refused():
+    with pytest.raises(ValueError, match="exceeds the dimension 12"):
+        HutchPP(13)(product(MATRIX), X, jax.random.key(0))
+
+
+# One pass of the network
+
+WEIGHTS = jnp.asarray(np.random.default_rng(4).normal(size=(64, 64)))
+MODEL = fields.field(
+    lambda x, t, cond: jnp.sin(WEIGHTS @ x), paths.vp(), NoisePrediction(), t_min=0.01, t_max=1.0
+)
+
+
+def evaluate(x, estimator):
+    return fields.evaluate(MODEL, 0.3, x, divergence=estimator, key=jax.random.key(0))
+
+
+def count(jaxpr, name):
+    """How often a primitive occurs in a jaxpr and all inside it."""
+    total = 0
+    for equation in jaxpr.eqns:
+        total += equation.primitive.name == name
+        for inner in jax.tree.leaves(equation.params, is_leaf=lambda p: hasattr(p, "jaxpr")):
+            inner = getattr(inner, "jaxpr", inner)
+            total += count(inner, name) if hasattr(inner, "eqns") else 0
+    return total
+
+
+@pytest.mark.parametrize("estimator", [Exact(8), Hutchinson(5), HutchPP(3, 2)], ids=repr)
+def test_value_and_divergence_come_from_one_pass(estimator):
+    def both(x):
+        local = evaluate(x, estimator)
+        return local.velocity, local.score, local.divergence
+
+    jaxpr = jax.make_jaxpr(both)(jnp.ones(64)).jaxpr
+    assert count(jaxpr, "sin") == 1
+    assert count(jaxpr, "cos") == 1
+
+
+@pytest.mark.parametrize("estimator", [Exact(8), Hutchinson(5), HutchPP(3, 2)], ids=repr)
+def test_a_divergence_that_is_not_read_costs_nothing(estimator):
+    def flops(fn):
+        return jax.jit(fn).lower(jnp.ones(64)).compile().cost_analysis()["flops"]
+
+    network = flops(lambda x: MODEL.pair(0.3, x).eps)
+    velocity = flops(lambda x: evaluate(x, estimator).velocity)
+    everything = flops(
+        lambda x: (evaluate(x, estimator).velocity, evaluate(x, estimator).divergence)
+    )
+    assert network > 2 * 64**2 * 0.9
+    assert velocity < 1.2 * network
+    assert everything > 1.8 * network

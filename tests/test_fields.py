@@ -1,0 +1,363 @@
+"""What `evaluate` says of a model, against derivatives of the closed-form log-density."""
+
+from dataclasses import dataclass, replace
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import W_MAX, W_MIN
+from flax import nnx
+from jax.tree_util import Partial, register_dataclass
+from jaxtyping import Array
+from scipy import stats
+
+from dgjax import fields, paths
+from dgjax.analytic import closed_form, log_density
+from dgjax.divergence import Exact, Hutchinson
+from dgjax.fields import condition, evaluate, gaussian_prior, log_prior, repath
+from dgjax.networks import MLP
+from dgjax.parametrization import DenoisedPrediction, NoisePrediction, VelocityPrediction
+from dgjax.typing import inner
+
+KEY = jax.random.key(0)
+W = np.array([W_MIN, 0.4, W_MAX])
+LEVELS = -2 * np.log(W)
+
+
+@jax.jit
+def local(model, t, x, z):
+    """All that `evaluate` says, and the Hessian's product with z."""
+    got = evaluate(model, t, x, divergence=Exact(), key=KEY)
+    return got._replace(jvp=None), got.jvp(z), got.divergence, got.laplacian
+
+
+@jax.jit
+def truth(model, t, x, z):
+    """log p_t(x), its derivatives in x and t, and the Hessian's product with z."""
+    flat = x.ravel()
+
+    def log_p(t, flat):
+        return log_density(model, t, flat.reshape(x.shape))
+
+    gradient, product = jax.jvp(lambda x: jax.grad(log_p, 1)(t, x), (flat,), (z.ravel(),))
+    trace = jnp.trace(jax.hessian(log_p, 1)(t, flat))
+    rate = jax.grad(log_p)(t, flat)
+    return gradient.reshape(x.shape), product.reshape(x.shape), trace, rate
+
+
+def marginal_points(model):
+    """One draw from the model at each of three noise levels."""
+    ts = jax.vmap(model.path.time)(LEVELS)
+    for i, t in enumerate(ts):
+        x = model.path.alpha(t) * model.network.sample(jax.random.key(i), W[i])
+        yield t, x, jax.random.normal(jax.random.key(9), x.shape)
+
+
+@pytest.fixture(scope="module")
+def points(span, mixture2):
+    """On every path: where, what `evaluate` says there, and what is true."""
+    model = closed_form(mixture2.model, span.path, t_min=span.t_min, t_max=span.t_max)
+    return span, [
+        (t, x, local(model, t, x, z), truth(model, t, x, z)) for t, x, z in marginal_points(model)
+    ]
+
+
+def test_local_is_the_closed_form_on_every_path(points):
+    span, rows = points
+    for t, x, (got, product, divergence, laplacian), (score, hessian, trace, _) in rows:
+        c = paths.coefficients(span.path, t)
+        np.testing.assert_allclose(got.score, score, rtol=1e-7, atol=1e-9)
+        np.testing.assert_allclose(product, hessian, rtol=1e-7, atol=1e-9)
+        np.testing.assert_allclose(got.velocity, c.f * x - c.g2 / 2 * score, rtol=1e-7, atol=1e-9)
+        np.testing.assert_allclose(divergence, 2 * c.f - c.g2 / 2 * trace, rtol=1e-7)
+        np.testing.assert_allclose(laplacian, trace, rtol=1e-6)
+        np.testing.assert_allclose(got.score_norm2, score @ score, rtol=1e-7)
+        said = (got.t, got.alpha, got.sigma, got.f, got.g2, got.logsnr)
+        np.testing.assert_allclose(said, (t, c.alpha, c.sigma, c.f, c.g2, c.logsnr), rtol=1e-10)
+        np.testing.assert_array_equal(got.x, x)
+
+
+def test_the_velocity_carries_the_density(points):
+    """Continuity: d log p_t(x)/dt at fixed x is - div u - <u, s>."""
+    for _, _, (got, _, divergence, _), (_, _, _, rate) in points[1]:
+        np.testing.assert_allclose(rate, -divergence - got.velocity @ got.score, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mixture16", "mixture64"])
+def test_local_is_the_closed_form_in_more_dimensions(request, spans, name):
+    """In the shape (2, 8), and with D = 64, on a path where neither coefficient is 1."""
+    span = spans["vp"]
+    mixture = request.getfixturevalue(name).model
+    model = closed_form(mixture, span.path, t_min=span.t_min, t_max=span.t_max)
+    for t, x, z in marginal_points(model):
+        got, product, divergence, laplacian = local(model, t, x, z)
+        score, hessian, trace, rate = truth(model, t, x, z)
+        assert got.score.shape == got.velocity.shape == product.shape == mixture.shape
+        np.testing.assert_allclose(got.score, score, rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(product, hessian, rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(laplacian, trace, rtol=1e-6)
+        np.testing.assert_allclose(rate, -divergence - inner(got.velocity, got.score), rtol=1e-6)
+
+
+def test_estimates_stay_apart_and_their_mean_is_the_value(mixture16):
+    model = closed_form(mixture16.model, paths.vp(), t_min=0.01, t_max=1.0)
+    x = jax.random.normal(KEY, (2, 8))
+    tracked = jnp.array([1.0, 2.0, 6.0])
+    got = evaluate(model, 0.3, x, divergence=Hutchinson(3), key=KEY, log_densities=tracked)
+    assert got.divergences.shape == (3,)
+    assert len(set(got.divergences.tolist())) == 3
+    np.testing.assert_allclose(got.divergence, np.mean(got.divergences))
+    np.testing.assert_allclose(got.log_density, 3.0)
+    # Each is that of its own probe: div u is a trace, so its estimate is z^T (du/dx) z.
+    z = Hutchinson(3).sample(jax.random.split(KEY, 3)[1], x)
+
+    def velocity(x):
+        return evaluate(model, 0.3, x, divergence=Hutchinson(), key=KEY).velocity
+
+    slope = jax.jvp(velocity, (x,), (z,))[1]
+    np.testing.assert_allclose(got.divergences[1], jnp.sum(z * slope), rtol=1e-10)
+
+
+# Re-pathing
+
+
+def moved(model, target, t, x):
+    """The same point on the path of `target`: equal log-SNR, x rescaled."""
+    s = target.path.time(paths.logsnr(model.path, t))
+    return s, x * target.path.alpha(s) / model.path.alpha(t)
+
+
+def same_model(model, target, t, x):
+    """Scores and drifts of both agree in coordinates that no path changes."""
+    s, y = moved(model, target, t, x)
+    both = []
+    for m, time, point in ((model, t, x), (target, s, y)):
+        got, _, divergence, laplacian = local(m, time, point, jnp.ones_like(point))
+        c = paths.coefficients(m.path, time)
+        # d(x/alpha)/d logsnr, its divergence, and the score of x/alpha.
+        both.append(
+            (
+                (got.velocity - c.f * point) / c.alpha / c.dlogsnr,
+                (divergence - point.size * c.f) / c.dlogsnr,
+                got.score * c.alpha,
+                laplacian * c.alpha**2,
+            )
+        )
+    for a, b in zip(*both, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9)
+
+
+def trained():
+    """A network in its own time, on the VP path: not in closed form, not symmetric."""
+    weights = np.random.default_rng(0).normal(size=(2, 2))
+
+    def network(x, t, cond):
+        return jnp.tanh(weights @ x + t) + 0.3 * x
+
+    return fields.field(network, paths.vp(), NoisePrediction(), t_min=0.004, t_max=0.7)
+
+
+def test_a_repathed_network_is_the_same_model(span):
+    model = trained()
+    target = repath(model, span.path)
+    for end in ("t_min", "t_max"):
+        np.testing.assert_allclose(
+            paths.logsnr(target.path, getattr(target, end)),
+            paths.logsnr(model.path, getattr(model, end)),
+            rtol=1e-9,
+        )
+    x = jnp.array([0.3, -1.1])
+    for t in (0.01, 0.6):
+        same_model(model, target, jnp.array(t), x)
+    # The prior's density changes by the volume alone.
+    y = x * target.path.alpha(target.t_max) / model.path.alpha(model.t_max)
+    volume = 2 * jnp.log(target.path.alpha(target.t_max) / model.path.alpha(model.t_max))
+    np.testing.assert_allclose(log_prior(target, y), log_prior(model, x) - volume, rtol=1e-9)
+
+
+def test_repathed_twice_is_repathed_once():
+    model = trained()
+    once = repath(model, paths.rectified_flow())
+    twice = repath(repath(model, paths.edm(7.0)), paths.rectified_flow())
+    assert jax.tree.structure(once) == jax.tree.structure(twice)
+    for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(twice), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10)
+    same_model(model, repath(twice, paths.vp()), jnp.array(0.2), jnp.array([0.3, -1.1]))
+
+
+def test_a_repathed_closed_form_has_its_density_there(span, mixture2):
+    """log p on the new path is that of the mixture scaled by its alpha: the volume term."""
+    model = closed_form(mixture2.model, paths.edm(), t_min=W_MIN, t_max=W_MAX)
+    target = repath(model, span.path)
+    direct = closed_form(mixture2.model, span.path, t_min=span.t_min, t_max=span.t_max)
+    x = jnp.array([0.3, -1.1])
+    s, y = moved(model, target, jnp.array(0.4), x)
+    volume = 2 * jnp.log(span.path.alpha(s))
+    expected = log_density(model, 0.4, x) - volume
+    np.testing.assert_allclose(log_density(target, s, y), expected, rtol=1e-9)
+    np.testing.assert_allclose(log_density(direct, s, y), expected, rtol=1e-9)
+    # The mixture is its own prior.
+    np.testing.assert_allclose(log_prior(target, y), log_density(target, target.t_max, y))
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.8])
+def test_the_gaussian_prior_on_a_path(scale):
+    """x_T = alpha x_0 + sigma eps with x_0 of standard deviation `scale`."""
+    model = replace(trained(), prior=gaussian_prior(scale))
+    x = np.array([0.7, -1.6])
+    alpha, sigma = float(model.path.alpha(model.t_max)), float(model.path.sigma(model.t_max))
+    expected = stats.norm(0, np.hypot(alpha * scale, sigma)).logpdf(x).sum()
+    np.testing.assert_allclose(log_prior(model, jnp.asarray(x)), expected, rtol=1e-10)
+
+
+# Conditions
+
+
+def labelled():
+    def network(x, t, cond):
+        return jnp.sin(x) * (0.0 if cond is None else cond)
+
+    return fields.field(network, paths.vp(), NoisePrediction(), t_min=0.01, t_max=1.0)
+
+
+def test_condition_is_what_the_network_is_called_with():
+    model, x, t = labelled(), jnp.array([0.4, 2.0]), jnp.array(0.5)
+
+    def eps(model, cond=None):
+        return np.asarray(model.pair(t, x, cond).eps)
+
+    fixed = condition(model, jnp.array(3.0))
+    np.testing.assert_array_equal(eps(model), 0)
+    np.testing.assert_allclose(eps(fixed), 3 * np.sin(x), rtol=1e-12)
+    np.testing.assert_array_equal(eps(fixed), eps(model, 3.0))
+    # What is said at the call goes first, and None says nothing.
+    np.testing.assert_allclose(eps(fixed, 5.0), 5 * np.sin(x), rtol=1e-12)
+    assert condition(model, None) is model
+    # It is a leaf: sweeping it is one trace, and it survives re-pathing.
+    assert any(leaf is fixed.network.cond for leaf in jax.tree.leaves(fixed))
+    target = repath(fixed, paths.edm())
+    s, y = moved(model, target, t, x)
+    np.testing.assert_allclose(target.pair(s, y).eps, 3 * np.sin(x), rtol=1e-8)
+
+
+# Networks
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Linear:
+    weights: Array
+
+    def __call__(self, x, t, cond):
+        return self.weights @ x
+
+
+def apply(weights, x, t, cond):
+    return weights @ x
+
+
+@pytest.mark.parametrize("wrap", [Linear, lambda w: Partial(apply, w)], ids=["class", "partial"])
+def test_gradients_reach_the_parameters(wrap):
+    """x0 = W x: the score is (alpha W x - x)/sigma^2, and Lap log p (alpha tr W - D)/sigma^2."""
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=(3, 3)))
+    model = fields.field(wrap(weights), paths.vp(), DenoisedPrediction(), t_min=0.01, t_max=1.0)
+    t, x = jnp.array(0.3), jnp.array([1.0, -2.0, 0.5])
+    c = paths.coefficients(model.path, t)
+    assert any(leaf is weights for leaf in jax.tree.leaves(model))
+
+    def read(model):
+        got = evaluate(model, t, x, divergence=Exact(), key=KEY)
+        return got.score[1], got.laplacian
+
+    def gradient(i):
+        (leaf,) = jax.tree.leaves(jax.grad(lambda m: read(m)[i])(model).network)
+        return leaf * c.sigma**2 / c.alpha
+
+    score, laplacian = read(model)
+    np.testing.assert_allclose(score, (c.alpha * (weights @ x) - x)[1] / c.sigma**2, rtol=1e-10)
+    np.testing.assert_allclose(laplacian, (c.alpha * jnp.trace(weights) - 3) / c.sigma**2)
+    np.testing.assert_allclose(gradient(0), np.outer([0, 1, 0], x), atol=1e-10)
+    np.testing.assert_allclose(gradient(1), np.eye(3), atol=1e-9)
+
+
+def test_a_plain_function_is_static_and_a_module_brings_its_leaves():
+    def network(x, t, cond):
+        return x
+
+    def make(network):
+        return fields.field(network, paths.edm(), NoisePrediction(), t_min=0.1, t_max=1.0)
+
+    assert jax.tree.leaves(make(network).network) == []
+    module = MLP((2,), width=4, depth=1, rngs=nnx.Rngs(0))
+    ours, theirs = jax.tree.leaves(make(module).network), jax.tree.leaves(module)
+    assert len(ours) > 3
+    assert all(a is b for a, b in zip(ours, theirs, strict=True))
+
+
+def test_changed_numbers_do_not_retrace(mixture2):
+    @jax.jit
+    @chex.assert_max_traces(1)
+    def velocity(model, t, x, key):
+        return evaluate(model, t, x, divergence=Hutchinson(), key=key).velocity
+
+    x = jnp.ones(2)
+    outs = [
+        velocity(closed_form(mixture2.model, paths.vp(0.1, high), t_min=low, t_max=1), t, x, key)
+        for high, low, t, key in [
+            (20.0, 0.01, 0.3, jax.random.key(0)),
+            (10, 0.1, jnp.array(0.3), jax.random.key(1)),
+            (np.float32(5), jnp.array(0.2), np.float64(0.9), jax.random.key(2)),
+        ]
+    ]
+    assert len({float(u[0]) for u in outs}) == 3
+
+
+# Refusals
+
+
+def make_field(path, low, high):
+    return fields.field(lambda x, t, cond: x, path, VelocityPrediction(), t_min=low, t_max=high)
+
+
+@pytest.mark.parametrize(
+    ("path", "low", "high", "message"),
+    [
+        (paths.vp(), 0.5, 0.5, "t_min must be below t_max, got 0.5 and 0.5"),
+        (paths.vp(), 1.0, 0.01, "swap them"),
+        (paths.vp(), 0.0, 1.0, "at t_min = 0"),
+        (paths.edm(), 0, 80, "at t_min = 0"),
+        (paths.cosine(), 0.01, 1.0, "at t_max = 1"),
+        (paths.rectified_flow(), 0.01, 1.0, "at t_max = 1"),
+        (paths.rectified_flow(), 0.01, 1.5, "at t_max = 1.5"),
+        (paths.edm(), 0.01, np.inf, "at t_max = inf"),
+        (paths.vp(), np.nan, 1.0, "t_min must be below t_max"),
+    ],
+)
+def test_times_outside_the_path_are_refused(path, low, high, message):
+    with pytest.raises(ValueError, match=message):
+        make_field(path, low, high)
+
+
+def short_path():
+    """w = sigma/alpha goes no further than 1."""
+    return paths.custom(lambda t: 1 - 0.5 * t, lambda t: 0.5 * t)
+
+
+@pytest.mark.parametrize(
+    ("t_max", "path"),
+    [(1e20, paths.cosine()), (1e20, paths.rectified_flow()), (1e20, paths.vp())],
+    ids=["cosine", "rectified_flow", "vp"],
+)
+def test_repath_onto_a_vanishing_alpha_is_refused(t_max, path):
+    with pytest.raises(ValueError, match="at t_max"):
+        repath(make_field(paths.edm(), 0.01, t_max), path)
+
+
+def test_repath_onto_a_path_that_ends_before_the_models_noise_is_refused():
+    """Else the model would be called at another noise level than the one it is asked for."""
+    target = repath(make_field(paths.edm(), 0.02, 0.9), short_path())
+    np.testing.assert_allclose(paths.logsnr(target.path, target.t_max), -2 * np.log(0.9))
+    with pytest.raises(ValueError, match="log-SNR"):
+        repath(make_field(paths.edm(), 0.02, 20.0), short_path())
