@@ -63,7 +63,7 @@ def align(
     table(
         f"{chosen.name}: score alignment from t_max = {summary['t_max']:g} "
         f"to t_min = {summary['t_min']:g}",
-        ["latents", "aligned", f"{confidence:.0%} interval", "mean angle", "largest", "forms agree"],
+        ["latents", "aligned", f"{confidence:.0%} interval", "mean angle", "largest", "agree"],
         [
             [
                 str(statistics.count),
