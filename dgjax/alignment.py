@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from scipy import stats
 
 from dgjax.divergence import Divergence, Hutchinson
 from dgjax.fields import Field, condition
@@ -166,6 +165,8 @@ def alignment_statistics(alignments: Alignment, *, confidence: float = 0.95) -> 
         ValueError: if `alignments` is of one latent only, none is finite, or `confidence` is
             outside (0, 1).
     """
+    from scipy import stats  # half a second that `import dgjax` need not spend
+
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie strictly between 0 and 1, got {confidence}")
     if alignments.cosine.ndim != 1:
