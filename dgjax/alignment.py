@@ -14,7 +14,6 @@ well, for the tracked log-density is log p_t(x_t) whatever drift was followed.
 
 from typing import Any, NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +22,7 @@ from jaxtyping import Array, Float
 from dgjax.divergence import Divergence, Hutchinson
 from dgjax.fields import Field, condition
 from dgjax.sampling import sample
+from dgjax.solvers import FORWARD
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float, inner, known
 
 __all__ = ["Alignment", "AlignmentStatistics", "align", "alignment_statistics"]
@@ -107,7 +107,7 @@ def align(
             key=key,
             log_density=log_density,
             divergence=divergence,
-            adjoint=diffrax.ForwardMode(),
+            adjoint=FORWARD,
             **options,
         )
         return run.x, run.info.log_densities
@@ -135,8 +135,8 @@ class AlignmentStatistics(NamedTuple):
     """Score alignment over many latents.
 
     Attributes:
-        count: latents counted.
-        failed: latents left out, for a cosine or an omega that is not finite.
+        latents: how many were counted.
+        failed: how many were left out, for a cosine or an omega that is not finite.
         share: of latents with <s, v> > 0.
         low, high: the interval of confidence of `share` (Wilson's, which stays inside [0, 1]).
         mean_angle: mean angle between s and v, in degrees.
@@ -144,7 +144,7 @@ class AlignmentStatistics(NamedTuple):
         agreement: share of latents at which `product` and `omega` are of one sign.
     """
 
-    count: int
+    latents: int
     failed: int
     share: float
     low: float
@@ -181,7 +181,7 @@ def alignment_statistics(alignments: Alignment, *, confidence: float = 0.95) -> 
     aligned, angle = product[finite] > 0, np.asarray(alignments.angle)[finite]
     interval = stats.binomtest(int(aligned.sum()), count).proportion_ci(confidence, "wilson")
     return AlignmentStatistics(
-        count=count,
+        latents=count,
         failed=finite.size - count,
         share=float(aligned.mean()),
         low=float(interval.low),

@@ -43,11 +43,7 @@ def chi_quantile(q: ArrayLike, size: int) -> Scalar:
     Raises:
         ValueError: if q is outside (0, 1).
     """
-    q = as_float(q)
-    numbers = known(q)
-    if numbers is not None and not ((numbers > 0) & (numbers < 1)).all():
-        raise ValueError(f"a quantile must lie strictly between 0 and 1, got {numbers}")
-
+    q = _quantile(q)
     # The norm has a standard deviation below 1 around sqrt(size), in any dimension.
     middle = jnp.sqrt(as_float(size))
     return optimistix.root_find(
@@ -66,5 +62,16 @@ def prior_guidance(model: Field, x: Sample, quantile: ArrayLike) -> Sample:
 
     Quantile 0.5 is the median norm, from which density guidance starts in [DG]; above it the
     log-density is higher and the norm smaller.
+
+    Raises:
+        ValueError: if the quantile is outside (0, 1).
     """
-    return with_norm(model, x, chi_quantile(1 - as_float(quantile), x.size))
+    return with_norm(model, x, chi_quantile(1 - _quantile(quantile), x.size))
+
+
+def _quantile(q: ArrayLike) -> Scalar:
+    q = as_float(q)
+    numbers = known(q)
+    if numbers is not None and not ((numbers > 0) & (numbers < 1)).all():
+        raise ValueError(f"a quantile must lie strictly between 0 and 1, got {numbers}")
+    return q

@@ -99,8 +99,8 @@ def quadrature(
     _check_count("nodes", nodes)
     model = condition(model, cond)
     start = _start(model, ts, xs, log_density)
-    places, weights = legendre.leggauss(nodes)
-    places, weights = as_float(0.5 * (places + 1)), as_float(0.5 * weights)
+    points, masses = legendre.leggauss(nodes)
+    places, weights = as_float(0.5 * (points + 1)), as_float(0.5 * masses)
 
     segments = ts.shape[0] - 1
     log_w = -0.5 * jax.vmap(lambda t: logsnr(model.path, t))(ts)
@@ -108,13 +108,12 @@ def quadrature(
 
     def gains(index):
         i, j = index // nodes, index % nodes
-        y, dy = ys[i] + places[j] * (ys[i + 1] - ys[i]), ys[i + 1] - ys[i]
-        level = log_w[i] + places[j] * (log_w[i + 1] - log_w[i])
-        t = model.path.time(-2 * level)
+        dy, dlog_w = ys[i + 1] - ys[i], log_w[i + 1] - log_w[i]
+        t = model.path.time(-2 * (log_w[i] + places[j] * dlog_w))
+        x = model.path.alpha(t) * (ys[i] + places[j] * dy)
         probe = jax.random.fold_in(key, index)
-        x = model.path.alpha(t) * y
         local = evaluate(model, t, x, divergence=divergence, key=probe)
-        return weights[j] * _slope(local, dy, log_w[i + 1] - log_w[i])
+        return weights[j] * _slope(local, dy, dlog_w)
 
     parts = _map(gains, segments * nodes, batch)
     parts = jnp.sum(parts.reshape(segments, nodes, -1), 1)

@@ -10,12 +10,23 @@ from jaxtyping import Array
 from dgjax.noise import ItoNoise
 from dgjax.typing import known
 
-__all__ = ["RK4", "SOLVERS", "Adjoint", "Controller", "Progress", "Solver", "check_solve"]
+__all__ = [
+    "FORWARD",
+    "RK4",
+    "SOLVERS",
+    "Adjoint",
+    "Controller",
+    "Progress",
+    "Solver",
+    "check_solve",
+]
 
 Solver: TypeAlias = diffrax.AbstractSolver
 Controller: TypeAlias = diffrax.AbstractStepSizeController
 Adjoint: TypeAlias = diffrax.AbstractAdjoint
 Progress: TypeAlias = diffrax.AbstractProgressMeter
+
+FORWARD = diffrax.ForwardMode()  # the adjoint for jvps through a solve
 
 
 class RK4(diffrax.AbstractERK, diffrax.AbstractStratonovichSolver):

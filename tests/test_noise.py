@@ -274,12 +274,22 @@ def test_euler_maruyama_has_a_bias_of_order_one_and_reads_no_divergence(errors):
 # ---------------------------------------------------------------------------- in law
 
 
-def law(model, latents, term, solver, steps, guides=()):
-    """Where the paths from `latents` end."""
+@pytest.fixture(scope="module")
+def round_model():
+    """16-D, five components alike in all directions: cheap enough for 2,000 paths."""
+    means = 1.5 * jax.random.normal(jax.random.key(8), (5, 2, 8))
+    mixture = analytic.kernel_density(means, 0.5, jnp.array([1.0, 2.0, 3.0, 4.0, 5.0]))
+    edm = analytic.closed_form(mixture, paths.edm(), t_min=W_MIN, t_max=W_MAX)
+    return fields.repath(edm, paths.vp())
+
+
+def law(model, term, solver, steps):
+    """Where 2,000 paths from the model's own latents end."""
+    latents = draw(model, model.t_max, 2000)
     grid = grids.grid_logsnr(model, steps)
 
     def one(x, key):
-        return sample(model, x, grid, key=key, noise=term, guides=guides, solver=solver).x
+        return sample(model, x, grid, key=key, noise=term, solver=solver).x
 
     keys = jax.random.split(jax.random.key(steps), len(latents))
     return jax.jit(jax.vmap(one))(latents, keys)
@@ -303,17 +313,19 @@ def columns(model, x):
     return np.column_stack([truth(model, x), x.reshape(len(x), -1)])
 
 
-def test_stratonovich_and_noise_matched_agree_in_law(model):
-    """Mean and spread of log p and of x over 2,000 paths of each."""
-    latents = draw(model, model.t_max, 2000)
-    a = law(model, latents, noise.level_set_noise(), RK4(), 64)
-    b = law(model, latents, noise.noise_matched(), diffrax.Euler(), 512)
-    means, spreads = scores_of_difference(columns(model, a), columns(model, b))
+def test_stratonovich_and_noise_matched_agree_in_law(round_model):
+    """Mean and spread of log p and of x over 2,000 paths of each.
+
+    The noise-matched form needs its 2,048 steps: its bias in log p is of order 1.
+    """
+    a = law(round_model, noise.level_set_noise(), RK4(), 64)
+    b = law(round_model, noise.noise_matched(), diffrax.Euler(), 2048)
+    means, spreads = scores_of_difference(columns(round_model, a), columns(round_model, b))
     print("LAW", means, spreads, np.abs(a-b).mean())
     assert np.abs(means).max() < 4
     assert np.abs(spreads).max() < 4
-    # Not because nothing happened: the noise has moved every path.
-    assert (np.abs(a - b).max(axis=(1, 2)) > 0.01).all()
+    # Not because nothing happened: the noise has moved every path, from the same latents.
+    assert (np.abs(a - b).max(axis=(1, 2)) > 0.1).all()
 
 
 @pytest.mark.parametrize(
@@ -321,11 +333,11 @@ def test_stratonovich_and_noise_matched_agree_in_law(model):
     [noise.churn(3.0, low=-2.0, high=3.0), noise.reverse_sde()],
     ids=["churn", "reverse_sde"],
 )
-def test_langevin_noise_keeps_the_marginals(model, term):
+def test_langevin_noise_keeps_the_marginals(round_model, term):
     """Samples are the mixture's own: log p and moments against 2,000 exact draws."""
-    sampled = law(model, draw(model, model.t_max, 2000), term, diffrax.Heun(), 64)
-    exact = draw(model, model.t_min, 2000)
-    means, spreads = scores_of_difference(columns(model, sampled), columns(model, exact))
+    sampled = law(round_model, term, RK4(), 64)
+    exact = columns(round_model, draw(round_model, round_model.t_min, 2000))
+    means, spreads = scores_of_difference(columns(round_model, sampled), exact)
     print("MARG", means, spreads)
     assert np.abs(means).max() < 4
     assert np.abs(spreads).max() < 4
@@ -337,8 +349,6 @@ def test_langevin_noise_keeps_the_marginals(model, term):
 def test_noise_acts_inside_its_window_only(model):
     """Early noise in the first half of the log-SNR range, late noise in the second."""
     grid = grids.grid_logsnr(model, 64)
-    middle = 0.0  # the range is symmetric; 1e-9 off, for the rounding of grid points
-    early, late = noise.window(high=middle - 1e-9), noise.window(low=middle + 1e-9)
     both, none = noise.window(), noise.window(0.0)
 
     @jax.jit
@@ -359,25 +369,22 @@ def test_noise_acts_inside_its_window_only(model):
     assert (np.abs(stirred - calm).max(axis=(1, 2)) > 0.1).all()
     assert (np.abs(stirred - half(x, first, both, two)).max(axis=(1, 2)) > 0.1).all()
 
-    # One rounding at the edge may let in or out what the last stage of one step adds.
-    np.testing.assert_allclose(half(x, first, early, one), stirred, atol=0.05)
-    np.testing.assert_allclose(half(x, first, late, one), calm, atol=0.05)
+    # The middle of the range is log-SNR 0, to within rounding.
+    early, late = noise.window(high=1e-9), noise.window(low=1e-9)
+    np.testing.assert_array_equal(half(x, first, early, one), stirred)
+    np.testing.assert_array_equal(half(x, first, late, one), calm)
+    early, late = noise.window(high=-1e-9), noise.window(low=-1e-9)
     x = calm
     calm, stirred = half(x, second, none, one), half(x, second, both, one)
-    np.testing.assert_allclose(half(x, second, early, one), calm, atol=0.05)
-    np.testing.assert_allclose(half(x, second, late, one), stirred, atol=0.05)
-    print(np.abs(half(x, second, early, one)- calm).max(), np.abs(half(x, second, late, one)- stirred).max())
+    np.testing.assert_array_equal(half(x, second, early, one), calm)
+    np.testing.assert_array_equal(half(x, second, late, one), stirred)
+    assert (np.abs(stirred - calm).max(axis=(1, 2)) > 0.1).all()
 
     # Zero height is the ODE.
     plain = jax.jit(
         jax.vmap(
             lambda x: sample(
-                model,
-                x,
-                second,
-                key=one,
-                log_density=jnp.zeros(()),
-                solver=RK4(),
+                model, x, second, key=one, log_density=jnp.zeros(()), solver=RK4()
             ).x
         )
     )

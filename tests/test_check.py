@@ -1,0 +1,208 @@
+"""`dgjax check` passes in float32, and each of its rows can fail.
+
+Tests that break something drop every compiled function before and after, since those would not
+see the change.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import register_dataclass
+
+from dgjax import check
+from dgjax.analytic import GaussianMixture
+from dgjax.divergence import Hutchinson, gaussian, rademacher
+from dgjax.guidance import density_guidance
+from dgjax.pretrained import pretrained_models
+from dgjax.results import Info, Sampled
+from dgjax.solvers import SOLVERS
+
+NETWORK = (check.network_precision, check.network_batched)
+ROUNDING = (
+    check.matrix_products,
+    check.sums,
+    check.mixture_log_density,
+    check.mixture_score,
+    check.mixture_laplacian,
+)
+
+RUN = """
+import json, jax
+from dgjax.check import run_checks
+assert not jax.config.jax_enable_x64
+run_checks(lambda finding: print(json.dumps(finding), flush=True))
+"""
+
+
+def names(checks):
+    return [c.__name__ for c in checks]
+
+
+@pytest.fixture
+def recompiled():
+    """Nothing compiled before is used in the test, nor anything compiled in it afterwards."""
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.slow
+def test_every_claim_holds_in_float32():
+    env = {k: v for k, v in os.environ.items() if k != "JAX_ENABLE_X64"}
+    out = subprocess.run(
+        [sys.executable, "-c", RUN], capture_output=True, text=True, env=env, check=False
+    )
+    assert out.returncode == 0, out.stderr
+    findings = [check.Finding(*json.loads(line)) for line in out.stdout.splitlines()]
+    assert len(findings) == len(check.CHECKS)
+    assert len({f.claim for f in findings}) == len(findings)
+    assert [f for f in findings if not f.passed] == []
+    # float32 leaves something, or this was not float32.
+    assert findings[0].measured > 1e-8
+
+
+@pytest.mark.skipif(check.SHIPPED not in pretrained_models(), reason="no shipped model here")
+@pytest.mark.parametrize("one", NETWORK, ids=names(NETWORK))
+def test_claims_of_the_shipped_model_hold(one):
+    assert one in check.CHECKS
+    assert one().passed
+
+
+@pytest.mark.parametrize("one", ROUNDING, ids=names(ROUNDING))
+def test_what_float32_leaves_is_rounding(one):
+    """In float64 the same comparison comes down to float64's own rounding."""
+    assert one().measured < 1e-12
+
+
+@pytest.mark.parametrize(("name", "bits"), [("bfloat16", 7), ("TF32", 10)])
+def test_products_of_reduced_precision_fail(name, bits, float32, recompiled, monkeypatch):
+    """Operands rounded as an accelerator rounds them; on a CPU the precision flag does nothing."""
+
+    def narrow(function):
+        def call(*operands, **options):
+            return function(*(round_array(a) for a in operands), **options)
+
+        return call
+
+    def round_array(a):
+        return a if isinstance(a, str) else jax.lax.reduce_precision(a, 8, bits)
+
+    monkeypatch.setattr(jnp, "einsum", narrow(jnp.einsum))
+    monkeypatch.setattr(jnp, "matmul", narrow(jnp.matmul))
+    findings = {one: one() for one in ROUNDING}
+    assert {one for one, f in findings.items() if not f.passed} == {*ROUNDING} - {check.sums}
+    assert "JAX_DEFAULT_MATMUL_PRECISION" in findings[check.matrix_products].expected
+
+
+def test_sums_of_reduced_precision_fail(float32, recompiled, monkeypatch):
+    wide = jnp.sum
+    monkeypatch.setattr(jnp, "sum", lambda a: jax.lax.reduce_precision(wide(a), 8, 10))
+    assert not check.sums().passed
+
+
+@pytest.mark.parametrize("probe", ["gaussian", "too long"])
+def test_wrong_probes_fail(probe, recompiled, monkeypatch):
+    """Gaussian probes are unbiased with another variance; long ones are biased."""
+
+    def too_long(key, x):
+        return 1.05 * rademacher(key, x)
+
+    sample = {"gaussian": gaussian, "too long": too_long}[probe]
+    monkeypatch.setattr(check, "Hutchinson", partial(Hutchinson, sample=sample))
+    assert check.hutchinson_bias().passed == (probe == "gaussian")
+    assert not check.hutchinson_variance().passed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("factor", [1.001, np.nan])
+def test_a_wrong_score_fails(factor, float32, recompiled, monkeypatch):
+    """By a thousandth, or NaN: rows fail, and none of them raises."""
+    right = GaussianMixture.__call__
+    monkeypatch.setattr(
+        GaussianMixture, "__call__", lambda self, y, w, cond=None: factor * right(self, y, w)
+    )
+    assert check.mixture_log_density().passed  # does not go through the field
+    rows = [
+        check.mixture_score,
+        check.mixture_laplacian,
+        check.gaussian_likelihood,
+        check.low_density,
+        check.high_density,
+        check.level_set,
+        check.reverse_sde_quadrature,
+    ]
+    if np.isnan(factor):
+        rows += [check.hutchinson_bias, check.hutchinson_variance, check.round_trip]
+        rows += [check.heun_order, check.closed_loop]
+    passed = [one.__name__ for one in rows if one().passed]
+    assert passed == []
+
+
+@pytest.mark.slow
+def test_a_solver_of_another_order_fails(float32, recompiled, monkeypatch):
+    heun, rk4 = SOLVERS["heun"], SOLVERS["rk4"]
+    monkeypatch.setitem(SOLVERS, "heun", rk4)
+    monkeypatch.setitem(SOLVERS, "rk4", heun)
+    rows = [check.heun_order, check.gaussian_likelihood, check.low_density, check.level_set]
+    passed = [one.__name__ for one in rows if one().passed]
+    assert passed == []
+
+
+@pytest.mark.slow
+def test_the_published_rule_fails_at_high_q(float32, monkeypatch):
+    monkeypatch.setattr(check, "density_guidance", partial(density_guidance, bound=np.inf))
+    assert not check.high_density().passed
+    assert not check.bound_reported().passed
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class StaticGuide:
+    """A guide whose number is part of its type."""
+
+    q: float = field(metadata={"static": True})
+
+    def __call__(self, drift, local):
+        return drift
+
+
+@pytest.mark.parametrize(("guide", "count"), [(density_guidance, 0), (StaticGuide, 4)])
+def test_recompilations_are_counted(guide, count, recompiled, monkeypatch):
+    def no_solve(model, x, grid, *, log_density, **options):
+        info = Info(*[jnp.zeros(())] * len(Info._fields))
+        return Sampled(x, log_density, info, None)
+
+    monkeypatch.setattr(check, "sample", no_solve)
+    monkeypatch.setattr(check, "density_guidance", guide)
+    finding = check.one_compilation()
+    assert finding.measured == count
+    assert finding.passed == (count == 0)
+
+
+def test_findings_are_handed_over_one_by_one(monkeypatch):
+    first = check.Finding("a", "at most 1", 0.5, 0.0, 1.0, True)
+    second = first._replace(claim="b", passed=False)
+    seen = []
+
+    def later():
+        assert seen == [first]
+        return second
+
+    monkeypatch.setattr(check, "CHECKS", (lambda: first, later))
+    assert check.run_checks(seen.append) == seen == [first, second]
+
+
+@pytest.mark.parametrize(
+    ("measured", "passed"),
+    [(0.5, True), (1.0, True), (1.1, False), (-0.1, False), (np.nan, False), (np.inf, False)],
+)
+def test_a_finding_passes_within_its_bounds(measured, passed):
+    assert check._finding("a", measured, 1.0).passed is passed
