@@ -8,6 +8,7 @@ marginal at its smallest noise level t_min.
 
 __version__ = "0.1.0"
 
+from dgjax.alignment import Alignment, AlignmentStatistics, align, alignment_statistics
 from dgjax.analytic import (
     GaussianMixture,
     closed_form,
@@ -56,12 +57,15 @@ from dgjax.parametrization import (
 from dgjax.paths import cosine, custom, edm, logsnr, rectified_flow, sub_vp, ve, vp
 from dgjax.pretrained import load_pretrained, pretrained_models
 from dgjax.prior import chi_quantile, prior_guidance, prior_sample, with_norm
+from dgjax.quadrature import chord, node_quadrature, quadrature
 from dgjax.sampling import Info, Sampled, Trajectory, sample
 from dgjax.solvers import RK4
 from dgjax.targets import Shot, pilot, shoot
 
 __all__ = [
     "RK4",
+    "Alignment",
+    "AlignmentStatistics",
     "DenoisedPrediction",
     "Exact",
     "Field",
@@ -79,8 +83,11 @@ __all__ = [
     "Trajectory",
     "VPrediction",
     "VelocityPrediction",
+    "align",
+    "alignment_statistics",
     "bits_per_dim",
     "chi_quantile",
+    "chord",
     "churn",
     "closed_form",
     "condition",
@@ -107,6 +114,7 @@ __all__ = [
     "log_density",
     "log_prior",
     "logsnr",
+    "node_quadrature",
     "noise_matched",
     "pilot",
     "png_bytes",
@@ -115,6 +123,7 @@ __all__ = [
     "prior_guidance",
     "prior_sample",
     "published_stochastic",
+    "quadrature",
     "quantile_of_forcing",
     "rate_guidance",
     "rectified_flow",

@@ -489,7 +489,8 @@ def reverse_sde_quadrature() -> Finding:
     x = jnp.concatenate([first.x, *(r.x[:, 1:] for r in rest)], 1)
     error = np.asarray(_quadratures(model, t, x)) - _truth(mixture, model, walk.x)
     claim = "quadrature along the reverse SDE: nats per dimension"
-    # 5e-5 to 2.7e-4 by the latents, of which the method's own is 1e-4. A rule with nodes at the points leaves 0.23.
+    # 5e-5 to 2.7e-4 by the latents, of which the method's own is 1e-4. A rule with nodes at the
+    # points leaves 0.23.
     return _finding(claim, _largest(error) / SIZE, 1e-3)
 
 
