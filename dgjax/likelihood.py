@@ -7,9 +7,9 @@ from jaxtyping import Array, Float
 
 from dgjax.divergence import Divergence, Hutchinson
 from dgjax.fields import Field, condition, log_prior
-from dgjax.sampling import Info, solve
+from dgjax.sampling import Info, check_grid, solve
 from dgjax.solvers import Adjoint, Controller, Progress, Solver
-from dgjax.typing import Cond, Key, Sample, Scalar
+from dgjax.typing import Cond, Key, Sample, Scalar, as_float
 
 __all__ = ["Likelihood", "likelihood"]
 
@@ -50,7 +50,9 @@ def likelihood(
     Raises:
         ValueError: as `sample`.
     """
-    ascending = jnp.flip(jnp.asarray(grid))
+    grid = as_float(grid)
+    check_grid(model, grid, prior=True)
+    ascending = jnp.flip(grid)
     zero = jnp.zeros((), x.dtype)
     run = solve(
         model,

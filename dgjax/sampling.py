@@ -23,7 +23,7 @@ from dgjax.results import Info, Sampled, State, Trajectory, summarize
 from dgjax.solvers import Adjoint, Controller, Progress, Solver, check_solve
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float, inner, known
 
-__all__ = ["Info", "Sampled", "State", "Trajectory", "sample", "solve"]
+__all__ = ["Info", "Sampled", "State", "Trajectory", "check_grid", "sample", "solve"]
 
 
 class _Problem(NamedTuple):
@@ -197,6 +197,33 @@ def solve(
     )
 
 
+def check_grid(model: Field, grid: Array, *, prior: bool) -> None:
+    """Raise a ValueError unless `grid` decreases inside the model's range, from t_max if `prior`.
+
+    Numbers that are traced are not looked at.
+    """
+    if grid.ndim != 1 or grid.shape[0] < 2:
+        raise ValueError(f"grid must be (steps + 1,) with at least one step, got {grid.shape}")
+    times, high, low = known(grid), known(model.t_max), known(model.t_min)
+    if times is None:
+        return
+    if not (np.diff(times) < 0).all():
+        raise ValueError("a sampling grid decreases, from noise (t_max) to data (t_min)")
+    if high is None or low is None:
+        return
+    slack = 1e-6 * (high - low)
+    if times[0] > high + slack or times[-1] < low - slack:
+        raise ValueError(
+            f"grid runs from {times[0]:g} to {times[-1]:g}, outside the model's own range "
+            f"{high:g} to {low:g}; build it with grid_karras(model, steps)"
+        )
+    if prior and not np.isclose(times[0], high, rtol=1e-5):
+        raise ValueError(
+            f"the prior is known at t_max = {high:g} only and the grid starts at {times[0]:g}: "
+            "build it with grid_karras(model, steps), or pass the log-density there to sample"
+        )
+
+
 def sample(
     model: Field,
     x: Sample,
@@ -245,21 +272,8 @@ def sample(
             the solver and the noise are of different senses.
     """
     grid = as_float(grid)
-    times, high, low = known(grid), known(model.t_max), known(model.t_min)
-    if times is not None and times.size > 1 and not (np.diff(times) < 0).all():
-        raise ValueError("a sampling grid decreases, from noise (t_max) to data (t_min)")
-    if times is not None and high is not None and low is not None:
-        slack = 1e-6 * (high - low)
-        if times[0] > high + slack or times[-1] < low - slack:
-            raise ValueError(
-                f"grid runs from {times[0]:g} to {times[-1]:g}, outside the model's own range "
-                f"{high:g} to {low:g}; build it with grid_karras(model, steps)"
-            )
+    check_grid(model, grid, prior=log_density is None)
     if log_density is None:
-        if times is not None and high is not None and not np.isclose(times[0], high, rtol=1e-5):
-            raise ValueError(
-                "the prior is known at t_max only: pass log_density for a grid that starts later"
-            )
         log_density = log_prior(model, x)
     return solve(
         model,

@@ -73,6 +73,7 @@ def test_the_chunk_bounds_memory():
         (gaussian, 2 * NORM2),
         (sphere, 2 * SIZE / (SIZE + 2) * (NORM2 - TRACE**2 / SIZE)),
     ],
+    ids=["rademacher", "gaussian", "sphere"],
 )
 def test_hutchinson_has_the_mean_and_variance_of_theory(sample, variance):
     """2 (|S|^2 - |diag S|^2), 2 |S|^2, and on the sphere that of S less its mean times I."""
@@ -108,12 +109,15 @@ def test_one_rademacher_probe_is_exact_on_a_diagonal_and_one_on_the_sphere_on_th
 
 
 @pytest.mark.parametrize(
-    "estimator", [Hutchinson(8), Hutchinson(8, gaussian), HutchPP(3, 8)], ids=repr
+    "estimator",
+    [Hutchinson(8), Hutchinson(8, gaussian), HutchPP(3, 8)],
+    ids=["rademacher", "gaussian", "hutchpp"],
 )
 def test_the_standard_error_is_the_spread_of_the_mean(estimator):
     estimates = many(estimator, 2000)
     errors = np.asarray(jax.vmap(estimator.standard_error)(estimates))
     means = np.asarray(estimates).mean(axis=1)
+    assert abs(means.mean() - TRACE) < 4 * means.std() / np.sqrt(2000)
     np.testing.assert_allclose(np.mean(errors**2), means.var(), rtol=0.13)
     # Student's t with 7 degrees of freedom: 95 % lie within 2.365.
     inside = np.abs(means - TRACE) < 2.365 * errors
@@ -124,9 +128,7 @@ def test_one_probe_has_no_standard_error():
     assert np.isnan(Hutchinson(1).standard_error(jnp.ones(1)))
 
 
-@pytest.mark.parametrize(
-    ("rank", "of"), [(3, 3), (5, 2), (12, 12)], ids=["equal", "greater", "all"]
-)
+@pytest.mark.parametrize(("rank", "of"), [(3, 3), (5, 2)], ids=["equal", "greater"])
 def test_hutchpp_is_exact_when_the_sketch_holds_the_range(rank, of):
     matrix = low_rank(of)
     estimates = many(HutchPP(rank, 2), 5, matrix)
@@ -134,20 +136,19 @@ def test_hutchpp_is_exact_when_the_sketch_holds_the_range(rank, of):
     np.testing.assert_allclose(estimates, np.trace(matrix), rtol=1e-9)
 
 
-def test_hutchpp_is_unbiased_and_beats_hutchinson_at_equal_cost():
+def test_hutchpp_beats_hutchinson_at_equal_cost():
     """On a spectrum that falls; 2 x 3 + 2 products against 8."""
     basis = np.linalg.qr(np.random.default_rng(2).normal(size=(SIZE, SIZE)))[0]
     matrix = basis @ np.diag(10.0 * 0.4 ** np.arange(SIZE)) @ basis.T
     means = np.asarray(many(HutchPP(3, 2), 2000, matrix)).mean(axis=1)
     assert abs(means.mean() - np.trace(matrix)) < 4 * means.std() / np.sqrt(2000)
-    plain = np.asarray(many(Hutchinson(8), 2000, matrix)).mean(axis=1)
-    assert means.std() < 0.3 * plain.std()
-    # Unbiased where nothing is small, too.
-    means = np.asarray(many(HutchPP(3, 2), 2000)).mean(axis=1)
-    assert abs(means.mean() - TRACE) < 4 * means.std() / np.sqrt(2000)
+    hutchinson = 2 * (np.sum(matrix**2) - np.sum(np.diag(matrix) ** 2)) / 8
+    assert means.var() < 0.1 * hutchinson
 
 
-@pytest.mark.parametrize("estimator", [Hutchinson(), Hutchinson(3), HutchPP(2, 2)], ids=repr)
+@pytest.mark.parametrize(
+    "estimator", [Hutchinson(), Hutchinson(3), HutchPP(2, 2)], ids=["one", "three", "hutchpp"]
+)
 def test_keys_are_reproducible_and_a_fixed_probe_ignores_the_steps(estimator):
     keys = jax.random.split(jax.random.key(5), 3)
 
@@ -180,6 +181,9 @@ def test_a_sketch_larger_than_the_sample_is_refused():
 
 # One pass of the network
 
+each = pytest.mark.parametrize(
+    "estimator", [Exact(8), Hutchinson(5), HutchPP(3, 2)], ids=["exact", "hutchinson", "hutchpp"]
+)
 WEIGHTS = jnp.asarray(np.random.default_rng(4).normal(size=(64, 64)))
 MODEL = fields.field(
     lambda x, t, cond: jnp.sin(WEIGHTS @ x), paths.vp(), NoisePrediction(), t_min=0.01, t_max=1.0
@@ -201,7 +205,7 @@ def count(jaxpr, name):
     return total
 
 
-@pytest.mark.parametrize("estimator", [Exact(8), Hutchinson(5), HutchPP(3, 2)], ids=repr)
+@each
 def test_value_and_divergence_come_from_one_pass(estimator):
     def both(x):
         local = evaluate(x, estimator)
@@ -212,7 +216,7 @@ def test_value_and_divergence_come_from_one_pass(estimator):
     assert count(jaxpr, "cos") == 1
 
 
-@pytest.mark.parametrize("estimator", [Exact(8), Hutchinson(5), HutchPP(3, 2)], ids=repr)
+@each
 def test_a_divergence_that_is_not_read_costs_nothing(estimator):
     def flops(fn):
         return jax.jit(fn).lower(jnp.ones(64)).compile().cost_analysis()["flops"]

@@ -7,6 +7,7 @@ import pytest
 
 from dgjax import analytic, fields, grids, paths
 
+
 def on_path(path):
     """A model with w = sigma/alpha from 0.02 to 20 on `path`."""
     model = analytic.closed_form(

@@ -66,6 +66,7 @@ def test_alpha_and_sigma_are_the_published_ones(span):
         (paths.ve(0.002, 80), 1.0, 0.002**0.6 * 80**0.4),
         (paths.edm(3), 1.0, 0.064),
     ],
+    ids=["vp", "sub_vp", "ve", "edm"],
 )
 def test_the_numbers_of_a_path_are_used(path, alpha, sigma):
     t = jnp.array(0.4)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from jax.tree_util import register_dataclass
 
-from dgjax import analytic, divergence, fields, grids, guidance, noise, parametrization, paths
+from dgjax import analytic, divergence, fields, grids, guidance, parametrization, paths
 from dgjax.sampling import Trajectory, sample
 from dgjax.solvers import RK4
 from dgjax.typing import inner

@@ -151,8 +151,9 @@ def batches(what: str, run: Callable[..., Any], items: Any, size: int, *shared: 
 def table(title: str, header: list[str], rows: list[list[str]]) -> None:
     """A table on standard output."""
     shown = Table(title=title, title_justify="left", header_style="bold")
-    for name in header:
-        shown.add_column(name, justify="right")
+    for i, name in enumerate(header):
+        words = rows and not any(c.isdigit() for c in rows[0][i])
+        shown.add_column(name, justify="left" if words else "right")
     for row in rows:
         shown.add_row(*row)
     Console().print(shown)
