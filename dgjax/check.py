@@ -166,8 +166,11 @@ class _Noises:
         return sum((n.increment(local, dt, dW) for n in self.terms), jnp.zeros_like(dW))
 
 
-def _noise(level_set: float = 0.0, reverse: float = 0.0) -> _Noises:
-    return _Noises((level_set_noise(level_set), reverse_sde(reverse)))
+class _Heights(NamedTuple):
+    """Of the noise along the level set, and of the reverse SDE's."""
+
+    level_set: float = 0.0
+    reverse: float = 0.0
 
 
 _traces: Counter[str] = Counter()
@@ -180,7 +183,7 @@ def _piece(
     grid: Array,
     log_density: Array,
     guide: Guide,
-    noise: _Noises,
+    noise: _Noises | None,
     key: Key,
     solver: str,
 ) -> Sampled:
@@ -223,15 +226,16 @@ def _walk(
     guide: Guide,
     *,
     steps: int = 2 * STEPS,
-    noise: _Noises | None = None,
+    heights: _Heights | None = _Heights(),
     solver: str = "rk4",
 ) -> _Walk:
-    """From x at t_max to t_min."""
+    """From x at t_max to t_min; heights of 0 share one program, None is a smaller one."""
+    noise = heights and _Noises((level_set_noise(heights[0]), reverse_sde(heights[1])))
     grid, log_density = grid_uniform(model, steps), _priors(model, x)
     shares, trajectories = [], []
     for i, start in enumerate(range(0, steps, STEPS)):
         piece, key = grid[start : start + STEPS + 1], jax.random.key(i)
-        out = _piece(model, x, piece, log_density, guide, noise or _noise(), key, solver)
+        out = _piece(model, x, piece, log_density, guide, noise, key, solver)
         x, log_density = out.x, out.log_density
         shares.append(np.mean(out.info.bound_share))
         trajectories.append(out.trajectory)
@@ -406,7 +410,8 @@ def heun_order() -> Finding:
     """The tracked log-density converges at Heun's order."""
     guide = density_guidance(0.5)
     coarse, fine = (
-        _rms(_tracked(guide, steps=n, solver="heun")[0]) for n in (2 * STEPS, 4 * STEPS)
+        _rms(_tracked(guide, steps=n, solver="heun", heights=None)[0])
+        for n in (2 * STEPS, 4 * STEPS)
     )
     # 2.03, from 0.17 and 0.042 nats: far above what float32 leaves, 1e-4.
     return _finding("Heun: order of convergence", np.log2(coarse / fine), 2.2, low=1.8)
@@ -447,8 +452,8 @@ def one_compilation() -> Finding:
 
 def level_set() -> Finding:
     """Noise along the level set leaves the tracked log-density true, by Stratonovich RK4."""
-    noise = _noise(level_set=1.0)
-    error = _rms(_tracked(density_guidance(0.5), steps=8 * STEPS, noise=noise)[0])
+    heights = _Heights(level_set=1.0)
+    error = _rms(_tracked(density_guidance(0.5), steps=8 * STEPS, heights=heights)[0])
     # 0.013 to 0.015 by the latents, the solver's own. Heun, of order 1, leaves over 1.
     return _finding("noise along the level set, tracked - true: RMS nats", error, 0.05)
 
@@ -465,7 +470,7 @@ def closed_loop() -> Finding:
     typical = mixture.noisy(1.0, W_MIN)
     target = np.mean(typical.log_density(typical.draw(np.random.default_rng(5), 256))) + 10
     profile = _pilot(model, _latents(mixture), grid_uniform(model, STEPS))
-    behind, walk = _tracked(target_guidance(target, model, profile))
+    behind, walk = _tracked(target_guidance(target, model, profile), heights=None)
     error = _largest(walk.log_density - behind - target)
     # 0.0102, as in float64: what the last step no longer catches up with.
     return _finding("closed-loop target, true - asked for: nats", error, 0.03)
@@ -482,7 +487,7 @@ def reverse_sde_quadrature() -> Finding:
     """Quadrature along the reverse SDE gives the log-density of its end, by SciPy."""
     mixture = _mixture()
     model = _model(mixture)
-    walk = _walk(model, _latents(mixture), density_guidance(0.5), noise=_noise(reverse=1.0))
+    walk = _walk(model, _latents(mixture), density_guidance(0.5), heights=_Heights(reverse=1.0))
     # Pieces share the points where they meet.
     first, *rest = walk.trajectories
     t = jnp.concatenate([first.t, *(r.t[:, 1:] for r in rest)], 1)

@@ -30,9 +30,10 @@ def bits_per_dim(log_density: ArrayLike, size: int, data_range: tuple[float, flo
 def dequantize(
     key: Key, levels: ArrayLike, data_range: tuple[float, float] = (-1.0, 1.0)
 ) -> Sample:
-    """uint8 levels of any shape plus uniform noise of one level, in the model's coordinates.
+    """uint8 levels of any shape with uniform noise of one level around them, in the model's units.
 
-    The log-density of the result is a lower bound, in expectation, on that of the levels.
+    Centred, so that the mean of the noisy level is where training put it. The log-density of the
+    result is a lower bound, in expectation, on that of the levels.
 
     Raises:
         ValueError: if `levels` is not uint8.
@@ -43,7 +44,7 @@ def dequantize(
             f"only 8-bit levels are dequantized, got {levels.dtype}; pass floats as is"
         )
     low, high = data_range
-    noise = jax.random.uniform(key, levels.shape)
+    noise = jax.random.uniform(key, levels.shape) - 0.5
     return low + (levels + noise) * ((high - low) / 255.0)
 
 

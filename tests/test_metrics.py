@@ -33,7 +33,7 @@ def test_dequantized_levels_are_uniform_within_one_level(data_range):
     low, high = data_range
     levels = np.random.default_rng(0).integers(0, 256, (50, 20, 1)).astype(np.uint8)
     x = np.asarray(metrics.dequantize(jax.random.key(0), levels, data_range))
-    scaled = (x - low) * 255 / (high - low) - levels
+    scaled = (x - low) * 255 / (high - low) - levels + 0.5  # centred on the level
     assert x.shape == levels.shape
     assert (scaled >= -1e-9).all()
     assert (scaled < 1 + 1e-9).all()
