@@ -76,7 +76,7 @@ def summarize(
 ) -> Info:
     """The diagnostics, from the final state and the course of its integral of |sigma s|^2."""
     steps = jnp.abs(jnp.diff(jax.vmap(lambda t: logsnr(model.path, t))(grid))).astype(course.dtype)
-    share = jnp.abs(end.bounded) / jnp.sum(steps)
+    share = jnp.minimum(jnp.abs(end.bounded) / jnp.sum(steps), 1)  # 1 and a quadrature error
     score = jnp.sqrt(jnp.maximum(jnp.abs(jnp.diff(course)) / steps, 0))
     log_density = jnp.mean(end.log_densities)
     met = jnp.array(True)

@@ -224,9 +224,7 @@ def run_gaussian(gaussian):
 def test_the_dial_in_nats_is_what_it_forces(gaussian, run_gaussian):
     model, latents = gaussian
     nats = jnp.array([0.0, -8.0, 5.0])
-    by_nats = jax.vmap(
-        lambda n: guidance.density_guidance_nats(n, model, 64, bound=jnp.inf)
-    )(nats)
+    by_nats = jax.vmap(lambda n: guidance.density_guidance_nats(n, model, 64, bound=jnp.inf))(nats)
     out = run_gaussian(latents, (by_nats,))
     gained = out.log_density - out.log_density[0]
     np.testing.assert_allclose(gained, jnp.broadcast_to(nats[:, None], gained.shape), atol=1e-9)
@@ -319,9 +317,7 @@ def test_the_tracked_log_density_follows_the_rate_asked_for(mixture, run_mixture
     rates = np.stack([np.interp(at, knots, r) for r in asked])
     gained = np.cumsum(0.5 * (rates[:, 1:] + rates[:, :-1]) * np.diff(at), axis=1)
     tracked = out.trajectory.log_density[:, :, 1:] - start[None, :, None]
-    np.testing.assert_allclose(
-        tracked, np.broadcast_to(gained[:, None], tracked.shape), atol=1e-8
-    )
+    np.testing.assert_allclose(tracked, np.broadcast_to(gained[:, None], tracked.shape), atol=1e-8)
     np.testing.assert_allclose(out.log_density, truth(model, out.x), rtol=0, atol=1e-5)
 
 

@@ -51,7 +51,6 @@ def test_closed_form_and_the_way_back(model, data):
     assert (there.info.standard_error == 0).all()
 
     back = jax.jit(jax.vmap(lambda x: sample(model, x, grid, **options)))(there.latent)
-    print("BACK", np.abs(there.log_density - exact).max(), np.abs(back.x-x).max(), np.abs(back.log_density-there.log_density).max())
     np.testing.assert_allclose(back.x, x, rtol=0, atol=1e-7)
     np.testing.assert_allclose(back.log_density, there.log_density, rtol=0, atol=1e-6)
 
@@ -71,7 +70,6 @@ def test_adaptive_steps_reach_their_tolerance(model, data):
         return jax.vmap(lambda x: likelihood(model, x, ends, **options))(x).log_density
 
     coarse, fine = (np.abs(run(tolerance) - exact).max() for tolerance in (1e-4, 1e-8))
-    print("ADAPT", coarse, fine)
     assert coarse < 1e-1
     assert fine < 1e-5
 
@@ -93,7 +91,6 @@ def test_hutchinson_is_unbiased_and_knows_its_error(model, data):
     reference = spread(model, x, lambda key: divergence.Exact(), grid, keys=1)[0][0]
     value, error = spread(model, x, lambda key: divergence.Hutchinson(probes), grid)
     z = (value - reference) / error
-    print("HUTCH", np.mean(value) - reference, np.std(value), np.sqrt(np.mean(error**2)))
     assert abs(value.mean() - reference) < 4 * value.std() / np.sqrt(len(value))
     # The mean square of the stated errors is the variance: each has 3 degrees of freedom.
     ratio = np.mean(error**2) / np.var(value)
@@ -107,7 +104,6 @@ def test_fixed_probes_do_not_average_out_along_the_way(model, data):
     one = divergence.Hutchinson()
     fresh, unknown = spread(model, x, lambda key: one, grid)
     fixed, _ = spread(model, x, lambda key: divergence.FixedProbe(one, key), grid)
-    print("FIXED", fresh.std(), fixed.std())
     assert jnp.isnan(unknown).all()  # one probe says nothing of its own spread
     assert fixed.std() > 2.5 * fresh.std()
     error = np.sqrt((fresh.var() + fixed.var()) / len(fresh))

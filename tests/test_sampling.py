@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from jax.tree_util import register_dataclass
 
-from dgjax import analytic, divergence, fields, grids, guidance, parametrization, paths
+from dgjax import analytic, divergence, fields, grids, guidance, noise, parametrization, paths
 from dgjax.sampling import Trajectory, sample
 from dgjax.solvers import RK4
 from dgjax.typing import inner
@@ -139,7 +139,6 @@ METHODS = {
 def errors(problems):
     """Tracked minus true log-density by size and method, (steps, quantiles, latents) nats."""
 
-    @functools.cache
     def measure(size, method):
         model, trace, latents = problems[size]
         solver, _, every_steps = METHODS[method]
@@ -175,20 +174,18 @@ def errors(problems):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("size", [2, 16, 784])
 def test_tracked_converges_to_true_at_the_solvers_order(errors, size, method):
-    """Along the PF-ODE (q = 0.5).
+    """Along the PF-ODE (q = 0.5), and for order five to the last digits.
 
     Above the order there is room for Dopri5 in 2-D, which still gains on it (5.4) when rounding
     sets in at 1e-12 nats.
     """
     _, order, steps = METHODS[method]
-    assert order - 0.15 < slope(steps, rms(errors(size, method)[:, 0])) < order + 0.5
-
-
-@pytest.mark.parametrize("size", [2, 16, 784])
-def test_order_five_is_exact_at_512_steps(errors, size):
-    error = np.abs(errors(size, "dopri5")[-1]).max(-1) / size
-    assert error[0] < 1e-6  # the PF-ODE
-    assert error.max() < 1e-5  # density guidance, eta kept in [0, 2]
+    error = errors(size, method)
+    assert order - 0.15 < slope(steps, rms(error[:, 0])) < order + 0.5
+    if method == "dopri5":
+        last = np.abs(error[-1]).max(-1) / size  # 512 steps
+        assert last[0] < 1e-6
+        assert last.max() < 1e-5  # density guidance at q = 0.2 and 0.7, eta kept in [0, 2]
 
 
 def test_the_subspace_trace_is_exact(problems):
@@ -216,9 +213,7 @@ def test_trajectory_holds_what_shorter_runs_reach(problems):
     def run(x, grid, log_density, save=None):
         def one(x, log_density):
             options = {"divergence": trace, "solver": diffrax.Dopri5(), "save": save}
-            return sample(
-                model, x, grid, key=jax.random.key(0), log_density=log_density, **options
-            )
+            return sample(model, x, grid, key=jax.random.key(0), log_density=log_density, **options)
 
         return jax.vmap(one)(x, log_density)
 
@@ -241,6 +236,23 @@ def test_trajectory_holds_what_shorter_runs_reach(problems):
     # And at every grid point the log-density is the exact one of that time.
     every = jax.jit(jax.vmap(jax.vmap(functools.partial(analytic.log_density, model))))
     np.testing.assert_allclose(log_density, every(t, x), atol=1e-6)
+
+
+def test_single_precision_keeps_up(float32):
+    """In float32, the 3,200 nats gained over 64 steps are tracked to a hundredth of one."""
+    model, trace, latents = image_problem()
+    assert latents.dtype == jnp.float32
+
+    @jax.jit
+    @jax.vmap
+    def run(x):
+        options = {"divergence": trace, "solver": diffrax.Dopri5()}
+        return sample(model, x, grids.grid_uniform(model, 64), key=jax.random.key(0), **options)
+
+    out = run(latents)
+    assert out.x.dtype == out.log_density.dtype == jnp.float32
+    error = np.abs(out.log_density - truth(model, out.x))
+    assert error.max() < 0.01
 
 
 def test_adaptive_steps_reach_their_tolerance(problems):
@@ -270,9 +282,8 @@ def test_adaptive_steps_reach_their_tolerance(problems):
         error.append(rms(out.log_density - truth(model, out.x)))
         np.testing.assert_array_equal(out.trajectory.t[0], grid)
         np.testing.assert_allclose(out.trajectory.x[:, -1], out.x, rtol=1e-12)
-    print("adaptive", error)
     assert error[2] < 1e-6
-    assert error[0] > 10 * error[1] > 100 * error[2]
+    assert error[0] > 20 * error[1] > 400 * error[2]
 
 
 def test_info_is_what_the_trajectory_shows(problems):
@@ -303,13 +314,12 @@ def test_info_is_what_the_trajectory_shows(problems):
     passed = jnp.diff(jax.vmap(lambda t: -2 * jnp.log(model.path.sigma(t)))(grid))
     stopped = np.sqrt(2 * 2) * probit / square > 1
     share = 0.5 * (stopped[:, 1:] + 0.0 + stopped[:, :-1]) @ passed / jnp.sum(passed)
-    print(share, out.info.bound_share)
     assert (share > 0.02).any()
     assert (share < 0.98).any()
     np.testing.assert_allclose(out.info.bound_share, share, atol=3 / 400)
+    assert (out.info.bound_share <= 1).all()
 
     within = 0.5 * (square[:, 1:] + square[:, :-1])
-    print(jnp.sqrt(within.min(1)), out.info.least_score)
     np.testing.assert_allclose(out.info.least_score, jnp.sqrt(within.min(1)), rtol=0.01)
 
     assert out.info.finite.all()
@@ -434,6 +444,56 @@ def test_every_path_and_parametrization_gives_the_same_samples(mixture2, spans):
     y, log_density = run(jnp.arange(len(every)), jnp.stack([grid_of(s) for s in every]), numbers)
     assert y.shape == (8, 6, 4, 2)
     exact = jax.jit(jax.vmap(lambda y: mixture.log_density(y, w_min)))(y[0, 0])
-    print(np.abs(y - y[0, 0]).max(axis=(2,3)), np.abs(log_density-exact).max(-1))
-    np.testing.assert_allclose(y, jnp.broadcast_to(y[0, 0], y.shape), atol=1e-7)
-    np.testing.assert_allclose(log_density, jnp.broadcast_to(exact, y.shape[:-1]), atol=1e-7)
+    np.testing.assert_allclose(y, jnp.broadcast_to(y[0, 0], y.shape), rtol=0, atol=1e-7)
+    every = jnp.broadcast_to(exact, log_density.shape)
+    np.testing.assert_allclose(log_density, every, rtol=0, atol=1e-7)
+
+
+BAD = [
+    ({"x": [1.0, float("nan")]}, "NaN or infinite"),
+    ({"x": [1.0, 1.0, 1.0]}, r"shape \(3,\)"),
+    ({"x": [1, 1]}, "must be floating"),
+    ({"grid": [1.4, 0.9, 1.0, 0.7]}, "grid decreases"),
+    ({"grid": [0.7, 1.0, 1.4]}, "grid decreases"),
+    ({"grid": [1.4, 1.0, 1.0, 0.7]}, "grid decreases"),
+    ({"grid": [1.4, float("nan"), 0.7]}, "grid decreases"),
+    ({"grid": [1.4]}, "at least one step"),
+    ({"grid": 1.4}, "at least one step"),
+    ({"grid": [[1.4, 1.0, 0.7]]}, "at least one step"),
+    ({"grid": [1.5, 1.0, 0.7]}, "outside the model's own range"),
+    ({"grid": [1.4, 1.0, 0.5]}, "outside the model's own range"),
+    ({"grid": [1.3, 1.0, 0.7]}, "prior is known at t_max"),
+    ({"solver": diffrax.Kvaerno3()}, "explicit Runge-Kutta"),
+    ({"solver": diffrax.ReversibleHeun()}, "explicit Runge-Kutta"),
+    ({"noise": noise.level_set_noise(), "solver": diffrax.Euler()}, "Stratonovich sense"),
+    ({"noise": noise.reverse_sde(), "solver": diffrax.Euler()}, "Stratonovich sense"),
+    ({"noise": noise.noise_matched()}, r"needs solver=Euler\(\), not Heun"),
+    ({"noise": noise.reverse_sde_ito(), "solver": RK4()}, r"needs solver=Euler\(\), not RK4"),
+    (
+        {"noise": noise.level_set_noise(), "controller": diffrax.PIDController(1e-3, 1e-3)},
+        "noise needs a fixed grid",
+    ),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), BAD)
+def test_wrong_use_fails_early(wrong, message):
+    model = analytic.closed_form(
+        analytic.gaussian(jnp.zeros(2), 1.0), paths.edm(RHO), t_min=0.7, t_max=1.4
+    )
+    given = {"x": [1.0, 1.0], "grid": [1.4, 1.0, 0.7], "solver": diffrax.Heun()} | wrong
+    x, grid = jnp.asarray(given.pop("x")), jnp.asarray(given.pop("grid"))
+    with pytest.raises(ValueError, match=message):
+        sample(model, x, grid, key=jax.random.key(0), **given)
+
+
+def test_what_cannot_be_seen_early_is_reported(problems):
+    """Under jit numbers are not known: a bad latent comes back as not finite."""
+    model, trace, latents = problems[2]
+    spoiled = latents.at[1, 0].set(jnp.nan)
+    one = lambda x: sample(
+        model, x, grids.grid_uniform(model, 4), key=jax.random.key(0), divergence=trace
+    )
+    finite = jax.jit(jax.vmap(one))(spoiled).info.finite
+    assert not finite[1]
+    assert jnp.delete(finite, 1).all()

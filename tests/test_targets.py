@@ -52,7 +52,7 @@ class Problem(NamedTuple):
     mode: float
 
 
-def make_problem(mixture, trace, *, steps=48, count=4, w_min=0.05):
+def make_problem(mixture, trace, *, steps=64, count=4, w_min=0.05):
     model = analytic.closed_form(
         mixture, paths.edm(RHO), t_min=w_min ** (1 / RHO), t_max=20.0 ** (1 / RHO)
     )
@@ -88,8 +88,7 @@ def truth(model, x):
 
 def goals_of(problem):
     """Targets in nats: two spreads below the usual, usual, one above; and one above the mode."""
-    model, _, _, latents, mode = problem
-    size = latents[0].size
+    size, mode = problem.latents[0].size, problem.mode
     # A component's log-density is D/2 below its peak, give or take sqrt(D/2).
     usual, spread = mode - 0.5 * size, np.sqrt(0.5 * size)
     return jnp.array([usual - 2 * spread, usual, usual + spread, mode + 0.05 * size])
@@ -126,7 +125,6 @@ def test_closed_loop(problem):
 
     goals = goals_of(problem)
     miss = check(problem, goals, run(latents, goals))
-    print("LOOP", miss)
     if latents[0].size == 16:
         assert miss[:-1].max() < 0.02  # nats
 
@@ -166,7 +164,6 @@ def test_a_target_inside_a_jump_is_flagged():
     shot = shooter(problem)(problem.latents, jnp.array([goal]))
     sampled, met = shot.sampled, shot.sampled.info.target_met[0]
     reached = truth(problem.model, sampled.x)[0]
-    print("JUMP", reached, met, shot.q)
     np.testing.assert_array_equal(met, np.abs(reached - goal) < TOLERANCE * 16)
     low, high = jnp.moveaxis(shot.log_density_range[0], -1, 0)
     assert (low < goal).all()
