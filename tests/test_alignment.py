@@ -74,10 +74,10 @@ def test_gaussian_flow_in_closed_form_and_order():
         )
 
     heun = [errors(steps, diffrax.Heun()) for steps in (64, 128)]
-    print(heun)
-    assert np.all(np.abs(np.log2(heun[0] / heun[1]) - 2) < 0.3)
+    falling = [0, 1, 3]  # omega is exact here: the divergence is the same everywhere
+    assert np.all(np.abs(np.log2(heun[0] / heun[1])[falling] - 2) < 0.3)
+    assert heun[1][2] < 1e-12
     best = errors(128, diffrax.Dopri5())
-    print(best)
     assert np.all(best < 1e-6)
 
 
@@ -122,17 +122,16 @@ def latents16(mixture16):
 
 
 def test_the_two_forms_agree(model16, latents16):
-    run = aligned(model16, latents16, 64, diffrax.Dopri5())
+    # One latent here passes so near a boundary between modes that it stretches 10^4-fold.
+    run = aligned(model16, latents16, 128, diffrax.Dopri5())
     assert np.std(run.product / run.prior) > 0.02
     assert correlation(run.product / run.prior, run.omega / run.prior) > 0.9999
     np.testing.assert_allclose(run.product, run.omega, rtol=1e-3)
-    print(run.product / run.prior)
 
     coarse = aligned(model16, latents16, 32, diffrax.Heun())
     assert correlation(coarse.product, coarse.omega) > 0.999
     # Solver errors of v_t and of x_t meet the large scores of the end; omega has none of those.
     miss = [np.abs(a / run.omega - 1).mean() for a in (coarse.product, coarse.omega)]
-    print(miss)
     assert miss[1] < 0.2 * miss[0]
 
 
@@ -188,9 +187,9 @@ def test_probes(model16, latents16):
 
     run = runs(jax.random.split(jax.random.key(2), 200))
     exact = align(model16, latents16[0], grid, key=KEY, divergence=EXACT)
-    spread = np.std(run.omega)
+    spread = float(np.std(run.omega))
     assert abs(np.mean(run.omega) - exact.omega) < 4 * spread / np.sqrt(200)
-    assert np.sqrt(np.mean(run.standard_error**2)) == pytest.approx(spread, rel=0.15)
+    assert float(np.sqrt(np.mean(run.standard_error**2))) == pytest.approx(spread, rel=0.15)
     assert exact.standard_error == 0
     np.testing.assert_allclose(run.cosine, exact.cosine, rtol=1e-12)
 

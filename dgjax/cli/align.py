@@ -66,7 +66,7 @@ def align(
         ["latents", "aligned", f"{confidence:.0%} interval", "mean angle", "largest", "agree"],
         [
             [
-                str(statistics.count),
+                str(statistics.latents),
                 f"{statistics.share:.1%}",
                 f"{statistics.low:.1%} to {statistics.high:.1%}",
                 f"{statistics.mean_angle:.1f}°",
