@@ -131,8 +131,8 @@ def test_the_two_forms_agree(model16, latents16):
     coarse = aligned(model16, latents16, 32, diffrax.Heun())
     assert correlation(coarse.product, coarse.omega) > 0.999
     # Solver errors of v_t and of x_t meet the large scores of the end; omega has none of those.
-    miss = [np.abs(a / run.omega - 1).mean() for a in (coarse.product, coarse.omega)]
-    assert miss[1] < 0.2 * miss[0]
+    miss = [np.median(np.abs(a / run.omega - 1)) for a in (coarse.product, coarse.omega)]
+    assert miss[1] < 0.2 * miss[0], miss
 
 
 def test_pushed_is_the_derivative_of_the_flow(model16, latents16):
