@@ -79,6 +79,8 @@ def save(folder: str | os.PathLike, model: Field, meta: Meta, *, dtype: Any = jn
             new.mkdir()
             with ocp.PyTreeCheckpointer() as writer:
                 writer.save(new / "weights", weights)
+            # It names the temporary folder, for file systems that cannot rename.
+            (new / "weights" / "commit_success.txt").unlink(missing_ok=True)
             (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
             if folder.exists():
                 folder.rename(Path(temporary) / "old")
