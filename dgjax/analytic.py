@@ -11,14 +11,13 @@ from dataclasses import dataclass, field, replace
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import register_dataclass
 from jaxtyping import Array, ArrayLike, Float
 
 from dgjax.fields import Field
 from dgjax.fields import field as make_field
 from dgjax.parametrization import DenoisedPrediction
 from dgjax.paths import Path, edm, logsnr
-from dgjax.typing import Sample, Scalar, as_float, known
+from dgjax.typing import Sample, Scalar, as_float, known, register_dataclass
 
 __all__ = [
     "GaussianMixture",
@@ -126,7 +125,9 @@ def gaussian(mean: ArrayLike, covariance: ArrayLike) -> GaussianMixture:
     """
     mean = as_float(mean)
     if jnp.ndim(covariance) == 0:
-        return kernel_density(mean[None], jnp.sqrt(as_float(covariance)))
+        variance = as_float(covariance)
+        _check_positive("the variance", variance)
+        return kernel_density(mean[None], jnp.sqrt(variance))
     return gaussian_mixture(jnp.ones(1), mean[None], as_float(covariance)[None])
 
 
@@ -143,7 +144,7 @@ def gaussian_mixture(
 
     Raises:
         ValueError: if shapes disagree, a weight is not positive, or a covariance is not
-            symmetric positive semi-definite.
+            symmetric positive semi-definite, or a number is not finite.
     """
     weights, means, covariances = as_float(weights), as_float(means), as_float(covariances)
     count, shape = len(means) if means.ndim else 0, means.shape[1:]
@@ -154,9 +155,13 @@ def gaussian_mixture(
             f"must be (K,), (K, *shape) and (K, D, D)"
         )
     _check_weights(weights)
+    _check_finite("means", means)
+    _check_finite("covariances", covariances)
     matrices = known(covariances)
-    if matrices is not None and not np.allclose(matrices, matrices.transpose(0, 2, 1), atol=1e-5):
-        raise ValueError("covariances must be symmetric")
+    if matrices is not None:
+        skew = np.abs(matrices - matrices.transpose(0, 2, 1))
+        if skew.max() > 1e-5 * np.abs(matrices).max():
+            raise ValueError("covariances must be symmetric")
     values, vectors = jnp.linalg.eigh(covariances)
     values, vectors = values[:, ::-1], vectors[:, :, ::-1]
     numbers = known(values)
@@ -183,7 +188,8 @@ def kernel_density(
     """One isotropic Gaussian of standard deviation `bandwidth` at each row of `data` (K, *shape).
 
     Raises:
-        ValueError: if `data` is empty, shapes disagree or a weight is not positive.
+        ValueError: if `data` is empty or not finite, shapes disagree, a weight is not positive or
+            the bandwidth is negative.
     """
     data = as_float(data)
     if data.ndim < 1 or data.size == 0:
@@ -198,6 +204,8 @@ def kernel_density(
             f"got {weights.shape} and {bandwidth.shape}"
         )
     _check_weights(weights)
+    _check_finite("data", data)
+    _check_positive("bandwidth", bandwidth)
     return GaussianMixture(
         jnp.log(weights / jnp.sum(weights)),
         data.reshape(count, size),
@@ -206,6 +214,18 @@ def kernel_density(
         jnp.broadcast_to(bandwidth**2, (count,)),
         shape,
     )
+
+
+def _check_finite(name: str, value: Array) -> None:
+    numbers = known(value)
+    if numbers is not None and not np.isfinite(numbers).all():
+        raise ValueError(f"{name} must be finite; some are NaN or infinite")
+
+
+def _check_positive(name: str, value: Array) -> None:
+    numbers = known(value)
+    if numbers is not None and not ((numbers >= 0) & np.isfinite(numbers)).all():
+        raise ValueError(f"{name} must be finite and not negative")
 
 
 def _check_weights(weights: Array) -> None:

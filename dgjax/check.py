@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import register_dataclass
 from jaxtyping import Array
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
@@ -32,7 +31,7 @@ from dgjax.quadrature import quadrature
 from dgjax.sampling import Sampled, Trajectory, sample
 from dgjax.solvers import SOLVERS
 from dgjax.targets import pilot
-from dgjax.typing import Key, Sample, as_float
+from dgjax.typing import Key, Sample, as_float, register_dataclass
 
 __all__ = ["CHECKS", "Finding", "run_checks"]
 

@@ -16,10 +16,9 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import register_dataclass
 from jaxtyping import Array, Float
 
-from dgjax.typing import Key, LinearMap, Sample, Scalar
+from dgjax.typing import Key, LinearMap, Sample, Scalar, register_dataclass
 
 __all__ = [
     "Divergence",

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial, all_leaves, register_dataclass
+from jax.tree_util import Partial, all_leaves
 from jaxtyping import Array, ArrayLike, Float
 
 from dgjax.divergence import Divergence
 from dgjax.parametrization import Network, Pair, Parametrization
 from dgjax.paths import Path, coefficients, logsnr
-from dgjax.typing import Cond, Key, LinearMap, Sample, Scalar, as_float, known
+from dgjax.typing import Cond, Key, LinearMap, Sample, Scalar, as_float, known, register_dataclass
 
 __all__ = [
     "Field",
@@ -108,7 +108,8 @@ def field(
         prior: density at `t_max`; N(0, sigma^2 I) unless told.
 
     Raises:
-        ValueError: if t_min >= t_max, or alpha or sigma is not positive and finite in between.
+        ValueError: if t_min >= t_max, if alpha or sigma is not positive and finite at either, or
+            if the log-SNR does not fall from t_min to t_max.
     """
     if all_leaves([network]):
         network = Partial(network)
@@ -135,6 +136,12 @@ def _check_range(path: Path, t_min: Scalar, t_max: Scalar) -> None:
                 f"alpha = {alpha:.3g} and sigma = {sigma:.3g} at {name} = {t:.6g}: the model "
                 f"divides by both; move {name} inside the path"
             )
+    first, last = known(logsnr(path, t_min)), known(logsnr(path, t_max))
+    if first is not None and last is not None and not first > last:
+        raise ValueError(
+            f"log-SNR must fall from t_min to t_max and goes from {first:.3g} to {last:.3g}; "
+            "check the path's numbers (t grows from data to noise)"
+        )
 
 
 def repath(model: Field, path: Path) -> Field:

@@ -22,12 +22,12 @@ from typing import Protocol, runtime_checkable
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtr, ndtri
-from jax.tree_util import Partial, all_leaves, register_dataclass
+from jax.tree_util import Partial, all_leaves
 from jaxtyping import Array, ArrayLike, Float
 
 from dgjax.fields import Field, Local
 from dgjax.paths import logsnr
-from dgjax.typing import Sample, Scalar, as_float, inner, known
+from dgjax.typing import Sample, Scalar, as_float, inner, known, register_dataclass
 
 __all__ = [
     "DensityGuidance",

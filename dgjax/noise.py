@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
-from jax.tree_util import register_dataclass
 from jaxtyping import Array, ArrayLike
 
 from dgjax.fields import Local
 from dgjax.guidance import Schedule, schedule
-from dgjax.typing import Sample, Scalar, as_float, inner, known
+from dgjax.typing import Sample, Scalar, as_float, inner, known, register_dataclass
 
 __all__ = [
     "ItoNoise",

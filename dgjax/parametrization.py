@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
-from jax.tree_util import register_dataclass
 from jaxtyping import Array, ArrayLike
 
 from dgjax.paths import Coefficients
-from dgjax.typing import Sample, Scalar, as_float
+from dgjax.typing import Sample, Scalar, as_float, register_dataclass
 
 __all__ = [
     "DenoisedPrediction",
@@ -45,6 +44,16 @@ class Parametrization(Protocol):
     ) -> Pair: ...
 
 
+def _call(network: Network, x: Sample, t: Scalar, cond: Any) -> Sample:
+    out = network(x, t, cond)
+    if out.shape != x.shape:  # it would broadcast in silence
+        raise ValueError(
+            f"the network returned shape {out.shape} for one sample of shape {x.shape}; they must "
+            "be equal (batch with jax.vmap)"
+        )
+    return out
+
+
 def _from_x0(x0: Sample, x: Sample, c: Coefficients) -> Pair:
     return Pair(x0, (x - c.alpha * x0) / c.sigma)
 
@@ -59,7 +68,7 @@ class NoisePrediction:
     """The network predicts eps."""
 
     def __call__(self, network, x, t, c, cond):
-        return _from_eps(network(x, t, cond), x, c)
+        return _from_eps(_call(network, x, t, cond), x, c)
 
 
 @register_dataclass
@@ -68,7 +77,7 @@ class DenoisedPrediction:
     """The network predicts x0."""
 
     def __call__(self, network, x, t, c, cond):
-        return _from_x0(network(x, t, cond), x, c)
+        return _from_x0(_call(network, x, t, cond), x, c)
 
 
 @register_dataclass
@@ -77,7 +86,7 @@ class ScorePrediction:
     """The network predicts the score, -eps / sigma."""
 
     def __call__(self, network, x, t, c, cond):
-        return _from_eps(-c.sigma * network(x, t, cond), x, c)
+        return _from_eps(-c.sigma * _call(network, x, t, cond), x, c)
 
 
 @register_dataclass
@@ -86,7 +95,7 @@ class VPrediction:
     """The network predicts v = alpha eps - sigma x0 (for any alpha, sigma)."""
 
     def __call__(self, network, x, t, c, cond):
-        v = network(x, t, cond)
+        v = _call(network, x, t, cond)
         norm = c.alpha**2 + c.sigma**2
         return Pair((c.alpha * x - c.sigma * v) / norm, (c.sigma * x + c.alpha * v) / norm)
 
@@ -97,7 +106,7 @@ class VelocityPrediction:
     """The network predicts the velocity alpha' x0 + sigma' eps, as in flow matching."""
 
     def __call__(self, network, x, t, c, cond):
-        u = network(x, t, cond)
+        u = _call(network, x, t, cond)
         det = c.alpha * c.dsigma - c.dalpha * c.sigma
         return Pair((c.dsigma * x - c.sigma * u) / det, (c.alpha * u - c.dalpha * x) / det)
 
@@ -117,7 +126,7 @@ class Preconditioned:
     def __call__(self, network, x, t, c, cond):
         y, w = x / c.alpha, c.sigma / c.alpha
         total = jnp.sqrt(w**2 + self.sigma_data**2)
-        out = network(y / total, 0.25 * jnp.log(w), cond)
+        out = _call(network, y / total, 0.25 * jnp.log(w), cond)
         skip = (self.sigma_data / total) ** 2
         x0 = skip * y + w * self.sigma_data / total * out
         # eps from the same two terms: (y - x0)/w would cancel at small w.

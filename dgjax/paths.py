@@ -13,10 +13,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optimistix
-from jax.tree_util import register_dataclass
 from jaxtyping import Array, ArrayLike
 
-from dgjax.typing import Scalar, as_float, known
+from dgjax.typing import Scalar, as_float, known, register_dataclass
 
 __all__ = [
     "Coefficients",
@@ -212,15 +211,19 @@ class Custom(Path):
         return self.sigma_fn(t)
 
     def time(self, logsnr: Scalar) -> Scalar:
-        # The angle of (alpha, sigma) is finite at both ends, where the log-SNR is not.
+        # sigma a - alpha s with a^2 + s^2 = 1 and a/s the ratio asked for: finite at both ends,
+        # where the log-SNR is not, and rounded relative to its terms, where an angle is not.
+        logsnr = as_float(logsnr)
+        target = jnp.exp(0.5 * jax.nn.log_sigmoid(jnp.stack([logsnr, -logsnr])))
+
         def excess(t, target):
-            return jnp.arctan2(self.sigma_fn(t), self.alpha_fn(t)) - target
+            return self.sigma_fn(t) * target[0] - self.alpha_fn(t) * target[1]
 
         return optimistix.root_find(
             excess,
             optimistix.Bisection(rtol=0.0, atol=0.0, flip=False),  # type: ignore[call-arg]
             0.5 * (self.lower + self.upper),
-            args=jnp.arctan(jnp.exp(-0.5 * as_float(logsnr))),
+            args=target,
             options={"lower": self.lower, "upper": self.upper},
             max_steps=64,  # past the last bit of float64
             throw=False,
@@ -268,7 +271,8 @@ def custom(
 ) -> Custom:
     """A path from two functions of t whose ratio sigma/alpha grows on [lower, upper].
 
-    Its `time` finds the root by bisection inside [lower, upper].
+    Its `time` finds the root by bisection inside [lower, upper], and is the nearer end for a
+    log-SNR not reached there.
 
     Raises:
         ValueError: if sigma/alpha does not grow from `lower` to `upper`.

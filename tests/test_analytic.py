@@ -217,11 +217,37 @@ SQUARE = np.eye(2)[None]
         (lambda: kernel_density(np.zeros((2, 2)), 0.1, [1.0, 0.0]), "weights must be positive"),
         (lambda: kernel_density(np.zeros((2, 2)), 0.1, [1.0]), "weights"),
         (lambda: kernel_density(np.zeros((2, 2)), [0.1, 0.1, 0.1]), "bandwidth"),
+        (lambda: kernel_density(np.zeros((2, 2)), -0.1), "bandwidth must"),
+        (lambda: kernel_density(np.full((2, 2), np.nan), 0.1), "data must be finite"),
+        (lambda: gaussian(np.zeros(2), -1.0), "variance must"),
+        (lambda: gaussian(np.zeros(2), np.nan), "variance must"),
+        (lambda: gaussian_mixture([1.0], [[np.inf, 0.0]], SQUARE), "means must be finite"),
+        (lambda: gaussian_mixture([1.0], np.zeros((1, 2)), SQUARE * np.nan), "must be finite"),
+        (
+            lambda: gaussian_mixture([1.0], np.zeros((1, 2)), [[[1e-7, 0.9e-7], [0.0, 1e-7]]]),
+            "must be symmetric",
+        ),
     ],
 )
 def test_wrong_numbers_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_mixtures_are_made_of_traced_numbers_too():
+    """The checks leave tracers alone."""
+
+    @jax.jit
+    def log_densities(v):
+        models = (
+            gaussian(jnp.zeros(2), v),
+            kernel_density(jnp.zeros((3, 2)), jnp.sqrt(v)),
+            gaussian_mixture([1.0], jnp.zeros((1, 2)), v * SQUARE),
+        )
+        return jnp.stack([m.log_density(jnp.ones(2), 0.5) for m in models])
+
+    expected = stats.multivariate_normal(np.zeros(2), 1.25 * np.eye(2)).logpdf(np.ones(2))
+    np.testing.assert_allclose(log_densities(1.0), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("method", ["log_density", "score", "laplacian", "__call__"])

@@ -182,6 +182,14 @@ def test_counts_must_be_positive_integers(make):
         make()
 
 
+def test_estimators_differ_in_structure_when_class_or_count_does():
+    forms = [Exact(4), Exact(5), Hutchinson(4), Hutchinson(5), HutchPP(4, 4), HutchPP(4, 5)]
+    forms += [Hutchinson(4, gaussian), FixedProbe(Exact(4), jax.random.key(0))]
+    structures = [jax.tree.structure(form) for form in forms]
+    assert all(structures.count(structure) == 1 for structure in structures)
+    assert jax.tree.structure(Hutchinson(4, rademacher)) == structures[2]
+
+
 def test_a_sketch_larger_than_the_sample_is_refused():
     with pytest.raises(ValueError, match="exceeds the dimension 12"):
         HutchPP(13)(product(MATRIX), X, jax.random.key(0))

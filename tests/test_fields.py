@@ -352,6 +352,8 @@ def make_field(path, low, high):
         (paths.rectified_flow(), 0.01, 1.5, "at t_max = 1.5"),
         (paths.edm(), 0.01, np.inf, "at t_max = inf"),
         (paths.vp(), np.nan, 1.0, "t_min must be below t_max"),
+        (paths.ve(50.0, 0.01), 0.1, 0.9, "log-SNR must fall"),
+        (paths.edm(-1.0), 0.1, 0.9, "log-SNR must fall"),
     ],
 )
 def test_times_outside_the_path_are_refused(path, low, high, message):

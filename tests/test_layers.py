@@ -74,6 +74,13 @@ def test_imports_point_one_way(file):
         assert ORDER.index(rest[0]) < ORDER.index(name), f"{name} imports {rest[0]}, a later one"
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.relative_to(ROOT).as_posix())
+def test_classes_are_registered_by_typing(file):
+    """JAX's own registration makes structures of different classes compare equal."""
+    assert "jax.tree_util.register_dataclass" not in set(imports(file))
+    assert layer(file) == "typing" or "tree_util.register_dataclass" not in file.read_text()
+
+
 def test_the_walk_sees_imports_in_every_form(tmp_path, monkeypatch):
     """The test above would pass if it found nothing."""
     monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)

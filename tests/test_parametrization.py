@@ -188,3 +188,22 @@ def test_velocity_network_is_used_as_it_is_where_alpha_vanishes():
     local = fields.evaluate(model, model.t_max, x, divergence=Hutchinson(), key=jax.random.key(0))
     np.testing.assert_allclose(local.velocity, jnp.sin(x), rtol=1e-12)
     np.testing.assert_allclose(local.score, -x, rtol=1e-6)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("shape", [(), (1,), (3, 3)])
+def test_an_output_of_another_shape_is_refused(way, shape):
+    """All of these would broadcast, to a pair of the right shape for some parametrizations."""
+
+    def network(x, t, cond):
+        return jnp.broadcast_to(x[0], shape)
+
+    model = fields.field(network, paths.vp(), WAYS[way][1], t_min=1e-3, t_max=1.0)
+    with pytest.raises(ValueError, match="the network returned shape"):
+        model.pair(jnp.array(0.5), jnp.ones(3))
+
+
+def test_parametrizations_differ_in_structure_and_not_in_numbers():
+    structures = [jax.tree.structure(form) for _, form in WAYS.values()]
+    assert all(structures.count(structure) == 1 for structure in structures)
+    assert jax.tree.structure(parametrization.preconditioned(2.0)) == structures[-1]

@@ -209,3 +209,24 @@ def test_a_custom_path_equals_the_named_one():
     named = paths.vp()
     path = paths.custom(lambda t: named.alpha(t), lambda t: named.sigma(t))
     np.testing.assert_allclose(times(path, WIDE), times(named, WIDE), rtol=1e-12)
+
+
+def test_a_custom_path_is_inverted_at_the_far_noise_end_in_float32(float32):
+    """sigma/alpha from 3e3 to 2e5, where the angle of the two is pi/2 to all but a few bits."""
+    path = paths.custom(lambda t: jnp.exp(-t), lambda t: t, 0.0, 12.0)
+    levels = np.array([-16.0, -20.0, -24.0])
+    t = np.asarray([path.time(level) for level in levels], np.float64)
+    # log-SNR is -2 t - 2 log t.
+    np.testing.assert_allclose(-2 * (t + np.log(t)), levels, atol=1e-5)
+    np.testing.assert_allclose(path.time(paths.logsnr(path, 12.0)), 12.0, rtol=1e-6)
+    assert path.time(-40.0) == 12.0
+
+
+def test_paths_of_different_classes_differ_in_structure(spans):
+    """Equal structures of one number of leaves would share a trace, and a wrong result."""
+    structures = [jax.tree.structure(span.path) for span in spans.values()]
+    named = dict(zip(spans, structures, strict=True))
+    assert named.pop("edm7") == named["edm"]
+    for name, structure in named.items():
+        assert [other for other in named if named[other] == structure] == [name]
+    assert len(set(named.values())) == len(named)
