@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from dgjax.divergence import Divergence, Hutchinson
 from dgjax.fields import Field, condition, evaluate
-from dgjax.guidance import DensityGuidance, Profile, schedule
+from dgjax.guidance import DensityGuidance, Profile, forcing_nats, schedule
 from dgjax.paths import logsnr
 from dgjax.sampling import Sampled, Trajectory, sample
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float, known
@@ -77,7 +77,7 @@ class Shot(NamedTuple):
         q: the dial in (0, 1).
         log_density_range: log-densities (nats) at the ends of the bracket of q. A target
             outside it is out of reach; one inside it that was not met lies in a jump of
-            log p(q), where a latent changes basin.
+            log p(q), where a latent changes basin, or on a slope too steep for `iterations`.
     """
 
     sampled: Sampled
@@ -131,23 +131,25 @@ def shoot(
     lower, upper = ndtri(as_float(low)), ndtri(as_float(high))
     ends = jax.vmap(lambda probit: walk(probit).log_density)(jnp.stack([lower, upper]))
 
-    def miss(probit, args):
-        del args
-        return jnp.sign(ends[1] - ends[0]) * (walk(probit).log_density - target)
-
+    # Bisected in the nats that q forces, so that one tolerance serves argument and value.
+    scale = forcing_nats(model, x.size)
     allowed = as_float(tolerance) * x.size
+
+    def miss(nats, args):
+        del args
+        return jnp.sign(ends[1] - ends[0]) * (walk(nats / scale).log_density - target)
+
     reachable = (ends[0] - target) * (ends[1] - target) <= 0
     nearest = jnp.where(jnp.abs(ends[0] - target) < jnp.abs(ends[1] - target), lower, upper)
     found = optimistix.root_find(
         miss,
-        # A tenth of the tolerance, in nats and in Phi^-1(q) alike.
         optimistix.Bisection(rtol=0.0, atol=0.1 * allowed, flip=False),  # type: ignore
-        0.5 * (lower + upper),
-        options={"lower": lower, "upper": upper},
+        0.5 * (lower + upper) * scale,
+        options={"lower": lower * scale, "upper": upper * scale},
         max_steps=iterations,
         throw=False,
     ).value
-    probit = jnp.where(reachable, found, nearest)
+    probit = jnp.where(reachable, found / scale, nearest)
     sampled = walk(probit)
     met = (jnp.abs(sampled.log_density - target) <= allowed) & sampled.info.finite
     info = sampled.info._replace(target_met=met)
