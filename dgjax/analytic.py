@@ -15,7 +15,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from dgjax.fields import Field
 from dgjax.fields import field as make_field
-from dgjax.parametrization import DenoisedPrediction
+from dgjax.parametrization import Pair
 from dgjax.paths import Path, edm, logsnr
 from dgjax.typing import Sample, Scalar, as_float, known, register_dataclass
 
@@ -93,16 +93,21 @@ class GaussianMixture:
         spread = weights @ jnp.sum((scores - mean[None]) ** 2, -1)
         return spread - weights @ (jnp.sum(1 / inside, -1) + self._others / rest)
 
-    def __call__(self, y: Sample, w: Scalar, cond: None = None) -> Sample:
-        """The denoiser E[x0 | y], each component's own without cancellation at small w."""
-        del cond
+    def pair(self, y: Sample, w: Scalar) -> Pair:
+        """E[x0 | y] and E[eps | y], each as a sum in which nothing cancels at small or large w."""
         along, outside, inside, rest = parts = self._split(y, w)
         weights = jax.nn.softmax(self._log_terms(*parts))
         keep = self.variances / inside * along
         x0 = self.means + jnp.einsum("kdr,kr->kd", self.basis, keep)
         if self._others:
             x0 = x0 + (self.rest / rest)[:, None] * outside
-        return (weights @ x0).reshape(self.shape)
+        eps = -w * weights @ self._component_scores(*parts)
+        return Pair((weights @ x0).reshape(self.shape), eps.reshape(self.shape))
+
+    def __call__(self, y: Sample, w: Scalar, cond: None = None) -> Sample:
+        """The denoiser E[x0 | y]."""
+        del cond
+        return self.pair(y, w).x0
 
     def sample(self, key: Array, w: ArrayLike = 0.0) -> Sample:
         """One draw of data plus noise of standard deviation w."""
@@ -234,6 +239,16 @@ def _check_weights(weights: Array) -> None:
         raise ValueError("weights must be positive; drop components of weight zero")
 
 
+@register_dataclass
+@dataclass(frozen=True)
+class _MixturePair:
+    """Both of a mixture's expectations; eps as (y - x0)/w would cancel at small w."""
+
+    def __call__(self, network, x, t, c, cond):
+        del t, cond
+        return network.pair(x / c.alpha, c.sigma / c.alpha)
+
+
 def closed_form(
     mixture: GaussianMixture, path: Path, *, t_min: ArrayLike, t_max: ArrayLike
 ) -> Field:
@@ -242,8 +257,8 @@ def closed_form(
     Raises:
         ValueError: if alpha or sigma vanishes at t_min or t_max.
     """
-    model = make_field(mixture, path, DenoisedPrediction(), t_min=t_min, t_max=t_max, prior=mixture)
-    # The denoiser is called in the coordinates y = x/alpha, w = sigma/alpha, whatever the path.
+    model = make_field(mixture, path, _MixturePair(), t_min=t_min, t_max=t_max, prior=mixture)
+    # The mixture is called in the coordinates y = x/alpha, w = sigma/alpha, whatever the path.
     return replace(model, native=edm())
 
 

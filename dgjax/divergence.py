@@ -26,6 +26,7 @@ __all__ = [
     "FixedProbe",
     "HutchPP",
     "Hutchinson",
+    "Untracked",
     "gaussian",
     "rademacher",
     "sphere",
@@ -98,6 +99,23 @@ class Exact:
 
 @register_dataclass
 @dataclass(frozen=True)
+class Untracked:
+    """No estimate and no product: log-densities come out as NaN, and samples cost less.
+
+    For samples alone. XLA drops a divergence that nothing reads by itself, unless the solver
+    carries its last stage over to the next step, as Bosh3, Tsit5 and Dopri5 do.
+    """
+
+    def __call__(self, jvp: LinearMap, x: Sample, key: Key) -> Float[Array, " 1"]:
+        del jvp, key
+        return jnp.full(1, jnp.nan, x.dtype)
+
+    def standard_error(self, estimates: Float[Array, " 1"]) -> Scalar:
+        return jnp.full((), jnp.nan, estimates.dtype)
+
+
+@register_dataclass
+@dataclass(frozen=True)
 class Hutchinson:
     """Mean of z^T A z over random probes z with covariance I (Hutchinson 1989).
 
@@ -149,12 +167,11 @@ class HutchPP:
         def product(z):
             return jvp(z.reshape(x.shape)).reshape(-1)
 
-        def signs(key, count):
-            return jax.random.rademacher(key, (count, x.size), x.dtype)
-
-        basis = jnp.linalg.qr(jax.vmap(product)(signs(sketch_key, self.rank)).T)[0].T
+        # A Gaussian sketch: in few dimensions random signs often coincide.
+        sketch = jax.random.normal(sketch_key, (self.rank, x.size), x.dtype)
+        basis = jnp.linalg.qr(jax.vmap(product)(sketch).T)[0].T
         captured = jnp.sum(basis * jax.vmap(product)(basis))
-        z = signs(probe_key, self.probes)
+        z = jax.random.rademacher(probe_key, (self.probes, x.size), x.dtype)
         z = z - (z @ basis.T) @ basis
         return captured + jnp.sum(z * jax.vmap(product)(z), axis=-1)
 

@@ -254,7 +254,8 @@ def sample(
         log_density: of `x` at `grid[0]`, in nats; the model's prior unless told.
         guides: folded left to right over the drift; those that fix the rate come last.
         noise: a stochastic term, refused by solvers of the other sense.
-        divergence: trace estimator; a fresh probe at every grid point.
+        divergence: trace estimator; a fresh probe at every grid point. `Untracked()` for samples
+            without log-density.
         cond: what the model is conditioned on.
         solver: `diffrax.Euler()`, `Heun()` (default), `RK4()`, `diffrax.Dopri5()`, ...
         controller: e.g. `diffrax.PIDController(rtol, atol)` for adaptive steps; the grid then

@@ -8,6 +8,7 @@ from scipy import special, stats
 
 from dgjax import analytic, fields, paths
 from dgjax.analytic import closed_form, gaussian, gaussian_mixture, kernel_density
+from dgjax.divergence import Exact
 from dgjax.parametrization import NoisePrediction
 
 LEVELS = [0.01, 0.3, 10.0]
@@ -191,6 +192,14 @@ def test_float32_at_small_noise(rounded, float32):
     np.testing.assert_allclose(got[1], score, atol=2e-4 * np.abs(score).max())
     np.testing.assert_allclose(got[2], laplacian, rtol=2e-4)
     np.testing.assert_allclose(got[3], denoised, atol=1e-5)
+
+
+def test_the_fields_score_is_as_exact_in_float32(rounded, float32):
+    """From (y - x0)/w it would lose a hundredfold at w = 0.001."""
+    single, y, w, (_, score, _, _) = rounded
+    model = closed_form(single, paths.edm(), t_min=1e-3, t_max=80.0)
+    local = fields.evaluate(model, w, y, divergence=Exact(), key=jax.random.key(0))
+    np.testing.assert_allclose(local.score, single.score(y, w), atol=1e-6 * np.abs(score).max())
 
 
 SQUARE = np.eye(2)[None]

@@ -14,12 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.tree_util import register_dataclass
 
 from dgjax import analytic, divergence, fields, grids, guidance, noise, parametrization, paths
 from dgjax.sampling import Trajectory, sample
 from dgjax.solvers import RK4
-from dgjax.typing import inner
+from dgjax.typing import inner, register_dataclass
 
 CHUNK = 32
 RHO = 7.0  # the clock sigma^(1/7)
@@ -236,6 +235,24 @@ def test_trajectory_holds_what_shorter_runs_reach(problems):
     # And at every grid point the log-density is the exact one of that time.
     every = jax.jit(jax.vmap(jax.vmap(functools.partial(analytic.log_density, model))))
     np.testing.assert_allclose(log_density, every(t, x), atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", [diffrax.Heun(), diffrax.Tsit5()], ids=["heun", "tsit5"])
+def test_untracked_samples_are_the_tracked_ones(problems, solver):
+    model, trace, latents = problems[16]
+
+    @jax.jit
+    def run(trace):
+        guides = (guidance.density_guidance(0.7),)
+        options = {"key": jax.random.key(0), "guides": guides, "solver": solver}
+        grid = grids.grid_uniform(model, 8)
+        return sample(model, latents[0], grid, divergence=trace, **options)
+
+    tracked, free = run(trace), run(divergence.Untracked())
+    np.testing.assert_allclose(free.x, tracked.x, rtol=1e-10)
+    np.testing.assert_allclose(free.info.bound_share, tracked.info.bound_share)
+    assert jnp.isfinite(tracked.log_density)
+    assert jnp.isnan(free.log_density)
 
 
 def test_single_precision_keeps_up(float32):
