@@ -17,11 +17,13 @@ from dgjax.analytic import (
     kernel_density,
     log_density,
 )
+from dgjax.closed_loop import target_guidance
 from dgjax.divergence import (
     Exact,
     FixedProbe,
     Hutchinson,
     HutchPP,
+    Untracked,
 )
 from dgjax.fields import Field, Local, condition, evaluate, field, gaussian_prior, log_prior, repath
 from dgjax.grids import grid_karras, grid_logsnr, grid_uniform
@@ -32,8 +34,6 @@ from dgjax.guidance import (
     high_density,
     quantile_of_forcing,
     rate_guidance,
-    schedule,
-    target_guidance,
 )
 from dgjax.likelihood import Likelihood, likelihood
 from dgjax.metrics import bits_per_dim, dequantize, png_bytes
@@ -59,8 +59,10 @@ from dgjax.pretrained import load_pretrained, pretrained_models
 from dgjax.prior import chi_quantile, prior_guidance, prior_sample, with_norm
 from dgjax.quadrature import chord, node_quadrature, quadrature
 from dgjax.sampling import Info, Sampled, Trajectory, sample
+from dgjax.schedules import schedule
 from dgjax.solvers import RK4
 from dgjax.targets import Shot, pilot, shoot
+from dgjax.typing import register_dataclass
 
 __all__ = [
     "RK4",
@@ -81,6 +83,7 @@ __all__ = [
     "ScorePrediction",
     "Shot",
     "Trajectory",
+    "Untracked",
     "VPrediction",
     "VelocityPrediction",
     "align",
@@ -127,6 +130,7 @@ __all__ = [
     "quantile_of_forcing",
     "rate_guidance",
     "rectified_flow",
+    "register_dataclass",
     "repath",
     "reverse_sde",
     "reverse_sde_ito",

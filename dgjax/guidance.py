@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
-import numpy as np
 from jax.scipy.special import ndtr, ndtri
 from jax.tree_util import Partial, all_leaves
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import ArrayLike
 
 from dgjax.fields import Field, Local
 from dgjax.paths import logsnr
+from dgjax.schedules import Schedule, schedule
 from dgjax.typing import Sample, Scalar, as_float, inner, known, register_dataclass
 
 __all__ = [
@@ -34,11 +34,8 @@ __all__ = [
     "Guide",
     "HasTarget",
     "HighDensity",
-    "Profile",
     "RateGuidance",
-    "Schedule",
     "SteersScore",
-    "TargetGuidance",
     "apply_guides",
     "density_guidance",
     "density_guidance_nats",
@@ -46,8 +43,6 @@ __all__ = [
     "high_density",
     "quantile_of_forcing",
     "rate_guidance",
-    "schedule",
-    "target_guidance",
     "with_score_weight",
 ]
 
@@ -90,44 +85,6 @@ def with_score_weight(drift: Sample, local: Local, eta: Scalar) -> Sample:
     """`drift` with its part along the score set to that of f x - g^2/2 eta s."""
     along = inner(drift - local.velocity, local.score) / local.score_norm2
     return drift + (0.5 * local.g2 * (1 - eta) - along) * local.score
-
-
-@register_dataclass
-@dataclass(frozen=True)
-class Schedule:
-    """A number as a function of log-SNR, linear between knots. Made by `schedule`."""
-
-    knots: Float[Array, " n"]
-    values: Float[Array, " n"]
-
-    def __call__(self, logsnr: Scalar) -> Scalar:
-        return jnp.interp(logsnr, self.knots, self.values)
-
-
-def schedule(value: ArrayLike | Schedule, knots: ArrayLike | None = None) -> Schedule:
-    """`value` as a schedule: constant, or linear in log-SNR between `knots`.
-
-    Args:
-        value: a number, or (n,) values at the knots, or a schedule, which is returned.
-        knots: (n,) increasing log-SNRs.
-
-    Raises:
-        ValueError: if the knots do not increase or their number is not that of the values.
-    """
-    if isinstance(value, Schedule):
-        return value
-    value = as_float(value)
-    if knots is None:
-        if value.ndim:
-            raise ValueError("a schedule of several values needs knots, their log-SNRs")
-        return Schedule(jnp.zeros(1), value[None])
-    knots = as_float(knots)
-    if knots.ndim != 1 or knots.shape != value.shape:
-        raise ValueError(f"knots {knots.shape} and values {value.shape} must both be (n,)")
-    numbers = known(knots)
-    if numbers is not None and not (np.diff(numbers) > 0).all():
-        raise ValueError("knots must increase (they are log-SNRs, noise to data)")
-    return Schedule(knots, value)
 
 
 @register_dataclass
@@ -271,90 +228,3 @@ class HighDensity:
 def high_density(threshold: ArrayLike) -> HighDensity:
     """v = f x - g^2 s once the log-SNR exceeds `threshold`, the PF-ODE before."""
     return HighDensity(as_float(threshold))
-
-
-@register_dataclass
-@dataclass(frozen=True)
-class Profile:
-    """A pilot's course at q = 1/2, by log-SNR. Made by `sampling.pilot`.
-
-    `ahead` is the log-density (of x/alpha) still to be gained, `curvature` is
-    -sigma^2 Lap log p; both averaged over the pilot's trajectories.
-    """
-
-    knots: Float[Array, " n"]
-    ahead: Float[Array, " n"]
-    curvature: Float[Array, " n"]
-
-
-@register_dataclass
-@dataclass(frozen=True)
-class TargetGuidance:
-    r"""Closed loop to a target log-density at t_min. Made by `target_guidance`.
-
-    With n_L = -sigma^2 Lap log p, n_S = |sigma s|^2, l the tracked log-density and R the gain
-    that the pilot still had ahead here, scaled by n_L over the pilot's,
-
-        eta = 1 + clip(2 (c - l - R)/R n_L/n_S, -bound, bound).
-
-    Both l and c are taken of y = x/alpha, whose log-density has no volume term.
-    """
-
-    target: Scalar
-    profile: Profile
-    alpha_end: Scalar
-    bound: Scalar
-    tolerance: Scalar
-
-    def _raw(self, local: Local) -> Scalar:
-        size = local.x.size
-        pilot = jnp.interp(local.logsnr, self.profile.knots, self.profile.curvature)
-        ahead = jnp.interp(local.logsnr, self.profile.knots, self.profile.ahead)
-        curvature = -(local.sigma**2) * local.laplacian
-        here = local.log_density + size * jnp.log(local.alpha)
-        goal = self.target + size * jnp.log(self.alpha_end)
-        missing = goal - here - ahead * curvature / pilot
-        # Nothing is ahead at t_min itself: over the pilot's last step the gain stays what it was,
-        # which a solver can follow, and what is still missing there is small.
-        least = jnp.abs(self.profile.ahead[-2])
-        ahead = jnp.where(jnp.abs(ahead) < least, jnp.copysign(least, ahead), ahead)
-        return 2 * missing * pilot / (ahead * local.sigma**2 * local.score_norm2)
-
-    def __call__(self, drift: Sample, local: Local) -> Sample:
-        eta = 1 + jnp.clip(self._raw(local), -self.bound, self.bound)
-        return with_score_weight(drift, local, eta)
-
-    def excess(self, local: Local) -> Scalar:
-        return jnp.maximum(jnp.abs(self._raw(local)) - self.bound, 0)
-
-    def met(self, log_density: Scalar, size: int) -> Scalar:
-        """Whether the log-density reached at t_min is the one asked for."""
-        return jnp.abs(log_density - self.target) <= self.tolerance * size
-
-
-def target_guidance(
-    target: ArrayLike,
-    model: Field,
-    profile: Profile,
-    *,
-    bound: ArrayLike = 1.0,
-    tolerance: ArrayLike = 0.01,
-) -> TargetGuidance:
-    """Steers the tracked log p to `target` nats at the model's t_min.
-
-    Args:
-        target: log-density asked for, in nats.
-        model: the field that will be sampled.
-        profile: from `pilot`, on the same path.
-        bound: the score weight eta stays within 1 +- bound; targets beyond it are not met.
-        tolerance: nats per dimension within which the target counts as met.
-
-    Raises:
-        ValueError: if the target is not finite.
-    """
-    target = as_float(target)
-    numbers = known(target)
-    if numbers is not None and not np.isfinite(numbers).all():
-        raise ValueError(f"target must be finite nats, got {numbers}")
-    alpha_end = model.path.alpha(model.t_min)
-    return TargetGuidance(target, profile, alpha_end, as_float(bound), as_float(tolerance))

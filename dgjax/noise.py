@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
 from dgjax.fields import Local
-from dgjax.guidance import Schedule, schedule
+from dgjax.schedules import Schedule, schedule
 from dgjax.typing import Sample, Scalar, as_float, inner, known, register_dataclass
 
 __all__ = [

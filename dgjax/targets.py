@@ -15,11 +15,13 @@ import optimistix
 from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, ArrayLike, Float
 
+from dgjax.closed_loop import Profile
 from dgjax.divergence import Divergence, Hutchinson
 from dgjax.fields import Field, condition, evaluate
-from dgjax.guidance import DensityGuidance, Profile, forcing_nats, schedule
+from dgjax.guidance import DensityGuidance, forcing_nats
 from dgjax.paths import logsnr
 from dgjax.sampling import Sampled, Trajectory, sample
+from dgjax.schedules import schedule
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float, known
 
 __all__ = ["Shot", "pilot", "shoot"]

@@ -15,15 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.tree_util import register_dataclass
 
 from dgjax import check
 from dgjax.analytic import GaussianMixture
+from dgjax.check import closed_forms, guidance, solves
+from dgjax.check.finding import judge
 from dgjax.divergence import Hutchinson, gaussian, rademacher
 from dgjax.guidance import density_guidance
 from dgjax.pretrained import pretrained_models
 from dgjax.results import Info, Sampled
 from dgjax.solvers import SOLVERS
+from dgjax.typing import register_dataclass
 
 NETWORK = (check.network_precision, check.network_batched)
 ROUNDING = (
@@ -116,7 +118,7 @@ def test_wrong_probes_fail(probe, recompiled, monkeypatch):
         return 1.05 * rademacher(key, x)
 
     sample = {"gaussian": gaussian, "too long": too_long}[probe]
-    monkeypatch.setattr(check, "Hutchinson", partial(Hutchinson, sample=sample))
+    monkeypatch.setattr(closed_forms, "Hutchinson", partial(Hutchinson, sample=sample))
     assert check.hutchinson_bias().passed == (probe == "gaussian")
     assert not check.hutchinson_variance().passed
 
@@ -125,10 +127,13 @@ def test_wrong_probes_fail(probe, recompiled, monkeypatch):
 @pytest.mark.parametrize("factor", [1.001, np.nan])
 def test_a_wrong_score_fails(factor, float32, recompiled, monkeypatch):
     """By a thousandth, or NaN: rows fail, and none of them raises."""
-    right = GaussianMixture.__call__
-    monkeypatch.setattr(
-        GaussianMixture, "__call__", lambda self, y, w, cond=None: factor * right(self, y, w)
-    )
+    right = GaussianMixture.pair
+
+    def wrong(self, y, w):
+        pair = right(self, y, w)
+        return pair._replace(eps=factor * pair.eps)
+
+    monkeypatch.setattr(GaussianMixture, "pair", wrong)
     assert check.mixture_log_density().passed  # does not go through the field
     rows = [
         check.mixture_score,
@@ -157,7 +162,7 @@ def test_a_solver_of_another_order_fails(float32, recompiled, monkeypatch):
 
 @pytest.mark.slow
 def test_the_published_rule_fails_at_high_q(float32, monkeypatch):
-    monkeypatch.setattr(check, "density_guidance", partial(density_guidance, bound=np.inf))
+    monkeypatch.setattr(guidance, "density_guidance", partial(density_guidance, bound=np.inf))
     assert not check.high_density().passed
     assert not check.bound_reported().passed
 
@@ -179,8 +184,8 @@ def test_recompilations_are_counted(guide, count, recompiled, monkeypatch):
         info = Info(*[jnp.zeros(())] * len(Info._fields))
         return Sampled(x, log_density, info, None)
 
-    monkeypatch.setattr(check, "sample", no_solve)
-    monkeypatch.setattr(check, "density_guidance", guide)
+    monkeypatch.setattr(solves, "sample", no_solve)
+    monkeypatch.setattr(guidance, "density_guidance", guide)
     finding = check.one_compilation()
     assert finding.measured == count
     assert finding.passed == (count == 0)
@@ -204,4 +209,4 @@ def test_findings_are_handed_over_one_by_one(monkeypatch):
     [(0.5, True), (1.0, True), (1.1, False), (-0.1, False), (np.nan, False), (np.inf, False)],
 )
 def test_a_finding_passes_within_its_bounds(measured, passed):
-    assert check._finding("a", measured, 1.0).passed is passed
+    assert judge("a", measured, 1.0).passed is passed

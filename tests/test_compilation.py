@@ -4,17 +4,24 @@ Tracing alone tells (`jax.jit(...).trace` fills the same cache as a call), so mo
 compile nothing.
 """
 
-from dataclasses import dataclass
-
 import chex
 import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.tree_util import register_dataclass
 
-from dgjax import analytic, divergence, grids, guidance, noise, paths, prior, targets
+from dgjax import (
+    analytic,
+    closed_loop,
+    divergence,
+    grids,
+    guidance,
+    noise,
+    paths,
+    prior,
+    targets,
+)
 from dgjax.likelihood import likelihood
 from dgjax.sampling import sample
 from dgjax.solvers import RK4
@@ -74,13 +81,13 @@ def test_sweeping_a_sampler(model, latents):
 
 def test_sweeping_each_constructor(model):
     """Whatever is given, a Python number, NumPy's or an array, the leaves are of one type."""
-    profile = guidance.Profile(*jnp.ones((3, 4)))
+    profile = closed_loop.Profile(*jnp.ones((3, 4)))
     makers = {
         "q": guidance.density_guidance,
         "nats": lambda v: guidance.density_guidance_nats(v, model, 4),
         "rate": guidance.rate_guidance,
         "high density": guidance.high_density,
-        "target": lambda v: guidance.target_guidance(v, model, profile),
+        "target": lambda v: closed_loop.target_guidance(v, model, profile),
         "level set": noise.level_set_noise,
         "matched": noise.noise_matched,
         "published": noise.published_stochastic,
@@ -97,7 +104,7 @@ def test_sweeping_each_constructor(model):
 
 
 def test_sweeping_targets(model, latents):
-    profile = guidance.Profile(jnp.linspace(-5, 7, 4), 3 * jnp.arange(3.0, -1, -1), jnp.ones(4))
+    profile = closed_loop.Profile(jnp.linspace(-5, 7, 4), 3 * jnp.arange(3.0, -1, -1), jnp.ones(4))
 
     @counted
     def loop(x, guide, key):
@@ -109,7 +116,7 @@ def test_sweeping_targets(model, latents):
         return targets.shoot(model, x, grids.grid_karras(model, 3), target, low=low, key=key)
 
     for i, target in enumerate((-4.0, -5.0)):
-        loop.trace(latents[0], guidance.target_guidance(target, model, profile), KEYS[i])
+        loop.trace(latents[0], closed_loop.target_guidance(target, model, profile), KEYS[i])
         shot.trace(latents[0], jnp.asarray(target), jnp.asarray(0.1 + 0.1 * i), KEYS[i])
 
 
@@ -125,21 +132,9 @@ def test_sweeping_likelihood_and_the_prior(model, latents):
         run.trace(model, latents[i], KEYS[i], jnp.asarray(quantile), jnp.asarray(0.1**i))
 
 
-@register_dataclass
-@dataclass(frozen=True)
-class Nothing:
-    """A divergence that asks nothing of the network."""
-
-    def __call__(self, jvp, x, key):
-        return jnp.zeros(1)
-
-    def standard_error(self, estimates):
-        return estimates[0]
-
-
 def test_an_unread_divergence_costs_nothing(mixture16):
-    """XLA drops it when the log-density is not kept (methods that reuse their last stage, such as
-    Dopri5, carry it along: not claimed for them)."""
+    """XLA drops it when the log-density is not kept. Methods that reuse their last stage, such as
+    Dopri5, carry it along: for them there is `Untracked`."""
     edm = analytic.closed_form(mixture16.model, paths.edm(), t_min=0.05, t_max=20.0)
 
     def flops(trace, keep):
@@ -150,6 +145,6 @@ def test_an_unread_divergence_costs_nothing(mixture16):
         compiled = jax.jit(run).lower(jnp.ones((2, 8)), KEYS[0]).compile()
         return compiled.cost_analysis()["flops"]
 
-    free = flops(Nothing(), lambda out: out.x)
+    free = flops(divergence.Untracked(), lambda out: out.x)
     assert flops(divergence.Hutchinson(8), lambda out: out.x) < 1.02 * free
     assert flops(divergence.Hutchinson(8), lambda out: (out.x, out.log_density)) > 2 * free

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import W_MAX, W_MIN
 from flax import nnx
-from jax.tree_util import Partial, register_dataclass
+from jax.tree_util import Partial
 from jaxtyping import Array
 from scipy import stats
 
@@ -19,7 +19,7 @@ from dgjax.divergence import Exact, Hutchinson
 from dgjax.fields import condition, evaluate, gaussian_prior, log_prior, repath
 from dgjax.networks import MLP
 from dgjax.parametrization import DenoisedPrediction, NoisePrediction, VelocityPrediction
-from dgjax.typing import inner
+from dgjax.typing import inner, register_dataclass
 
 KEY = jax.random.key(0)
 W = np.array([W_MIN, 0.4, W_MAX])

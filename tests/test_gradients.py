@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.tree_util import register_dataclass
 
 from dgjax import divergence, fields, grids, guidance, noise, parametrization, paths
 from dgjax.sampling import sample
 from dgjax.solvers import RK4
+from dgjax.typing import register_dataclass
 
 SIZE, WIDTH, STEPS = 3, 8, 6
 

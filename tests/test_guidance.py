@@ -12,13 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.tree_util import register_dataclass
 from scipy import stats
 
-from dgjax import analytic, divergence, fields, grids, guidance, paths
+from dgjax import analytic, divergence, fields, grids, guidance, paths, schedules
 from dgjax.sampling import Trajectory, sample
 from dgjax.solvers import RK4
-from dgjax.typing import inner
+from dgjax.typing import inner, register_dataclass
 
 
 @register_dataclass
@@ -66,7 +65,7 @@ def test_closest_drift_with_a_given_rate(local):
     b = rate * (-local.g2 / local.sigma**2)
     miss = b + local.divergence - inner(v - local.velocity, local.score)
     expected = v + miss * local.score / jnp.sum(local.score**2)
-    for given in (rate, guidance.schedule([2.0, 3.0], [-8.0, 8.0 + 2 * local.logsnr])):
+    for given in (rate, schedules.schedule([2.0, 3.0], [-8.0, 8.0 + 2 * local.logsnr])):
         guided = guidance.rate_guidance(given)(v, local)
         np.testing.assert_allclose(guided, expected, rtol=1e-9)
         np.testing.assert_allclose(rate_of(guided, local), b, rtol=1e-9)
@@ -158,9 +157,9 @@ def test_schedules_are_linear_in_logsnr():
     low, high = stats.norm.ppf([0.2, 0.6])
     for x, expected in [(-9, low), (-4, low), (0, 0.5 * (low + high)), (4, high), (9, high)]:
         assert float(q.probit(jnp.asarray(float(x)))) == pytest.approx(expected)
-    constant = guidance.schedule(3.0)
+    constant = schedules.schedule(3.0)
     assert float(constant(jnp.asarray(-7.0))) == 3.0
-    assert guidance.schedule(constant) is constant
+    assert schedules.schedule(constant) is constant
 
 
 @pytest.mark.parametrize("q", [0.0, 1.0, -0.2, 1.3, float("nan"), [0.5, 1.0]])
@@ -176,7 +175,7 @@ def test_bad_schedules_and_targets():
     with pytest.raises(ValueError, match="needs knots"):
         guidance.density_guidance([0.2, 0.4])
     with pytest.raises(ValueError, match=r"knots \(3,\) and values \(2,\)"):
-        guidance.schedule([0.2, 0.4], [0.0, 1.0, 2.0])
+        schedules.schedule([0.2, 0.4], [0.0, 1.0, 2.0])
 
 
 # ---------------------------------------------------------------------------- whole solves
@@ -309,7 +308,7 @@ def test_the_tracked_log_density_follows_the_rate_asked_for(mixture, run_mixture
     # A little off what the flow of a unit Gaussian gains, D/2 w^2/(1 + w^2).
     own = 8 / (1 + jnp.exp(knots))
     asked = jnp.stack([own + 0.4, 0.9 * own + 0.2])
-    guide = jax.vmap(lambda r: guidance.rate_guidance(guidance.schedule(r, knots)))(asked)
+    guide = jax.vmap(lambda r: guidance.rate_guidance(schedules.schedule(r, knots)))(asked)
     out = run_mixture(latents, (guide,))
 
     start = jax.jit(jax.vmap(lambda x: fields.log_prior(model, x)))(latents)

@@ -14,12 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.tree_util import register_dataclass
 
-from dgjax import analytic, divergence, fields, grids, guidance, noise, paths
+from dgjax import analytic, divergence, fields, grids, noise, paths, schedules
 from dgjax.sampling import sample
 from dgjax.solvers import RK4
-from dgjax.typing import inner
+from dgjax.typing import inner, register_dataclass
 
 W_MIN, W_MAX = 0.05, 20.0
 CHUNK = 32  # steps of one compiled piece
@@ -140,7 +139,7 @@ def test_windows_and_schedules_of_height(point):
     assert height(noise.level_set_noise(noise.window(0.3, low=here))) == pytest.approx(0.3)
     assert height(noise.level_set_noise(noise.window(0.3, high=here))) == 0
     assert height(noise.level_set_noise(noise.window(low=here + 1))) == 0
-    ramp = guidance.schedule([0.0, 1.0], [here - 1, here + 1])
+    ramp = schedules.schedule([0.0, 1.0], [here - 1, here + 1])
     assert height(noise.level_set_noise(ramp)) == pytest.approx(0.5)
     assert height(noise.level_set_noise(0.0)) == 0
 

@@ -10,12 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.tree_util import register_dataclass
 
-from dgjax import analytic, divergence, fields, grids, guidance, paths, targets
+from dgjax import (
+    analytic,
+    closed_loop,
+    divergence,
+    fields,
+    grids,
+    guidance,
+    paths,
+    schedules,
+    targets,
+)
 from dgjax.sampling import sample
 from dgjax.solvers import RK4
-from dgjax.typing import inner
+from dgjax.typing import inner, register_dataclass
 
 RHO = 7.0
 TOLERANCE = 0.01  # nats per dimension
@@ -117,7 +126,7 @@ def test_closed_loop(problem):
         profile = targets.pilot(model, latents[:3], grid, key=jax.random.key(0), **solve)
 
         def one(x, goal):
-            guide = guidance.target_guidance(goal, model, profile)
+            guide = closed_loop.target_guidance(goal, model, profile)
             return sample(model, x, grid, key=jax.random.key(1), guides=(guide,), **solve)
 
         return jax.vmap(jax.vmap(one, in_axes=(0, None)), in_axes=(None, 0))(latents, goals)
@@ -178,7 +187,7 @@ def test_a_target_inside_a_jump_is_flagged():
     # What was not met lies on a cliff: 1e-4 of Phi^-1(q) to either side is far below and above.
     def beside(x, q, step):
         steer = guidance.DensityGuidance(
-            guidance.schedule(jax.scipy.special.ndtri(q) + step), jnp.array(1.0)
+            schedules.schedule(jax.scipy.special.ndtri(q) + step), jnp.array(1.0)
         )
         solve = {"divergence": problem.divergence, "solver": RK4(), "key": jax.random.key(1)}
         return sample(problem.model, x, problem.grid, guides=(steer,), **solve).log_density
@@ -193,9 +202,9 @@ def test_a_target_inside_a_jump_is_flagged():
 @pytest.mark.parametrize("target", [float("nan"), float("inf")])
 def test_bad_targets(target):
     problem = make_problem(analytic.gaussian(jnp.zeros(2), 1.0), divergence.Exact(), steps=2)
-    profile = guidance.Profile(*jnp.ones((3, 3)))
+    profile = closed_loop.Profile(*jnp.ones((3, 3)))
     with pytest.raises(ValueError, match="target must be finite"):
-        guidance.target_guidance(target, problem.model, profile)
+        closed_loop.target_guidance(target, problem.model, profile)
     with pytest.raises(ValueError, match="target must be finite"):
         targets.shoot(
             problem.model, problem.latents[0], problem.grid, target, key=jax.random.key(0)

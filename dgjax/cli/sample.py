@@ -27,9 +27,10 @@ from dgjax.cli.options import (
     table,
     write_json,
 )
+from dgjax.closed_loop import target_guidance
 from dgjax.divergence import Hutchinson
 from dgjax.grids import grid_uniform
-from dgjax.guidance import density_guidance, target_guidance
+from dgjax.guidance import density_guidance
 from dgjax.metrics import bits_per_dim, png_bytes
 from dgjax.noise import level_set_noise, window
 from dgjax.prior import prior_guidance, prior_sample

@@ -1,0 +1,44 @@
+"""What a check hands back, and the measures of error that it holds against its bounds."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array
+
+__all__ = ["MEND", "Finding", "judge", "largest", "relative", "rms"]
+
+MEND = "set JAX_DEFAULT_MATMUL_PRECISION=highest"
+
+
+class Finding(NamedTuple):
+    """What one check found; it passed if `low` <= `measured` <= `high`."""
+
+    claim: str
+    expected: str
+    measured: float
+    low: float
+    high: float
+    passed: bool
+
+
+def judge(claim: str, measured: float, high: float, low: float = 0.0, mend: str = "") -> Finding:
+    """The finding that `measured` makes; `mend` is said where it fails."""
+    passed = bool(low <= measured <= high)  # never of a NaN
+    expected = f"{low:g} to {high:g}" if low else f"at most {high:g}"
+    if mend and not passed:
+        expected = f"{expected}; {mend}"
+    return Finding(claim, expected, float(measured), low, high, passed)
+
+
+def largest(error: np.ndarray) -> float:
+    return float(np.max(np.abs(error)))
+
+
+def rms(error: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(error))))
+
+
+def relative(value: Array, truth: Array | np.ndarray) -> float:
+    """|value - truth| / |truth|."""
+    exact = np.asarray(truth, np.float64)
+    return float(np.linalg.norm(np.asarray(value, np.float64) - exact) / np.linalg.norm(exact))
