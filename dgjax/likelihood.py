@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from dgjax.divergence import Divergence, Hutchinson
 from dgjax.fields import Field, condition, log_prior
-from dgjax.sampling import Info, check_grid, solve
+from dgjax.sampling import Info, check_grid, check_prior, solve
 from dgjax.solvers import Adjoint, Controller, Progress, Solver
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float
 
@@ -51,7 +51,8 @@ def likelihood(
         ValueError: as `sample`.
     """
     grid = as_float(grid)
-    check_grid(model, grid, prior=True)
+    check_grid(model, grid)
+    check_prior(model, grid)
     ascending = jnp.flip(grid)
     zero = jnp.zeros((), x.dtype)
     run = solve(

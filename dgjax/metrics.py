@@ -45,7 +45,7 @@ def dequantize(
         )
     low, high = data_range
     noise = jax.random.uniform(key, levels.shape) - 0.5
-    return low + (levels + noise) * ((high - low) / 255.0)
+    return low + (levels.astype(noise.dtype) + noise) * ((high - low) / 255.0)
 
 
 def to_uint8(x: ArrayLike, data_range: tuple[float, float] = (-1.0, 1.0)) -> np.ndarray:

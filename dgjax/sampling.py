@@ -23,7 +23,7 @@ from dgjax.results import Info, Sampled, State, Trajectory, summarize
 from dgjax.solvers import Adjoint, Controller, Progress, Solver, check_solve
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float, inner, known
 
-__all__ = ["Info", "Sampled", "State", "Trajectory", "check_grid", "sample", "solve"]
+__all__ = ["Info", "Sampled", "State", "Trajectory", "check_grid", "check_prior", "sample", "solve"]
 
 
 class _Problem(NamedTuple):
@@ -197,8 +197,8 @@ def solve(
     )
 
 
-def check_grid(model: Field, grid: Array, *, prior: bool) -> None:
-    """Raise a ValueError unless `grid` decreases inside the model's range, from t_max if `prior`.
+def check_grid(model: Field, grid: Array) -> None:
+    """Raise a ValueError unless `grid` decreases inside the model's range.
 
     Numbers that are traced are not looked at.
     """
@@ -217,11 +217,17 @@ def check_grid(model: Field, grid: Array, *, prior: bool) -> None:
             f"grid runs from {times[0]:g} to {times[-1]:g}, outside the model's own range "
             f"{high:g} to {low:g}; build it with grid_karras(model, steps)"
         )
-    if prior and not np.isclose(times[0], high, rtol=1e-5):
-        raise ValueError(
-            f"the prior is known at t_max = {high:g} only and the grid starts at {times[0]:g}: "
-            "build it with grid_karras(model, steps), or pass the log-density there to sample"
-        )
+
+
+def check_prior(model: Field, grid: Array) -> None:
+    """Raise a ValueError if `grid` is known not to start at t_max, where the prior is."""
+    times, high = known(grid), known(model.t_max)
+    if times is None or high is None or np.isclose(times[0], high, rtol=1e-5):
+        return
+    raise ValueError(
+        f"the prior is known at t_max = {high:g} only and the grid starts at {times[0]:g}: "
+        "build it with grid_karras(model, steps), or pass the log-density there to sample"
+    )
 
 
 def sample(
@@ -273,8 +279,9 @@ def sample(
             the solver and the noise are of different senses.
     """
     grid = as_float(grid)
-    check_grid(model, grid, prior=log_density is None)
+    check_grid(model, grid)
     if log_density is None:
+        check_prior(model, grid)
         log_density = log_prior(model, x)
     return solve(
         model,

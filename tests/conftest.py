@@ -1,4 +1,4 @@
-"""float64 for every test, strict broadcasting for those of the mathematics, and shared models.
+"""float64 for every test, strict promotion for those of the mathematics, and shared models.
 
 float64 is set before any test module is imported, since modules make arrays as they load.
 Networks keep their float32 weights all the same; tests of float32 arithmetic take the fixture
@@ -17,8 +17,8 @@ from dgjax import analytic, paths
 
 jax.config.update("jax_enable_x64", True)
 
-# Tests whose arrays may not broadcast in rank unasked: a (D,) against a (n, D) is often a mistake.
-# Networks do it on purpose.
+# Tests whose arrays may not broadcast in rank unasked, a (D,) against a (n, D) being often a
+# mistake, nor change their dtype. Networks do both on purpose.
 STRICT = {
     "test_analytic",
     "test_divergence",
@@ -35,9 +35,10 @@ W_MIN, W_MAX = 0.02, 20.0
 
 
 @pytest.fixture(autouse=True)
-def _strict_rank(request):
+def _strict_promotion(request):
     strict = request.module.__name__ in STRICT
-    with jax.numpy_rank_promotion("raise" if strict else "allow"):
+    rank, dtype = ("raise", "strict") if strict else ("allow", "standard")
+    with jax.numpy_rank_promotion(rank), jax.numpy_dtype_promotion(dtype):
         yield
 
 
