@@ -1,0 +1,74 @@
+"""Pictures show the samples that they are given, at the places that they are given for."""
+
+import numpy as np
+import pytest
+
+from dgjax.metrics import to_uint8
+from dgjax.viz import image_grid
+
+
+def pictures(rows, columns, channels=1):
+    return np.random.default_rng(0).uniform(-1, 1, (rows, columns, 4, 5, channels))
+
+
+def place(axes):
+    """Row from the top, column from the left."""
+    box = axes.get_position()
+    return -round(box.y0, 3), round(box.x0, 3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_sample_stands_in_its_row_and_column(channels):
+    x = pictures(3, 2, channels)
+    figure = image_grid(x, ["a", "b", "c"])
+    axes = sorted(figure.axes, key=place)
+    shown = [np.asarray(a.images[0].get_array()).reshape(4, 5, channels) for a in axes]
+    np.testing.assert_array_equal(np.stack(shown).reshape(x.shape), to_uint8(x))
+    # Grey values are not stretched to each picture's own range.
+    assert all(a.images[0].get_clim() == (0, 255) for a in axes)
+
+
+def test_the_data_range_is_black_to_white():
+    x = np.array([0.0, 0.5, 1.0, 2.0]).reshape(1, 1, 2, 2, 1)
+    figure = image_grid(x, ["a"], data_range=(0.0, 1.0))
+    shown = np.asarray(figure.axes[0].images[0].get_array())
+    np.testing.assert_array_equal(shown, [[0, 128], [255, 255]])
+
+
+def test_labels_stand_beside_their_rows_and_above_their_columns():
+    figure = image_grid(
+        pictures(3, 2), ["a", "b", "c"], columns=["left", "right"], title="top", caption="foot"
+    )
+    at = {t.get_text(): np.array(t.get_position()) for t in figure.texts}
+    boxes = [a.get_position() for a in sorted(figure.axes, key=place)]
+    for i, name in enumerate("abc"):
+        box = boxes[2 * i]
+        assert box.y0 < at[name][1] < box.y1
+        assert at[name][0] < box.x0
+    for i, name in enumerate(("left", "right")):
+        assert boxes[i].x0 < at[name][0] < boxes[i].x1
+        assert at[name][1] > boxes[i].y1
+    assert at["top"][1] > at["left"][1]
+    assert at["foot"][1] < boxes[-1].y0
+
+
+def test_no_picture_lies_on_another_or_off_the_page():
+    boxes = [a.get_position() for a in image_grid(pictures(4, 9), list("abcd")).axes]
+    assert len(boxes) == 36
+    for i, a in enumerate(boxes):
+        assert 0 <= a.x0 < a.x1 <= 1
+        assert 0 <= a.y0 < a.y1 <= 1
+        assert not any(a.overlaps(b) for b in boxes[:i])
+
+
+@pytest.mark.parametrize(
+    ("x", "rows"),
+    [
+        (pictures(2, 2), ["a"]),
+        (pictures(2, 2, 2), ["a", "b"]),
+        (pictures(2, 2)[0], ["a", "b"]),
+    ],
+)
+def test_other_shapes_are_refused(x, rows):
+    with pytest.raises(ValueError, match="expected images"):
+        image_grid(x, rows)
