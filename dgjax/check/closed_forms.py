@@ -78,7 +78,7 @@ def mixture_score() -> Finding:
     """The score of one model pass is that of float64."""
     points = [_point(t, Exact()) for t in TIMES]
     error = max(relative(p.found.score, p.truth.derivatives(p.x)[0]) for p in points)
-    # 9e-6: s = (alpha x0 - x)/sigma^2 cancels where sigma is small. TF32: 4e-3.
+    # 1.4e-6. TF32: 5e-4.
     return judge("its score: relative error", error, 5e-5)
 
 

@@ -55,7 +55,7 @@ def gaussian_likelihood() -> Finding:
     """The likelihood by PF-ODE is SciPy's."""
     mixture, model, x, out = _encoded()
     error = largest(np.asarray(out.log_density) - true_log_density(mixture, model, x))
-    # 5e-5, as in float64: the solver's own. By Heun it is 0.2, with TF32 0.015.
+    # 9e-5, and 6e-5 in float64: the solver's own. By Heun it is 0.2, with TF32 0.04.
     return judge("likelihood of a Gaussian, against SciPy: nats", error, 5e-4)
 
 
@@ -81,7 +81,7 @@ def level_set() -> Finding:
     """Noise along the level set leaves the tracked log-density true, by Stratonovich RK4."""
     heights = Heights(level_set=1.0)
     error = rms(tracked(density_guidance(0.5), steps=8 * STEPS, heights=heights)[0])
-    # 0.013 to 0.015 by the latents, the solver's own. Heun, of order 1, leaves over 1.
+    # 0.013 to 0.016 by the latents, the solver's own. Heun, of order 1, leaves over 1.
     return judge("noise along the level set, tracked - true: RMS nats", error, 0.05)
 
 
@@ -103,6 +103,6 @@ def reverse_sde_quadrature() -> Finding:
     x = jnp.concatenate([first.x, *(r.x[:, 1:] for r in rest)], 1)
     error = np.asarray(_quadratures(model, t, x)) - true_log_density(mixture, model, walk.x)
     claim = "quadrature along the reverse SDE: nats per dimension"
-    # 5e-5 to 2.7e-4 by the latents, of which the method's own is 1e-4. A rule with nodes at the
+    # 4e-5 to 3.7e-4 by the latents, of which the method's own is 1e-4. A rule with nodes at the
     # points leaves 0.23.
     return judge(claim, largest(error) / SIZE, 1e-3)
