@@ -68,12 +68,14 @@ class Model(NamedTuple):
     def facts(self) -> dict[str, Any]:
         """What every summary says of the model; noise levels as sigma/alpha."""
         path = self.field.path
-        ratio = [float(path.sigma(t) / path.alpha(t)) for t in (self.field.t_min, self.field.t_max)]
+        ends = (self.field.t_min, self.field.t_max)
+        # To the digits that float32 keeps through the change of clock.
+        ratio = [float(f"{path.sigma(t) / path.alpha(t):.6g}") for t in ends]
         return {
             "model": self.name,
             "shape": list(self.meta.shape),
-            "t_min": round(ratio[0], 6),
-            "t_max": round(ratio[1], 6),
+            "t_min": ratio[0],
+            "t_max": ratio[1],
         }
 
 

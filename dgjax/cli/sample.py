@@ -93,10 +93,10 @@ def sample(
             return target_guidance(dial, chosen.field, profile)
 
     else:
-        for dial in dials:  # says early what is wrong with q
-            density_guidance(dial)
-
         guide = density_guidance
+
+    for dial in dials:  # says early what is wrong with one
+        guide(dial)
 
     @jax.jit
     def run(field, term, batch):
