@@ -163,7 +163,7 @@ def test_exponent_gives_the_width(width):
 
 def test_training_on_a_gaussian_finds_its_score(gaussian_npz, tmp_path):
     changes = {"steps": 1000, "batch": 128, "log_every": 50, "save_every": 1000}
-    chosen = config(gaussian_npz, **changes, ema_width=0.1)
+    chosen = config(gaussian_npz, **changes, ema_widths=[0.1])
     model = {**chosen.model.to_dict(), "network": {"kind": "mlp", "width": 48, "depth": 2}}
     chosen = TrainConfig.from_dict({**chosen.to_dict(), "model": model})
     result = fit(chosen, tmp_path / "run", progress=False)
@@ -189,7 +189,7 @@ def test_other_parametrizations_train_on_other_paths(path, parametrization):
     model = field(network, path, parametrization, t_min=0.01, t_max=0.99)
     optimiser = optax.adam(3e-3)
     step = make_train_step(
-        model, optimiser, UniformLogSNR(0.1, 5.0), sigma_data=1.0, gamma=ema.exponent(0.1)
+        model, optimiser, UniformLogSNR(0.1, 5.0), sigma_data=1.0, gammas=[ema.exponent(0.1)]
     )
     state, losses = initial_state(model, optimiser), []
     data = jax.random.normal(jax.random.key(0), (256, 2)) * jnp.array([[1.0, 0.1]])
@@ -367,7 +367,13 @@ def test_configurations_survive_a_round_trip(gaussian_npz):
         ("step = 3", "'step' is unknown.*did you mean 'steps'"),
         ("batch = 1.5", "batch must be"),
         ("batch = 0", "batch must be a positive"),
-        ("ema_width = 0.5", "ema: width"),
+        ("ema_width = 0.1", "did you mean 'ema_widths'"),
+        ("ema_widths = [0.5]", "ema: width"),
+        ("ema_widths = 0.1", "ema_widths must be a list"),
+        ("ema_widths = []", "ema_widths must be a list"),
+        ("ema_widths = [0.1, 0.1]", "of different numbers"),
+        ("ema_widths = ['wide']", "ema_widths must be a list"),
+        ("ema_snapshots = 0", "ema_snapshots must be a positive"),
         ('levels = { kind = "lognormal", means = 1 }', "did you mean 'mean'"),
         ('levels = { kind = "normal" }', "did you mean 'lognormal'"),
         ("optimiser = { learning_rat = 1 }", "did you mean 'learning_rate'"),

@@ -1,7 +1,16 @@
 """Training: `fit(config, run_dir)` trains, `export(run_dir, folder)` makes a model of a run."""
 
 from dgjax.training.config import TrainConfig, load_config
-from dgjax.training.loop import Fit, export, fit
+from dgjax.training.export import average_recipe, export
+from dgjax.training.loop import Fit, fit
 from dgjax.training.loss import denoising_loss
 
-__all__ = ["Fit", "TrainConfig", "denoising_loss", "export", "fit", "load_config"]
+__all__ = [
+    "Fit",
+    "TrainConfig",
+    "average_recipe",
+    "denoising_loss",
+    "export",
+    "fit",
+    "load_config",
+]

@@ -75,7 +75,11 @@ class TrainConfig:
         steps, batch: number of steps, and of samples in each.
         levels: `{"kind": "lognormal" or "uniform_logsnr", ...}`, the noise levels.
         optimiser: the optimiser.
-        ema_width: of the weights' moving average, relative to the length of training.
+        ema_widths: of the weights' moving averages, relative to the length of training. The first
+            is the one that is exported unless another is asked for. Of two, 0.05 and 0.1, any width
+            from 0.03 to 0.2 can be made after training, its profile to within about 1 %.
+        ema_snapshots: how many times in a run, evenly, the averages are kept for that. Each takes
+            2 bytes for every weight and width.
         seed: of weights, order of the data, noise levels and noise.
         save_every, log_every: steps between checkpoints and between lines of metrics.
     """
@@ -86,18 +90,24 @@ class TrainConfig:
     batch: int = 64
     levels: Mapping[str, Any] = field(default_factory=lambda: {"kind": "lognormal"})
     optimiser: Optimiser = field(default_factory=Optimiser)
-    ema_width: float = 0.05
+    ema_widths: tuple[float, ...] = (0.05, 0.1)
+    ema_snapshots: int = 32
     seed: int = 0
     save_every: int = 250
     log_every: int = 10
 
     def __post_init__(self):
-        for name in ("steps", "batch", "save_every", "log_every"):
+        for name in ("steps", "batch", "save_every", "log_every", "ema_snapshots"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive whole number, got {value!r}")
         construct("levels", LEVELS, self.levels)
-        ema.exponent(self.ema_width)
+        widths = self.ema_widths
+        numbers = isinstance(widths, tuple) and all(isinstance(w, int | float) for w in widths)
+        if not (numbers and widths and len({*widths}) == len(widths)):
+            raise ValueError(f"ema_widths must be a list of different numbers, got {widths!r}")
+        for width in widths:
+            ema.exponent(width)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
@@ -109,6 +119,8 @@ class TrainConfig:
         values = dict(values)
         _check_table("config", cls, values)
         values["model"] = ModelSpec.from_dict(values["model"])
+        if isinstance(values.get("ema_widths"), list):
+            values["ema_widths"] = tuple(values["ema_widths"])
         for name, kind in (("data", Data), ("optimiser", Optimiser)):
             if name in values:
                 _check_table(name, kind, values[name])

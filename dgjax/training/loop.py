@@ -1,8 +1,9 @@
 """Training runs: a folder each, that can be stopped at any time and go on from where they were.
 
-A run folder holds `config.json`, `metrics.jsonl` (one line of JSON each `log_every` steps) and
-`checkpoints`. Everything random depends on the seed and the step alone, so an interrupted run
-ends with the very weights of an uninterrupted one.
+A run folder holds `config.json`, `metrics.jsonl` (one line of JSON each `log_every` steps),
+`checkpoints` (the last two) and `averages` (snapshots of the moving averages, all kept).
+Everything random depends on the seed and the step alone, so an interrupted run ends with the very
+weights of an uninterrupted one.
 """
 
 import json
@@ -18,23 +19,24 @@ from typing import NamedTuple, TextIO
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dgjax.checkpoint import Meta, from_named, read_arrays, save, to_named
+from dgjax.checkpoint import Meta
 from dgjax.fields import Field
 from dgjax.spec import build, construct
 from dgjax.training import ema
+from dgjax.training.averages import snapshot_steps, store
 from dgjax.training.config import TrainConfig, make_optimiser
 from dgjax.training.data import Dataset, batch_indices, load_dataset
 from dgjax.training.levels import LEVELS
+from dgjax.training.run import averages_folder, claim, describe, manager, restore, save
 from dgjax.training.step import Batch, Metrics, TrainState, initial_state, make_train_step
 
-__all__ = ["Fit", "export", "fit"]
+__all__ = ["Fit", "fit"]
 
 
 class Fit(NamedTuple):
-    """What a run has come to: the model with averaged weights, and whether all steps are done."""
+    """What a run has come to: the model with the first of its averages, and if it is finished."""
 
     model: Field
     meta: Meta
@@ -60,18 +62,19 @@ def fit(config: TrainConfig, run_dir: str | os.PathLike, *, progress: bool = Tru
     data = load_dataset(config.data.dataset, config.data.path)
     _check_data(config, data)
     model, optimiser = build(config.model, seed=config.seed), make_optimiser(config)
-    state = initial_state(model, optimiser)
+    state = initial_state(model, optimiser, len(config.ema_widths))
     train_step = make_train_step(
         model,
         optimiser,
         construct("levels", LEVELS, config.levels),
         sigma_data=config.data.sigma_data,
-        gamma=ema.exponent(config.ema_width),
+        gammas=[ema.exponent(width) for width in config.ema_widths],
     )
     key = jax.random.key(config.seed)
-    _claim(run_dir, config)
-    with _manager(run_dir) as manager, _interruptible() as stop:
-        state = _restore(run_dir, state)
+    snapshots = snapshot_steps(config.steps, config.ema_snapshots)
+    claim(run_dir, config)
+    with manager(run_dir) as checkpoints, _interruptible() as stop:
+        state = restore(run_dir, state)
         start = step = int(state.step)
         with _metrics(run_dir, start) as log, _bar(config, start, progress) as show:
             while step < config.steps and not stop:
@@ -80,37 +83,14 @@ def fit(config: TrainConfig, run_dir: str | os.PathLike, *, progress: bool = Tru
                 step += 1
                 if step % config.log_every == 0 or step == config.steps:
                     show(step, _write(log, step, metrics))
+                if step in snapshots:  # before the checkpoint, from which it could not come again
+                    store(averages_folder(run_dir), step, state.averages)
                 if step % config.save_every == 0:
-                    _save(manager, state)
-        if step > start and manager.latest_step() != step:
-            _save(manager, state)
-    averaged = replace(model, network=state.average)
-    return Fit(averaged, _meta(config, data, step), state, step == config.steps)
-
-
-def export(run_dir: str | os.PathLike, folder: str | os.PathLike) -> Meta:
-    """Save the averaged weights of a run's last checkpoint as a model to `folder`.
-
-    Raises:
-        ValueError: if `run_dir` is no run or has no checkpoint yet, or `folder` cannot be written.
-    """
-    run_dir = Path(run_dir).absolute()
-    file = run_dir / "config.json"
-    if not file.is_file():
-        raise ValueError(f"{run_dir} is no run of dgjax train: it has no config.json")
-    config = TrainConfig.from_dict(json.loads(file.read_text()))
-    model = build(config.model, seed=config.seed)
-    state = _restore(run_dir, initial_state(model, make_optimiser(config)))
-    if int(state.step) == 0:
-        raise ValueError(f"{run_dir} has no checkpoint yet; wait for step {config.save_every}")
-    data = load_dataset(config.data.dataset, config.data.path)
-    meta = _meta(config, data, int(state.step))
-    save(folder, replace(model, network=state.average), meta)
-    return meta
-
-
-def _meta(config: TrainConfig, data: Dataset, steps: int) -> Meta:
-    return Meta(config.model, config.data.dataset, data.data_range, data.licence, steps)
+                    save(checkpoints, state)
+        if step > start and checkpoints.latest_step() != step:
+            save(checkpoints, state)
+    averaged = replace(model, network=state.averages[0])
+    return Fit(averaged, describe(config, data, step), state, step == config.steps)
 
 
 def _check_data(config: TrainConfig, data: Dataset) -> None:
@@ -130,48 +110,6 @@ def _batch(config: TrainConfig, data: Dataset, step: int) -> Batch:
     labels = data.labels[indices] if labelled and data.labels is not None else None
     samples = data.batch(indices, flip=config.data.flip)
     return Batch(jnp.asarray(samples), None if labels is None else jnp.asarray(labels))
-
-
-def _claim(run_dir: Path, config: TrainConfig) -> None:
-    """Note the configuration in the run folder, or compare it with the one noted there."""
-    file = run_dir / "config.json"
-    now = json.loads(json.dumps(config.to_dict()))
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        if not file.exists():
-            file.write_text(json.dumps(now, indent=2) + "\n")
-        then = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot use the run folder {run_dir}: {error}") from error
-    if changed := [name for name in now if now[name] != then.get(name)]:
-        name = changed[0]
-        raise ValueError(
-            f"the run in {run_dir} was started with another configuration: {name} was "
-            f"{then.get(name)} and is {now[name]}; restore it, or choose another folder"
-        )
-
-
-def _manager(run_dir: Path) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-    return ocp.CheckpointManager(run_dir / "checkpoints", options=options)
-
-
-def _save(manager: ocp.CheckpointManager, state: TrainState) -> None:
-    manager.save(int(state.step), args=ocp.args.StandardSave(to_named(state)), force=True)
-
-
-def _restore(run_dir: Path, state: TrainState) -> TrainState:
-    """The last checkpoint's state, or `state` if there is none.
-
-    Only reads, so it is safe beside a run that is going on: orbax gives a folder its number as
-    its name when it is whole.
-    """
-    steps = [int(f.name) for f in (run_dir / "checkpoints").glob("*") if f.name.isdigit()]
-    if not steps:
-        return state
-    folder = run_dir / "checkpoints" / str(max(steps)) / "default"
-    named = read_arrays(folder)
-    return from_named(state, named, f"the checkpoint {folder}")
 
 
 @contextmanager

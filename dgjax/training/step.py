@@ -1,6 +1,6 @@
 """One step of training, as a pure function of state, batch and key."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -19,12 +19,12 @@ __all__ = ["Batch", "Metrics", "TrainState", "initial_state", "make_train_step"]
 
 
 class TrainState(NamedTuple):
-    """Everything that training changes; `average` is the moving average of the network."""
+    """Everything that training changes; `averages` are the network's moving averages."""
 
     step: Scalar
     network: PyTree[Array]
     optimiser: PyTree[Array]
-    average: PyTree[Array]
+    averages: tuple[PyTree[Array], ...]
 
 
 class Batch(NamedTuple):
@@ -41,11 +41,13 @@ class Metrics(NamedTuple):
     gradient_norm: Scalar
 
 
-def initial_state(model: Field, optimiser: optax.GradientTransformation) -> TrainState:
-    """The state before the first step, with `model`'s weights."""
+def initial_state(
+    model: Field, optimiser: optax.GradientTransformation, averages: int = 1
+) -> TrainState:
+    """The state before the first step, with `model`'s weights and room for `averages` of them."""
     network = model.network
-    copy = jax.tree.map(jnp.array, network)
-    return TrainState(jnp.zeros((), jnp.int32), network, optimiser.init(network), copy)
+    copies = tuple(jax.tree.map(jnp.array, network) for _ in range(averages))
+    return TrainState(jnp.zeros((), jnp.int32), network, optimiser.init(network), copies)
 
 
 def make_train_step(
@@ -54,7 +56,7 @@ def make_train_step(
     levels: Callable[[Array], Array],
     *,
     sigma_data: float,
-    gamma: float,
+    gammas: Sequence[float],
 ) -> Callable[[TrainState, Batch, Key], tuple[TrainState, Metrics]]:
     """A jitted `train_step(state, batch, key) -> state, metrics`.
 
@@ -63,7 +65,7 @@ def make_train_step(
         optimiser: any optax transformation.
         levels: maps u uniform in [0, 1) to the noise level w = sigma/alpha.
         sigma_data: standard deviation of the data, for the loss weight.
-        gamma: exponent of the moving average.
+        gammas: exponents of the moving averages, as many as the state has.
     """
 
     def mean_loss(network, batch, key):
@@ -84,8 +86,9 @@ def make_train_step(
         updates, moments = optimiser.update(gradient, state.optimiser, state.network)
         network = optax.apply_updates(state.network, updates)
         step = state.step + 1
-        average = ema.update(state.average, network, step, gamma)
-        new = TrainState(step, network, moments, average)
+        pairs = zip(state.averages, gammas, strict=True)
+        averages = tuple(ema.update(average, network, step, gamma) for average, gamma in pairs)
+        new = TrainState(step, network, moments, averages)
         return new, Metrics(loss, optax.tree.norm(gradient))
 
     return train_step
