@@ -34,6 +34,7 @@ ORDER = [
     "spec",
     "checkpoint",
     "pretrained",
+    "images",
     "training",
     "check",
     "cli",

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import typer
 
-from dgjax.cli.images import fit_image, read_image
 from dgjax.cli.options import (
     JSON,
     MODEL,
@@ -29,6 +28,7 @@ from dgjax.cli.options import (
 from dgjax.divergence import Hutchinson
 from dgjax.grids import grid_uniform
 from dgjax.guidance import density_guidance
+from dgjax.images import fit_image, read_image
 from dgjax.likelihood import likelihood
 from dgjax.metrics import png_bytes
 from dgjax.sampling import sample
