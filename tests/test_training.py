@@ -21,7 +21,8 @@ from dgjax.fields import field, repath
 from dgjax.networks import MLP
 from dgjax.parametrization import NoisePrediction, VelocityPrediction, preconditioned
 from dgjax.training import TrainConfig, denoising_loss, ema, export, fit, load_config, loop
-from dgjax.training.data import batch_indices, load_dataset, read_idx
+from dgjax.training.data import load_dataset, read_idx
+from dgjax.training.dataset import batch_indices
 from dgjax.training.levels import LogNormal, UniformLogSNR, lattice
 from dgjax.training.step import Batch, initial_state, make_train_step
 

@@ -1,20 +1,18 @@
-"""Data sets held whole in memory, and batches that depend on the seed and the step alone.
-
-So a resumed run sees the very batches that an uninterrupted one would have seen.
-"""
+"""Data sets by name, held whole in memory."""
 
 import gzip
 import math
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import ArrayLike
 
 from dgjax.spec import unknown_name
+from dgjax.training.config import Data
+from dgjax.training.dataset import Dataset
+from dgjax.training.folder import PARTS, load_folder
 
-__all__ = ["Dataset", "batch_indices", "load_dataset", "read_idx"]
+__all__ = ["load_data", "load_dataset", "read_idx"]
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 UPSTREAM = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
@@ -23,58 +21,31 @@ SHA256 = {  # of the upstream files; Debian's hold the same bytes in another gzi
     IMAGES: "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
     LABELS: "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
 }
-DATASETS = ("fashion-mnist", "digits", "npz")
+DATASETS = ("fashion-mnist", "digits", "npz", "folder")
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """Samples as stored, and the line that takes them to the model's coordinates.
+def load_data(data: Data, shape: tuple[int, ...], part: str = "train") -> Dataset:
+    """The data set of a configuration.
 
-    Attributes:
-        values: (N, *shape), of any dtype.
-        scale, offset: a batch is `values * scale + offset` in float32.
-        data_range: (low, high) of a batch's values.
-        labels: (N,) whole numbers, or None.
-        licence: in one line.
+    Args:
+        data: the configuration's table.
+        shape: of the model's samples; a folder of images is made to fit it.
+        part: "train", or "held-out" for the share of a folder that training never sees.
+
+    Raises:
+        ValueError: if the data are not to be had, or the part is unknown or empty.
     """
-
-    values: np.ndarray
-    scale: float
-    offset: float
-    data_range: tuple[float, float]
-    labels: np.ndarray | None
-    licence: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one sample."""
-        return self.values.shape[1:]
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def batch(self, indices: ArrayLike, *, flip: bool = False) -> np.ndarray:
-        """Samples at `indices` in the model's coordinates; `flip` mirrors every other one."""
-        x = self.values[np.asarray(indices)].astype(np.float32) * np.float32(self.scale)
-        x = x + np.float32(self.offset)
-        if flip:  # indices are shuffled already, so this is as good as a coin per image
-            x[::2] = x[::2, :, ::-1]
-        return x
-
-
-def batch_indices(seed: int, step: int, batch: int, size: int) -> np.ndarray:
-    """Indices of the samples of one step: epochs, each in an order of its own, cut into batches.
-
-    A batch may reach over the end of an epoch into the next, so every sample is seen once an epoch.
-    """
-    places = np.arange(step * batch, (step + 1) * batch)
-    epochs = places // size
-    orders = {e: np.random.default_rng([seed, e]).permutation(size) for e in np.unique(epochs)}
-    return np.array([orders[e][p] for e, p in zip(epochs, places % size, strict=True)])
+    if part not in PARTS:
+        raise unknown_name("part", part, PARTS)
+    if data.dataset == "folder" and data.path is not None:
+        return load_folder(data.path, shape, crop=data.crop, held_out=data.held_out, part=part)
+    if part != "train":
+        raise ValueError(f"{data.dataset} has no held-out part; data set folder has one")
+    return load_dataset(data.dataset, data.path)
 
 
 def load_dataset(name: str, path: str | os.PathLike | None = None) -> Dataset:
-    """A data set by name.
+    """A data set that has a shape of its own, by name; `load_folder` makes one of images.
 
     "fashion-mnist": 60,000 images (28, 28, 1) in [-1, 1], from `path`, Debian's package
     dataset-fashion-mnist, or downloaded once into pooch's cache. "digits": scikit-learn's 1,797
@@ -90,6 +61,8 @@ def load_dataset(name: str, path: str | os.PathLike | None = None) -> Dataset:
         return _digits()
     if name == "npz":
         return _npz(path)
+    if name == "folder":
+        raise ValueError("data set folder needs a path and the model's shape: use load_folder")
     raise unknown_name("data set", name, DATASETS)
 
 

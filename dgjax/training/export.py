@@ -8,7 +8,6 @@ from dgjax.checkpoint import Meta, save
 from dgjax.spec import build
 from dgjax.training import averages
 from dgjax.training.config import make_optimiser
-from dgjax.training.data import load_dataset
 from dgjax.training.run import averages_folder, describe, read_config, restore
 from dgjax.training.step import initial_state
 
@@ -48,8 +47,7 @@ def export(
         chosen = average_recipe(run_dir, width=width, step=step)
         last = chosen.step
         network = averages.mix(averages_folder(run_dir), chosen, model.network)
-    data = load_dataset(config.data.dataset, config.data.path)
-    meta = describe(config, data, last)
+    meta = describe(run_dir, config, last)
     save(folder, replace(model, network=network), meta)
     return meta
 

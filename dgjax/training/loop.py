@@ -1,7 +1,8 @@
 """Training runs: a folder each, that can be stopped at any time and go on from where they were.
 
-A run folder holds `config.json`, `metrics.jsonl` (one line of JSON each `log_every` steps),
-`checkpoints` (the last two) and `averages` (snapshots of the moving averages, all kept).
+A run folder holds `config.json`, `data.json` (what is known of the data), `metrics.jsonl` (one
+line of JSON each `log_every` steps), `checkpoints` (the last two) and `averages` (snapshots of the
+moving averages, all kept).
 Everything random depends on the seed and the step alone, so an interrupted run ends with the very
 weights of an uninterrupted one.
 """
@@ -19,6 +20,7 @@ from typing import NamedTuple, TextIO
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dgjax.checkpoint import Meta
@@ -27,7 +29,8 @@ from dgjax.spec import build, construct
 from dgjax.training import ema
 from dgjax.training.averages import snapshot_steps, store
 from dgjax.training.config import TrainConfig, make_optimiser
-from dgjax.training.data import Dataset, batch_indices, load_dataset
+from dgjax.training.data import load_data
+from dgjax.training.dataset import Dataset, batch_indices
 from dgjax.training.levels import LEVELS
 from dgjax.training.run import averages_folder, claim, describe, manager, restore, save
 from dgjax.training.step import Batch, Metrics, TrainState, initial_state, make_train_step
@@ -55,11 +58,12 @@ def fit(config: TrainConfig, run_dir: str | os.PathLike, *, progress: bool = Tru
         progress: show a progress bar.
 
     Raises:
-        ValueError: if the run was started with another configuration, the data are not to be had
-            or do not fit the model, the folder cannot be written, or the loss is not finite.
+        ValueError: if the run was started with another configuration or other data, the data are
+            not to be had or do not fit the model, the folder cannot be written, or the loss is
+            not finite.
     """
     run_dir = Path(run_dir).absolute()
-    data = load_dataset(config.data.dataset, config.data.path)
+    data = load_data(config.data, config.model.shape)
     _check_data(config, data)
     model, optimiser = build(config.model, seed=config.seed), make_optimiser(config)
     state = initial_state(model, optimiser, len(config.ema_widths))
@@ -72,7 +76,7 @@ def fit(config: TrainConfig, run_dir: str | os.PathLike, *, progress: bool = Tru
     )
     key = jax.random.key(config.seed)
     snapshots = snapshot_steps(config.steps, config.ema_snapshots)
-    claim(run_dir, config)
+    claim(run_dir, config, data)
     with manager(run_dir) as checkpoints, _interruptible() as stop:
         state = restore(run_dir, state)
         start = step = int(state.step)
@@ -90,7 +94,7 @@ def fit(config: TrainConfig, run_dir: str | os.PathLike, *, progress: bool = Tru
         if step > start and checkpoints.latest_step() != step:
             save(checkpoints, state)
     averaged = replace(model, network=state.averages[0])
-    return Fit(averaged, describe(config, data, step), state, step == config.steps)
+    return Fit(averaged, describe(run_dir, config, step), state, step == config.steps)
 
 
 def _check_data(config: TrainConfig, data: Dataset) -> None:
@@ -108,7 +112,8 @@ def _batch(config: TrainConfig, data: Dataset, step: int) -> Batch:
     indices = batch_indices(config.seed, step, config.batch, len(data))
     labelled = config.model.network.get("num_classes") is not None
     labels = data.labels[indices] if labelled and data.labels is not None else None
-    samples = data.batch(indices, flip=config.data.flip)
+    rng = np.random.default_rng([config.seed, step, 1])  # two numbers are those of the orders
+    samples = data.batch(indices, flip=config.data.flip, rng=rng)
     return Batch(jnp.asarray(samples), None if labels is None else jnp.asarray(labels))
 
 
