@@ -18,6 +18,7 @@ from dgjax.analytic import (
     log_density,
 )
 from dgjax.closed_loop import target_guidance
+from dgjax.contrast import autoguidance, classifier_free_guidance, temperature
 from dgjax.divergence import (
     Exact,
     FixedProbe,
@@ -44,7 +45,6 @@ from dgjax.noise import (
     published_stochastic,
     reverse_sde,
     reverse_sde_ito,
-    window,
 )
 from dgjax.parametrization import (
     DenoisedPrediction,
@@ -59,7 +59,7 @@ from dgjax.pretrained import load_pretrained, pretrained_models
 from dgjax.prior import chi_quantile, prior_guidance, prior_sample, with_norm
 from dgjax.quadrature import chord, node_quadrature, quadrature
 from dgjax.sampling import Info, Sampled, Trajectory, sample
-from dgjax.schedules import schedule
+from dgjax.schedules import schedule, window
 from dgjax.solvers import RK4
 from dgjax.targets import Shot, pilot, shoot
 from dgjax.typing import register_dataclass
@@ -88,10 +88,12 @@ __all__ = [
     "VelocityPrediction",
     "align",
     "alignment_statistics",
+    "autoguidance",
     "bits_per_dim",
     "chi_quantile",
     "chord",
     "churn",
+    "classifier_free_guidance",
     "closed_form",
     "condition",
     "cosine",
@@ -139,6 +141,7 @@ __all__ = [
     "shoot",
     "sub_vp",
     "target_guidance",
+    "temperature",
     "ve",
     "vp",
     "window",

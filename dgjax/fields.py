@@ -167,7 +167,7 @@ def repath(model: Field, path: Path) -> Field:
 
 @register_dataclass
 @dataclass(frozen=True)
-class _Conditioned:
+class Conditioned:
     network: Network
     cond: Any
 
@@ -177,7 +177,7 @@ class _Conditioned:
 
 def condition(model: Field, cond: Cond) -> Field:
     """The model of the conditional density given `cond`; None leaves it as it is."""
-    return model if cond is None else replace(model, network=_Conditioned(model.network, cond))
+    return model if cond is None else replace(model, network=Conditioned(model.network, cond))
 
 
 def log_prior(model: Field, x: Sample) -> Scalar:

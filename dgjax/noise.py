@@ -17,20 +17,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
 from dgjax.fields import Local
-from dgjax.schedules import Schedule, schedule
+from dgjax.schedules import Schedule, Window, schedule, window
 from dgjax.typing import Sample, Scalar, as_float, inner, known, register_dataclass
 
 __all__ = [
     "ItoNoise",
     "StratonovichNoise",
-    "Window",
     "churn",
     "level_set_noise",
     "noise_matched",
     "published_stochastic",
     "reverse_sde",
     "reverse_sde_ito",
-    "window",
 ]
 
 Height = Callable[[Scalar], Scalar]
@@ -51,38 +49,6 @@ class ItoNoise(Protocol):
     def step(self, drift: Sample, local: Local, dt: Scalar, dW: Sample) -> tuple[Sample, Array]:
         """The whole step dx of the state, and the (n,) gains of its log-densities in nats."""
         ...
-
-
-@register_dataclass
-@dataclass(frozen=True)
-class Window:
-    """`height` between two log-SNRs and 0 outside. Made by `window`."""
-
-    low: Scalar
-    high: Scalar
-    height: Scalar
-
-    def __call__(self, logsnr: Scalar) -> Scalar:
-        return jnp.where((logsnr >= self.low) & (logsnr < self.high), self.height, 0.0)
-
-
-def window(
-    height: ArrayLike = 1.0, *, low: ArrayLike = -jnp.inf, high: ArrayLike = jnp.inf
-) -> Window:
-    """Noise of relative size `height` while `low` <= log-SNR < `high`.
-
-    'Early' noise, near the prior, has only `high` set; 'late' noise, near the data, only `low`.
-
-    Raises:
-        ValueError: if low >= high or the height is negative.
-    """
-    low, high, height = as_float(low), as_float(high), as_float(height)
-    a, b, h = known(low), known(high), known(height)
-    if a is not None and b is not None and not a < b:
-        raise ValueError(f"a window needs low < high (log-SNRs), got {a:g} and {b:g}")
-    if h is not None and not h >= 0:
-        raise ValueError(f"height must not be negative, got {h:g}")
-    return Window(low, high, height)
 
 
 def _height(value: ArrayLike | Schedule | Window) -> Height:

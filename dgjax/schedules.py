@@ -8,7 +8,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from dgjax.typing import Scalar, as_float, known, register_dataclass
 
-__all__ = ["Schedule", "schedule"]
+__all__ = ["Schedule", "Window", "schedule", "window"]
 
 
 @register_dataclass
@@ -47,3 +47,35 @@ def schedule(value: ArrayLike | Schedule, knots: ArrayLike | None = None) -> Sch
     if numbers is not None and not (np.diff(numbers) > 0).all():
         raise ValueError("knots must increase (they are log-SNRs, noise to data)")
     return Schedule(knots, value)
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Window:
+    """`height` between two log-SNRs and 0 outside. Made by `window`."""
+
+    low: Scalar
+    high: Scalar
+    height: Scalar
+
+    def __call__(self, logsnr: Scalar) -> Scalar:
+        return jnp.where((logsnr >= self.low) & (logsnr < self.high), self.height, 0.0)
+
+
+def window(
+    height: ArrayLike = 1.0, *, low: ArrayLike = -jnp.inf, high: ArrayLike = jnp.inf
+) -> Window:
+    """`height` while `low` <= log-SNR < `high`, 0 elsewhere: noise, or a guide, for some levels.
+
+    What acts 'early', near the prior, has only `high` set; 'late', near the data, only `low`.
+
+    Raises:
+        ValueError: if low >= high or the height is negative.
+    """
+    low, high, height = as_float(low), as_float(high), as_float(height)
+    a, b, h = known(low), known(high), known(height)
+    if a is not None and b is not None and not a < b:
+        raise ValueError(f"a window needs low < high (log-SNRs), got {a:g} and {b:g}")
+    if h is not None and not h >= 0:
+        raise ValueError(f"height must not be negative, got {h:g}")
+    return Window(low, high, height)

@@ -19,6 +19,7 @@ ORDER = [
     "schedules",
     "guidance",
     "closed_loop",
+    "contrast",
     "noise",
     "prior",
     "solvers",

@@ -32,9 +32,10 @@ from dgjax.divergence import Hutchinson
 from dgjax.grids import grid_uniform
 from dgjax.guidance import density_guidance
 from dgjax.metrics import bits_per_dim, png_bytes
-from dgjax.noise import level_set_noise, window
+from dgjax.noise import level_set_noise
 from dgjax.prior import prior_guidance, prior_sample
 from dgjax.sampling import sample as solve
+from dgjax.schedules import window
 from dgjax.targets import pilot
 from dgjax.viz import image_grid
 
