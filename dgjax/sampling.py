@@ -262,7 +262,8 @@ def sample(
         noise: a stochastic term, refused by solvers of the other sense.
         divergence: trace estimator; a fresh probe at every grid point. `Untracked()` for samples
             without log-density.
-        cond: what the model is conditioned on.
+        cond: what the model is conditioned on; the log-density is then log p_t(x | cond), from
+            the model's prior, which is the same for every condition, unless told.
         solver: `diffrax.Euler()`, `Heun()` (default), `RK4()`, `diffrax.Dopri5()`, ...
         controller: e.g. `diffrax.PIDController(rtol, atol)` for adaptive steps; the grid then
             gives the ends and where `save` looks, and one probe serves the whole solve.

@@ -116,6 +116,21 @@ def test_noise_level_and_label_matter(make):
 
 
 @pytest.mark.parametrize("make", [unet, mlp])
+def test_the_number_of_classes_is_the_label_of_none(make):
+    """As data, so that a batch may mix samples with and without labels."""
+    network = filled(make(num_classes=3))
+    x, t = samples(network, 1)[0], jnp.array(0.3)
+    apply = jax.jit(jax.vmap(lambda c: network(x, t, c)))
+    mixed, none = apply(jnp.array([0, 3, 2])), network(x, t, None)
+    np.testing.assert_allclose(mixed[1], none, atol=1e-6)
+    np.testing.assert_allclose(mixed[2], network(x, t, 2), atol=1e-6)
+    assert jnp.abs(mixed[0] - none).max() > 1e-3
+    for label in (-1, 4):
+        with pytest.raises(ValueError, match=f"label {label} is out of range.* 0 to 2, or 3"):
+            network(x, t, label)
+
+
+@pytest.mark.parametrize("make", [unet, mlp])
 def test_wrong_use_is_refused(make):
     network = filled(make())
     x = samples(network, 1)[0]

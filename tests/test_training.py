@@ -15,7 +15,7 @@ import scipy.stats
 from flax import nnx
 
 from dgjax import paths
-from dgjax.analytic import closed_form, gaussian
+from dgjax.analytic import closed_form, gaussian, kernel_density
 from dgjax.checkpoint import load, to_named
 from dgjax.fields import field, repath
 from dgjax.networks import MLP
@@ -24,7 +24,7 @@ from dgjax.training import TrainConfig, denoising_loss, ema, export, fit, load_c
 from dgjax.training.data import load_dataset, read_idx
 from dgjax.training.dataset import batch_indices
 from dgjax.training.levels import LogNormal, UniformLogSNR, lattice
-from dgjax.training.step import Batch, initial_state, make_train_step
+from dgjax.training.step import Batch, LabelDropout, initial_state, make_train_step
 
 COVARIANCE = np.array([[1.0, 0.6], [0.6, 0.5]])
 MEAN = np.array([0.5, -1.0])
@@ -55,6 +55,11 @@ def config(npz, **changes):
         "log_every": 1,
     }
     return TrainConfig.from_dict(values | changes)
+
+
+def with_classes(chosen, count, **changes):
+    network = {**chosen.model.network, "num_classes": count}
+    return replace(chosen, model=replace(chosen.model, network=network), **changes)
 
 
 # Loss
@@ -205,10 +210,15 @@ def test_other_parametrizations_train_on_other_paths(path, parametrization):
     assert step._cache_size() == 1
 
 
-def test_a_stopped_run_goes_on_to_the_very_same_weights(gaussian_npz, tmp_path, monkeypatch):
+@pytest.mark.parametrize("dropped", [None, 0.4])
+def test_a_stopped_run_goes_on_to_the_very_same_weights(
+    gaussian_npz, tmp_path, monkeypatch, dropped
+):
     if threading.current_thread() is not threading.main_thread():
         pytest.skip("signals only come to the main thread")
     chosen = config(gaussian_npz)
+    if dropped is not None:
+        chosen = with_classes(chosen, 3, label_dropout=dropped)
     whole = fit(chosen, tmp_path / "whole", progress=False)
     assert whole.finished
 
@@ -244,6 +254,18 @@ def test_a_changed_configuration_is_refused(gaussian_npz, tmp_path):
         fit(config(gaussian_npz, steps=3), tmp_path / "run", progress=False)
 
 
+def test_a_run_from_before_a_key_goes_on_with_its_default(gaussian_npz, tmp_path):
+    chosen = with_classes(config(gaussian_npz, steps=2), 3)
+    fit(chosen, tmp_path / "run", progress=False)
+    file = tmp_path / "run/config.json"
+    older = json.loads(file.read_text())
+    del older["label_dropout"]
+    file.write_text(json.dumps(older))
+    assert fit(chosen, tmp_path / "run", progress=False).finished
+    with pytest.raises(ValueError, match=r"label_dropout was 0\.0 and is 0\.1"):
+        fit(replace(chosen, label_dropout=0.1), tmp_path / "run", progress=False)
+
+
 def test_export_gives_the_averaged_model(gaussian_npz, tmp_path):
     with pytest.raises(ValueError, match="no run"):
         export(tmp_path / "run", tmp_path / "model")
@@ -259,17 +281,53 @@ def test_export_gives_the_averaged_model(gaussian_npz, tmp_path):
 
 def test_labels_reach_a_network_that_takes_them(gaussian_npz, tmp_path):
     chosen = config(gaussian_npz, steps=3)
-
-    def with_classes(n):
-        network = {**chosen.model.network, "num_classes": n}
-        return replace(chosen, model=replace(chosen.model, network=network))
-
-    result = fit(with_classes(3), tmp_path / "run", progress=False)
+    result = fit(with_classes(chosen, 3), tmp_path / "run", progress=False)
     label = result.state.network.embed.label.embedding
     fresh = initial_state(result.model, optax.sgd(1.0)).network.embed.label.embedding
     assert (np.asarray(label) != np.asarray(fresh)).any(axis=1).all()
     with pytest.raises(ValueError, match="labels from 0 to 1"):
-        fit(with_classes(2), tmp_path / "other", progress=False)
+        fit(with_classes(chosen, 2), tmp_path / "other", progress=False)
+
+
+def test_labels_are_dropped_at_the_share_asked_for():
+    labels = jnp.arange(20000) % 10
+    for share in (0.1, 0.5):
+        drop = LabelDropout(share, null=10)
+        out = np.asarray(drop(jax.random.key(0), labels))
+        dropped = out == 10
+        # Within five standard deviations, over all labels and over each.
+        assert abs(dropped.mean() - share) < 5 * np.sqrt(share * (1 - share) / 20000)
+        for label in range(10):
+            of_it = dropped[np.asarray(labels) == label].mean()
+            assert abs(of_it - share) < 5 * np.sqrt(share * (1 - share) / 2000)
+        np.testing.assert_array_equal(out[~dropped], labels[~dropped])
+        np.testing.assert_array_equal(out, drop(jax.random.key(0), labels))
+        assert (out != drop(jax.random.key(1), labels)).any()
+    np.testing.assert_array_equal(LabelDropout(0.0, null=10)(jax.random.key(0), labels), labels)
+
+
+def test_with_dropped_labels_one_network_learns_both_scores(tmp_path):
+    """Two Gaussians, one for each label, and their mixture where no label is given."""
+    rng = np.random.default_rng(0)
+    labels, means = rng.integers(2, size=8192), np.array([[1.0, 0.0], [-1.0, 0.5]])
+    x = (means[labels] + 0.5 * rng.normal(size=(8192, 2))).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x=x, labels=labels)
+    changes = {"steps": 1000, "batch": 256, "log_every": 100, "save_every": 1000}
+    chosen = config(tmp_path / "data.npz", **changes, ema_widths=[0.1])
+    wider = {**chosen.model.network, "width": 48}
+    chosen = replace(chosen, model=replace(chosen.model, network=wider))
+    chosen = with_classes(chosen, 2, label_dropout=0.3)
+    model = fit(chosen, tmp_path / "run", progress=False).model
+
+    w, keys = 0.5, jax.random.split(jax.random.key(1), 400)
+    models = {0: gaussian(means[0], 0.25), 1: gaussian(means[1], 0.25)}
+    for label, mixture in (models | {None: kernel_density(means, 0.5)}).items():
+        x = jax.vmap(lambda k, m=mixture: m.sample(k, w))(keys)
+        exact = jax.vmap(lambda x, m=mixture: m.score(x, jnp.array(w)))(x)
+        learnt = -jax.vmap(lambda x, c=label: model.pair(jnp.array(w), x, c).eps)(x) / w
+        error = jnp.sum((learnt - exact) ** 2) / jnp.sum(exact**2)
+        # Without dropped labels that of no label is 0.99.
+        assert error < 0.1, (label, float(error))
 
 
 def test_digits_train(tmp_path):
@@ -379,6 +437,10 @@ def test_configurations_survive_a_round_trip(gaussian_npz):
         ('levels = { kind = "normal" }', "did you mean 'lognormal'"),
         ("optimiser = { learning_rat = 1 }", "did you mean 'learning_rate'"),
         ('optimiser = { schedule = "step" }', "schedule must be"),
+        ("label_dropout = 1.0", r"label_dropout must lie in \[0, 1\)"),
+        ("label_dropout = -0.1", r"label_dropout must lie in \[0, 1\)"),
+        ('label_dropout = "half"', "label_dropout must be"),
+        ("label_dropout = 0.1", "label_dropout needs a network that takes labels"),
         ("seed = ", "no TOML"),
     ],
 )

@@ -5,7 +5,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from dgjax.typing import Cond, Scalar
+from dgjax.typing import Cond, Scalar, known
 
 __all__ = ["Embedding"]
 
@@ -16,6 +16,8 @@ FREQUENCIES = np.geomspace(0.25, 16.0, 32, dtype=np.float32)
 
 class Embedding(nnx.Module):
     """`embed(t, cond) -> (size,)`: sinusoids of t, plus a learnt vector per label, then an MLP.
+
+    No label adds no vector. It is `cond` None, or the number `num_classes`, which can be data.
 
     Args:
         size: length of the result.
@@ -35,5 +37,16 @@ class Embedding(nnx.Module):
                 raise ValueError(
                     "this network takes no class labels: drop cond, or build it with num_classes"
                 )
-            h = h + self.label(jnp.asarray(cond))
+            h = h + _vector(self.label, cond)
         return nnx.silu(self.outer(nnx.silu(h)))
+
+
+def _vector(vectors: nnx.Embed, label: Cond) -> Array:
+    null, number = vectors.num_embeddings, known(label)
+    if number is not None and not ((number >= 0) & (number <= null)).all():
+        raise ValueError(
+            f"label {number} is out of range: this network takes 0 to {null - 1}, or {null} "
+            "for no label"
+        )
+    dropped = jnp.asarray(label) == null
+    return jnp.where(dropped, 0.0, vectors(jnp.where(dropped, 0, label)))

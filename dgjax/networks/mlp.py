@@ -21,7 +21,8 @@ class MLP(nnx.Module):
         shape: of one sample; it is flattened inside.
         width: units of each hidden layer.
         depth: number of hidden layers.
-        num_classes: number of labels, or None for a network that takes none.
+        num_classes: number of labels, or None for a network that takes none. The label
+            `num_classes`, like `cond` None, stands for no label.
         rngs: makes the initial weights, and is not kept.
 
     Raises:

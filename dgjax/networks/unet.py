@@ -107,7 +107,8 @@ class UNet(nnx.Module):
         channels: channels of each level, positive multiples of 8 (of 64 from 64 on).
         blocks: residual blocks each way on each level.
         embedding: length of the vector that carries the noise level and the label.
-        num_classes: number of labels, or None for a network that takes none.
+        num_classes: number of labels, or None for a network that takes none. The label
+            `num_classes`, like `cond` None, stands for no label.
         frequencies: of the sinusoids of each pixel's value, in radians per unit of input.
         rngs: makes the initial weights, and is not kept.
 

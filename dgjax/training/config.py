@@ -93,7 +93,8 @@ class TrainConfig:
             from 0.03 to 0.2 can be made after training, its profile to within about 1 %.
         ema_snapshots: how many times in a run, evenly, the averages are kept for that. Each takes
             2 bytes for every weight and width.
-        seed: of weights, order of the data, noise levels and noise.
+        label_dropout: share of samples that are trained on without their label, in [0, 1).
+        seed: of weights, order of the data, noise levels, noise and dropped labels.
         save_every, log_every: steps between checkpoints and between lines of metrics.
     """
 
@@ -105,6 +106,7 @@ class TrainConfig:
     optimiser: Optimiser = field(default_factory=Optimiser)
     ema_widths: tuple[float, ...] = (0.05, 0.1)
     ema_snapshots: int = 32
+    label_dropout: float = 0.0
     seed: int = 0
     save_every: int = 250
     log_every: int = 10
@@ -121,6 +123,12 @@ class TrainConfig:
             raise ValueError(f"ema_widths must be a list of different numbers, got {widths!r}")
         for width in widths:
             ema.exponent(width)
+        if not 0 <= self.label_dropout < 1:
+            raise ValueError(f"label_dropout must lie in [0, 1), got {self.label_dropout}")
+        if self.label_dropout and self.model.network.get("num_classes") is None:
+            raise ValueError(
+                "label_dropout needs a network that takes labels: set num_classes, or leave it out"
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":

@@ -33,7 +33,14 @@ from dgjax.training.data import load_data
 from dgjax.training.dataset import Dataset, batch_indices
 from dgjax.training.levels import LEVELS
 from dgjax.training.run import averages_folder, claim, describe, manager, restore, save
-from dgjax.training.step import Batch, Metrics, TrainState, initial_state, make_train_step
+from dgjax.training.step import (
+    Batch,
+    LabelDropout,
+    Metrics,
+    TrainState,
+    initial_state,
+    make_train_step,
+)
 
 __all__ = ["Fit", "fit"]
 
@@ -73,6 +80,7 @@ def fit(config: TrainConfig, run_dir: str | os.PathLike, *, progress: bool = Tru
         construct("levels", LEVELS, config.levels),
         sigma_data=config.data.sigma_data,
         gammas=[ema.exponent(width) for width in config.ema_widths],
+        drop_labels=_label_dropout(config),
     )
     key = jax.random.key(config.seed)
     snapshots = snapshot_steps(config.steps, config.ema_snapshots)
@@ -106,6 +114,12 @@ def _check_data(config: TrainConfig, data: Dataset) -> None:
     classes = config.model.network.get("num_classes")
     if classes is not None and (data.labels is None or data.labels.max() >= classes):
         raise ValueError(f"num_classes = {classes} needs labels from 0 to {classes - 1}")
+
+
+def _label_dropout(config: TrainConfig) -> LabelDropout | None:
+    if not config.label_dropout:
+        return None
+    return LabelDropout(config.label_dropout, config.model.network["num_classes"])
 
 
 def _batch(config: TrainConfig, data: Dataset, step: int) -> Batch:

@@ -15,6 +15,8 @@ from dgjax.training.step import TrainState
 __all__ = ["averages_folder", "claim", "describe", "manager", "read_config", "restore", "save"]
 
 CONFIG, DATA = "config.json", "data.json"
+# Keys that are younger than some runs, and what those runs had.
+ADDED = {"label_dropout": 0.0}
 
 
 def averages_folder(run_dir: Path) -> Path:
@@ -77,7 +79,7 @@ def _agree(run_dir: Path, name: str, what: str, values: dict[str, Any]) -> None:
             partial = run_dir / f".{name}"
             partial.write_text(json.dumps(now, indent=2) + "\n")
             os.replace(partial, file)
-        then = json.loads(file.read_text())
+        then = ADDED | json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot use the run folder {run_dir}: {error}") from error
     if changed := [key for key in now if now[key] != then.get(key)]:

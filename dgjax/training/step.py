@@ -1,7 +1,7 @@
 """One step of training, as a pure function of state, batch and key."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ from dgjax.training.levels import lattice
 from dgjax.training.loss import denoising_loss
 from dgjax.typing import Key, Scalar
 
-__all__ = ["Batch", "Metrics", "TrainState", "initial_state", "make_train_step"]
+__all__ = ["Batch", "LabelDropout", "Metrics", "TrainState", "initial_state", "make_train_step"]
 
 
 class TrainState(NamedTuple):
@@ -41,6 +41,21 @@ class Metrics(NamedTuple):
     gradient_norm: Scalar
 
 
+@dataclass(frozen=True)
+class LabelDropout:
+    """`drop(key, labels (B,)) -> (B,)`: each label is `null` instead with probability `share`.
+
+    So that a conditional network learns the unconditional model too (Ho and Salimans 2022,
+    arXiv 2207.12598, algorithm 1).
+    """
+
+    share: float
+    null: int
+
+    def __call__(self, key: Key, labels: Array) -> Array:
+        return jnp.where(jax.random.bernoulli(key, self.share, labels.shape), self.null, labels)
+
+
 def initial_state(
     model: Field, optimiser: optax.GradientTransformation, averages: int = 1
 ) -> TrainState:
@@ -57,6 +72,7 @@ def make_train_step(
     *,
     sigma_data: float,
     gammas: Sequence[float],
+    drop_labels: LabelDropout | None = None,
 ) -> Callable[[TrainState, Batch, Key], tuple[TrainState, Metrics]]:
     """A jitted `train_step(state, batch, key) -> state, metrics`.
 
@@ -66,6 +82,7 @@ def make_train_step(
         levels: maps u uniform in [0, 1) to the noise level w = sigma/alpha.
         sigma_data: standard deviation of the data, for the loss weight.
         gammas: exponents of the moving averages, as many as the state has.
+        drop_labels: applied to the labels of a batch, if there are any.
     """
 
     def mean_loss(network, batch, key):
@@ -74,11 +91,16 @@ def make_train_step(
         t = jax.vmap(model.path.time)(-2 * jnp.log(w))
         noise = jax.random.normal(noise_key, batch.data.shape, batch.data.dtype)
 
+        labels = batch.labels
+        if labels is not None and drop_labels is not None:
+            # A third key that leaves the two above as they are without labels.
+            labels = drop_labels(jax.random.fold_in(key, 2), labels)
+
         def loss(t, data, noise, label):
             current = replace(model, network=network)
             return denoising_loss(current, t, data, noise, label, sigma_data=sigma_data)
 
-        return jnp.mean(jax.vmap(loss)(t, batch.data, noise, batch.labels))
+        return jnp.mean(jax.vmap(loss)(t, batch.data, noise, labels))
 
     @jax.jit
     def train_step(state, batch, key):
