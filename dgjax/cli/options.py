@@ -34,6 +34,7 @@ __all__ = [
     "STEPS",
     "Model",
     "batches",
+    "check_label",
     "make_solver",
     "open_model",
     "output_folder",
@@ -87,6 +88,22 @@ def open_model(name: str) -> Model:
     """
     found = load(name) if os.sep in name or Path(name).is_dir() else load_pretrained(name)
     return Model(repath(found[0], edm(7.0)), found[1], name)
+
+
+def check_label(chosen: Model, label: int | None) -> None:
+    """Raise a ValueError unless `chosen` takes `label`, or there is none."""
+    if label is None:
+        return
+    classes = chosen.meta.model.network.get("num_classes")
+    if classes is None:
+        raise ValueError(
+            f"the model {chosen.name} takes no class labels: leave --class out, or choose a model "
+            "trained with num_classes"
+        )
+    if not 0 <= label < classes:
+        raise ValueError(
+            f"class {label} is out of range: the model {chosen.name} takes 0 to {classes - 1}"
+        )
 
 
 def make_solver(name: str) -> Any:

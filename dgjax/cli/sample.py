@@ -20,6 +20,7 @@ from dgjax.cli.options import (
     Model,
     as_json,
     batches,
+    check_label,
     console,
     make_solver,
     open_model,
@@ -28,6 +29,7 @@ from dgjax.cli.options import (
     write_json,
 )
 from dgjax.closed_loop import target_guidance
+from dgjax.contrast import Contrast, classifier_free_guidance
 from dgjax.divergence import Hutchinson
 from dgjax.grids import grid_uniform
 from dgjax.guidance import density_guidance
@@ -56,6 +58,13 @@ def sample(
         float | None,
         typer.Option(help="Rescale the latents to this quantile of the prior log-density."),
     ] = None,
+    label: Annotated[
+        int | None, typer.Option("--class", help="Class to draw, for a model that takes labels.")
+    ] = None,
+    guidance: Annotated[
+        float,
+        typer.Option(help="Classifier-free weight on --class; 1 is none, above 1 stronger."),
+    ] = 1.0,
     noise: Annotated[
         float, typer.Option(min=0.0, help="Noise along the level set, relative to g; 0 is none.")
     ] = 0.0,
@@ -77,6 +86,7 @@ def sample(
         raise ValueError("choose either --q or --target-log-density, not both")
     dials = jnp.asarray(sorted(target_log_density or q or QUANTILES), jnp.float32)
     chosen, method = open_model(model), make_solver(solver)
+    before = _class_guides(chosen, label, guidance)
     term = None
     if noise > 0:
         term = level_set_noise(window(noise, low=noise_window[0], high=noise_window[1]))
@@ -87,7 +97,13 @@ def sample(
 
     if target_log_density:
         profile = pilot(
-            chosen.field, latents[:4], grid, key=keys[2], divergence=divergence, solver=method
+            chosen.field,
+            latents[:4],
+            grid,
+            key=keys[2],
+            divergence=divergence,
+            cond=label,
+            solver=method,
         )
 
         def guide(dial):
@@ -100,16 +116,17 @@ def sample(
         guide(dial)
 
     @jax.jit
-    def run(field, term, batch):
+    def run(field, before, term, batch):
         def one(x, dial, key):
             return solve(
                 field,
                 x,
                 grid,
                 key=key,
-                guides=(guide(dial),),
+                guides=(*before, guide(dial)),
                 noise=term,
                 divergence=divergence,
+                cond=label,
                 solver=method,
             )
 
@@ -122,16 +139,26 @@ def sample(
             jnp.repeat(dials, num),
             jnp.tile(jax.random.split(keys[1], num), len(dials)),
         )
-        flat = batches("sampling", run, items, batch, chosen.field, term)
+        flat = batches("sampling", run, items, batch, chosen.field, before, term)
         found = jax.tree.map(lambda a: a.reshape(len(dials), num, *a.shape[1:]), flat)
         summary = _summary(chosen, dials, found, bool(target_log_density))
         summary |= {"seed": seed, "steps": steps, "solver": solver, "noise": noise}
+        summary |= {"class": label, "guidance": guidance}
         _write(folder, chosen, dials, found, summary, bool(target_log_density))
     if json:
         print(as_json(summary))
     else:
         _show(summary)
     console.print(f"wrote samples.png, samples.npz and summary.json to {out}/")
+
+
+def _class_guides(chosen: Model, label: int | None, weight: float) -> tuple[Contrast, ...]:
+    check_label(chosen, label)
+    if weight == 1:
+        return ()
+    if label is None:
+        raise ValueError("--guidance strengthens a class: add --class, or leave it out")
+    return (classifier_free_guidance(weight, chosen.field),)
 
 
 def _latents(chosen: Model, key: Any, num: int, prior_quantile: float | None) -> jax.Array:

@@ -1,0 +1,111 @@
+"""`dgjax sample --class --guidance` draws what the library draws with that condition and guide."""
+
+import json
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dgjax.checkpoint import Meta, from_named, load, save, to_named
+from dgjax.cli import main
+from dgjax.closed_loop import target_guidance
+from dgjax.contrast import classifier_free_guidance
+from dgjax.divergence import Hutchinson
+from dgjax.fields import repath
+from dgjax.grids import grid_uniform
+from dgjax.guidance import density_guidance
+from dgjax.paths import edm
+from dgjax.prior import prior_sample
+from dgjax.sampling import sample
+from dgjax.solvers import RK4
+from dgjax.spec import ModelSpec, build, build_network
+from dgjax.targets import pilot
+
+SHAPE, SEED, NUM, STEPS = (4, 4, 1), 5, 2, 6
+
+
+def saved(folder, **network):
+    spec = ModelSpec(
+        shape=SHAPE,
+        network={"kind": "mlp", "width": 16, "depth": 2, **network},
+        path={"kind": "edm"},
+        parametrization={"kind": "preconditioned", "sigma_data": 0.7},
+        t_min=0.02,
+        t_max=80.0,
+    )
+    rng, like = np.random.default_rng(0), nnx.eval_shape(lambda: build_network(spec))
+    named = {k: 0.2 * rng.standard_normal(leaf.shape) for k, leaf in to_named(like).items()}
+    model = build(spec, from_named(like, named, "the test"))
+    save(folder, model, Meta(spec, "none", (-1.0, 1.0), "none", 0))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return saved(tmp_path_factory.mktemp("model") / "labelled", num_classes=3)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, float32):
+    """Runs `dgjax sample ARGUMENTS`; returns its exit status and its complaints."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["dgjax", "sample", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return stop.value.code or 0, capsys.readouterr().err
+
+    return call
+
+
+@pytest.mark.parametrize(("by", "weight"), [("q", 1.0), ("q", 2.5), ("target", 2.5)])
+def test_the_class_conditions_and_the_weight_strengthens(by, weight, folder, tmp_path, run):
+    options = ["--model", folder, "--seed", SEED, "--num", NUM, "--steps", STEPS]
+    options += ["--solver", "rk4", "--out", tmp_path, "--class", 2]
+    options += ["--q", 0.4] if by == "q" else ["--target-log-density", 10.0]
+    options += [] if weight == 1 else ["--guidance", weight]
+    assert run(*options)[0] == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["class"], summary["guidance"]) == (2, weight)
+
+    model = repath(load(folder)[0], edm(7.0))
+    grid, keys = grid_uniform(model, STEPS), jax.random.split(jax.random.key(SEED), 3)
+    latents = jax.vmap(lambda k: prior_sample(model, k, SHAPE))(jax.random.split(keys[0], NUM))
+
+    @jax.jit
+    def expected(label, weight):
+        solve = {"divergence": Hutchinson(1), "cond": label, "solver": RK4()}
+        if by == "q":
+            last = density_guidance(jnp.float32(0.4))
+        else:
+            last = target_guidance(10.0, model, pilot(model, latents, grid, key=keys[2], **solve))
+        guides = (classifier_free_guidance(weight, model), last)
+        one = lambda x, k: sample(model, x, grid, key=k, guides=guides, **solve)
+        return jax.vmap(one)(latents, jax.random.split(keys[1], NUM))
+
+    right = expected(2, weight)
+    with np.load(tmp_path / "samples.npz") as found:
+        np.testing.assert_allclose(found["x"][0], right.x, atol=1e-3)
+        np.testing.assert_allclose(found["log_density"][0], right.log_density, atol=0.05)
+    for other in (expected(1, weight), expected(2, weight + 1)):
+        assert np.abs(right.x - other.x).max() > 0.02
+
+
+def test_trouble_with_classes_is_one_clear_line(folder, tmp_path, run):
+    unlabelled = saved(tmp_path / "unlabelled")
+    for arguments, message in [
+        (["--model", folder, "--class", 3], "class 3 is out of range: .* takes 0 to 2"),
+        (["--model", folder, "--class", -1], "class -1 is out of range"),
+        (["--model", unlabelled, "--class", 0], "takes no class labels: leave --class out"),
+        (["--model", folder, "--guidance", 2], "add --class, or leave it out"),
+        (["--model", folder, "--class", 0, "--guidance", "nan"], "weight must be finite"),
+    ]:
+        status, complaint = run(*arguments, "--out", tmp_path / "out")
+        assert status == 1
+        assert len(complaint.splitlines()) == 1
+        assert re.search(message, complaint)
+        assert not (tmp_path / "out").exists()
