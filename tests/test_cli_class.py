@@ -62,6 +62,7 @@ def run(monkeypatch, capsys, float32):
     return call
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("by", "weight"), [("q", 1.0), ("q", 2.5), ("target", 2.5)])
 def test_the_class_conditions_and_the_weight_strengthens(by, weight, folder, tmp_path, run):
     options = ["--model", folder, "--seed", SEED, "--num", NUM, "--steps", STEPS]

@@ -371,6 +371,7 @@ def moved(out):
     return np.abs(out.x[1:] - out.x[0]).max(axis=(2, 3))
 
 
+@pytest.mark.slow
 def test_tracked_is_the_true_conditional_log_density(model, weak):
     out = run(model, weak, ROWS, 96)
     error = errors(model, out)
@@ -425,6 +426,7 @@ def test_targets_compose_with_them(model, weak):
     assert out.info.target_met.all()
 
 
+@pytest.mark.slow
 def test_gradients_in_weights_temperature_and_model(model, weak):
     """Reverse mode against central differences, the model being in both places."""
 
