@@ -16,7 +16,6 @@ from dgjax.cli.options import (
     PROBES,
     SEED,
     SOLVER,
-    STEPS,
     Model,
     as_json,
     batches,
@@ -74,7 +73,14 @@ def sample(
     ] = (-float("inf"), float("inf")),
     num: Annotated[int, typer.Option(min=1, help="Number of latents.")] = 8,
     batch: BATCH = 8,
-    steps: STEPS = 16,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Solver steps, uniform in sigma^(1/7).",
+            show_default="16, or 48 for targets, which are steered step by step",
+        ),
+    ] = None,
     solver: SOLVER = "tsit5",
     probes: PROBES = 1,
     seed: SEED = 0,
@@ -85,6 +91,8 @@ def sample(
     if q and target_log_density:
         raise ValueError("choose either --q or --target-log-density, not both")
     dials = jnp.asarray(sorted(target_log_density or q or QUANTILES), jnp.float32)
+    if steps is None:
+        steps = 48 if target_log_density else 16
     chosen, method = open_model(model), make_solver(solver)
     before = _class_guides(chosen, label, guidance)
     term = None
