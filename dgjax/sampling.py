@@ -140,6 +140,7 @@ def solve(
     solver = diffrax.Heun() if solver is None else solver
     check_solve(x, grid, noise, solver, controller)
     model = condition(model, cond)
+    jax.eval_shape(model.pair, grid[0], x)  # what a network refuses, it says here in its own words
 
     probe_key, noise_key = jax.random.split(key)
     like = jax.ShapeDtypeStruct(x.shape, x.dtype)

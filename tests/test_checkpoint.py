@@ -64,10 +64,12 @@ def test_a_float32_checkpoint_comes_back_exactly(tmp_path):
     save(tmp_path / "model", model, META, dtype=jnp.float32)
     loaded, meta = load(tmp_path / "model")
     assert meta == META
-    assert jax.tree.structure(loaded) == jax.tree.structure(model)
-    for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(model), strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b)
+    # By name: whether flax calls two modules' structures equal depends on its release.
+    got, expected = to_named(loaded), to_named(model)
+    assert got.keys() == expected.keys()
+    for name, leaf in expected.items():
+        assert got[name].dtype == leaf.dtype
+        np.testing.assert_array_equal(got[name], leaf)
 
 
 def test_half_precision_on_disk_moves_outputs_by_its_rounding_only(folder):
@@ -144,16 +146,20 @@ def test_missing_and_foreign_folders_are_refused(tmp_path):
 
 def test_truncated_and_missing_arrays_are_refused(folder):
     files = [f for f in (folder / "weights").rglob("*") if f.is_file()]
-    data = max(files, key=lambda f: f.stat().st_size)
-    whole = data.read_bytes()
-    data.write_bytes(whole[: len(whole) // 2])
+    # Some releases of orbax leave a second copy that is not read: all that could hold the arrays.
+    largest = max(f.stat().st_size for f in files)
+    whole = {f: f.read_bytes() for f in files if f.stat().st_size > largest / 2}
+    for file, content in whole.items():
+        file.write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match="missing or damaged") as caught:
         load(folder)
     assert "\n" not in str(caught.value)
-    data.unlink()
+    for file in whole:
+        file.unlink()
     with pytest.raises(ValueError, match="missing or damaged"):
         load(folder)
-    data.write_bytes(whole)
+    for file, content in whole.items():
+        file.write_bytes(content)
     load(folder)
     (folder / "weights").rename(folder / "elsewhere")
     with pytest.raises(ValueError, match="missing or damaged"):

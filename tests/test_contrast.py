@@ -262,7 +262,9 @@ def test_the_second_field_costs_one_pass_and_no_divergence(model, local):
     traced(model, (guide, guide))
     assert len(calls) == 2 * with_one
     with pytest.raises(AssertionError, match="was differentiated"):
-        traced(counting, ())
+        fields.evaluate(
+            counting, W_MIN, local.x, divergence=divergence.Exact(), key=jax.random.key(0), cond=0
+        )
     calls.clear()
     jax.eval_shape(guide, local.velocity, local)
     assert len(calls) == 1
