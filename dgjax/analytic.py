@@ -246,7 +246,7 @@ class _MixturePair:
 
     def __call__(self, network, x, t, c, cond):
         del t, cond
-        return network.pair(x / c.alpha, c.sigma / c.alpha)
+        return network.pair(x, c.sigma)  # always in the coordinates where alpha is 1
 
 
 def closed_form(
