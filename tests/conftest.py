@@ -5,6 +5,7 @@ Networks keep their float32 weights all the same; tests of float32 arithmetic ta
 `float32`.
 """
 
+import sys
 from typing import NamedTuple
 
 import chex
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from dgjax import analytic, paths
+from dgjax.cli import main
 
 jax.config.update("jax_enable_x64", True)
 
@@ -145,3 +147,17 @@ def float32():
     jax.config.update("jax_enable_x64", False)
     yield
     jax.config.update("jax_enable_x64", True)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, float32):
+    """Runs `dgjax ARGUMENTS`; returns its exit status, and what it printed and complained of."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["dgjax", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out = capsys.readouterr()
+        return stop.value.code or 0, out.out, out.err
+
+    return call

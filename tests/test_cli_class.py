@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,6 @@ import pytest
 from flax import nnx
 
 from dgjax.checkpoint import Meta, from_named, load, save, to_named
-from dgjax.cli import main
 from dgjax.closed_loop import target_guidance
 from dgjax.contrast import classifier_free_guidance
 from dgjax.divergence import Hutchinson
@@ -49,19 +47,6 @@ def folder(tmp_path_factory):
     return saved(tmp_path_factory.mktemp("model") / "labelled", num_classes=3)
 
 
-@pytest.fixture
-def run(monkeypatch, capsys, float32):
-    """Runs `dgjax sample ARGUMENTS`; returns its exit status and its complaints."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["dgjax", "sample", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        return stop.value.code or 0, capsys.readouterr().err
-
-    return call
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("by", "weight"), [("q", 1.0), ("q", 2.5), ("target", 2.5)])
 def test_the_class_conditions_and_the_weight_strengthens(by, weight, folder, tmp_path, run):
@@ -69,7 +54,7 @@ def test_the_class_conditions_and_the_weight_strengthens(by, weight, folder, tmp
     options += ["--solver", "rk4", "--out", tmp_path, "--class", 2]
     options += ["--q", 0.4] if by == "q" else ["--target-log-density", 10.0]
     options += [] if weight == 1 else ["--guidance", weight]
-    assert run(*options)[0] == 0
+    assert run("sample", *options)[0] == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["class"], summary["guidance"]) == (2, weight)
 
@@ -105,7 +90,7 @@ def test_trouble_with_classes_is_one_clear_line(folder, tmp_path, run):
         (["--model", folder, "--guidance", 2], "add --class, or leave it out"),
         (["--model", folder, "--class", 0, "--guidance", "nan"], "weight must be finite"),
     ]:
-        status, complaint = run(*arguments, "--out", tmp_path / "out")
+        status, _, complaint = run("sample", *arguments, "--out", tmp_path / "out")
         assert status == 1
         assert len(complaint.splitlines()) == 1
         assert re.search(message, complaint)
