@@ -77,7 +77,7 @@ def save(folder: str | os.PathLike, model: Field, meta: Meta, *, dtype: Any = jn
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
             new = Path(temporary) / "new"
             new.mkdir()
-            with ocp.PyTreeCheckpointer() as writer:
+            with _own_writer() as writer:
                 writer.save(new / "weights", weights)
             # It names the temporary folder, for file systems that cannot rename.
             (new / "weights" / "commit_success.txt").unlink(missing_ok=True)
@@ -87,6 +87,16 @@ def save(folder: str | os.PathLike, model: Field, meta: Meta, *, dtype: Any = jn
             new.rename(folder)
     except OSError as error:
         raise ValueError(f"cannot write a checkpoint to {folder}: {error}") from error
+
+
+def _own_writer() -> ocp.Checkpointer:
+    """One that does not wait for other hosts, which need not save what they hold too."""
+    here = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"host{here}"
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def load(folder: str | os.PathLike) -> tuple[Field, Meta]:

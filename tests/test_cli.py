@@ -192,8 +192,6 @@ def test_train_resumes_and_its_model_can_be_sampled(tmp_path, run):
     config.write_text(f"""
 steps = 6
 batch = 4
-save_every = 2
-log_every = 1
 [model]
 shape = [8, 8, 1]
 t_min = 0.02
@@ -205,6 +203,10 @@ parametrization = {{ kind = "preconditioned", sigma_data = 0.6 }}
 dataset = "npz"
 sigma_data = 0.6
 path = "{tmp_path / "x.npz"}"
+[records]
+save_every = 2
+log_every = 1
+watch_every = 0
 """)
     runs = tmp_path / "run"
     code, _, said = run("train", config, "--out", runs)

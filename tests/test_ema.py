@@ -213,7 +213,6 @@ def test_snapshots_that_do_not_serve_are_refused(tmp_path):
 CONFIG = """
 steps = 24
 batch = 8
-save_every = 10
 ema_widths = [0.1, 0.2]
 ema_snapshots = 12
 [model]
@@ -227,6 +226,9 @@ t_max = 80.0
 dataset = "npz"
 sigma_data = 1.0
 path = "PATH"
+[records]
+save_every = 10
+watch_every = 0
 """
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ import scipy.stats
 from PIL import Image
 
 from dgjax.images import read_image, to_colours
-from dgjax.training import TrainConfig, export, fit, load_data, loop
+from dgjax.training import TrainConfig, export, fit, load_data
 from dgjax.training.dataset import Uncut
 from dgjax.training.folder import is_held_out, load_folder
+from dgjax.training.pipeline import batches
+from dgjax.training.setup import make_augment
 
 RNG = np.random.default_rng(0)
 
@@ -41,7 +44,9 @@ def test_images_of_the_models_size_come_back_as_they_are(tmp_path):
     assert data.values.dtype == np.uint8
     expected = second / 127.5 - 1
     np.testing.assert_allclose(data.batch([1])[0], expected, atol=1e-6)
-    np.testing.assert_allclose(data.batch([1], flip=True)[0], expected[:, ::-1], atol=1e-6)
+    np.testing.assert_allclose(
+        data.batch([1], mirrored=np.array([True]))[0], expected[:, ::-1], atol=1e-6
+    )
     assert data.data_range == (-1, 1)
     assert data.labels is None
 
@@ -83,7 +88,7 @@ def test_the_middle_is_kept_and_scaled(tmp_path, turned):
 def test_small_images_are_enlarged(tmp_path, crop):
     write(tmp_path / "a.png", np.full((3, 5, 3), [1, 2, 3]))
     data = load_folder(tmp_path, (8, 16, 3), crop=crop)
-    batch = (data.batch([0], rng=np.random.default_rng(0)) + 1) * 127.5
+    batch = (data.batch([0], places=np.random.default_rng(0).random((1, 2))) + 1) * 127.5
     np.testing.assert_allclose(batch, np.broadcast_to([1, 2, 3], (1, 8, 16, 3)), atol=1e-4)
 
 
@@ -106,7 +111,7 @@ def test_random_crops_are_windows_of_the_image_at_every_place(tmp_path, size):
     write(tmp_path / "a.png", image)
     data = load_folder(tmp_path, (6, 6, 1), crop="random")
     assert data.shape == (6, 6, 1)
-    batch = data.batch(np.zeros(400, int), rng=np.random.default_rng(3))
+    batch = data.batch(np.zeros(400, int), places=np.random.default_rng(3).random((400, 2)))
     found = np.rint((batch[..., 0] + 1) * 127.5).astype(int)
     places = [divmod(corner, size[1]) for corner in found[:, 0, 0]]
     for (top, left), window in zip(places, found, strict=True):
@@ -120,13 +125,13 @@ def test_random_crops_are_windows_of_the_image_at_every_place(tmp_path, size):
 def test_windows_come_from_the_images_that_are_asked_for():
     uncut = Uncut([np.full((4 + i, 9 - i, 1), i, np.uint8) for i in range(5)], (4, 4, 1))
     assert uncut.shape == (5, 4, 4, 1)
-    cut = uncut.cut(np.array([3, 0, 3]), np.random.default_rng(0))
+    cut = uncut.cut(np.array([3, 0, 3]), np.random.default_rng(0).random((3, 2)))
     np.testing.assert_array_equal(cut, np.broadcast_to([[[[3]]], [[[0]]], [[[3]]]], (3, 4, 4, 1)))
 
 
-def test_random_crops_need_an_rng(tmp_path):
+def test_random_crops_need_places(tmp_path):
     write(tmp_path / "a.png", levels(4, 8))
-    with pytest.raises(ValueError, match="give batch an rng"):
+    with pytest.raises(ValueError, match="give batch the places"):
         load_folder(tmp_path, (4, 4, 1), crop="random").batch([0])
 
 
@@ -270,7 +275,7 @@ def config(folder, table=None, **changes):
         "data": {"sigma_data": 0.5, **data},
         "steps": 6,
         "batch": 8,
-        "save_every": 2,
+        "records": {"save_every": 2, "watch_every": 0},
     }
     return TrainConfig.from_dict(values | changes)
 
@@ -288,19 +293,24 @@ def test_batches_are_the_same_whenever_the_step_is_reached(folder):
     shape = chosen.model.shape
     data = load_data(chosen.data, shape)
     assert len(data) + len(load_data(chosen.data, shape, "held-out")) == 20
-    through = [loop._batch(chosen, data, step) for step in range(6)]
-    resumed = loop._batch(chosen, load_data(chosen.data, shape), 5)
+    augment = make_augment(chosen)
+
+    def feed(data, start, seed=chosen.seed):
+        return batches(data, augment, batch=chosen.batch, seed=seed, start=start)
+
+    through = list(islice(feed(data, 0), 6))
+    resumed = next(feed(load_data(chosen.data, shape), 5))
     np.testing.assert_array_equal(resumed.data, through[5].data)
     np.testing.assert_array_equal(resumed.labels, through[5].labels)
 
-    def places(config, step):  # of the same images, so that only where they are cut differs
+    def places(step, seed=0):  # of the same images, so that only where they are cut differs
         monotone = np.broadcast_to(np.arange(250, dtype=np.uint8)[:, None], (4, 250, 3))
         images = replace(data, values=Uncut([monotone] * len(data), shape))
-        return np.asarray(loop._batch(config, images, step).data)[:, 0, 0, 0]
+        return next(feed(images, step, seed)).data[:, 0, 0, 0]
 
-    assert (places(chosen, 5) != places(chosen, 4)).any()
-    assert (places(chosen, 5) != places(replace(chosen, seed=1), 5)).any()
-    np.testing.assert_array_equal(places(chosen, 5), places(chosen, 5))
+    assert (places(5) != places(4)).any()
+    assert (places(5) != places(5, seed=1)).any()
+    np.testing.assert_array_equal(places(5), places(5))
 
 
 def test_a_run_keeps_what_is_known_of_the_data_and_exports_without_them(folder, tmp_path):

@@ -10,6 +10,7 @@ import dgjax
 # A package counts as one: its own modules may import each other.
 ORDER = [
     "typing",
+    "sharding",
     "paths",
     "parametrization",
     "divergence",

@@ -13,6 +13,7 @@ import optax
 import pytest
 import scipy.stats
 from flax import nnx
+from PIL import Image
 
 from dgjax import paths
 from dgjax.analytic import closed_form, gaussian, kernel_density
@@ -21,10 +22,13 @@ from dgjax.fields import field, repath
 from dgjax.networks import MLP
 from dgjax.parametrization import NoisePrediction, VelocityPrediction, preconditioned
 from dgjax.training import TrainConfig, denoising_loss, ema, export, fit, load_config, loop
+from dgjax.training.adaptation import Fixed
 from dgjax.training.data import load_dataset, read_idx
-from dgjax.training.dataset import batch_indices
 from dgjax.training.levels import LogNormal, UniformLogSNR, lattice
-from dgjax.training.step import Batch, LabelDropout, initial_state, make_train_step
+from dgjax.training.loss import EDMWeighting
+from dgjax.training.pipeline import order
+from dgjax.training.placement import bring
+from dgjax.training.step import Batch, LabelDropout, Objective, initial_state, make_train_step
 
 COVARIANCE = np.array([[1.0, 0.6], [0.6, 0.5]])
 MEAN = np.array([0.5, -1.0])
@@ -51,8 +55,7 @@ def config(npz, **changes):
         "data": {"dataset": "npz", "sigma_data": 1.0, "path": str(npz)},
         "steps": 24,
         "batch": 32,
-        "save_every": 10,
-        "log_every": 1,
+        "records": {"save_every": 10, "log_every": 1, "watch_every": 0},
     }
     return TrainConfig.from_dict(values | changes)
 
@@ -70,7 +73,8 @@ def test_the_loss_of_a_new_network_is_one_at_every_noise_level(w):
     network = MLP((2000,), width=4, depth=1, rngs=nnx.Rngs(0))
     model = field(network, paths.edm(), preconditioned(0.7), t_min=0.01, t_max=90.0)
     data, noise = jax.random.normal(jax.random.key(0), (2, 2000))
-    loss = denoising_loss(model, jnp.array(w), 0.7 * data, noise, sigma_data=0.7)
+    loss = denoising_loss(model, jnp.array(w), 0.7 * data, noise)
+    loss = EDMWeighting(0.7)(w, 1.0) * loss
     np.testing.assert_allclose(loss, 1.0, atol=0.15)
 
 
@@ -79,8 +83,8 @@ def test_the_loss_of_a_network_that_predicts_no_noise_is_known():
     noise = jax.random.normal(jax.random.key(0), (50,))
     for w in (0.1, 2.0):
         model = field(zero, paths.edm(), NoisePrediction(), t_min=0.01, t_max=90.0)
-        loss = denoising_loss(model, jnp.array(w), jnp.ones(50), noise, sigma_data=0.7)
-        expected = (w**2 + 0.49) / 0.49 * jnp.mean(noise**2)  # x0hat - x0 = w eps
+        loss = denoising_loss(model, jnp.array(w), jnp.ones(50), noise)
+        expected = w**2 * jnp.mean(noise**2)  # x0hat - x0 = w eps
         np.testing.assert_allclose(loss, expected, rtol=1e-4)
 
 
@@ -91,13 +95,13 @@ def test_the_exact_denoiser_loses_the_posterior_variance_on_every_path():
     noise = jax.random.normal(jax.random.key(1), data.shape)
 
     def loss(model, t):
-        each = jax.vmap(lambda a, b: denoising_loss(model, t, a, b, sigma_data=1.0))
+        each = jax.vmap(lambda a, b: denoising_loss(model, t, a, b))
         return jnp.mean(each(data, noise))
 
     w, eigenvalues = 0.6, np.linalg.eigvalsh(COVARIANCE)
     posterior = np.mean(w**2 * eigenvalues / (w**2 + eigenvalues))
     here = loss(model, jnp.array(w))
-    np.testing.assert_allclose(here, (w**2 + 1) / w**2 * posterior, rtol=0.05)
+    np.testing.assert_allclose(here, posterior, rtol=0.05)
     for path in (paths.vp(), paths.rectified_flow()):
         time = path.time(jnp.array(-2 * np.log(w)))
         np.testing.assert_allclose(loss(repath(model, path), time), here, rtol=1e-4)
@@ -168,13 +172,21 @@ def test_exponent_gives_the_width(width):
 
 
 def test_training_on_a_gaussian_finds_its_score(gaussian_npz, tmp_path):
-    changes = {"steps": 1000, "batch": 128, "log_every": 50, "save_every": 1000}
+    eigenvalues = np.linalg.eigvalsh(COVARIANCE)
+    changes = {
+        "steps": 1500,
+        "batch": 128,
+        "records": {"log_every": 50, "save_every": 1500, "watch_every": 0},
+    }
     chosen = config(gaussian_npz, **changes, ema_widths=[0.1])
     model = {**chosen.model.to_dict(), "network": {"kind": "mlp", "width": 48, "depth": 2}}
     chosen = TrainConfig.from_dict({**chosen.to_dict(), "model": model})
     result = fit(chosen, tmp_path / "run", progress=False)
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
-    assert np.mean([m["loss"] for m in lines[-5:]]) < 0.8 * lines[0]["loss"]
+    # The least loss there is: the weighted posterior variance, over the levels it was trained on.
+    w2 = np.asarray(LogNormal()((jnp.arange(2000) + 0.5) / 2000))[:, None] ** 2
+    least = np.mean((w2 + 1) * eigenvalues / (w2 + eigenvalues))
+    np.testing.assert_allclose(np.mean([m["loss"] for m in lines[-10:]]), least, rtol=0.1)
 
     mixture = gaussian(MEAN, COVARIANCE)
     for w in (0.1, 0.5, 2.0):
@@ -194,9 +206,8 @@ def test_other_parametrizations_train_on_other_paths(path, parametrization):
     network = MLP((2,), width=32, depth=2, rngs=nnx.Rngs(0))
     model = field(network, path, parametrization, t_min=0.01, t_max=0.99)
     optimiser = optax.adam(3e-3)
-    step = make_train_step(
-        model, optimiser, UniformLogSNR(0.1, 5.0), sigma_data=1.0, gammas=[ema.exponent(0.1)]
-    )
+    objective = Objective(Fixed(UniformLogSNR(0.1, 5.0)), EDMWeighting(1.0))
+    step = jax.jit(make_train_step(model, optimiser, objective, gammas=[ema.exponent(0.1)]))
     state, losses = initial_state(model, optimiser), []
     data = jax.random.normal(jax.random.key(0), (256, 2)) * jnp.array([[1.0, 0.1]])
     for i in range(150):
@@ -222,14 +233,14 @@ def test_a_stopped_run_goes_on_to_the_very_same_weights(
     whole = fit(chosen, tmp_path / "whole", progress=False)
     assert whole.finished
 
-    batch = loop._batch
-
-    def interrupting(config, data, step):
-        if step == 12:
+    def interrupting(batch, mesh):
+        brought.append(batch)
+        if len(brought) == 13:
             signal.raise_signal(signal.SIGTERM)
-        return batch(config, data, step)
+        return bring(batch, mesh)
 
-    monkeypatch.setattr(loop, "_batch", interrupting)
+    brought = []
+    monkeypatch.setattr(loop, "bring", interrupting)
     stopped = fit(chosen, tmp_path / "parts", progress=False)
     assert not stopped.finished
     assert int(stopped.state.step) == 13
@@ -312,7 +323,11 @@ def test_with_dropped_labels_one_network_learns_both_scores(tmp_path):
     labels, means = rng.integers(2, size=8192), np.array([[1.0, 0.0], [-1.0, 0.5]])
     x = (means[labels] + 0.5 * rng.normal(size=(8192, 2))).astype(np.float32)
     np.savez(tmp_path / "data.npz", x=x, labels=labels)
-    changes = {"steps": 1000, "batch": 256, "log_every": 100, "save_every": 1000}
+    changes = {
+        "steps": 1000,
+        "batch": 256,
+        "records": {"log_every": 100, "save_every": 1000, "watch_every": 0},
+    }
     chosen = config(tmp_path / "data.npz", **changes, ema_widths=[0.1])
     wider = {**chosen.model.network, "width": 48}
     chosen = replace(chosen, model=replace(chosen.model, network=wider))
@@ -332,23 +347,34 @@ def test_with_dropped_labels_one_network_learns_both_scores(tmp_path):
 
 def test_digits_train(tmp_path):
     pytest.importorskip("sklearn")
-    chosen = replace(load_config("digits"), steps=120, log_every=10)
+    chosen = replace(load_config("digits"), steps=120)
     result = fit(chosen, tmp_path / "run", progress=False)
     assert result.meta.shape == (8, 8, 1)
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
-    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < 0.8 * losses[0]
+    (held_out,) = [line for line in lines if "loss" not in line]  # at the last step
+    assert held_out["step"] == 120
+    by_level = [value for name, value in held_out.items() if name.startswith("held_out_loss/")]
+    assert len(by_level) == 8
+    assert 0 < min(by_level) < 0.8
+    assert max(by_level) < 1.2
+    with Image.open(tmp_path / "run/samples/120.png") as samples:
+        assert samples.size == (32, 32)  # sixteen of 8x8
+    assert any((tmp_path / "run/tensorboard").iterdir())
 
 
 # Data
 
 
 def test_batches_are_epochs_in_fresh_orders_known_from_seed_and_step():
-    epochs = np.concatenate([batch_indices(3, step, 6, 10) for step in range(5)]).reshape(3, 10)
+    batches = order(10, 6, seed=3)
+    epochs = np.concatenate([batches[step] for step in range(5)]).reshape(3, 10)
     for epoch in epochs:
         assert sorted(epoch) == list(range(10))
     assert (epochs[0] != epochs[1]).any()
-    np.testing.assert_array_equal(batch_indices(3, 4, 6, 10), epochs.reshape(-1)[24:30])
-    assert (batch_indices(4, 0, 6, 10) != epochs[0, :6]).any()
+    np.testing.assert_array_equal(order(10, 6, seed=3)[4], epochs.reshape(-1)[24:30])
+    assert (order(10, 6, seed=4)[0] != epochs[0, :6]).any()
 
 
 def test_bytes_become_numbers_between_minus_one_and_one(tmp_path):
@@ -357,7 +383,8 @@ def test_bytes_become_numbers_between_minus_one_and_one(tmp_path):
     data = load_dataset("npz", tmp_path / "x.npz")
     assert data.data_range == (-1, 1)
     np.testing.assert_allclose(data.batch([0]).reshape(-1), [-1, 1, -0.6, -1], atol=1e-6)
-    np.testing.assert_allclose(data.batch([0], flip=True)[0, 0, :, 0], [1, -1], atol=1e-6)
+    mirrored = data.batch([0], mirrored=np.array([True]))
+    np.testing.assert_allclose(mirrored[0, 0, :, 0], [1, -1], atol=1e-6)
 
 
 def idx(array):

@@ -1,8 +1,10 @@
 """`dgjax train`: a model from a configuration file, resumed where it was stopped."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
+import jax
 import typer
 
 from dgjax.cli.options import console
@@ -21,13 +23,25 @@ def train(
             "A finished run only exports."
         ),
     ] = None,
+    distributed: Annotated[
+        bool,
+        typer.Option(
+            "--distributed",
+            help="Train with the same command on other hosts, which share the folder; as the "
+            "cluster says, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
+        ),
+    ] = False,
 ) -> None:
-    """Train a model; run again with the same folder to go on where it stopped."""
+    """Train a model on all devices; run again with the same folder to go on where it stopped."""
+    if distributed:
+        join_hosts()
     settings = load_config(config)
     if ema_width is not None:
         ema.exponent(ema_width)  # refused now, not after hours of training
     folder = Path("runs") / Path(config).stem if out is None else out
     done = fit(settings, folder)
+    if jax.process_index() != 0:
+        return  # the first host writes the models
     model = folder / "model"
     export(folder, model)
     state = "finished" if done.finished else "stopped; run the same command to go on"
@@ -42,3 +56,23 @@ def train(
     console.print(
         f"{state} at step {int(done.state.step)}; sample it: dgjax sample --model {model}"
     )
+
+
+def join_hosts() -> None:
+    """Let this process and its peers know of each other's devices.
+
+    Raises:
+        ValueError: if the peers are not described, or do not answer.
+    """
+    # JAX reads the address by itself, but the two numbers from cluster managers only.
+    count, own = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
+    try:
+        jax.distributed.initialize(
+            num_processes=None if count is None else int(count),
+            process_id=None if own is None else int(own),
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"cannot join other hosts ({str(error).splitlines()[0]}); set JAX_COORDINATOR_ADDRESS "
+            "(HOST:PORT), JAX_NUM_PROCESSES and JAX_PROCESS_ID, or run under a cluster manager"
+        ) from error

@@ -1,4 +1,4 @@
-"""The noise level and the class label as one vector."""
+"""The noise level, the class label and the augmentation as one vector."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,21 +15,34 @@ FREQUENCIES = np.geomspace(0.25, 16.0, 32, dtype=np.float32)
 
 
 class Embedding(nnx.Module):
-    """`embed(t, cond) -> (size,)`: sinusoids of t, plus a learnt vector per label, then an MLP.
+    """`embed(t, cond, augmentation) -> (size,)`: sinusoids and learnt vectors, then an MLP.
 
-    No label adds no vector. It is `cond` None, or the number `num_classes`, which can be data.
+    No label adds no vector. It is `cond` None, or the number `num_classes`, which can be data;
+    likewise no augmentation. Samples are asked for without one, so that training on images that
+    were mirrored, say, need not yield mirrored samples (Karras et al. 2022, appendix F.2).
 
     Args:
         size: length of the result.
         num_classes: number of labels, or None for a network that takes none.
+        num_augmentations: number of augmentations, or None for a network that is told of none.
     """
 
-    def __init__(self, size: int, num_classes: int | None = None, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        size: int,
+        num_classes: int | None = None,
+        num_augmentations: int | None = None,
+        *,
+        rngs: nnx.Rngs,
+    ):
         self.inner = nnx.Linear(2 * FREQUENCIES.size, size, rngs=rngs)
         self.outer = nnx.Linear(size, size, rngs=rngs)
         self.label = None if num_classes is None else nnx.Embed(num_classes, size, rngs=rngs)
+        self.augmentation = (
+            None if num_augmentations is None else nnx.Embed(num_augmentations, size, rngs=rngs)
+        )
 
-    def __call__(self, t: Scalar, cond: Cond = None) -> Array:
+    def __call__(self, t: Scalar, cond: Cond = None, augmentation: Cond = None) -> Array:
         angles = t * jnp.asarray(FREQUENCIES, t.dtype)
         h = self.inner(jnp.concatenate([jnp.sin(angles), jnp.cos(angles)]))
         if cond is not None:
@@ -38,6 +51,8 @@ class Embedding(nnx.Module):
                     "this network takes no class labels: drop cond, or build it with num_classes"
                 )
             h = h + _vector(self.label, cond)
+        if augmentation is not None and self.augmentation is not None:
+            h = h + _vector(self.augmentation, augmentation)
         return nnx.silu(self.outer(nnx.silu(h)))
 
 
@@ -49,4 +64,5 @@ def _vector(vectors: nnx.Embed, label: Cond) -> Array:
             "for no label"
         )
     dropped = jnp.asarray(label) == null
-    return jnp.where(dropped, 0.0, vectors(jnp.where(dropped, 0, label)))
+    # As a batch of one, because flax's table of a single vector takes no scalar.
+    return jnp.where(dropped, 0.0, vectors(jnp.where(dropped, 0, label)[None])[0])

@@ -56,4 +56,4 @@ class MLP(nnx.Module):
         h = nnx.silu(self.enter(x.reshape(-1)) + self.film[0](embedding))
         for layer, film in zip(self.hidden, self.film[1:], strict=True):
             h = h + nnx.silu(layer(h) + film(embedding))
-        return self.leave(h).reshape(jnp.shape(x))
+        return self.leave(h).reshape(jnp.shape(x)).astype(x.dtype)

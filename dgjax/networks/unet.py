@@ -5,13 +5,17 @@ convolutions and no level at full resolution. Read it from top to bottom: the fo
 the network.
 """
 
+from collections.abc import Iterator
+from functools import partial
+from itertools import count
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from dgjax.networks.embedding import Embedding
-from dgjax.typing import Cond, Sample, Scalar
+from dgjax.typing import Cond, Key, Sample, Scalar
 
 __all__ = ["UNet"]
 
@@ -44,17 +48,19 @@ def _norm(channels: int, rngs: nnx.Rngs) -> nnx.GroupNorm:
 class Block(nnx.Module):
     """Residual block of two 3x3 convolutions, scaled and shifted in between by the noise level."""
 
-    def __init__(self, channels: int, embedding: int, *, rngs: nnx.Rngs):
+    def __init__(self, channels: int, embedding: int, dropout: float, *, rngs: nnx.Rngs):
         self.norm_in = _norm(channels, rngs)
         self.conv_in = _conv(channels, channels, 3, rngs)
         self.film = nnx.Linear(embedding, 2 * channels, rngs=rngs)
         self.norm_out = _norm(channels, rngs)
+        self.dropout = nnx.Dropout(dropout)
         self.conv_out = _conv(channels, channels, 3, rngs, zero=True)
 
-    def __call__(self, h: Image, embedding: Array) -> Image:
+    def __call__(self, h: Image, embedding: Array, key: Key | None) -> Image:
         scale, shift = jnp.split(self.film(embedding)[None, None, None], 2, axis=-1)
         out = self.conv_in(nnx.silu(self.norm_in(h)))
-        return h + self.conv_out(nnx.silu(self.norm_out(out) * (1 + scale) + shift))
+        out = nnx.silu(self.norm_out(out) * (1 + scale) + shift)
+        return h + self.conv_out(self.dropout(out, deterministic=key is None, rngs=key))
 
 
 class Attention(nnx.Module):
@@ -94,8 +100,15 @@ class Detail(nnx.Module):
         return jnp.concatenate(values, -1) * nnx.sigmoid(self.gate(embedding))
 
 
+def _keys(key: Key | None) -> Iterator[Key | None]:
+    """One for each block; None for all if there is none."""
+    return (None if key is None else jax.random.fold_in(key, i) for i in count())
+
+
 class UNet(nnx.Module):
     """`net(x, t, cond) -> out` on ONE image (H, W, C); `out` has its shape and starts as zero.
+
+    In training `key` says which units to drop and `augmentation` what was done to the image.
 
     Level k works at 1/2^(k+1) of the resolution with `channels[k]` channels; `blocks` residual
     blocks lead down and as many, each merged with its partner's output, lead up again. An image
@@ -110,11 +123,14 @@ class UNet(nnx.Module):
         num_classes: number of labels, or None for a network that takes none. The label
             `num_classes`, like `cond` None, stands for no label.
         frequencies: of the sinusoids of each pixel's value, in radians per unit of input.
+        dropout: share of units that each block drops where a `key` is given.
+        num_augmentations: number of augmentations it can be told of, or None.
         rngs: makes the initial weights, and is not kept.
 
     Raises:
-        ValueError: if the shape is not (H, W, C) or the channels do not split into groups; when
-            called, if x has another shape or a label is given that the network cannot take.
+        ValueError: if the shape is not (H, W, C), the channels do not split into groups or the
+            dropout is not in [0, 1); when called, if x has another shape or a label is given that
+            the network cannot take.
     """
 
     def __init__(
@@ -125,6 +141,8 @@ class UNet(nnx.Module):
         embedding: int = 128,
         num_classes: int | None = None,
         frequencies: tuple[float, ...] = (4.0, 8.0, 16.0, 32.0),
+        dropout: float = 0.0,
+        num_augmentations: int | None = None,
         *,
         rngs: nnx.Rngs,
     ):
@@ -134,11 +152,14 @@ class UNet(nnx.Module):
             raise ValueError(
                 f"channels must be multiples of 8 up to 64 and of 64 above, got {tuple(channels)}"
             )
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         self.shape = tuple(shape)
-        self.embed = Embedding(embedding, num_classes, rngs=rngs)
+        self.embed = Embedding(embedding, num_classes, num_augmentations, rngs=rngs)
         self.detail = Detail(4 * shape[2], frequencies, embedding, rngs=rngs)
         # Past every normalisation, which would hide how strong the noise in this image is.
         self.shallow = _conv(self.detail.size, 4 * shape[2], 3, rngs, zero=True)
+        block = partial(Block, embedding=embedding, dropout=dropout, rngs=rngs)
         inputs = self.detail.size  # of each level on the way down; then the level above, folded
         self.enter: nnx.List = nnx.List()
         self.down: nnx.List = nnx.List()
@@ -148,19 +169,28 @@ class UNet(nnx.Module):
         for k, c in enumerate(channels):
             outputs = 4 * shape[2] if k == 0 else 4 * channels[k - 1]
             self.enter.append(_conv(inputs, c, 3 if k == 0 else 1, rngs))
-            self.down.append(nnx.List(Block(c, embedding, rngs=rngs) for _ in range(blocks)))
+            self.down.append(nnx.List(block(c) for _ in range(blocks)))
             self.merge.append(nnx.List(_conv(2 * c, c, 1, rngs) for _ in range(blocks)))
-            self.up.append(nnx.List(Block(c, embedding, rngs=rngs) for _ in range(blocks)))
+            self.up.append(nnx.List(block(c) for _ in range(blocks)))
             self.leave.append(_conv(c, outputs, 3 if k == 0 else 1, rngs, zero=k == 0))
             inputs = 4 * c
-        self.middle = Block(channels[-1], embedding, rngs=rngs)
+        self.middle = block(channels[-1])
         self.attention = Attention(channels[-1], rngs=rngs)
         self.norm = _norm(channels[0], rngs)
 
-    def __call__(self, x: Sample, t: Scalar, cond: Cond = None) -> Sample:
+    def __call__(
+        self,
+        x: Sample,
+        t: Scalar,
+        cond: Cond = None,
+        *,
+        key: Key | None = None,
+        augmentation: Cond = None,
+    ) -> Sample:
         if x.shape != self.shape:
             raise ValueError(f"x has shape {x.shape} and this network takes {self.shape}")
-        embedding = self.embed(t, cond)
+        embedding = self.embed(t, cond, augmentation)
+        keys = _keys(key)
         height, width, _ = self.shape
         step = 2 ** len(self.down)
         padding = ((0, 0), (0, -height % step), (0, -width % step), (0, 0))
@@ -171,14 +201,15 @@ class UNet(nnx.Module):
         for k, (enter, blocks) in enumerate(zip(self.enter, self.down, strict=True)):
             h = enter(detail if k == 0 else fold(h))
             for block in blocks:
-                h = block(h, embedding)
+                h = block(h, embedding, next(keys))
                 skips.append(h)
-        h = self.attention(self.middle(h, embedding))
+        h = self.attention(self.middle(h, embedding, next(keys)))
         for k in reversed(range(len(self.up))):
             for merge, block in zip(self.merge[k], self.up[k], strict=True):
-                h = block(merge(jnp.concatenate([h, skips.pop()], -1)), embedding)
+                h = merge(jnp.concatenate([h, skips.pop()], -1))
+                h = block(h, embedding, next(keys))
             if k == 0:
                 h = nnx.silu(self.norm(h))
             h = self.leave[k](h)
             h = unfold(h + self.shallow(detail) if k == 0 else h)
-        return h[0, :height, :width]
+        return h[0, :height, :width].astype(x.dtype)

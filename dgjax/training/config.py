@@ -10,83 +10,31 @@ from typing import Any
 
 import optax
 
-from dgjax.spec import ModelSpec, check_names, construct, unknown_name
+from dgjax.spec import ModelSpec, check_names, construct
 from dgjax.training import ema
-from dgjax.training.folder import CROPS
+from dgjax.training.adaptation import Adaptation, Adaptive, Fixed
 from dgjax.training.levels import LEVELS
+from dgjax.training.loss import WEIGHTINGS, EDMWeighting, Weighting
+from dgjax.training.tables import Data, Execution, Optimiser, Records
 
-__all__ = ["Data", "Optimiser", "TrainConfig", "load_config", "make_optimiser"]
-
-
-@dataclass(frozen=True)
-class Data:
-    """What to train on.
-
-    Attributes:
-        dataset: "fashion-mnist", "digits", "npz" or "folder".
-        sigma_data: standard deviation of the data, for the loss weight.
-        path: file or folder of the data, if it is not found by its name.
-        flip: mirror half of the images left-right.
-        crop: of the images in a folder, "centre" or "random".
-        held_out: fraction of the images in a folder that training does not see.
-    """
-
-    dataset: str
-    sigma_data: float
-    path: str | None = None
-    flip: bool = False
-    crop: str = "centre"
-    held_out: float = 0.0
-
-    def __post_init__(self):
-        if not self.sigma_data > 0:
-            raise ValueError(f"data: sigma_data must be positive, got {self.sigma_data}")
-        if self.crop not in CROPS:
-            raise unknown_name("data: crop", self.crop, CROPS)
-        if not 0 <= self.held_out < 1:
-            raise ValueError(f"data: held_out must be in [0, 1), got {self.held_out}")
-        if self.dataset == "folder" and self.path is None:
-            raise ValueError("data set folder needs a path: set data.path to the folder of images")
-        if self.dataset != "folder" and (self.crop, self.held_out) != ("centre", 0):
-            raise ValueError(f"data: crop and held_out are for folders, not for {self.dataset}")
-
-
-@dataclass(frozen=True)
-class Optimiser:
-    """Adam with clipped gradients.
-
-    Attributes:
-        learning_rate: after `warmup` steps of linear rise; constant then, or falling to 0 along a
-            cosine at the last step.
-        schedule: "cosine" or "constant".
-        clip: largest norm of the gradient.
-        beta2: memory of Adam's second moment.
-    """
-
-    learning_rate: float = 1e-3
-    warmup: int = 200
-    schedule: str = "cosine"
-    clip: float = 1.0
-    beta2: float = 0.99
-
-    def __post_init__(self):
-        if self.schedule not in ("cosine", "constant"):
-            raise ValueError(
-                f"optimiser: schedule must be 'cosine' or 'constant', got {self.schedule!r}"
-            )
-        if not (self.learning_rate > 0 and self.clip > 0 and self.warmup >= 0):
-            raise ValueError("optimiser: learning_rate, clip must be positive, warmup at least 0")
+__all__ = ["TrainConfig", "load_config", "make_levels", "make_optimiser", "make_weighting"]
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run. A resumed run must have the configuration that it was started with.
+    """One training run.
+
+    A resumed run must have the configuration that it was started with, except for `execution`
+    and `records`.
 
     Attributes:
         model: the model without its weights.
         data: what to train on. Its labels are used where the network has num_classes.
         steps, batch: number of steps, and of samples in each.
         levels: `{"kind": "lognormal" or "uniform_logsnr", ...}`, the noise levels.
+        adaptive: arguments of `Adaptive`, `{}` for its defaults, to draw noise levels where the
+            loss is large; as `levels` say unless given.
+        loss: `{"kind": "edm", "likelihood" or "sigmoid", ...}`, what each noise level counts.
         optimiser: the optimiser.
         ema_widths: of the weights' moving averages, relative to the length of training. The first
             is the one that is exported unless another is asked for. Of two, 0.05 and 0.1, any width
@@ -95,7 +43,8 @@ class TrainConfig:
             2 bytes for every weight and width.
         label_dropout: share of samples that are trained on without their label, in [0, 1).
         seed: of weights, order of the data, noise levels, noise and dropped labels.
-        save_every, log_every: steps between checkpoints and between lines of metrics.
+        execution: how the steps are worked out.
+        records: what is kept of the run and shown of it.
     """
 
     model: ModelSpec
@@ -103,20 +52,23 @@ class TrainConfig:
     steps: int
     batch: int = 64
     levels: Mapping[str, Any] = field(default_factory=lambda: {"kind": "lognormal"})
+    adaptive: Mapping[str, Any] | None = None
+    loss: Mapping[str, Any] = field(default_factory=lambda: {"kind": "edm"})
     optimiser: Optimiser = field(default_factory=Optimiser)
     ema_widths: tuple[float, ...] = (0.05, 0.1)
     ema_snapshots: int = 32
     label_dropout: float = 0.0
     seed: int = 0
-    save_every: int = 250
-    log_every: int = 10
+    execution: Execution = field(default_factory=Execution)
+    records: Records = field(default_factory=Records)
 
     def __post_init__(self):
-        for name in ("steps", "batch", "save_every", "log_every", "ema_snapshots"):
+        for name in ("steps", "batch", "ema_snapshots"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive whole number, got {value!r}")
-        construct("levels", LEVELS, self.levels)
+        make_levels(self)
+        make_weighting(self)
         widths = self.ema_widths
         numbers = isinstance(widths, tuple) and all(isinstance(w, int | float) for w in widths)
         if not (numbers and widths and len({*widths}) == len(widths)):
@@ -142,7 +94,7 @@ class TrainConfig:
         values["model"] = ModelSpec.from_dict(values["model"])
         if isinstance(values.get("ema_widths"), list):
             values["ema_widths"] = tuple(values["ema_widths"])
-        for name, kind in (("data", Data), ("optimiser", Optimiser)):
+        for name, kind in TABLES.items():
             if name in values:
                 _check_table(name, kind, values[name])
                 values[name] = kind(**values[name])
@@ -153,6 +105,7 @@ class TrainConfig:
         return {**asdict(self), "model": self.model.to_dict()}
 
 
+TABLES = {"data": Data, "optimiser": Optimiser, "execution": Execution, "records": Records}
 NUMBERS_AND_NAMES: dict[Any, Any] = {int: int, float: int | float, str: str, bool: bool}
 
 
@@ -192,6 +145,24 @@ def load_config(file: str | os.PathLike) -> TrainConfig:
         return TrainConfig.from_dict(values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def make_levels(config: TrainConfig) -> Adaptation:
+    """The noise levels that the configuration describes; errors as of `TrainConfig.from_dict`."""
+    levels = construct("levels", LEVELS, config.levels)
+    if config.adaptive is None:
+        return Fixed(levels)
+    if not isinstance(config.adaptive, Mapping):
+        raise ValueError(f"adaptive must be a table, {{}} for defaults; got {config.adaptive!r}")
+    values = {"kind": "adaptive", **config.adaptive}
+    return construct("adaptive", {"adaptive": Adaptive}, values, levels=levels)
+
+
+def make_weighting(config: TrainConfig) -> Weighting:
+    """The weighting that the configuration describes; errors as of `TrainConfig.from_dict`."""
+    if config.loss == {"kind": "edm"}:
+        return EDMWeighting(config.data.sigma_data)
+    return construct("loss", WEIGHTINGS, config.loss)
 
 
 def make_optimiser(config: TrainConfig) -> optax.GradientTransformation:

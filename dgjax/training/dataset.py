@@ -1,14 +1,11 @@
-"""A data set held whole in memory, and batches that depend on the seed and the step alone.
-
-So a resumed run sees the very batches that an uninterrupted one would have seen.
-"""
+"""A data set held whole in memory, and samples of it in the model's coordinates."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import ArrayLike
 
-__all__ = ["Dataset", "Uncut", "batch_indices"]
+__all__ = ["Dataset", "Uncut"]
 
 
 @dataclass(frozen=True)
@@ -28,13 +25,17 @@ class Uncut:
         """(N, H, W, C), as of an array of windows."""
         return (len(self.images), *self.window)
 
-    def cut(self, indices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """(B, H, W, C): of each image at `indices` a window, every place of it as likely."""
+    def cut(self, indices: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """(B, H, W, C): of each image at `indices` a window.
+
+        `places` (B, 2) in [0, 1) say where between top and bottom, and left and right.
+        """
         height, width, _ = self.window
         windows = []
-        for image in (self.images[i] for i in indices):
-            top = rng.integers(image.shape[0] - height + 1)
-            left = rng.integers(image.shape[1] - width + 1)
+        for index, (down, along) in zip(indices, places, strict=True):
+            image = self.images[index]
+            top = int(down * (image.shape[0] - height + 1))
+            left = int(along * (image.shape[1] - width + 1))
             windows.append(image[top : top + height, left : left + width])
         return np.stack(windows)
 
@@ -72,38 +73,27 @@ class Dataset:
         self,
         indices: ArrayLike,
         *,
-        flip: bool = False,
-        rng: np.random.Generator | None = None,
+        places: np.ndarray | None = None,
+        mirrored: np.ndarray | None = None,
     ) -> np.ndarray:
         """Samples at `indices` in the model's coordinates, (B, *shape) in float32.
 
         Args:
             indices: (B,) of the samples.
-            flip: mirror every other one.
-            rng: decides where images are cut; needed only if they are.
+            places: (B, 2) in [0, 1), where images are cut; needed only if they are.
+            mirrored: (B,), which images are mirrored left-right; none unless given.
 
         Raises:
-            ValueError: if images are to be cut and there is no `rng`.
+            ValueError: if images are to be cut and there are no `places`.
         """
         indices = np.asarray(indices)
         if isinstance(self.values, np.ndarray):
             chosen = self.values[indices]
-        elif rng is not None:
-            chosen = self.values.cut(indices, rng)
+        elif places is not None:
+            chosen = self.values.cut(indices, places)
         else:
-            raise ValueError("these images are cut at random places: give batch an rng")
+            raise ValueError("these images are cut at random places: give batch the places")
         x = chosen.astype(np.float32) * np.float32(self.scale) + np.float32(self.offset)
-        if flip:  # indices are shuffled already, so this is as good as a coin per image
-            x[::2] = x[::2, :, ::-1]
+        if mirrored is not None:
+            x[mirrored] = x[mirrored, :, ::-1]
         return x
-
-
-def batch_indices(seed: int, step: int, batch: int, size: int) -> np.ndarray:
-    """Indices of the samples of one step: epochs, each in an order of its own, cut into batches.
-
-    A batch may reach over the end of an epoch into the next, so every sample is seen once an epoch.
-    """
-    places = np.arange(step * batch, (step + 1) * batch)
-    epochs = places // size
-    orders = {e: np.random.default_rng([seed, e]).permutation(size) for e in np.unique(epochs)}
-    return np.array([orders[e][p] for e, p in zip(epochs, places % size, strict=True)])

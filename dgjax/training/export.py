@@ -7,9 +7,8 @@ from pathlib import Path
 from dgjax.checkpoint import Meta, save
 from dgjax.spec import build
 from dgjax.training import averages
-from dgjax.training.config import make_optimiser
 from dgjax.training.run import averages_folder, describe, read_config, restore
-from dgjax.training.step import initial_state
+from dgjax.training.setup import fresh_state
 
 __all__ = ["average_recipe", "export"]
 
@@ -38,11 +37,12 @@ def export(
     config = read_config(run_dir)
     model = build(config.model, seed=config.seed)
     if width is None and step is None:
-        count = len(config.ema_widths)
-        state = restore(run_dir, initial_state(model, make_optimiser(config), count))
+        state = restore(run_dir, fresh_state(config, model))
         last, network = int(state.step), state.averages[0]
         if last == 0:
-            raise ValueError(f"{run_dir} has no checkpoint yet; wait for step {config.save_every}")
+            raise ValueError(
+                f"{run_dir} has no checkpoint yet; wait for step {config.records.save_every}"
+            )
     else:
         chosen = average_recipe(run_dir, width=width, step=step)
         last = chosen.step

@@ -1,20 +1,40 @@
 """Noise levels to train at: distributions of w = sigma/alpha, drawn with low discrepancy.
 
-A distribution is its quantile function, u in (0, 1) to w. The u of one batch are a lattice with
-a common random shift: each is uniform, and together they leave no gaps, so the loss of a batch
-scarcely depends on which levels it happened to draw (Kingma et al. 2021, appendix I.1).
+A distribution is its quantile function, u in (0, 1) to w, and its density. The u of one batch
+are a lattice with a common random shift: each is uniform, and together they leave no gaps, so the
+loss of a batch scarcely depends on which levels it happened to draw (Kingma et al. 2021,
+appendix I.1).
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtr, ndtri
+from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
 from dgjax.typing import Key
 
-__all__ = ["LEVELS", "LogNormal", "UniformLogSNR", "lattice"]
+__all__ = ["LEVELS", "Levels", "LogNormal", "UniformLogSNR", "lattice"]
+
+
+class Levels(Protocol):
+    """A distribution of log w between log `low` and log `high`."""
+
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+    def __call__(self, u: Array) -> Array:
+        """The quantile function: u in [0, 1) to w."""
+        ...
+
+    def density(self, w: Array) -> Array:
+        """Of log w, per unit, for w in the range."""
+        ...
 
 
 def lattice(key: Key, n: int) -> Float[Array, " n"]:
@@ -41,6 +61,10 @@ class UniformLogSNR:
         """The quantile function: u in [0, 1] to w."""
         low, high = jnp.log(self.low), jnp.log(self.high)
         return jnp.exp(low + (high - low) * u)
+
+    def density(self, w: Array) -> Array:
+        """Of log w: the same everywhere."""
+        return jnp.full_like(w, 1 / (jnp.log(self.high) - jnp.log(self.low)))
 
 
 @dataclass(frozen=True)
@@ -70,11 +94,20 @@ class LogNormal:
         """From u in [0, 1) to w; each share has its own quantile function on its piece of u."""
         even = UniformLogSNR(self.low, self.high)(u / max(self.uniform, 1e-6))
         v = (u - self.uniform) / (1 - self.uniform)
-        low = ndtr((jnp.log(self.low) - self.mean) / self.std)
-        high = ndtr((jnp.log(self.high) - self.mean) / self.std)
+        low, high = ndtr(self._standard(self.low)), ndtr(self._standard(self.high))
         inside = ndtri(jnp.clip(low + (high - low) * v, low, high))
         bulk = jnp.exp(self.mean + self.std * inside)
         return jnp.clip(jnp.where(u < self.uniform, even, bulk), self.low, self.high)
+
+    def density(self, w: Array) -> Array:
+        """Of log w, of both shares together."""
+        inside = ndtr(self._standard(self.high)) - ndtr(self._standard(self.low))
+        bulk = norm.pdf(self._standard(w)) / (self.std * inside)
+        even = UniformLogSNR(self.low, self.high).density(w)
+        return self.uniform * even + (1 - self.uniform) * bulk
+
+    def _standard(self, w: Array | float) -> Array:
+        return (jnp.log(w) - self.mean) / self.std
 
 
 LEVELS = {"lognormal": LogNormal, "uniform_logsnr": UniformLogSNR}

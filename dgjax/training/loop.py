@@ -1,13 +1,12 @@
 """Training runs: a folder each, that can be stopped at any time and go on from where they were.
 
-A run folder holds `config.json`, `data.json` (what is known of the data), `metrics.jsonl` (one
-line of JSON each `log_every` steps), `checkpoints` (the last two) and `averages` (snapshots of the
-moving averages, all kept).
+A run folder holds `config.json`, `data.json` (what is known of the data), `metrics.jsonl` and
+`tensorboard` (curves), `samples` (pictures), `checkpoints` (the last two, and what else is to be
+kept) and `averages` (snapshots of the moving averages, all kept).
 Everything random depends on the seed and the step alone, so an interrupted run ends with the very
 weights of an uninterrupted one.
 """
 
-import json
 import os
 import signal
 import threading
@@ -16,31 +15,29 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dgjax.checkpoint import Meta
 from dgjax.fields import Field
-from dgjax.spec import build, construct
-from dgjax.training import ema
+from dgjax.sharding import device_mesh
+from dgjax.spec import build
 from dgjax.training.averages import snapshot_steps, store
-from dgjax.training.config import TrainConfig, make_optimiser
-from dgjax.training.data import load_data
-from dgjax.training.dataset import Dataset, batch_indices
-from dgjax.training.levels import LEVELS
-from dgjax.training.run import averages_folder, claim, describe, manager, restore, save
-from dgjax.training.step import (
-    Batch,
-    LabelDropout,
-    Metrics,
-    TrainState,
-    initial_state,
-    make_train_step,
-)
+from dgjax.training.config import TrainConfig
+from dgjax.training.data import NoHeldOut, load_data
+from dgjax.training.dataset import Dataset
+from dgjax.training.pipeline import batches
+from dgjax.training.placement import bring, check_batch, on_host, own_rows, place, shardings
+from dgjax.training.records import Recorder, recorder
+from dgjax.training.run import averages_folder, checkpoints, claim, describe, restore
+from dgjax.training.setup import check_data, compile_step, fresh_state, make_augment
+from dgjax.training.step import Metrics, TrainState
+from dgjax.training.watch import Watch, watch
 
 __all__ = ["Fit", "fit"]
 
@@ -57,7 +54,8 @@ class Fit(NamedTuple):
 def fit(config: TrainConfig, run_dir: str | os.PathLike, *, progress: bool = True) -> Fit:
     """Train until the last step, or until interrupted (Ctrl-C or SIGTERM), then save.
 
-    An existing run in `run_dir` goes on from its last checkpoint.
+    An existing run in `run_dir` goes on from its last checkpoint. All devices are used; after
+    `jax.distributed.initialize`, those of all hosts, which must share the folder.
 
     Args:
         config: of the run.
@@ -66,106 +64,141 @@ def fit(config: TrainConfig, run_dir: str | os.PathLike, *, progress: bool = Tru
 
     Raises:
         ValueError: if the run was started with another configuration or other data, the data are
-            not to be had or do not fit the model, the folder cannot be written, or the loss is
-            not finite.
+            not to be had or do not fit the model, the devices do not divide the batch, the folder
+            cannot be written, or the loss is not finite.
     """
     run_dir = Path(run_dir).absolute()
+    mesh = device_mesh()
+    check_batch(config.batch, config.execution.accumulate, mesh)
     data = load_data(config.data, config.model.shape)
-    _check_data(config, data)
-    model, optimiser = build(config.model, seed=config.seed), make_optimiser(config)
-    state = initial_state(model, optimiser, len(config.ema_widths))
-    train_step = make_train_step(
-        model,
-        optimiser,
-        construct("levels", LEVELS, config.levels),
-        sigma_data=config.data.sigma_data,
-        gammas=[ema.exponent(width) for width in config.ema_widths],
-        drop_labels=_label_dropout(config),
-    )
-    key = jax.random.key(config.seed)
-    snapshots = snapshot_steps(config.steps, config.ema_snapshots)
+    check_data(config, data)
+    model = build(config.model, seed=config.seed)
     claim(run_dir, config, data)
-    with manager(run_dir) as checkpoints, _interruptible() as stop:
-        state = restore(run_dir, state)
-        start = step = int(state.step)
-        with _metrics(run_dir, start) as log, _bar(config, start, progress) as show:
-            while step < config.steps and not stop:
-                batch = _batch(config, data, step)
-                state, metrics = train_step(state, batch, jax.random.fold_in(key, step))
-                step += 1
-                if step % config.log_every == 0 or step == config.steps:
-                    show(step, _write(log, step, metrics))
-                if step in snapshots:  # before the checkpoint, from which it could not come again
-                    store(averages_folder(run_dir), step, state.averages)
-                if step % config.save_every == 0:
-                    save(checkpoints, state)
-        if step > start and checkpoints.latest_step() != step:
-            save(checkpoints, state)
-    averaged = replace(model, network=state.averages[0])
+    state = restore(run_dir, fresh_state(config, model))
+    where = shardings(state, mesh, config.execution.parameters)
+    state, step = place(state, where), int(state.step)
+    train_step = compile_step(config, model, mesh, where)
+    every, snapshots = config.records, snapshot_steps(config.steps, config.ema_snapshots)
+    key = jax.random.key(config.seed)
+    feed = batches(
+        data,
+        make_augment(config),
+        batch=config.batch,
+        seed=config.seed,
+        start=step,
+        rows=own_rows(config.batch),
+        threads=config.execution.threads,
+        ahead=config.execution.ahead,
+    )
+    look = _watch(config, model, mesh) if every.watch_every else None
+    with (
+        checkpoints(run_dir, every) as save,
+        _interruptible(every.log_every) as stopped,
+        _recorder(run_dir, step) as record,
+        _bar(config, step, progress and _first_host()) as show,
+    ):
+        saved = step
+        while step < config.steps and not stopped(step):
+            batch = bring(next(feed), mesh)
+            state, metrics = train_step(state, batch, jax.random.fold_in(key, step))
+            step += 1
+            if step % every.log_every == 0 or step == config.steps:
+                show(step, _log(record, step, metrics))
+            if look is not None and (step % every.watch_every == 0 or step == config.steps):
+                _look(look, state, record, step, data)
+            if step in snapshots:  # before the checkpoint, from which it could not come again
+                averages = on_host(state.averages)
+                if _first_host():
+                    store(averages_folder(run_dir), step, averages)
+            if step % every.save_every == 0:
+                save(state)
+                saved = step
+        if saved != step:
+            save(state)
+    state = on_host(state)
+    averaged = replace(model, network=jax.tree.map(jnp.asarray, state.averages[0]))
     return Fit(averaged, describe(run_dir, config, step), state, step == config.steps)
 
 
-def _check_data(config: TrainConfig, data: Dataset) -> None:
-    if data.shape != config.model.shape:
-        raise ValueError(
-            f"{config.data.dataset} has samples of shape {data.shape}, and model.shape is "
-            f"{config.model.shape}; set it to {list(data.shape)}"
-        )
-    classes = config.model.network.get("num_classes")
-    if classes is not None and (data.labels is None or data.labels.max() >= classes):
-        raise ValueError(f"num_classes = {classes} needs labels from 0 to {classes - 1}")
+def _watch(config: TrainConfig, model: Field, mesh: Mesh) -> Watch:
+    try:
+        held_out = load_data(config.data, config.model.shape, "held-out")
+    except NoHeldOut:
+        held_out = None
+    return watch(
+        model,
+        config.model.shape,
+        mesh,
+        held_out=held_out,
+        size=config.records.watch_samples,
+        sigma_data=config.data.sigma_data,
+        classes=config.model.network.get("num_classes"),
+    )
 
 
-def _label_dropout(config: TrainConfig) -> LabelDropout | None:
-    if not config.label_dropout:
-        return None
-    return LabelDropout(config.label_dropout, config.model.network["num_classes"])
+def _look(
+    look: Watch, state: TrainState, record: Recorder | None, step: int, data: Dataset
+) -> None:
+    network = state.averages[0]
+    losses = None if look.losses is None else look.losses(network)
+    samples = look.samples(network)
+    if record is None:
+        return
+    if losses is not None:
+        names = [f"held_out_loss/w={w:.3g}" for w in look.w]
+        record.scalars(step, dict(zip(names, map(float, losses), strict=True)))
+    if samples.ndim == 4 and samples.shape[-1] in (1, 3):
+        record.picture(step, samples, data.data_range)
 
 
-def _batch(config: TrainConfig, data: Dataset, step: int) -> Batch:
-    indices = batch_indices(config.seed, step, config.batch, len(data))
-    labelled = config.model.network.get("num_classes") is not None
-    labels = data.labels[indices] if labelled and data.labels is not None else None
-    rng = np.random.default_rng([config.seed, step, 1])  # two numbers are those of the orders
-    samples = data.batch(indices, flip=config.data.flip, rng=rng)
-    return Batch(jnp.asarray(samples), None if labels is None else jnp.asarray(labels))
+def _log(record: Recorder | None, step: int, metrics: Metrics) -> float:
+    loss, norm = float(metrics.loss), float(metrics.gradient_norm)
+    if record is not None:
+        record.scalars(step, {"loss": loss, "gradient_norm": norm})
+    if not loss < float("inf"):
+        raise ValueError(f"the loss at step {step} is {loss}; lower optimiser.learning_rate")
+    return loss
+
+
+def _first_host() -> bool:
+    return jax.process_index() == 0
 
 
 @contextmanager
-def _interruptible() -> Iterator[list[int]]:
-    """A list that receives SIGINT and SIGTERM, so that the step under way is finished."""
+def _recorder(run_dir: Path, start: int) -> Iterator[Recorder | None]:
+    """The recorder on the first host, None on others."""
+    if not _first_host():
+        yield None
+        return
+    with recorder(run_dir, start) as record:
+        yield record
+
+
+@contextmanager
+def _interruptible(every: int) -> Iterator[Callable[[int], bool]]:
+    """`stopped(step)`, whether SIGINT or SIGTERM has come, so that a step is always finished.
+
+    Several hosts must stop at the same step: they ask each other where `every` divides it.
+    """
     received: list[int] = []
+
+    def stopped(step: int) -> bool:
+        if jax.process_count() == 1:
+            return bool(received)
+        if step % every:
+            return False
+        return bool(multihost_utils.process_allgather(jnp.array(len(received))).any())
+
     if threading.current_thread() is not threading.main_thread():
-        yield received  # signals only come to the main thread
+        yield stopped  # signals only come to the main thread
         return
     signals = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(s, lambda number, frame: received.append(number)) for s in signals]
     try:
-        yield received
+        yield stopped
     finally:
         for s, handler in zip(signals, before, strict=True):
             signal.signal(s, handler)
-
-
-@contextmanager
-def _metrics(run_dir: Path, start: int) -> Iterator[TextIO]:
-    """`metrics.jsonl`, open for more lines, without those that an interrupted run left ahead."""
-    file = run_dir / "metrics.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
-    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= start]
-    with file.open("w") as log:
-        log.writelines(f"{line}\n" for line in kept)
-        yield log
-
-
-def _write(log: TextIO, step: int, metrics: Metrics) -> float:
-    loss, norm = float(metrics.loss), float(metrics.gradient_norm)
-    line = {"step": step, "loss": loss, "gradient_norm": norm, "time": round(time.time(), 3)}
-    log.write(json.dumps(line) + "\n")
-    log.flush()
-    if not loss < float("inf"):
-        raise ValueError(f"the loss at step {step} is {loss}; lower optimiser.learning_rate")
-    return loss
 
 
 @contextmanager

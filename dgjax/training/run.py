@@ -2,21 +2,24 @@
 
 import json
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 from dgjax.checkpoint import Meta, from_named, read_arrays, to_named
 from dgjax.training.config import TrainConfig
 from dgjax.training.dataset import Dataset
 from dgjax.training.step import TrainState
+from dgjax.training.tables import Records
 
-__all__ = ["averages_folder", "claim", "describe", "manager", "read_config", "restore", "save"]
+__all__ = ["averages_folder", "checkpoints", "claim", "describe", "read_config", "restore"]
 
 CONFIG, DATA = "config.json", "data.json"
-# Keys that are younger than some runs, and what those runs had.
-ADDED = {"label_dropout": 0.0}
+CHANGEABLE = ("execution", "records")
 
 
 def averages_folder(run_dir: Path) -> Path:
@@ -56,6 +59,8 @@ def read_config(run_dir: Path) -> TrainConfig:
 def claim(run_dir: Path, config: TrainConfig, data: Dataset) -> None:
     """Note configuration and data in the run folder, or compare them with those noted there.
 
+    What only says how the run is worked out and recorded may change.
+
     Raises:
         ValueError: if they are others, or the folder cannot be used.
     """
@@ -66,46 +71,97 @@ def claim(run_dir: Path, config: TrainConfig, data: Dataset) -> None:
         "licence": data.licence,
         "classes": data.classes,
     }
-    _agree(run_dir, CONFIG, "configuration", config.to_dict())
-    _agree(run_dir, DATA, "data", facts)
+    _agree(run_dir, CONFIG, "configuration", config.to_dict(), _with_defaults)
+    _agree(run_dir, DATA, "data", facts, lambda values: values)
 
 
-def _agree(run_dir: Path, name: str, what: str, values: dict[str, Any]) -> None:
+def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    return TrainConfig.from_dict(values).to_dict()
+
+
+def _agree(
+    run_dir: Path,
+    name: str,
+    what: str,
+    values: dict[str, Any],
+    complete: Callable[[dict[str, Any]], dict[str, Any]],
+) -> None:
     file = run_dir / name
-    now = json.loads(json.dumps(values))
+    now = _plain(values)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        if not file.exists():
-            partial = run_dir / f".{name}"
-            partial.write_text(json.dumps(now, indent=2) + "\n")
-            os.replace(partial, file)
-        then = ADDED | json.loads(file.read_text())
+        then = _plain(complete(json.loads(file.read_text()))) if file.exists() else now
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot use the run folder {run_dir}: {error}") from error
-    if changed := [key for key in now if now[key] != then.get(key)]:
+    changed = [key for key in now if now[key] != then.get(key) and key not in CHANGEABLE]
+    if changed:
         key = changed[0]
         raise ValueError(
             f"the run in {run_dir} was started with another {what}: {key} was "
             f"{then.get(key)} and is {now[key]}; restore it, or choose another folder"
         )
+    if jax.process_index() == 0:
+        partial = run_dir / f".{name}"
+        try:
+            partial.write_text(json.dumps(now, indent=2) + "\n")
+            os.replace(partial, file)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise ValueError(f"cannot use the run folder {run_dir}: {error}") from error
 
 
-def manager(run_dir: Path) -> ocp.CheckpointManager:
-    """Of the run's checkpoints; the last two are kept."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-    return ocp.CheckpointManager(run_dir / "checkpoints", options=options)
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(values))
 
 
-def save(checkpoints: ocp.CheckpointManager, state: TrainState) -> None:
-    """Write a checkpoint; orbax renames it into place when it is whole."""
-    checkpoints.save(int(state.step), args=ocp.args.StandardSave(to_named(state)), force=True)
+@contextmanager
+def checkpoints(run_dir: Path, records: Records) -> Iterator[Callable[[TrainState], None]]:
+    """`save(state)`, which copies the state and writes it in the background.
+
+    orbax renames a checkpoint into place when it is whole, and only then removes old ones. What
+    is still being written is finished at the end.
+
+    Raises:
+        ValueError: here, at the next `save` or at the end, if one could not be written.
+    """
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=records.keep, keep_period=records.keep_every or None
+    )
+
+    @contextmanager
+    def explained() -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # orbax's, from a thread, are of any of several kinds
+            raise ValueError(
+                f"cannot write a checkpoint to {run_dir} ({_first_line(error)}); make room there "
+                "and run again: it goes on from the last one that is whole"
+            ) from error
+
+    with explained():
+        manager = ocp.CheckpointManager(run_dir / "checkpoints", options=options)
+
+    def save(state: TrainState) -> None:
+        with explained():
+            manager.save(int(state.step), args=ocp.args.StandardSave(to_named(state)), force=True)
+
+    try:
+        yield save
+    finally:
+        with explained():
+            manager.wait_until_finished()
+            manager.close()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 def restore(run_dir: Path, state: TrainState) -> TrainState:
-    """The last checkpoint's state, or `state` if there is none.
+    """The last checkpoint's state as NumPy arrays, or `state` if there is none.
 
     Only reads, so it is safe beside a run that is going on: orbax gives a folder its number as
-    its name when it is whole.
+    its name when it is whole. What devices it was written by does not matter.
 
     Raises:
         ValueError: if it is damaged or of another configuration.
@@ -113,6 +169,6 @@ def restore(run_dir: Path, state: TrainState) -> TrainState:
     steps = [int(f.name) for f in (run_dir / "checkpoints").glob("*") if f.name.isdigit()]
     if not steps:
         return state
-    folder = run_dir / "checkpoints" / str(max(steps)) / "default"
-    named = read_arrays(folder)
+    folder = run_dir / "checkpoints" / str(max(steps))
+    named = read_arrays(folder / "default")
     return from_named(state, named, f"the checkpoint {folder}")

@@ -2,36 +2,52 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from dgjax.fields import Field
+from dgjax.parametrization import Network
 from dgjax.training import ema
+from dgjax.training.adaptation import Adaptation
 from dgjax.training.levels import lattice
-from dgjax.training.loss import denoising_loss
-from dgjax.typing import Key, Scalar
+from dgjax.training.loss import Weighting, denoising_loss
+from dgjax.typing import Key, Scalar, register_dataclass
 
-__all__ = ["Batch", "LabelDropout", "Metrics", "TrainState", "initial_state", "make_train_step"]
+__all__ = [
+    "Batch",
+    "LabelDropout",
+    "Metrics",
+    "Objective",
+    "Step",
+    "TrainState",
+    "initial_state",
+    "make_train_step",
+]
 
 
 class TrainState(NamedTuple):
-    """Everything that training changes; `averages` are the network's moving averages."""
+    """Everything that training changes.
+
+    `averages` are the network's moving averages, `levels` what is known of the noise levels.
+    """
 
     step: Scalar
     network: PyTree[Array]
     optimiser: PyTree[Array]
     averages: tuple[PyTree[Array], ...]
+    levels: PyTree[Array] = ()
 
 
 class Batch(NamedTuple):
-    """Data (B, *shape) in the model's coordinates and labels (B,), or None."""
+    """Data (B, *shape) in the model's coordinates, labels (B,) and augmentations (B,), or None."""
 
     data: Array
     labels: Array | None = None
+    augmentations: Array | None = None
 
 
 class Metrics(NamedTuple):
@@ -39,6 +55,9 @@ class Metrics(NamedTuple):
 
     loss: Scalar
     gradient_norm: Scalar
+
+
+Step = Callable[[TrainState, Batch, Key], tuple[TrainState, Metrics]]
 
 
 @dataclass(frozen=True)
@@ -56,61 +75,144 @@ class LabelDropout:
         return jnp.where(jax.random.bernoulli(key, self.share, labels.shape), self.null, labels)
 
 
+@register_dataclass
+@dataclass(frozen=True)
+class InTraining:
+    """A network told what only training knows: `extra` are arguments by keyword."""
+
+    network: Network
+    extra: dict[str, Any]
+
+    def __call__(self, x, t, cond):
+        return self.network(x, t, cond, **self.extra)
+
+
+class Sampled(NamedTuple):
+    """What the losses of a batch depend on, besides the network; leading axis B."""
+
+    data: Array
+    noise: Array
+    w: Array
+    importance: Array
+    labels: Array | None
+    extra: dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a step makes smaller.
+
+    Attributes:
+        levels: draws the noise levels.
+        weighting: what each counts.
+        drop_labels: applied to the labels of a batch, if there are any.
+        dropout: whether the network takes a `key` for units it drops in training.
+    """
+
+    levels: Adaptation
+    weighting: Weighting
+    drop_labels: LabelDropout | None = None
+    dropout: bool = False
+
+    def sample(self, state: PyTree[Array], batch: Batch, key: Key) -> Sampled:
+        """All that is random in a step, drawn for the whole batch at once."""
+        level_key, noise_key = jax.random.split(key)
+        size = batch.data.shape[0]
+        w, importance = self.levels.draw(state, lattice(level_key, size))
+        noise = jax.random.normal(noise_key, batch.data.shape, batch.data.dtype)
+        labels, extra = batch.labels, {}
+        # Further keys that leave the two above as they are without them.
+        if labels is not None and self.drop_labels is not None:
+            labels = self.drop_labels(jax.random.fold_in(key, 2), labels)
+        if self.dropout:
+            extra["key"] = jax.random.split(jax.random.fold_in(key, 3), size)
+        if batch.augmentations is not None:
+            extra["augmentation"] = batch.augmentations
+        return Sampled(batch.data, noise, w, importance, labels, extra)
+
+    def losses(self, model: Field, sampled: Sampled) -> Float[Array, " b"]:
+        """Weighted losses, before they are weighed by importance."""
+
+        def one(data, noise, w, labels, extra):
+            network = InTraining(model.network, extra) if extra else model.network
+            current = replace(model, network=network)
+            t = model.path.time(-2 * jnp.log(w))
+            loss = denoising_loss(current, t, data, noise, labels)
+            return self.weighting(w, self.levels.levels.density(w)) * loss
+
+        s = sampled
+        return jax.vmap(one)(s.data, s.noise, s.w, s.labels, s.extra)
+
+
 def initial_state(
-    model: Field, optimiser: optax.GradientTransformation, averages: int = 1
+    model: Field,
+    optimiser: optax.GradientTransformation,
+    averages: int = 1,
+    levels: PyTree[Array] = (),
 ) -> TrainState:
     """The state before the first step, with `model`'s weights and room for `averages` of them."""
     network = model.network
     copies = tuple(jax.tree.map(jnp.array, network) for _ in range(averages))
-    return TrainState(jnp.zeros((), jnp.int32), network, optimiser.init(network), copies)
+    start = jnp.zeros((), jnp.int32)
+    return TrainState(start, network, optimiser.init(network), copies, levels)
 
 
 def make_train_step(
     model: Field,
     optimiser: optax.GradientTransformation,
-    levels: Callable[[Array], Array],
+    objective: Objective,
     *,
-    sigma_data: float,
     gammas: Sequence[float],
-    drop_labels: LabelDropout | None = None,
-) -> Callable[[TrainState, Batch, Key], tuple[TrainState, Metrics]]:
-    """A jitted `train_step(state, batch, key) -> state, metrics`.
+    accumulate: int = 1,
+    prepare: Callable[[PyTree[Array]], PyTree[Array]] = lambda network: network,
+) -> Step:
+    """`train_step(state, batch, key) -> state, metrics`, to be jitted.
 
     Args:
         model: gives path and parametrization; its weights are not used.
         optimiser: any optax transformation.
-        levels: maps u uniform in [0, 1) to the noise level w = sigma/alpha.
-        sigma_data: standard deviation of the data, for the loss weight.
+        objective: what to minimise.
         gammas: exponents of the moving averages, as many as the state has.
-        drop_labels: applied to the labels of a batch, if there are any.
+        accumulate: number of parts that a batch is worked through in, one after the other. The
+            step is the same but for rounding; activations take this much less memory.
+        prepare: what the weights of the state go through before the losses read them, such as
+            another precision or placement. It is differentiated.
     """
 
-    def mean_loss(network, batch, key):
-        level_key, noise_key = jax.random.split(key)
-        w = levels(lattice(level_key, batch.data.shape[0]))
-        t = jax.vmap(model.path.time)(-2 * jnp.log(w))
-        noise = jax.random.normal(noise_key, batch.data.shape, batch.data.dtype)
+    def mean_loss(network, sampled):
+        losses = objective.losses(replace(model, network=prepare(network)), sampled)
+        return jnp.mean(sampled.importance * losses), losses
 
-        labels = batch.labels
-        if labels is not None and drop_labels is not None:
-            # A third key that leaves the two above as they are without labels.
-            labels = drop_labels(jax.random.fold_in(key, 2), labels)
+    def in_parts(network, sampled):
+        """Mean loss, its gradient, and losses in the order of `parts`, from one part at a time."""
 
-        def loss(t, data, noise, label):
-            current = replace(model, network=network)
-            return denoising_loss(current, t, data, noise, label, sigma_data=sigma_data)
+        def add(total, part):
+            (loss, losses), gradient = jax.value_and_grad(mean_loss, has_aux=True)(network, part)
+            return jax.tree.map(jnp.add, total, (loss, gradient)), losses
 
-        return jnp.mean(jax.vmap(loss)(t, batch.data, noise, labels))
+        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, network))
+        total, losses = jax.lax.scan(add, zero, sampled)
+        return *jax.tree.map(lambda a: a / accumulate, total), losses
 
-    @jax.jit
     def train_step(state, batch, key):
-        loss, gradient = jax.value_and_grad(mean_loss)(state.network, batch, key)
+        sampled = objective.sample(state.levels, batch, key)
+        parts = jax.tree.map(lambda a: split(a, accumulate), sampled)
+        loss, gradient, losses = in_parts(state.network, parts)
         updates, moments = optimiser.update(gradient, state.optimiser, state.network)
         network = optax.apply_updates(state.network, updates)
         step = state.step + 1
         pairs = zip(state.averages, gammas, strict=True)
         averages = tuple(ema.update(average, network, step, gamma) for average, gamma in pairs)
-        new = TrainState(step, network, moments, averages)
+        levels = objective.levels.update(state.levels, parts.w.ravel(), losses.ravel())
+        new = TrainState(step, network, moments, averages, levels)
         return new, Metrics(loss, optax.tree.norm(gradient))
 
     return train_step
+
+
+def split(a: Array, parts: int) -> Array:
+    """(B, ...) to (parts, B/parts, ...), row i to part i mod parts.
+
+    Rows that lie on one device then stay there: each has its share of every part.
+    """
+    return jnp.moveaxis(a.reshape(-1, parts, *a.shape[1:]), 1, 0)

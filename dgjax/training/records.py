@@ -1,0 +1,79 @@
+"""What a run writes down as it goes: `metrics.jsonl`, TensorBoard's events, pictures.
+
+Lines and events after the step that a run goes on from belong to steps that will be done again,
+and are taken out.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from dgjax.metrics import to_image
+
+__all__ = ["Recorder", "recorder"]
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """Writes to the folder of one run; made by `recorder`."""
+
+    run_dir: Path
+    log: TextIO
+    events: Any
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """One line of `metrics.jsonl`, and a point of each curve."""
+        line = {"step": step, **values, "time": round(time.time(), 3)}
+        self.log.write(json.dumps(line) + "\n")
+        self.log.flush()
+        for name, value in values.items():
+            self.events.add_scalar(name, value, step)
+
+    def picture(self, step: int, x: np.ndarray, data_range: tuple[float, float]) -> None:
+        """Images (n, h, w, c) in the model's coordinates as one grid, `samples/STEP.png`."""
+        grid = to_image(tiled(x), data_range)
+        folder = self.run_dir / "samples"
+        folder.mkdir(exist_ok=True)
+        grid.save(folder / f"{step}.png")
+        self.events.add_image("samples", np.asarray(grid.convert("RGB")), step, dataformats="HWC")
+
+
+def tiled(x: np.ndarray) -> np.ndarray:
+    """Images (n, h, w, c) as one of about as many rows as columns; what is left over is blank."""
+    n, height, width, channels = x.shape
+    across = math.ceil(math.sqrt(n))
+    down = math.ceil(n / across)
+    blank = np.full((down * across - n, height, width, channels), x.min(), x.dtype)
+    cells = np.concatenate([x, blank]).reshape(down, across, height, width, channels)
+    return cells.transpose(0, 2, 1, 3, 4).reshape(down * height, across * width, channels)
+
+
+@contextmanager
+def recorder(run_dir: Path, start: int) -> Iterator[Recorder]:
+    """Open the records of the run in `run_dir`, which goes on after step `start`.
+
+    Raises:
+        ValueError: if tensorboardX is not installed or the files cannot be written.
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ValueError('training needs tensorboardX: `pip install "dgjax[train]"`') from error
+    file = run_dir / "metrics.jsonl"
+    try:
+        lines = file.read_text().splitlines() if file.exists() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= start]
+        with file.open("w") as log:
+            log.writelines(f"{line}\n" for line in kept)
+            log.flush()
+            with SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1) as events:
+                yield Recorder(run_dir, log, events)
+    except OSError as error:
+        raise ValueError(f"cannot write the records of {run_dir}: {error}") from error

@@ -1,0 +1,95 @@
+"""What a configuration sets up: the state before the first step, the compiled step, the data."""
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dgjax.fields import Field
+from dgjax.spec import build_network
+from dgjax.training import ema
+from dgjax.training.config import TrainConfig, make_levels, make_optimiser, make_weighting
+from dgjax.training.dataset import Dataset
+from dgjax.training.pipeline import Augment
+from dgjax.training.precision import in_precision
+from dgjax.training.step import (
+    LabelDropout,
+    Objective,
+    Step,
+    TrainState,
+    initial_state,
+    make_train_step,
+)
+
+__all__ = ["check_data", "compile_step", "fresh_state", "make_augment"]
+
+
+def fresh_state(config: TrainConfig, model: Field) -> TrainState:
+    """The state of a run before its first step."""
+    levels = make_levels(config).init()
+    return initial_state(model, make_optimiser(config), len(config.ema_widths), levels)
+
+
+def compile_step(config: TrainConfig, model: Field, mesh: Mesh, where: TrainState) -> Step:
+    """The jitted step of a run over the devices of `mesh`.
+
+    The state it is given is used up.
+
+    Args:
+        config: of the run.
+        model: with any weights.
+        mesh: over whose devices batches are split.
+        where: sharding of every array of the state.
+    """
+    network = config.model.network
+    drop_labels = None
+    if config.label_dropout:
+        drop_labels = LabelDropout(config.label_dropout, network["num_classes"])
+    objective = Objective(
+        make_levels(config),
+        make_weighting(config),
+        drop_labels,
+        dropout=network.get("dropout", 0) > 0,
+    )
+    whole = NamedSharding(mesh, PartitionSpec())
+    split = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
+    rounded = in_precision(lambda: build_network(config.model), config.execution.precision)
+
+    def prepare(network):
+        # Put together here, once, or the compiler may cut the computation along the weights.
+        return rounded(jax.lax.with_sharding_constraint(network, whole))
+
+    step = make_train_step(
+        model,
+        make_optimiser(config),
+        objective,
+        gammas=[ema.exponent(width) for width in config.ema_widths],
+        accumulate=config.execution.accumulate,
+        prepare=prepare,
+    )
+    return jax.jit(
+        step,
+        in_shardings=(where, split, whole),
+        out_shardings=(where, whole),
+        donate_argnums=0,
+    )
+
+
+def check_data(config: TrainConfig, data: Dataset) -> None:
+    """Raise a ValueError unless `data` fit the model."""
+    if data.shape != config.model.shape:
+        raise ValueError(
+            f"{config.data.dataset} has samples of shape {data.shape}, and model.shape is "
+            f"{config.model.shape}; set it to {list(data.shape)}"
+        )
+    classes = config.model.network.get("num_classes")
+    if classes is not None and (data.labels is None or data.labels.max() >= classes):
+        raise ValueError(f"num_classes = {classes} needs labels from 0 to {classes - 1}")
+
+
+def make_augment(config: TrainConfig) -> Augment:
+    """What is done to samples of the data, and what of it the network is told."""
+    network = config.model.network
+    return Augment(
+        flip=config.data.flip,
+        labelled=network.get("num_classes") is not None,
+        told=network.get("num_augmentations") is not None,
+    )

@@ -1,0 +1,91 @@
+"""Run on eight virtual devices by test_scale.py: prints JSON of what several placements give."""
+
+import json
+import re
+from collections import Counter
+
+import jax
+import numpy as np
+
+from dgjax.sharding import device_mesh
+from dgjax.spec import build
+from dgjax.training import TrainConfig
+from dgjax.training.pipeline import HostBatch
+from dgjax.training.placement import bring, on_host, place, shardings
+from dgjax.training.setup import compile_step, fresh_state
+
+STEPS = 4
+GATHER = re.compile(r"= (\S+) all-gather\(")
+COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
+
+
+def config(**execution):
+    return TrainConfig.from_dict(
+        {
+            "model": {
+                "shape": [8, 8, 1],
+                "network": {
+                    "kind": "unet",
+                    "channels": [32],
+                    "blocks": 1,
+                    "embedding": 32,
+                    "num_classes": 3,
+                    "dropout": 0.1,
+                },
+                "path": {"kind": "edm"},
+                "parametrization": {"kind": "preconditioned", "sigma_data": 0.5},
+                "t_min": 0.02,
+                "t_max": 80.0,
+            },
+            "data": {"dataset": "npz", "sigma_data": 0.5, "path": "none"},
+            "steps": 100,
+            "batch": 16,
+            "adaptive": {"bins": 4, "patience": 1},
+            "label_dropout": 0.3,
+            "optimiser": {"warmup": 2},
+            "execution": execution,
+        }
+    )
+
+
+def train(devices, **execution):
+    """Losses, final state, compiled text and what of the state is cut."""
+    chosen, mesh = config(**execution), device_mesh(jax.devices()[:devices])
+    model = build(chosen.model)
+    state = fresh_state(chosen, model)
+    where = shardings(state, mesh, chosen.execution.parameters)
+    state = place(state, where)
+    step = compile_step(chosen, model, mesh, where)
+    key, losses, rng = jax.random.key(0), [], np.random.default_rng(0)
+    for i in range(STEPS):
+        data = rng.normal(size=(16, 8, 8, 1)).astype(np.float32)
+        batch = bring(HostBatch(data, np.arange(16, dtype=np.int32) % 3), mesh)
+        arguments = (state, batch, jax.random.fold_in(key, i))
+        if i == 0:
+            text = step.lower(*arguments).compile().as_text()
+        state, metrics = step(*arguments)
+        losses.append(float(metrics.loss))
+    cut = [s.spec for s in jax.tree.leaves(where.network) if any(s.spec)]
+    moments = [leaf for leaf in jax.tree.leaves(state.optimiser) if leaf.size >= 2**12]
+    return {
+        "losses": losses,
+        "collectives": {c: len(re.findall(rf" {c}(?:-start)?\(", text)) for c in COLLECTIVES},
+        "gathered": Counter(GATHER.findall(text)),
+        "cut": len(cut),
+        "share_of_moments": [leaf.addressable_shards[0].data.size / leaf.size for leaf in moments],
+        "state": [
+            np.asarray(a, np.float64).ravel().tolist() for a in jax.tree.leaves(on_host(state))
+        ],
+        "large": [list(a.shape) for a in jax.tree.leaves(state.network) if a.size >= 2**12],
+    }
+
+
+if __name__ == "__main__":
+    assert jax.device_count() == 8
+    found = {
+        "one": train(1),
+        "replicated": train(8),
+        "sharded": train(8, parameters="sharded"),
+        "in_parts": train(2, accumulate=4),
+    }
+    print(json.dumps(found))

@@ -1,0 +1,145 @@
+"""One step is the same step on one device and on eight, whole and in parts, and on two hosts."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dgjax.checkpoint import read_arrays
+from dgjax.training import fit, load_config
+
+PROGRAMS = Path(__file__).parent / "programs"
+ROOT = Path(__file__).parents[1]
+
+
+def environment(**changes):
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", **changes}
+
+
+@pytest.fixture(scope="module")
+def found():
+    flags = "--xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, PROGRAMS / "eight_devices.py"],
+        env=environment(XLA_FLAGS=flags),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("how", ["replicated", "sharded", "in_parts"])
+def test_eight_devices_take_the_steps_that_one_takes(found, how):
+    np.testing.assert_allclose(found[how]["losses"], found["one"]["losses"], rtol=1e-4)
+    # Adam divides by the root of tiny moments, so weights agree less closely than losses.
+    for one, other in zip(found["one"]["state"], found[how]["state"], strict=True):
+        np.testing.assert_allclose(other, one, atol=2e-3)
+
+
+def test_replicated_weights_are_never_gathered(found):
+    counts = found["replicated"]["collectives"]
+    assert counts["all-reduce"] > 0  # of gradients
+    assert [counts[c] for c in ("all-gather", "all-to-all", "collective-permute")] == [0, 0, 0]
+    assert not any(found["one"]["collectives"].values())
+
+
+def test_each_cut_weight_is_gathered_once_and_nothing_else_is(found):
+    sharded = found["sharded"]
+    assert sharded["cut"] == len(sharded["large"]) > 0
+    gathered = {
+        tuple(map(int, kind.split("[")[1].split("]")[0].split(","))): count
+        for kind, count in sharded["gathered"].items()
+    }
+    expected = {}
+    for shape in map(tuple, sharded["large"]):
+        expected[shape] = expected.get(shape, 0) + 1
+    assert gathered == expected
+    assert sharded["collectives"]["all-to-all"] == 0
+    # Moments and averages stay cut: an eighth of each on every device.
+    assert sharded["share_of_moments"] == [1 / 8] * len(sharded["share_of_moments"]) != []
+    assert set(found["replicated"]["share_of_moments"]) == {1.0}
+
+
+CONFIG = """
+steps = 8
+batch = 8
+[model]
+shape = [4, 4, 1]
+network = { kind = "unet", channels = [32], blocks = 1, embedding = 32 }
+path = { kind = "edm" }
+parametrization = { kind = "preconditioned", sigma_data = 1.0 }
+t_min = 0.02
+t_max = 80.0
+[data]
+dataset = "npz"
+sigma_data = 1.0
+flip = true
+path = "PATH"
+[execution]
+parameters = "sharded"
+[records]
+save_every = 4
+log_every = 2
+watch_every = 8
+watch_samples = 4
+"""
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+def test_two_processes_train_as_one_does_and_one_goes_on_from_there(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 64, 4, 4, 1)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x[0], held_out=x[1])
+    config = tmp_path / "tiny.toml"
+    config.write_text(CONFIG.replace("PATH", str(tmp_path / "x.npz")))
+    alone = fit(load_config(config), tmp_path / "alone", progress=False)
+
+    shared = tmp_path / "shared"
+    command = [sys.executable, "-c", "from dgjax.cli import main; main()"]
+    hosts = {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}", "JAX_NUM_PROCESSES": "2"}
+    processes = [
+        subprocess.Popen(
+            [*command, "train", str(config), "--out", str(shared), "--distributed"],
+            env=environment(**hosts, JAX_PROCESS_ID=str(i)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    said = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert "finished at step 8" in " ".join(said[0].split())
+
+    last = "checkpoints/8/default"
+    expected = read_arrays(tmp_path / "alone" / last)
+    for name, value in read_arrays(shared / last).items():
+        np.testing.assert_allclose(value, expected[name], atol=1e-3, err_msg=name)
+    lines = [
+        [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+        for folder in (tmp_path / "alone", shared)
+    ]
+    for one, other in zip(*lines, strict=True):
+        assert one.keys() == other.keys()
+        for key in one.keys() - {"time"}:
+            np.testing.assert_allclose(other[key], one[key], rtol=1e-3, err_msg=key)
+
+    # One process, with another number of devices, goes on from what the two have written.
+    for step in (8,):
+        (shared / "checkpoints" / str(step)).rename(tmp_path / "set-aside")
+    resumed = fit(load_config(config), shared, progress=False)
+    assert int(resumed.state.step) == int(alone.state.step) == 8
+    for name, value in read_arrays(shared / last).items():
+        np.testing.assert_allclose(value, expected[name], atol=1e-3, err_msg=name)
