@@ -20,7 +20,7 @@ from dgjax.fields import Field, Local, condition, evaluate, log_prior
 from dgjax.guidance import Guide, SteersScore, apply_guides
 from dgjax.noise import ItoNoise, StratonovichNoise
 from dgjax.results import Info, Sampled, State, Trajectory, summarize
-from dgjax.solvers import Adjoint, Controller, Progress, Solver, check_solve
+from dgjax.solvers import Adjoint, Controller, FixedSteps, Progress, Solver, check_solve
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float, inner, known
 
 __all__ = ["Info", "Sampled", "State", "Trajectory", "check_grid", "check_prior", "sample", "solve"]
@@ -152,6 +152,10 @@ def solve(
 
     count = jax.eval_shape(lambda x, key: divergence(lambda z: z, x, key), x, key).shape[0]
     start = jnp.asarray(log_density, x.dtype)
+    if known(grid) is None:  # then `check_solve` could not look
+        steps = jnp.diff(grid)
+        monotone = jnp.all(steps > 0) | jnp.all(steps < 0)
+        start = jnp.where(monotone, start, jnp.nan)
     zero = jnp.zeros((), x.dtype)
     state = State(x, jnp.broadcast_to(start, (count,)), zero, zero)
 
@@ -166,7 +170,7 @@ def solve(
     when: dict[str, Any]
     if controller is None:
         steps, when = grid.shape[0] - 1, {"t0": True, "steps": True}
-        controller = diffrax.StepTo(grid)
+        controller = FixedSteps(grid)
     else:
         steps, when = 4096, {"ts": grid}
     solution = diffrax.diffeqsolve(
@@ -257,6 +261,7 @@ def sample(
         model: the field.
         x: one latent of any shape, at time `grid[0]`.
         grid: (steps + 1,) decreasing times, from `grid_uniform`, `grid_logsnr` or `grid_karras`.
+            One that is traced cannot be refused: if it is not monotone, log_density is NaN.
         key: for probes and noise; everything is reproducible from it.
         log_density: of `x` at `grid[0]`, in nats; the model's prior unless told.
         guides: folded left to right over the drift; those that fix the rate come last.

@@ -16,6 +16,7 @@ __all__ = [
     "SOLVERS",
     "Adjoint",
     "Controller",
+    "FixedSteps",
     "Progress",
     "Solver",
     "check_solve",
@@ -51,6 +52,22 @@ class RK4(diffrax.AbstractERK, diffrax.AbstractStratonovichSolver):
     def strong_order(self, terms) -> float:
         del terms
         return 0.5
+
+
+class FixedSteps(diffrax.StepTo):
+    """`diffrax.StepTo` without its checks at run time, whose grid `check_solve` has looked at.
+
+    Compiled, a check is a call to the host on the first device, with its result broadcast to all:
+    the one thing for which a batch spread over devices would have to communicate, and what keeps
+    JAX from writing a program to its persistent cache.
+    """
+
+    def wrap(self, direction):
+        return type(self)(ts=self.ts * direction)
+
+    def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
+        del terms, t0, t1, y0, dt0, args, func, error_order
+        return self.ts[1], 2
 
 
 SOLVERS: dict[str, type[diffrax.AbstractSolver]] = {
