@@ -4,6 +4,7 @@ The folder holds everything that rebuilds the `Field`; it is written next to its
 there whole, so a reader never meets half a checkpoint.
 """
 
+import hashlib
 import json
 import os
 import tempfile
@@ -23,7 +24,7 @@ import dgjax
 from dgjax.fields import Field
 from dgjax.spec import ModelSpec, build, build_network, check_names
 
-__all__ = ["Meta", "from_named", "load", "read_arrays", "save", "to_named"]
+__all__ = ["Meta", "digest", "from_named", "load", "read_arrays", "save", "to_named"]
 
 FORMAT = "dgjax-checkpoint-1"
 
@@ -114,6 +115,16 @@ def load(folder: str | os.PathLike) -> tuple[Field, Meta]:
     weights = read_arrays(folder / "weights")
     network = from_named(like, weights, f"the checkpoint {folder}")
     return build(meta.model, network), meta
+
+
+def digest(model: Field, meta: Meta) -> str:
+    """SHA-256 of a model's weights and of what is said of it: equal for copies of a checkpoint."""
+    content = hashlib.sha256(json.dumps(asdict(meta), sort_keys=True).encode())
+    for name, leaf in sorted(to_named(model.network).items()):
+        value = np.asarray(leaf)
+        content.update(f"{name} {value.dtype} {value.shape}".encode())
+        content.update(value.tobytes())
+    return content.hexdigest()
 
 
 def read_arrays(folder: Path) -> dict[str, np.ndarray]:

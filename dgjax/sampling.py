@@ -153,8 +153,7 @@ def solve(
     count = jax.eval_shape(lambda x, key: divergence(lambda z: z, x, key), x, key).shape[0]
     start = jnp.asarray(log_density, x.dtype)
     if known(grid) is None:  # then `check_solve` could not look
-        steps = jnp.diff(grid)
-        monotone = jnp.all(steps > 0) | jnp.all(steps < 0)
+        monotone = jnp.all(jnp.diff(grid) > 0) | jnp.all(jnp.diff(grid) < 0)
         start = jnp.where(monotone, start, jnp.nan)
     zero = jnp.zeros((), x.dtype)
     state = State(x, jnp.broadcast_to(start, (count,)), zero, zero)

@@ -7,6 +7,7 @@ import typer
 
 from dgjax.alignment import align as align_one
 from dgjax.alignment import alignment_statistics
+from dgjax.cli.batches import batches
 from dgjax.cli.options import (
     BATCH,
     JSON,
@@ -16,7 +17,6 @@ from dgjax.cli.options import (
     SOLVER,
     STEPS,
     as_json,
-    batches,
     make_solver,
     open_model,
     table,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import typer
 
+from dgjax.cli.batches import batches
 from dgjax.cli.options import (
     JSON,
     MODEL,
@@ -17,7 +18,6 @@ from dgjax.cli.options import (
     SOLVER,
     STEPS,
     as_json,
-    batches,
     console,
     make_solver,
     open_model,

@@ -1,19 +1,16 @@
-"""What the commands share: loading a model, choosing a solver, walking batches, tables."""
+"""What the commands share: loading a model, choosing a solver, folders, tables."""
 
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from dgjax.checkpoint import Meta, load
@@ -33,7 +30,6 @@ __all__ = [
     "SOLVER",
     "STEPS",
     "Model",
-    "batches",
     "check_label",
     "make_solver",
     "open_model",
@@ -136,35 +132,6 @@ def output_folder(folder: Path) -> Iterator[Path]:
                 os.replace(file, folder / file.name)
         except OSError as error:
             raise ValueError(f"cannot write to {folder}: {error.strerror or error}") from error
-
-
-def batches(what: str, run: Callable[..., Any], items: Any, size: int, *shared: Any) -> Any:
-    """`run(*shared, batch)` over the leading axis of `items`, with a progress bar.
-
-    The last batch is padded, so that one compilation serves all; NumPy results are joined.
-    """
-    count = jax.tree.leaves(items)[0].shape[0]
-    size = min(size, count)
-    starts = range(0, count, size)
-    done = []
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("samples"),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    ) as bar:
-        task = bar.add_task(f"{what} (compiling)", total=count)
-        for start in starts:
-            index = np.minimum(np.arange(start, start + size), count - 1)
-            batch = jax.tree.map(lambda a, index=index: jnp.asarray(a)[index], items)
-            result = jax.tree.map(np.asarray, jax.block_until_ready(run(*shared, batch)))
-            kept = min(size, count - start)
-            done.append(jax.tree.map(lambda a, kept=kept: a[:kept], result))
-            bar.update(task, advance=kept, description=what)
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *done)
 
 
 def table(title: str, header: list[str], rows: list[list[str]]) -> None:

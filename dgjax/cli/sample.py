@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import typer
 
+from dgjax.checkpoint import digest
+from dgjax.cli import shards
+from dgjax.cli.batches import progress, walker
 from dgjax.cli.options import (
     BATCH,
     JSON,
@@ -18,29 +21,28 @@ from dgjax.cli.options import (
     SOLVER,
     Model,
     as_json,
-    batches,
     check_label,
     console,
     make_solver,
     open_model,
     output_folder,
-    table,
     write_json,
 )
+from dgjax.cli.report import measure, rows, show_table, write_picture
 from dgjax.closed_loop import target_guidance
 from dgjax.contrast import Contrast, classifier_free_guidance
 from dgjax.divergence import Hutchinson
 from dgjax.grids import grid_uniform
 from dgjax.guidance import density_guidance
-from dgjax.metrics import bits_per_dim, png_bytes
+from dgjax.metrics import png_bytes
 from dgjax.noise import level_set_noise
-from dgjax.prior import prior_guidance, prior_sample
+from dgjax.prior import chi_quantile, prior_guidance, prior_sample
 from dgjax.sampling import sample as solve
 from dgjax.schedules import window
 from dgjax.targets import pilot
-from dgjax.viz import image_grid
 
 QUANTILES = [0.2, 0.35, 0.5, 0.65, 0.8]
+PILOTS = 4  # latents, however many are drawn: what a sample comes to depends on its own alone
 
 
 def sample(
@@ -72,6 +74,14 @@ def sample(
         typer.Option(help="Log-SNRs between which the noise acts."),
     ] = (-float("inf"), float("inf")),
     num: Annotated[int, typer.Option(min=1, help="Number of latents.")] = 8,
+    shard_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Write OUT/shards/00000.npz, ... of so many latents each, as soon as they are "
+            "computed; run again to go on.",
+        ),
+    ] = None,
     batch: BATCH = 8,
     steps: Annotated[
         int | None,
@@ -90,23 +100,30 @@ def sample(
     """Sample the same latents at several log-densities."""
     if q and target_log_density:
         raise ValueError("choose either --q or --target-log-density, not both")
-    dials = jnp.asarray(sorted(target_log_density or q or QUANTILES), jnp.float32)
+    by_target = bool(target_log_density)
+    dials = np.asarray(sorted(target_log_density or q or QUANTILES), np.float32)
     if steps is None:
-        steps = 48 if target_log_density else 16
+        steps = 48 if by_target else 16
     chosen, method = open_model(model), make_solver(solver)
     before = _class_guides(chosen, label, guidance)
     term = None
     if noise > 0:
         term = level_set_noise(window(noise, low=noise_window[0], high=noise_window[1]))
+    if prior_quantile is not None:
+        chi_quantile(prior_quantile, chosen.size)  # says early what is wrong with it
     keys = jax.random.split(jax.random.key(seed), 3)
-    latents = _latents(chosen, keys[0], num, prior_quantile)
+
+    def latent(field, keys, i):
+        x = prior_sample(field, jax.random.fold_in(keys[0], i), chosen.meta.shape)
+        return x if prior_quantile is None else prior_guidance(field, x, prior_quantile)
+
     grid = grid_uniform(chosen.field, steps)
     divergence = Hutchinson(probes)
 
-    if target_log_density:
+    if by_target:
         profile = pilot(
             chosen.field,
-            latents[:4],
+            jax.vmap(lambda i: latent(chosen.field, keys, i))(jnp.arange(PILOTS)),
             grid,
             key=keys[2],
             divergence=divergence,
@@ -124,13 +141,13 @@ def sample(
         guide(dial)
 
     @jax.jit
-    def run(field, before, term, batch):
-        def one(x, dial, key):
+    def run(field, before, term, keys, batch):
+        def one(i, dial):
             return solve(
                 field,
-                x,
+                latent(field, keys, i),
                 grid,
-                key=key,
+                key=jax.random.fold_in(keys[1], i),
                 guides=(*before, guide(dial)),
                 noise=term,
                 divergence=divergence,
@@ -140,24 +157,45 @@ def sample(
 
         return jax.vmap(one)(*batch)
 
-    with output_folder(out) as folder:
+    per_call = min(batch, len(dials) * min(num, shard_size or num))
+    walk = walker(run, per_call, chosen.field, before, term, keys)
+
+    def draw(start, stop, show):
         # q-major: all latents at the first dial, then all at the next.
-        items = (
-            jnp.tile(latents, (len(dials), *([1] * (latents.ndim - 1)))),
-            jnp.repeat(dials, num),
-            jnp.tile(jax.random.split(keys[1], num), len(dials)),
-        )
-        flat = batches("sampling", run, items, batch, chosen.field, before, term)
-        found = jax.tree.map(lambda a: a.reshape(len(dials), num, *a.shape[1:]), flat)
-        summary = _summary(chosen, dials, found, bool(target_log_density))
-        summary |= {"seed": seed, "steps": steps, "solver": solver, "noise": noise}
-        summary |= {"class": label, "guidance": guidance}
-        _write(folder, chosen, dials, found, summary, bool(target_log_density))
+        items = np.tile(np.arange(start, stop), len(dials)), np.repeat(dials, stop - start)
+        return _arrays(chosen, dials, by_target, walk(items, show))
+
+    settings = {"num": num, "seed": seed, "steps": steps, "solver": solver, "noise": noise}
+    settings |= {"class": label, "guidance": guidance}
+
+    def finish(folder, moments, x):
+        found = {**chosen.facts(), "rows": rows(chosen, dials, by_target, moments), **settings}
+        write_picture(folder / "samples.png", chosen, found, x)
+        write_json(folder / "summary.json", found)
+        return found
+
+    if shard_size is None:
+        with output_folder(out) as folder:
+            with progress("sampling", num * len(dials)) as show:
+                arrays = draw(0, num, show)
+            np.savez_compressed(folder / "samples.npz", **arrays)
+            summary = finish(folder, measure(arrays), arrays["x"])
+        made = "samples.npz"
+    else:
+        options = {"model": chosen.name, "sha256": digest(chosen.field, chosen.meta), **settings}
+        options |= {"target_log_density" if by_target else "q": dials, "probes": probes}
+        options |= {"prior_quantile": prior_quantile, "noise_window": noise_window}
+        place = shards.Shards(out / "shards", num, shard_size, len(dials), chosen.meta.shape)
+        shards.claim(place, {**options, "shard_size": shard_size})
+        shards.fill(place, draw)
+        with output_folder(out) as folder:
+            summary = finish(folder, shards.moments(place), shards.read(place, 0)["x"])
+        made = f"{place.files} shards in shards/"
     if json:
         print(as_json(summary))
     else:
-        _show(summary)
-    console.print(f"wrote samples.png, samples.npz and summary.json to {out}/")
+        show_table(summary)
+    console.print(f"wrote {made}, samples.png and summary.json to {out}/")
 
 
 def _class_guides(chosen: Model, label: int | None, weight: float) -> tuple[Contrast, ...]:
@@ -169,88 +207,20 @@ def _class_guides(chosen: Model, label: int | None, weight: float) -> tuple[Cont
     return (classifier_free_guidance(weight, chosen.field),)
 
 
-def _latents(chosen: Model, key: Any, num: int, prior_quantile: float | None) -> jax.Array:
-    keys = jax.random.split(key, num)
-    latents = jax.vmap(lambda k: prior_sample(chosen.field, k, chosen.meta.shape))(keys)
-    if prior_quantile is None:
-        return latents
-    return jnp.stack([prior_guidance(chosen.field, x, prior_quantile) for x in latents])
-
-
-def _summary(chosen: Model, dials: Any, found: Any, by_target: bool) -> dict[str, Any]:
-    if not found.info.finite.all():
-        console.print("[yellow]some samples are not finite: see info in samples.npz[/yellow]")
-    rows = []
-    for dial, x, log_density, info in zip(
-        np.asarray(dials), found.x, found.log_density, _rows(found.info), strict=True
-    ):
-        row = {
-            "target_log_density" if by_target else "q": round(float(dial), 6),
-            "log_density_mean": float(log_density.mean()),
-            "log_density_std": float(log_density.std(ddof=1)) if len(log_density) > 1 else None,
-            "bits_per_dim": float(
-                bits_per_dim(log_density.mean(), chosen.size, chosen.meta.data_range)
-            ),
-            "png_bytes": float(np.mean([png_bytes(i, chosen.meta.data_range) for i in x])),
-            "bound_share": float(info.bound_share.mean()),
-        }
-        if by_target:
-            row["target_met"] = float(info.target_met.mean())
-        rows.append(row)
-    return {**chosen.facts(), "rows": rows}
-
-
-def _rows(info: Any) -> list[Any]:
-    count = info.finite.shape[0]
-    return [jax.tree.map(lambda a, i=i: a[i], info) for i in range(count)]
-
-
-def _write(
-    folder: Path, chosen: Model, dials: Any, found: Any, summary: dict[str, Any], by_target: bool
-) -> None:
+def _arrays(chosen: Model, dials: np.ndarray, by_target: bool, flat: Any) -> dict[str, Any]:
+    """What samples.npz and shards hold, q-major: (len(dials), n, ...)."""
+    found = jax.tree.map(lambda a: a.reshape(len(dials), -1, *a.shape[1:]), flat)
     blank = np.full(len(dials), np.nan, np.float32)
-    np.savez_compressed(
-        folder / "samples.npz",
-        x=found.x,
-        q=blank if by_target else np.asarray(dials),
-        target_log_density=np.asarray(dials) if by_target else blank,
-        log_density=found.log_density,
-        standard_error=found.info.standard_error,
-        bound_share=found.info.bound_share,
-        target_met=found.info.target_met,
-        t_min=summary["t_min"],
-    )
-    name = "target" if by_target else "q"
-    labels = [
-        f"{name} = {dial:g}\n{row['log_density_mean']:,.0f} nats\n{row['png_bytes']:.0f} B as PNG"
-        for dial, row in zip(np.asarray(dials).tolist(), summary["rows"], strict=True)
-    ]
-    most = min(found.x.shape[1], 12)
-    image_grid(
-        found.x[:, :most],
-        labels,
-        data_range=chosen.meta.data_range,
-        title="The same latents at rising log-density: detail above, smoothness below",
-        caption=f"{chosen.name}; mean log p at t_min = {summary['t_min']:g}",
-    ).savefig(folder / "samples.png")
-    write_json(folder / "summary.json", summary)
-
-
-def _show(summary: dict[str, Any]) -> None:
-    by_target = "target_log_density" in summary["rows"][0]
-    header = ["target" if by_target else "q", "log-density, nats", "spread", "bits/dim"]
-    header += ["PNG bytes", "at the bound"] + (["met"] if by_target else [])
-    rows = []
-    for row in summary["rows"]:
-        spread = row["log_density_std"]
-        cells = [
-            f"{row['target_log_density' if by_target else 'q']:g}",
-            f"{row['log_density_mean']:,.1f}",
-            "" if spread is None else f"{spread:,.1f}",
-            f"{row['bits_per_dim']:.3f}",
-            f"{row['png_bytes']:,.0f}",
-            f"{row['bound_share']:.0%}",
-        ]
-        rows.append(cells + ([f"{row['target_met']:.0%}"] if by_target else []))
-    title = f"{summary['model']}: log p at t_min = {summary['t_min']:g}, undenoised"
-    table(title, header, rows)
+    sizes = [[png_bytes(image, chosen.meta.data_range) for image in row] for row in found.x]
+    return {
+        "x": found.x,
+        "q": blank if by_target else dials,
+        "target_log_density": dials if by_target else blank,
+        "log_density": found.log_density,
+        "standard_error": found.info.standard_error,
+        "bound_share": found.info.bound_share,
+        "target_met": found.info.target_met,
+        "finite": found.info.finite,
+        "png_bytes": np.asarray(sizes, np.int32),
+        "t_min": chosen.facts()["t_min"],
+    }

@@ -1,0 +1,74 @@
+"""Any number of samples through one compiled call of fixed size, spread over all devices here."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dgjax.cli.options import console
+from dgjax.sharding import device_mesh, replicate, shard_batch
+
+__all__ = ["Show", "Walk", "batches", "progress", "walker"]
+
+Show = Callable[[int], None]
+Walk = Callable[[Any, Show], Any]
+
+
+def batches(what: str, run: Callable[..., Any], items: Any, size: int, *shared: Any) -> Any:
+    """`run(*shared, batch)` over the leading axis of `items`, with a progress bar.
+
+    Leaves of `items` need a shape and rows by index, no more: only a batch at a time is read and
+    brought to the devices. The results are NumPy arrays.
+    """
+    count = _count(items)
+    with progress(what, count) as show:
+        return walker(run, min(size, count), *shared)(items, show)
+
+
+def walker(run: Callable[..., Any], size: int, *shared: Any) -> Walk:
+    """A function `(items, show) -> results` that calls `run(*shared, batch)` for `size` at a time.
+
+    Each batch is spread over the local devices, whose number `size` is rounded up to a multiple
+    of, with a copy of `shared` on every one. The last batch is padded, so that one compilation
+    serves all of them, and all further items.
+    """
+    devices = device_mesh(jax.local_devices())
+    size = -(-size // devices.size) * devices.size
+    everywhere = replicate(shared, devices)
+
+    def walk(items: Any, show: Show) -> Any:
+        count = _count(items)
+        done = []
+        for start in range(0, count, size):
+            index = np.minimum(np.arange(start, start + size), count - 1)
+            batch = jax.tree.map(lambda a, index=index: a[index], items)
+            result = run(*everywhere, shard_batch(batch, devices))
+            kept = min(size, count - start)
+            done.append(jax.tree.map(lambda a, kept=kept: np.asarray(a)[:kept], result))
+            show(kept)
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *done)
+
+    return walk
+
+
+@contextmanager
+def progress(what: str, total: int, done: int = 0) -> Iterator[Show]:
+    """A bar over `total` samples with the time left; yields what moves it on by so many."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("samples"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=console,
+        transient=True,
+    ) as bar:
+        task = bar.add_task(f"{what} (compiling)", total=total, completed=done)
+        yield lambda count: bar.update(task, advance=count, description=what)
+
+
+def _count(items: Any) -> int:
+    return jax.tree.leaves(items)[0].shape[0]

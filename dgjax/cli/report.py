@@ -1,0 +1,106 @@
+"""What `dgjax sample` says of its samples, however many: means and spreads, a picture, a table."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dgjax.cli.options import Model, console, table
+from dgjax.metrics import bits_per_dim
+from dgjax.viz import image_grid
+
+__all__ = ["MEASURED", "Moments", "measure", "rows", "show_table", "write_picture"]
+
+MEASURED = ("log_density", "png_bytes", "bound_share", "target_met", "finite")
+PICTURED = 12  # columns at most
+
+
+class Moments(NamedTuple):
+    """Mean and sum of squared deviations of `number` values, for any number of quantities at once.
+
+    What two sets have together follows from what each has (Chan, Golub and LeVeque), without the
+    cancellation that sums of squares suffer.
+    """
+
+    number: int
+    mean: np.ndarray
+    squares: np.ndarray
+
+    def join(self, other: "Moments") -> "Moments":
+        number = self.number + other.number
+        apart, share = other.mean - self.mean, other.number / number
+        squares = self.squares + other.squares + apart**2 * (self.number * share)
+        return Moments(number, self.mean + apart * share, squares)
+
+
+def measure(arrays: Mapping[str, np.ndarray]) -> Moments:
+    """Of each quantity in `MEASURED`, along the latents: (len(MEASURED), dials)."""
+    values = np.stack([np.asarray(arrays[name], np.float64) for name in MEASURED])
+    mean = values.mean(-1)
+    return Moments(values.shape[-1], mean, ((values - mean[..., None]) ** 2).sum(-1))
+
+
+def rows(
+    chosen: Model, dials: np.ndarray, by_target: bool, moments: Moments
+) -> list[dict[str, Any]]:
+    """The summary's rows, one for each dial; a note on standard error if anything is not finite."""
+    mean = dict(zip(MEASURED, moments.mean, strict=True))
+    if (mean["finite"] < 1).any():
+        console.print("[yellow]some samples are not finite: see finite in the npz files[/yellow]")
+    found = []
+    for i, dial in enumerate(dials):
+        value = mean["log_density"][i]
+        spread = None
+        if moments.number > 1:
+            spread = float(np.sqrt(moments.squares[0, i] / (moments.number - 1)))
+        row = {
+            "target_log_density" if by_target else "q": round(float(dial), 6),
+            "log_density_mean": float(value),
+            "log_density_std": spread,
+            "bits_per_dim": float(bits_per_dim(value, chosen.size, chosen.meta.data_range)),
+            "png_bytes": float(mean["png_bytes"][i]),
+            "bound_share": float(mean["bound_share"][i]),
+        }
+        if by_target:
+            row["target_met"] = float(mean["target_met"][i])
+        found.append(row)
+    return found
+
+
+def write_picture(file: Path, chosen: Model, summary: dict[str, Any], x: np.ndarray) -> None:
+    """The first latents of x (dials, n, *shape), a row for each dial."""
+    name = "target" if "target_log_density" in summary["rows"][0] else "q"
+    labels = [
+        f"{name} = {row.get('q', row.get('target_log_density')):g}\n"
+        f"{row['log_density_mean']:,.0f} nats\n{row['png_bytes']:.0f} B as PNG"
+        for row in summary["rows"]
+    ]
+    image_grid(
+        x[:, :PICTURED],
+        labels,
+        data_range=chosen.meta.data_range,
+        title="The same latents at rising log-density: detail above, smoothness below",
+        caption=f"{chosen.name}; mean log p at t_min = {summary['t_min']:g}",
+    ).savefig(file)
+
+
+def show_table(summary: dict[str, Any]) -> None:
+    """The summary's rows on standard output."""
+    by_target = "target_log_density" in summary["rows"][0]
+    header = ["target" if by_target else "q", "log-density, nats", "spread", "bits/dim"]
+    header += ["PNG bytes", "at the bound"] + (["met"] if by_target else [])
+    cells = []
+    for row in summary["rows"]:
+        spread = row["log_density_std"]
+        line = [
+            f"{row['target_log_density' if by_target else 'q']:g}",
+            f"{row['log_density_mean']:,.1f}",
+            "" if spread is None else f"{spread:,.1f}",
+            f"{row['bits_per_dim']:.3f}",
+            f"{row['png_bytes']:,.0f}",
+            f"{row['bound_share']:.0%}",
+        ]
+        cells.append(line + ([f"{row['target_met']:.0%}"] if by_target else []))
+    title = f"{summary['model']}: log p at t_min = {summary['t_min']:g}, undenoised"
+    table(title, header, cells)
