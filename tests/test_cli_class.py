@@ -60,7 +60,8 @@ def test_the_class_conditions_and_the_weight_strengthens(by, weight, folder, tmp
 
     model = repath(load(folder)[0], edm(7.0))
     grid, keys = grid_uniform(model, STEPS), jax.random.split(jax.random.key(SEED), 3)
-    latents = jax.vmap(lambda k: prior_sample(model, k, SHAPE))(jax.random.split(keys[0], NUM))
+    drawn = jax.vmap(lambda k: prior_sample(model, k, SHAPE))(jax.random.split(keys[0], 4))
+    latents = drawn[:NUM]
 
     @jax.jit
     def expected(label, weight):
@@ -68,7 +69,7 @@ def test_the_class_conditions_and_the_weight_strengthens(by, weight, folder, tmp
         if by == "q":
             last = density_guidance(jnp.float32(0.4))
         else:
-            last = target_guidance(10.0, model, pilot(model, latents, grid, key=keys[2], **solve))
+            last = target_guidance(10.0, model, pilot(model, drawn, grid, key=keys[2], **solve))
         guides = (classifier_free_guidance(weight, model), last)
         one = lambda x, k: sample(model, x, grid, key=k, guides=guides, **solve)
         return jax.vmap(one)(latents, jax.random.split(keys[1], NUM))

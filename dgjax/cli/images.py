@@ -1,5 +1,11 @@
-"""Samples in the files that users hold: images of the model's own size, and npz files."""
+"""Samples in the files that users hold: images of the model's own size, and npz files.
 
+Every file is looked at first, and read again when its samples are due: one file at a time is in
+memory, however many there are.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,26 +14,52 @@ import numpy as np
 from dgjax.cli.options import Model
 from dgjax.images import image_shape, read_image, to_colours
 
-__all__ = ["Loaded", "read_samples"]
+__all__ = ["Rows", "Source", "read_samples"]
 
 
-class Loaded(NamedTuple):
-    """Samples of one file: (n, *shape), uint8 levels or float32 in the model's coordinates."""
+class Source(NamedTuple):
+    """One file: names of its samples, whether they are uint8 levels, and what reads them.
+
+    `read` gives (n, *shape), levels or float32 in the model's coordinates.
+    """
 
     names: list[str]
-    values: np.ndarray
+    levels: bool
+    read: Callable[[], np.ndarray]
 
 
-def read_samples(files: list[Path], model: Model) -> list[Loaded]:
-    """Every sample of `files`: images of the model's own size, or npz files with an array x.
+class Rows:
+    """The samples of all sources as one float32 array (n, *shape) whose rows are read on demand."""
+
+    def __init__(self, sources: list[Source], shape: tuple[int, ...]):
+        self._ends = np.cumsum([len(source.names) for source in sources])
+        self._starts = np.concatenate([[0], self._ends])
+        self._read = lru_cache(maxsize=1)(lambda i: sources[i].read())
+        self.shape = (int(self._ends[-1]), *shape)
+
+    def __getitem__(self, index: np.ndarray) -> np.ndarray:
+        owner = np.searchsorted(self._ends, index, side="right").tolist()
+        rows = [self._read(s)[i - self._starts[s]] for s, i in zip(owner, index, strict=True)]
+        return np.stack(rows).astype(np.float32)
+
+
+def read_samples(files: list[Path], model: Model) -> list[Source]:
+    """Sources of every sample in `files`: images of the model's own size, or npz with an array x.
 
     Raises:
         ValueError: naming the first file that does not hold the model's samples.
     """
-    return [_read_npz(f, model) if f.suffix == ".npz" else _read_exact(f, model) for f in files]
+    found = []
+    for file in files:
+        npz = file.suffix == ".npz"
+        read = partial(_read_npz if npz else _read_exact, file, model)
+        values = read()
+        names = [f"{file.name}[{i}]" for i in range(len(values))] if npz else [file.name]
+        found.append(Source(names, values.dtype == np.uint8, read))
+    return found
 
 
-def _read_exact(file: Path, model: Model) -> Loaded:
+def _read_exact(file: Path, model: Model) -> np.ndarray:
     shape = image_shape(model.meta.shape)
     image = read_image(file)
     if (image.height, image.width) != shape[:2]:
@@ -35,10 +67,10 @@ def _read_exact(file: Path, model: Model) -> Loaded:
             f"{file} is {image.width}x{image.height} and {model.name} takes "
             f"{shape[1]}x{shape[0]}: resize it first (dgjax edit does it by itself)"
         )
-    return Loaded([file.name], np.asarray(to_colours(image, shape)).reshape(1, *shape))
+    return np.asarray(to_colours(image, shape)).reshape(1, *shape)
 
 
-def _read_npz(file: Path, model: Model) -> Loaded:
+def _read_npz(file: Path, model: Model) -> np.ndarray:
     try:
         with np.load(file) as arrays:
             x = arrays["x"]
@@ -54,5 +86,6 @@ def _read_npz(file: Path, model: Model) -> Loaded:
     x = x.reshape(-1, *shape)
     if x.dtype != np.uint8 and not (x.dtype.kind == "f" and np.isfinite(x).all()):
         raise ValueError(f"x in {file} must be uint8 levels or finite floats, got {x.dtype}")
-    names = [f"{file.name}[{i}]" for i in range(len(x))]
-    return Loaded(names, x if x.dtype == np.uint8 else x.astype(np.float32))
+    if not len(x):
+        raise ValueError(f"x in {file} has no samples: its shape is {x.shape}")
+    return x if x.dtype == np.uint8 else x.astype(np.float32, copy=False)

@@ -9,7 +9,7 @@ import numpy as np
 import typer
 
 from dgjax.cli.batches import batches
-from dgjax.cli.images import read_samples
+from dgjax.cli.images import Rows, read_samples
 from dgjax.cli.options import (
     BATCH,
     JSON,
@@ -40,41 +40,36 @@ def likelihood(
 ) -> None:
     """Log-density (nats) and bits per dimension of data, by the probability-flow ODE."""
     chosen, method = open_model(model), make_solver(solver)
-    loaded = read_samples(files, chosen)
+    sources = read_samples(files, chosen)
     keys = jax.random.split(jax.random.key(seed), 2)
-    values, kinds = [], []
-    for i, part in enumerate(loaded):
-        if part.values.dtype == np.uint8:
-            noise_key = jax.random.fold_in(keys[0], i)
-            values.append(dequantize(noise_key, part.values, chosen.meta.data_range))
-        else:
-            values.append(jnp.asarray(part.values))
-        kinds += ["dequantized" if part.values.dtype == np.uint8 else "as given"] * len(part.values)
-    x = jnp.concatenate(values)
     grid = grid_uniform(chosen.field, steps)
     divergence = Hutchinson(probes)
 
     @jax.jit
-    def run(field, batch):
-        def one(x, key):
+    def run(field, keys, batch):
+        def one(x, levels, i):
+            noise_key, key = jax.random.fold_in(keys[0], i), jax.random.fold_in(keys[1], i)
+            spread = dequantize(noise_key, x.astype(jnp.uint8), chosen.meta.data_range)
+            x = jnp.where(levels, spread, x)
             return solve(field, x, grid, key=key, divergence=divergence, solver=method)
 
         found = jax.vmap(one)(*batch)
         return found.log_density, found.info.standard_error
 
-    items = (x, jax.random.split(keys[1], x.shape[0]))
-    log_density, error = batches("likelihood", run, items, batch, chosen.field)
-    names = [name for part in loaded for name in part.names]
+    names = [name for source in sources for name in source.names]
+    levels = np.concatenate([np.full(len(s.names), s.levels) for s in sources])
+    items = (Rows(sources, chosen.meta.shape), levels, np.arange(len(names)))
+    log_density, error = batches("likelihood", run, items, batch, chosen.field, keys)
     rows: list[dict[str, Any]] = [
         {
             "file": name,
-            "data": kind,
+            "data": "dequantized" if rough else "as given",
             "log_density": float(value),
             "log_density_standard_error": float(spread),
             "bits_per_dim": float(bits_per_dim(value, chosen.size, chosen.meta.data_range)),
             "bits_per_dim_standard_error": float(spread / (chosen.size * np.log(2))),
         }
-        for name, kind, value, spread in zip(names, kinds, log_density, error, strict=True)
+        for name, rough, value, spread in zip(names, levels, log_density, error, strict=True)
     ]
     summary = {**chosen.facts(), "steps": steps, "solver": solver, "probes": probes, "rows": rows}
     if json:

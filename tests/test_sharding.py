@@ -1,0 +1,139 @@
+"""Over eight devices samples are drawn and measured without a word between them.
+
+In a process of its own, which takes its processor for eight devices.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from dgjax.sharding import device_mesh, replicate, shard_batch
+
+# Each also begins the names of its asynchronous halves, such as all-gather-start.
+COLLECTIVES = [
+    "all-gather",
+    "all-reduce",
+    "all-to-all",
+    "collective-broadcast",
+    "collective-permute",
+    "reduce-scatter",
+]
+
+PRELUDE = """
+import json, re
+import jax, jax.numpy as jnp, numpy as np
+import dgjax
+from dgjax.sharding import device_mesh, over_devices, replicate, shard_batch
+
+mesh = device_mesh()
+assert mesh.size == 8
+
+def words(compiled):
+    text = compiled.as_text()
+    return re.findall(r" ((?:COLLECTIVES)[-a-z]*)\\(", text) + re.findall("callback", text)
+""".replace("COLLECTIVES", "|".join(COLLECTIVES))
+
+DENSITY = (
+    PRELUDE
+    + """
+means = jnp.array([[1.0, 0.0, 0.5], [-1.0, 0.5, 0.0]])
+mixture = dgjax.gaussian_mixture(jnp.ones(2), means, jnp.stack([0.1 * jnp.eye(3)] * 2))
+model = dgjax.closed_form(mixture, dgjax.edm(), t_min=0.05, t_max=20.0)
+grid = dgjax.grid_karras(model, 5)
+guides, noise = (dgjax.density_guidance(0.6),), dgjax.level_set_noise(0.5)
+
+def sampled(model, x, key):
+    return dgjax.sample(model, x, grid, key=key, guides=guides, noise=noise)
+
+def measured(model, x, key):
+    return dgjax.likelihood(model, x, grid, key=key)
+
+rng = np.random.default_rng(0)
+keys = jax.random.split(jax.random.key(1), 16)
+found = {}
+for one, scale in ((sampled, 20.0), (measured, 1.0)):
+    batch = (jnp.asarray(scale * rng.standard_normal((16, 3)), jnp.float32), keys)
+    run = jax.jit(lambda model, batch: jax.vmap(lambda x, k: one(model, x, k))(*batch))
+    here = run(model, batch)
+    arguments = replicate(model, mesh), shard_batch(batch, mesh)
+    compiled = run.lower(*arguments).compile()
+    there = compiled(*arguments)
+    found[one.__name__] = {
+        "words": words(compiled),
+        "rows a device": [s.data.shape[0] for s in there[0].addressable_shards],
+        "axes": [list(a.sharding.spec) for a in there[:2]],
+        "apart": [float(jnp.abs(np.asarray(a) - b).max()) for a, b in zip(there[:2], here[:2])],
+        "spread": float(jnp.std(here.log_density)),
+    }
+print(json.dumps(found))
+"""
+)
+
+LOOP = (
+    PRELUDE
+    + """
+def halvings(scale, batch):  # until all of a batch are below 1
+    go, halve = lambda c: c[1] >= 1, lambda c: (c[0] + 1, c[1] / 2)
+    return jax.vmap(lambda x: jax.lax.while_loop(go, halve, (0, scale * x))[0])(batch)
+
+arguments = replicate(jnp.float32(1.0), mesh), shard_batch(2.0 ** jnp.arange(16) + 0.5, mesh)
+found = {}
+for name, run in (("together", halvings), ("apart", over_devices(halvings, mesh))):
+    compiled = jax.jit(run).lower(*arguments).compile()
+    found[name] = {"words": words(compiled), "result": np.asarray(compiled(*arguments)).tolist()}
+print(json.dumps(found))
+"""
+)
+
+
+def on_eight_devices(program):
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **flags},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_samples_and_likelihoods_need_no_communication():
+    for found in on_eight_devices(DENSITY).values():
+        assert found["words"] == []
+        assert found["rows a device"] == [2] * 8
+        assert found["axes"] == [["data"], ["data"]]
+        assert max(found["apart"]) < 1e-4
+        assert found["spread"] > 0.1  # they differ from each other by more
+
+
+def test_a_loop_until_all_are_done_is_each_devices_own():
+    found = on_eight_devices(LOOP)
+    assert any("all-reduce" in word for word in found["together"]["words"])  # the search finds one
+    assert found["apart"]["words"] == []
+    assert found["apart"]["result"] == found["together"]["result"] == list(range(1, 17))
+
+
+def test_a_batch_is_placed_along_its_leading_axis_and_a_model_whole():
+    mesh = device_mesh()
+    x = jnp.zeros((2 * mesh.size, 3))
+    assert shard_batch({"x": x}, mesh)["x"].sharding.spec == PartitionSpec("data")
+    assert replicate(x, mesh).sharding.is_fully_replicated
+
+
+def test_a_batch_that_devices_do_not_divide_is_refused():
+    class Mesh:  # of three devices, which no machine need have
+        size = 3
+
+    with pytest.raises(ValueError, match=r"3 devices do not divide .* \(4, 2\): pad"):
+        shard_batch((np.zeros((3, 2)), np.zeros((4, 2))), Mesh())
+    with pytest.raises(ValueError, match="do not divide"):
+        shard_batch(np.float32(1), Mesh())
