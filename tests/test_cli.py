@@ -225,7 +225,7 @@ watch_every = 0
     assert "batch was 4 and is 5" in said
 
 
-CASES = 21
+CASES = 22
 
 
 def cases(folder, where):
@@ -236,6 +236,7 @@ def cases(folder, where):
     picture(large, np.zeros((9, 9)))
     np.savez(where / "y.npz", y=np.zeros(3))
     np.savez(where / "shape.npz", x=np.zeros((2, 7)))
+    np.savez(where / "none.npz", x=np.zeros((0, *SHAPE)))
     np.savez(where / "nan.npz", x=np.full((1, *SHAPE), np.nan))
     (where / "broken.npz").write_bytes(b"PK\x03\x04 and no more")
     (where / "file").write_text("in the way")
@@ -260,6 +261,7 @@ def cases(folder, where):
         (("likelihood", large, *m), "9x9"),
         (("likelihood", where / "y.npz", *m), "no array x"),
         (("likelihood", where / "shape.npz", *m), "has shape (2, 7)"),
+        (("likelihood", where / "none.npz", *m), "no samples"),
         (("likelihood", where / "nan.npz", *m), "finite"),
         (("likelihood", where / "broken.npz", *m), "cannot be read as npz"),
         (("align", *m, "--confidence", 1), "strictly between 0 and 1"),

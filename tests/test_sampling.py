@@ -514,3 +514,18 @@ def test_what_cannot_be_seen_early_is_reported(problems):
     finite = jax.jit(jax.vmap(one))(spoiled).info.finite
     assert not finite[1]
     assert jnp.delete(finite, 1).all()
+
+
+def test_a_grid_that_cannot_be_seen_early_is_reported():
+    """Under jit as an argument, it would lead to a log-density of nothing unsaid."""
+    model = analytic.closed_form(
+        analytic.gaussian(jnp.zeros(2), 1.0), paths.edm(RHO), t_min=0.7, t_max=1.4
+    )
+    run = jax.jit(
+        lambda grid: sample(model, jnp.ones(2), grid, key=jax.random.key(0), solver=diffrax.Euler())
+    )
+    assert run(jnp.array([1.4, 1.0, 0.7])).info.finite
+    for times in ([1.4, 0.7, 1.0], [1.4, 1.0, 1.0]):
+        found = run(jnp.array(times))
+        assert jnp.isnan(found.log_density)
+        assert not found.info.finite
