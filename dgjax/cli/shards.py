@@ -3,6 +3,7 @@
 `shards/00000.npz`, ... hold what samples.npz would of so many latents each, `shards/options.json`
 what they were asked for. A shard is in its place whole or not at all, and depends on the options
 and its number alone: a run that was stopped, at any moment, goes on with those that are missing.
+--batch and the number of devices may change meanwhile: they move samples by rounding errors only.
 """
 
 import json
@@ -102,7 +103,8 @@ def fill(shards: Shards, draw: Callable[[int, int, Show], dict[str, Any]]) -> No
 
 def read(shards: Shards, i: int) -> dict[str, np.ndarray]:
     """All arrays of shard i."""
-    with np.load(shards.file(i)) as arrays:
+    # NumPy leaves a damaged file open that it has opened itself.
+    with shards.file(i).open("rb") as stream, np.load(stream) as arrays:
         return dict(arrays)
 
 
