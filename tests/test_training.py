@@ -443,7 +443,10 @@ def test_data_must_fit_the_model(gaussian_npz, tmp_path):
 
 
 def test_configurations_survive_a_round_trip(gaussian_npz):
-    for chosen in (config(gaussian_npz), load_config("fashion-mnist"), load_config("digits")):
+    for chosen in (
+        config(gaussian_npz),
+        *map(load_config, ("fashion-mnist", "digits", "photo-patches")),
+    ):
         assert TrainConfig.from_dict(json.loads(json.dumps(chosen.to_dict()))) == chosen
 
 

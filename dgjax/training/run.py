@@ -170,5 +170,10 @@ def restore(run_dir: Path, state: TrainState) -> TrainState:
     if not steps:
         return state
     folder = run_dir / "checkpoints" / str(max(steps))
-    named = read_arrays(folder / "default")
+    try:
+        named = read_arrays(folder / "default")
+    except ValueError as error:
+        earlier = [step for step in steps if step < max(steps)]
+        mend = f"to go on from step {max(earlier)}" if earlier else "to begin again"
+        raise ValueError(f"{error}: here, delete {folder} {mend}") from error
     return from_named(state, named, f"the checkpoint {folder}")
