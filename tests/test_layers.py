@@ -34,6 +34,7 @@ ORDER = [
     "viz",
     "networks",
     "spec",
+    "evaluation",
     "checkpoint",
     "pretrained",
     "images",

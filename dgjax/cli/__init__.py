@@ -1,4 +1,4 @@
-"""The command line: `dgjax sample`, `edit`, `likelihood`, `align`, `train` and `check`.
+"""The command line: `dgjax sample`, `edit`, `likelihood`, `align`, `evaluate`, `train` and `check`.
 
 Each command is a thin layer over the library. Trouble that a user can mend is one line on
 standard error and exit status 1 (2 for a misspelt option).
@@ -11,6 +11,7 @@ import typer
 from dgjax.cli.align import align
 from dgjax.cli.check import check
 from dgjax.cli.edit import edit
+from dgjax.cli.evaluate import evaluate
 from dgjax.cli.likelihood import likelihood
 from dgjax.cli.sample import sample
 from dgjax.cli.train import train
@@ -23,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (sample, edit, likelihood, align, train, check):
+for command in (sample, edit, likelihood, align, evaluate, train, check):
     app.command()(command)
 
 

@@ -2,12 +2,9 @@
 
 from typing import Annotated
 
-import jax
 import typer
 
-from dgjax.alignment import align as align_one
 from dgjax.alignment import alignment_statistics
-from dgjax.cli.batches import batches
 from dgjax.cli.options import (
     BATCH,
     JSON,
@@ -21,9 +18,7 @@ from dgjax.cli.options import (
     open_model,
     table,
 )
-from dgjax.divergence import Hutchinson
-from dgjax.grids import grid_uniform
-from dgjax.prior import prior_sample
+from dgjax.cli.solves import Settings, find_alignments
 
 
 def align(
@@ -40,20 +35,9 @@ def align(
     """Score alignment: the share of latents with <score, pushed prior score> > 0 at t_min."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie strictly between 0 and 1, got {confidence}")
-    chosen, method = open_model(model), make_solver(solver)
-    keys = jax.random.split(jax.random.key(seed), (2, num))
-    latents = jax.vmap(lambda k: prior_sample(chosen.field, k, chosen.meta.shape))(keys[0])
-    grid = grid_uniform(chosen.field, steps)
-    divergence = Hutchinson(probes)
-
-    @jax.jit
-    def run(field, batch):
-        def one(x, key):
-            return align_one(field, x, grid, key=key, divergence=divergence, solver=method)
-
-        return jax.vmap(one)(*batch)
-
-    found = batches("alignment", run, (latents, keys[1]), batch, chosen.field)
+    chosen = open_model(model)
+    settings = Settings(steps, make_solver(solver), probes, batch, seed)
+    found = find_alignments(chosen, num, None, settings)
     statistics = alignment_statistics(found, confidence=confidence)
     summary = {**chosen.facts(), "steps": steps, "solver": solver, "confidence": confidence}
     summary |= statistics._asdict()

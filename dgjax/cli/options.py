@@ -138,7 +138,7 @@ def table(title: str, header: list[str], rows: list[list[str]]) -> None:
     """A table on standard output."""
     shown = Table(title=title, title_justify="left", header_style="bold")
     for i, name in enumerate(header):
-        words = rows and not any(c.isdigit() for c in rows[0][i])
+        words = any(row[i][:1].isalpha() for row in rows)
         shown.add_column(name, justify="left" if words else "right")
     for row in rows:
         shown.add_row(*row)

@@ -1,0 +1,156 @@
+"""`dgjax evaluate`: how good is a model, in figures with an interval of confidence each?"""
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+import dgjax
+from dgjax.cli import figures
+from dgjax.cli.figures import Figure
+from dgjax.cli.material import compared, is_image, open_material, open_samples
+from dgjax.cli.options import (
+    BATCH,
+    JSON,
+    MODEL,
+    OUT,
+    SEED,
+    SOLVER,
+    STEPS,
+    as_json,
+    console,
+    make_solver,
+    open_model,
+    output_folder,
+    write_json,
+)
+from dgjax.cli.evaluation_report import figure_entry, level_entry, markdown, show
+from dgjax.cli.solves import Settings, find_samples
+from dgjax.evaluation import Normality, make_features, pixels
+from dgjax.evaluation.intervals import check_confidence
+from dgjax.spec import unknown_name
+
+SECTIONS = ("bits", "frechet", "precision-recall", "png", "alignment", "normality")
+
+
+def evaluate(
+    model: MODEL = "fashion-mnist",
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Of {', '.join(SECTIONS)}; repeatable.", show_default="all"),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of a data set, npz file or folder of images.",
+            show_default="what the model was trained on",
+        ),
+    ] = None,
+    part: Annotated[str, typer.Option(help="Part of the data: held-out or train.")] = "held-out",
+    held_out: Annotated[
+        float, typer.Option(help="Fraction of a folder held out, as its training had it.")
+    ] = 0.0,
+    samples: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Files or folders of samples, repeatable.", show_default="drawn from the model"
+        ),
+    ] = None,
+    labels: Annotated[
+        str,
+        typer.Option(help="Of a model with classes: data, those of the data; none, no class."),
+    ] = "data",
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="Where samples are compared: vgg16 or pixels.",
+            show_default="vgg16 for images, else pixels",
+        ),
+    ] = None,
+    num: Annotated[
+        int | None,
+        typer.Option(min=4, help="Samples compared.", show_default="256, or all of --samples"),
+    ] = None,
+    num_density: Annotated[
+        int | None,
+        typer.Option(
+            min=3, help="Images and latents for densities.", show_default="--num, at most 64"
+        ),
+    ] = None,
+    levels: Annotated[int, typer.Option(min=1, help="Noise levels for normality.")] = 5,
+    confidence: Annotated[float, typer.Option(help="Of the intervals, in (0, 1).")] = 0.95,
+    batch: BATCH = 16,
+    steps: STEPS = 16,
+    solver: SOLVER = "tsit5",
+    probes: Annotated[int, typer.Option(min=4, help="Hutchinson probes per step.")] = 4,
+    seed: SEED = 0,
+    out: OUT = Path("dgjax-out"),
+    json: JSON = False,
+) -> None:
+    """How good a model is: bits/dim, distance of its samples from data, alignment, normality."""
+    names = _sections(only)
+    check_confidence(confidence)
+    chosen = open_model(model)
+    settings = Settings(steps, make_solver(solver), probes, batch, seed)
+    if not is_image(chosen) and "png" in names:
+        if only:
+            raise ValueError(f"samples of shape {chosen.meta.shape} are no images: leave png out")
+        names.remove("png")
+    # What is wrong with any of these is said before the first solve.
+    space = features or ("vgg16" if is_image(chosen) else "pixels")
+    vectors = make_features(space) if {"frechet", "precision-recall"} & names else pixels
+    given = open_samples(samples, chosen, num, seed) if samples else None
+    num = num or (256 if given is None else len(given))
+    few = num_density or min(num, 64)
+    material = open_material(chosen, data, part, held_out, labels, max(num, few), seed)
+
+    found: dict[str, Figure] = {}
+    h: list[tuple[float, Normality]] = []
+    common = (settings, confidence)
+    with output_folder(out) as folder:
+        if "bits" in names:
+            found["bits_per_dim"] = figures.bits(chosen, material, few, *common)
+        if {"frechet", "precision-recall", "png"} & names:
+            if given is None:
+                given = find_samples(chosen, num, material.conditions(num), settings)
+            sets = compared(chosen, given, material, seed)
+            found |= figures.distances(sets, vectors, names, *common)
+            if "png" in names:
+                found["png_bytes"] = figures.sizes(sets, confidence)
+        if "alignment" in names:
+            found["alignment"] = figures.alignment(chosen, material, few, *common)
+        if "normality" in names:
+            h = figures.h_by_level(chosen, material, few, levels, *common)
+        summary = {
+            **chosen.facts(),
+            "version": dgjax.__version__,
+            "data": data or chosen.meta.dataset,
+            "part": part,
+            "data_size": len(material.data),
+            "labels": "none" if material.labels is None else "data",
+            "samples": ", ".join(map(str, samples)) if samples else "drawn from the model",
+            "noise_on_real": given is None or given.dtype != np.uint8,
+            "features": space,
+            "confidence": confidence,
+            "steps": steps,
+            "solver": solver,
+            "probes": probes,
+            "seed": seed,
+            "figures": {name: figure_entry(figure) for name, figure in found.items()},
+            "normality": [level_entry(*entry) for entry in h],
+        }
+        write_json(folder / "evaluation.json", summary)
+        (folder / "evaluation.md").write_text(markdown(summary), encoding="utf-8")
+    if json:
+        print(as_json(summary))
+    else:
+        show(summary)
+    console.print(f"wrote evaluation.json and evaluation.md to {out}/")
+
+
+def _sections(only: list[str] | None) -> set[str]:
+    for name in only or ():
+        if name not in SECTIONS:
+            raise unknown_name("section", name, SECTIONS)
+    return {*(only or SECTIONS)}

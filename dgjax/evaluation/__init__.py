@@ -1,0 +1,32 @@
+"""How good a model is, in figures with an interval of confidence each.
+
+Distances between samples and data in a feature space, and how normal the statistic is that
+density guidance rests on. Log-densities and alignment are measured elsewhere.
+"""
+
+from dgjax.evaluation.features import FEATURES, Features, make_features, pixels
+from dgjax.evaluation.frechet import frechet_distance, frechet_gaussian, frechet_interval
+from dgjax.evaluation.intervals import Estimate, mean_interval, share_interval
+from dgjax.evaluation.normality import Normality, h_statistic, normality
+from dgjax.evaluation.precision_recall import PrecisionRecall, precision_recall
+from dgjax.evaluation.vgg16 import VGG16, vgg16
+
+__all__ = [
+    "FEATURES",
+    "VGG16",
+    "Estimate",
+    "Features",
+    "Normality",
+    "PrecisionRecall",
+    "frechet_distance",
+    "frechet_gaussian",
+    "frechet_interval",
+    "h_statistic",
+    "make_features",
+    "mean_interval",
+    "normality",
+    "pixels",
+    "precision_recall",
+    "share_interval",
+    "vgg16",
+]

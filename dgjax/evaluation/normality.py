@@ -1,0 +1,166 @@
+r"""How close the statistic behind density guidance is to a standard normal ([DG] section 4).
+
+    h_t(x) = sigma^2 (Lap log p_t(x) + |grad log p_t(x)|^2)/sqrt(2D)
+
+has mean zero under p_t, whatever p_t is, so that another mean tells of a score that does not
+belong to the samples. It tends to N(0, 1) where D is large and the noise is large against the
+data. For Gaussian data with variances lambda_i its standard deviation is the root mean square of
+sigma^2/(sigma^2 + lambda_i), alpha being 1: the dial q is a quantile only as far as that is 1.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from dgjax.divergence import Divergence
+from dgjax.evaluation.intervals import Estimate, check_confidence, mean_interval
+from dgjax.fields import Field, evaluate
+from dgjax.typing import Cond, Key, Sample
+
+__all__ = ["Normality", "h_statistic", "normality"]
+
+
+def h_statistic(
+    model: Field,
+    t: ArrayLike,
+    x: Sample,
+    *,
+    divergence: Divergence,
+    key: Key,
+    cond: Cond = None,
+) -> Float[Array, " p"]:
+    """Independent unbiased estimates of h_t(x), one for each estimate that `divergence` makes.
+
+    Args:
+        model: the field.
+        t: a time on its path.
+        x: one sample of p_t, of any shape: alpha x_0 + sigma eps for data x_0.
+        divergence: trace estimator. One Rademacher probe adds a variance of the order of that
+            of h itself; `normality` takes it off again.
+        key: for the probes.
+        cond: what the model is conditioned on.
+    """
+    local = evaluate(model, t, x, divergence=divergence, key=key, cond=cond)
+    assert local.jvp is not None
+    laplacians = divergence(local.jvp, x, key)
+    return local.sigma**2 * (laplacians + jnp.sum(local.score**2)) / jnp.sqrt(2.0 * x.size)
+
+
+class Normality(NamedTuple):
+    """Moments of h at one noise level, and a test of whether it is normal at all.
+
+    Attributes:
+        mean: with Student's interval.
+        standard_deviation, skewness, excess_kurtosis: with percentile intervals of a bootstrap
+            over the samples. NaN where there are too few probes or samples to tell.
+        probe_deviation: root mean square of what the probes add to each mean of estimates.
+        statistic, p_value: of Shapiro and Wilk's test on the means of estimates, what the probes
+            add included. A small p-value says that h is not normal; a large one, with few
+            samples, says little.
+        samples, probes: how many.
+    """
+
+    mean: Estimate
+    standard_deviation: Estimate
+    skewness: Estimate
+    excess_kurtosis: Estimate
+    probe_deviation: float
+    statistic: float
+    p_value: float
+    samples: int
+    probes: int
+
+
+def normality(
+    estimates: Float[ArrayLike, "n p"],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Normality:
+    """Moments of h from independent estimates, free of what the probes add.
+
+    Products of different probes' estimates of one h have the expectation of its powers, so the
+    moments are those of h itself: the j-th takes j probes. A single column is taken as exact.
+
+    Args:
+        estimates: (n, p): p estimates, from `h_statistic`, for each of n samples.
+        confidence: of the intervals.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: if `estimates` is not (n, p) with n of at least 3, or not finite.
+    """
+    from scipy import stats
+
+    check_confidence(confidence)
+    h = np.asarray(estimates, np.float64)
+    if h.ndim != 2 or h.shape[0] < 3 or h.shape[1] < 1:
+        raise ValueError(f"estimates must be (samples, probes) with 3 samples, got {h.shape}")
+    if not np.isfinite(h).all():
+        raise ValueError("estimates must be finite; some are NaN or infinite")
+    count, probes = h.shape
+    means = h.mean(1)
+    powers = _powers(h - means.mean())
+    rows = np.random.default_rng(seed).integers(0, count, (resamples, count))
+    drawn = np.stack([_shape(powers[i].mean(0), count) for i in rows])
+    tails = (0.5 - confidence / 2, 0.5 + confidence / 2)
+    deviation, skewness, kurtosis = (
+        Estimate(float(value), *_ends(column, tails))
+        for value, column in zip(_shape(powers.mean(0), count), drawn.T, strict=True)
+    )
+    noise = h.var(1, ddof=1).mean() / probes if probes > 1 else 0.0
+    test = stats.shapiro(means)
+    return Normality(
+        mean=mean_interval(means, confidence=confidence),
+        standard_deviation=deviation,
+        skewness=skewness,
+        excess_kurtosis=kurtosis,
+        probe_deviation=float(np.sqrt(noise)),
+        statistic=float(test.statistic),
+        p_value=float(test.pvalue),
+        samples=count,
+        probes=probes,
+    )
+
+
+def _ends(drawn: np.ndarray, tails: tuple[float, float]) -> tuple[float, float]:
+    # A resample with no variance left has no higher moments. A few of them may be passed over.
+    known = drawn[np.isfinite(drawn)]
+    if len(known) < 0.99 * len(drawn):
+        return np.nan, np.nan
+    low, high = np.quantile(known, tails)
+    return float(low), float(high)
+
+
+def _powers(h: np.ndarray) -> np.ndarray:
+    """(n, 4) unbiased estimates of the powers 1 to 4 of h, from (n, p) estimates of it.
+
+    The j-th is the mean product of j different columns, by the recursion of elementary symmetric
+    polynomials; NaN for fewer columns than that.
+    """
+    count, probes = h.shape
+    if probes == 1:
+        return h ** np.arange(1, 5)
+    sums = np.zeros((5, count))
+    sums[0] = 1
+    for column in h.T:
+        sums[1:] = sums[1:] + column * sums[:-1]
+    choices = np.array([math.comb(probes, j) or np.nan for j in range(1, 5)])
+    return (sums[1:] / choices[:, None]).T
+
+
+def _shape(powers: np.ndarray, count: int) -> np.ndarray:
+    """Standard deviation, skewness and excess kurtosis from the mean powers 1 to 4."""
+    m1, m2, m3, m4 = powers
+    variance = m2 - m1**2
+    if not variance > 0:
+        return np.array([0.0, np.nan, np.nan])
+    third = m3 - 3 * m1 * m2 + 2 * m1**3
+    fourth = m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4
+    unbiased = variance * count / (count - 1)
+    return np.array([np.sqrt(unbiased), third / variance**1.5, fourth / variance**2 - 3])

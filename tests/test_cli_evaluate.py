@@ -1,0 +1,303 @@
+"""`dgjax evaluate`, end to end, on a model whose every figure is known.
+
+A network that has not been trained returns zero; preconditioned, it is the exact model of data
+from N(0, s^2 I). Data drawn from that law are held against it.
+"""
+
+import json
+import re
+import sys
+from dataclasses import replace
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from dgjax.checkpoint import Meta, from_named, load, save, to_named
+from dgjax.cli.options import open_model
+from dgjax.cli.solves import Settings, find_samples
+from dgjax.evaluation import frechet_distance, precision_recall
+from dgjax.grids import grid_uniform
+from dgjax.metrics import png_bytes, to_uint8
+from dgjax.prior import prior_sample
+from dgjax.sampling import sample
+from dgjax.spec import ModelSpec, build
+
+SHAPE, SPREAD, T_MIN, SIZE = (8, 8, 1), 0.3, 0.02, 64
+QUICK = ("--solver", "heun", "--features", "pixels")
+
+
+def saved(folder, shape=SHAPE, **network):
+    spec = ModelSpec(
+        shape=shape,
+        network={"kind": "mlp", "width": 8, "depth": 1, **network},
+        path={"kind": "edm"},
+        parametrization={"kind": "preconditioned", "sigma_data": SPREAD},
+        t_min=T_MIN,
+        t_max=80.0,
+    )
+    save(folder, build(spec), Meta(spec, "none", (-1.0, 1.0), "none", 0))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return saved(tmp_path_factory.mktemp("model") / "gaussian")
+
+
+def draw(seed, num, shape=SHAPE):
+    return (SPREAD * np.random.default_rng(seed).normal(size=(num, *shape))).astype(np.float32)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """An npz file of 8-bit levels."""
+    np.savez(tmp_path / "data.npz", x=to_uint8(draw(0, 60)))
+    return tmp_path / "data.npz"
+
+
+def measure(run, folder, data, out, names):
+    """The summary and the report of some sections, and what was printed."""
+    only = [a for n in names for a in ("--only", n)]
+    common = ("--model", folder, "--data", data, "--part", "train", "--num", 30, *QUICK, *only)
+    code, printed, said = run("evaluate", *common, "--num-density", 20, "--steps", 32, "--out", out)
+    assert code == 0, said
+    assert sorted(p.name for p in out.iterdir()) == ["evaluation.json", "evaluation.md"]
+    text = (out / "evaluation.md").read_text(encoding="utf-8")
+    tables = re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
+    for table in tables:
+        assert len({line.count("|") for line in table.splitlines()}) == 1
+    summary = json.loads((out / "evaluation.json").read_text())
+    assert (summary["t_min"], summary["data_size"], summary["labels"]) == (T_MIN, 60, "none")
+    assert "t_min = 0.02" in text
+    assert "t_min = 0.02" in " ".join(printed.split())  # a title may be broken
+    return summary, text, tables, printed
+
+
+def test_density_of_an_exact_model(folder, data, tmp_path, run):
+    names = ("bits", "normality")
+    summary, text, tables, printed = measure(run, folder, data, tmp_path / "out", names)
+    found = summary["figures"]
+    assert [*found] == ["bits_per_dim"]
+    assert [len(t.splitlines()) for t in tables] == [3, 7]
+
+    # The cross entropy of data that has no noise of t_min, of the marginal that has.
+    variance = SPREAD**2 + T_MIN**2
+    nats = 0.5 * np.log(2 * np.pi * variance) + 0.5 * SPREAD**2 / variance
+    bits, error = nats / np.log(2) + np.log2(127.5), np.sqrt(0.5 / 64 / 20) / np.log(2)
+    entry = found["bits_per_dim"]
+    assert entry["value"] == pytest.approx(bits, abs=4 * error)
+    assert (entry["high"] - entry["low"]) / 2 == pytest.approx(2.09 * error, rel=0.6)
+    assert entry["number"] == 20
+    assert entry["probe_standard_error"] < 1e-4  # every Jacobian is a multiple of the identity
+    assert f"| bits/dim of data | {entry['value']:.3f} |" in text
+    assert f"{entry['value']:.3f}" in printed
+
+    levels = summary["normality"]
+    np.testing.assert_allclose([e["noise_level"] for e in levels][::4], [T_MIN, 80], rtol=1e-5)
+    for level in levels:
+        w = level["noise_level"]
+        deviation = w**2 / (w**2 + SPREAD**2)
+        assert level["standard_deviation"]["value"] == pytest.approx(deviation, rel=0.5)
+        assert abs(level["mean"]["value"]) < 4 * deviation / np.sqrt(20)
+        assert level["probe_deviation"] < 0.01 * deviation
+        assert (level["samples"], level["probes"]) == (20, 4)
+
+
+def test_alignment_of_an_exact_model_is_perfect(folder, data, tmp_path, run):
+    summary, *_ = measure(run, folder, data, tmp_path / "out", ("alignment",))
+    found = summary["figures"]["alignment"]
+    assert (found["value"], found["number"]) == (1, 20)
+    assert found["low"] == pytest.approx(20 / (20 + stats.norm.ppf(0.975) ** 2))  # Wilson's
+
+
+def test_samples_of_an_exact_model_are_as_far_from_data_as_other_data(folder, data, tmp_path, run):
+    names = ("frechet", "precision-recall", "png")
+    summary, text, tables, _ = measure(run, folder, data, tmp_path / "out", names)
+    found = summary["figures"]
+    assert [*found] == ["frechet_distance", "precision", "recall", "png_bytes"]
+    assert [len(t.splitlines()) for t in tables] == [6]
+    assert {entry["number"] for entry in found.values()} == {30}
+    assert "no FID" in text
+    distance = found["frechet_distance"]
+    assert distance["low"] < distance["real"] < distance["high"]
+    assert distance["value"] == pytest.approx(distance["real"], rel=0.2)
+    for name in ("precision", "recall"):
+        assert found[name]["low"] - 0.2 < found[name]["real"] < found[name]["high"] + 0.2
+        assert found[name]["value"] > 0.5
+    assert found["png_bytes"]["value"] == pytest.approx(found["png_bytes"]["real"], rel=0.05)
+
+
+def test_samples_in_files_are_compared_as_the_library_does(folder, data, tmp_path, run):
+    """8-bit images with the data as they are, floats at t_min with the noise of t_min on it."""
+    pictures, shown = tmp_path / "pictures", to_uint8(draw(1, 25))
+    pictures.mkdir()
+    for i, levels in enumerate(shown):
+        Image.fromarray(levels[..., 0]).save(pictures / f"{i:02}.png")
+    with np.load(data) as arrays:
+        real = arrays["x"][np.random.default_rng(0).permutation(60)]
+
+    def evaluate(samples, *options):
+        names = [a for n in ("frechet", "precision-recall", "png") for a in ("--only", n)]
+        common = ("--model", folder, "--data", data, "--part", "train", *names, *QUICK)
+        out = ("--out", tmp_path / "out", "--json")
+        code, printed, said = run("evaluate", *common, "--samples", samples, *options, *out)
+        assert code == 0, said
+        return json.loads(printed)
+
+    def flat(levels):
+        return levels.reshape(len(levels), -1) / np.float32(255)
+
+    summary = evaluate(pictures)
+    assert summary["noise_on_real"] is False
+    found = summary["figures"]
+    assert [*found] == ["frechet_distance", "precision", "recall", "png_bytes"]
+    expected = frechet_distance(flat(shown), flat(real[:25]))
+    assert found["frechet_distance"]["value"] == pytest.approx(expected, rel=1e-5)
+    expected = frechet_distance(flat(real[25:50]), flat(real[:25]))
+    assert found["frechet_distance"]["real"] == pytest.approx(expected, rel=1e-5)
+    both = precision_recall(flat(shown), flat(real[:25]))
+    assert found["precision"]["value"] == both.precision.value
+    assert found["recall"]["low"] == pytest.approx(both.recall.low)
+    expected = np.mean([png_bytes(x, (0, 255)) for x in shown])
+    assert found["png_bytes"]["value"] == pytest.approx(expected)
+    expected = np.mean([png_bytes(x, (0, 255)) for x in real[:25]])
+    assert found["png_bytes"]["real"] == pytest.approx(expected)
+
+    np.savez(tmp_path / "floats.npz", x=draw(1, 40))
+    summary = evaluate(tmp_path / "floats.npz")
+    assert summary["noise_on_real"] is True
+    assert summary["figures"]["recall"]["number"] == 40
+    assert summary["figures"]["frechet_distance"]["real"] is None  # 60 are not twice 40
+    few = evaluate(tmp_path / "floats.npz", "--num", 10)["figures"]["recall"]
+    assert few["number"] == 10
+    assert few["real"] is not None
+
+
+def test_the_held_out_part_of_a_folder_is_what_is_measured(folder, tmp_path, run):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(40):
+        Image.fromarray(np.full((8, 8), 100 + i, np.uint8)).save(pictures / f"{i}.png")
+    common = ("evaluate", "--model", folder, "--data", pictures, "--only", "bits", *QUICK)
+    options = ("--num-density", 8, "--num", 8, "--json", "--out", tmp_path / "out")
+    code, printed, _ = run(*common, *options, "--held-out", 0.5)
+    assert code == 0
+    summary = json.loads(printed)
+    assert 8 <= summary["data_size"] < 32
+    code, _, said = run(*common, *options)
+    assert code == 1
+    assert "held_out = 0.0 leaves none" in said
+
+
+def test_points_that_are_no_images(tmp_path, run):
+    """The same as it is: no rounding to 8 bits, and no PNG."""
+    model = saved(tmp_path / "points", (2,))
+    np.savez(tmp_path / "data.npz", x=draw(0, 60, (2,)))
+    common = ("evaluate", "--model", model, "--data", tmp_path / "data.npz", "--part", "train")
+    common = (*common, "--num", 30, "--solver", "heun", "--steps", 32, "--out", tmp_path / "out")
+    code, printed, _ = run(*common, "--json", "--only", "frechet")
+    assert code == 0
+    summary = json.loads(printed)
+    assert summary["features"] == "pixels"
+    found = summary["figures"]["frechet_distance"]
+    # Of 30 points each from one law in two dimensions.
+    assert 0 <= found["low"] < found["value"] < 0.05
+    code, _, said = run(*common, "--only", "png")
+    assert code == 1
+    assert "are no images" in said
+
+
+def test_a_model_with_classes_is_given_the_labels_of_the_data(tmp_path, run, monkeypatch):
+    model, x = saved(tmp_path / "labelled", num_classes=3), to_uint8(draw(0, 40))
+    labels = np.arange(40) % 3
+    np.savez(tmp_path / "data.npz", x=x, labels=labels)
+    seen = []
+
+    def stub(chosen, x, keys, labels, settings):
+        seen.append(labels)
+        return np.zeros(len(x)), np.zeros(len(x))
+
+    monkeypatch.setattr("dgjax.cli.figures.find_log_densities", stub)
+    common = ("evaluate", "--model", model, "--part", "train", *QUICK, "--num", 6, "--json")
+    common = (*common, "--only", "bits", "--out", tmp_path / "out")
+    code, printed, _ = run(*common, "--data", tmp_path / "data.npz")
+    assert code == 0
+    assert json.loads(printed)["labels"] == "data"
+    order = np.random.default_rng(0).permutation(40)
+    np.testing.assert_array_equal(seen[0], labels[order[:6]])
+    code, printed, _ = run(*common, "--data", tmp_path / "data.npz", "--labels", "none")
+    assert code == 0
+    assert seen[1] is None
+    np.savez(tmp_path / "bare.npz", x=x)
+    code, _, said = run(*common, "--data", tmp_path / "bare.npz")
+    assert code == 1
+    assert "--labels none" in said
+
+
+def test_solves_condition_on_each_label(tmp_path, float32):
+    """The second of two samples with labels is that of its label alone, and of no other."""
+    shape = (2,)
+    folder = saved(tmp_path / "labelled", shape, num_classes=2)
+    model, meta = load(folder)
+    named = {k: np.asarray(v) for k, v in to_named(model.network).items()}
+    rng = np.random.default_rng(0)
+    named = {k: 0.3 * rng.normal(size=v.shape).astype(np.float32) for k, v in named.items()}
+    save(folder, replace(model, network=from_named(model.network, named, "the test")), meta)
+    chosen = open_model(str(folder))
+    settings = Settings(4, diffrax.Heun(), 1, 2, 0)
+    found = [find_samples(chosen, 2, np.array(labels), settings) for labels in ([0, 1], [1, 1])]
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-5)
+    assert np.abs(found[0][0] - found[1][0]).max() > 1e-3
+    key = jax.random.split(jax.random.key(0), (2, 2))
+    latent = prior_sample(chosen.field, key[0, 1], shape)
+    right = sample(
+        chosen.field, latent, grid_uniform(chosen.field, 4), key=key[1, 1], cond=jnp.array(1)
+    )
+    np.testing.assert_allclose(found[0][1], right.x, rtol=1e-4)
+
+
+def test_trouble_is_one_clear_line_and_nothing_is_written(folder, data, tmp_path, run, monkeypatch):
+    np.savez(tmp_path / "nan.npz", x=np.full((5, *SHAPE), np.nan))
+    np.savez(tmp_path / "few.npz", x=draw(0, 3))
+    np.savez(tmp_path / "shape.npz", x=draw(0, 60, (4, 4, 1)))
+    np.savez(tmp_path / "levels.npz", x=to_uint8(draw(0, 10)))
+    (tmp_path / "empty").mkdir()
+    common = ("--model", folder, "--data", data, "--part", "train", "--num", 20)
+    for arguments, message in [
+        (("--only", "bit"), "section 'bit' is unknown: .*did you mean 'bits'"),
+        (("--features", "vgg61"), "did you mean 'vgg16'"),
+        (("--confidence", 1), "strictly between 0 and 1"),
+        (("--num", 61), "has 60 samples in the part train, fewer than 61"),
+        (("--num-density", 61), "fewer than 61"),
+        (("--part", "test"), "part 'test' is unknown"),
+        (("--data", "mnist"), "data set 'mnist' is unknown"),
+        (("--data", tmp_path / "shape.npz"), r"shape \(4, 4, 1\)"),
+        (("--labels", "dta"), "did you mean 'data'"),
+        (("--samples", tmp_path / "few.npz"), "there are 3 samples"),
+        (("--samples", tmp_path / "nan.npz"), "finite"),
+        (("--samples", tmp_path / "empty"), "there are 0 samples"),
+        (
+            ("--samples", tmp_path / "few.npz", "--samples", tmp_path / "levels.npz"),
+            "separate them",
+        ),
+        (("--samples", tmp_path / "none.png"), "there is no file"),
+    ]:
+        features = () if "--features" in arguments else ("--features", "pixels")
+        out = ("--out", tmp_path / "out")
+        code, printed, said = run("evaluate", *common, *features, *arguments, *out)
+        assert code == 1, arguments
+        assert printed == ""
+        assert len(said.splitlines()) == 1, said
+        assert re.search(message, said), said
+        assert not (tmp_path / "out").exists()
+    assert run("evaluate", *common, "--num", 3)[0] == 2
+
+    monkeypatch.setattr(sys.modules["dgjax.evaluation.vgg16"], "find_spec", lambda name: None)
+    code, _, said = run("evaluate", *common, "--out", tmp_path / "out")
+    assert code == 1
+    assert 'pip install "dgjax[evaluate]"' in said
