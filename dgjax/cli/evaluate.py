@@ -8,6 +8,7 @@ import typer
 
 import dgjax
 from dgjax.cli import figures
+from dgjax.cli.evaluation_report import figure_entry, level_entry, markdown, show
 from dgjax.cli.figures import Figure
 from dgjax.cli.material import compared, is_image, open_material, open_samples
 from dgjax.cli.options import (
@@ -25,7 +26,6 @@ from dgjax.cli.options import (
     output_folder,
     write_json,
 )
-from dgjax.cli.evaluation_report import figure_entry, level_entry, markdown, show
 from dgjax.cli.solves import Settings, find_samples
 from dgjax.evaluation import Normality, make_features, pixels
 from dgjax.evaluation.intervals import check_confidence

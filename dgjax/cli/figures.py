@@ -8,8 +8,8 @@ import numpy as np
 from jax.tree_util import Partial, all_leaves
 
 from dgjax.alignment import alignment_statistics
-from dgjax.cli.material import Material, Sets
 from dgjax.cli.batches import batches
+from dgjax.cli.material import Material, Sets
 from dgjax.cli.options import Model, console
 from dgjax.cli.solves import Settings, find_alignments, find_log_densities
 from dgjax.divergence import Hutchinson

@@ -11,10 +11,10 @@ from dgjax.cli.images import read_samples
 from dgjax.cli.options import Model
 from dgjax.metrics import to_uint8
 from dgjax.spec import unknown_name
-from dgjax.training.tables import Data
 from dgjax.training.data import load_data
 from dgjax.training.dataset import Dataset
 from dgjax.training.folder import SUFFIXES
+from dgjax.training.tables import Data
 
 __all__ = ["Material", "Sets", "compared", "is_image", "open_material", "open_samples"]
 
