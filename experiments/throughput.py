@@ -1,0 +1,93 @@
+"""Training: does anything around the step (data, records, checkpoints) slow it down?
+
+The rate of `fit`, from the times that it notes in `metrics.jsonl`, against that of its own jitted
+step on one batch that lies on the devices already. Both in one process, in turn, each compiled and
+warmed up before it is timed; `fit` writes its checkpoints, snapshots and curves meanwhile. Held-out
+losses and pictures, which are asked for by the thousand steps, are left out.
+
+    python experiments/throughput.py
+"""
+
+import json
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from dgjax.sharding import device_mesh
+from dgjax.spec import build
+from dgjax.training import fit, load_config
+from dgjax.training.data import load_data
+from dgjax.training.pipeline import batches
+from dgjax.training.placement import bring, own_rows, place, shardings
+from dgjax.training.setup import compile_step, fresh_state, make_augment
+
+CONFIG, STEPS, ROUNDS, WARM = "fashion-mnist", 60, 3, 10
+OUT = Path(__file__).parent / "figures" / "throughput.md"
+
+
+def bare(config):
+    """A function that times STEPS steps on one batch, in images a second."""
+    mesh, model = device_mesh(), build(config.model)
+    data = load_data(config.data, config.model.shape)
+    state = fresh_state(config, model)
+    where = shardings(state, mesh, config.execution.parameters)
+    state, step = place(state, where), compile_step(config, model, mesh, where)
+    rows = own_rows(config.batch)
+    feed = batches(data, make_augment(config), batch=config.batch, seed=0, start=0, rows=rows)
+    batch, key = bring(next(feed), mesh), jax.random.key(0)
+
+    def run(count):
+        nonlocal state
+        for i in range(count):
+            state, metrics = step(state, batch, jax.random.fold_in(key, i))
+        jax.block_until_ready(metrics)
+
+    run(WARM)
+
+    def rate():
+        began = time.perf_counter()
+        run(STEPS)
+        return STEPS * config.batch / (time.perf_counter() - began)
+
+    return rate
+
+
+def whole(config):
+    """Images a second of a run, between its first and its last note after the warm-up."""
+    with tempfile.TemporaryDirectory() as folder:
+        fit(config, folder)
+        lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").open()]
+    first, last = (next(n for n in lines if n["step"] == s) for s in (WARM, WARM + STEPS))
+    return STEPS * config.batch / (last["time"] - first["time"])
+
+
+def main():
+    config = load_config(CONFIG)
+    records = replace(config.records, log_every=10, save_every=30, watch_every=0)
+    config = replace(config, steps=WARM + STEPS, records=records)
+    rate = bare(config)
+    found = []
+    for _ in range(ROUNDS):
+        found.append((rate(), whole(config), rate()))
+    rows = [
+        f"| {(before + after) / 2:.1f} | {run:.1f} | {2 * run / (before + after):.3f} |"
+        for before, run, after in found
+    ]
+    ratios = [2 * run / (before + after) for before, run, after in found]
+    lines = [
+        "| bare step, images/s | `fit`, images/s | ratio |",
+        "|---|---|---|",
+        *rows,
+        f"| | median | {np.median(ratios):.3f} |",
+    ]
+    OUT.parent.mkdir(exist_ok=True)
+    OUT.write_text("\n".join(lines) + "\n")
+    print(*lines, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
