@@ -59,7 +59,7 @@ def load_data(data: Data, shape: tuple[int, ...], part: str = "train") -> Datase
     if data.dataset != "folder" or data.path is None:
         return load_dataset(data.dataset, data.path, part)
     if part == "held-out" and not data.held_out:
-        raise NoHeldOut("the folder has no held-out part: set data.held_out to a fraction")
+        raise NoHeldOut(f"{data.path} has no held-out part: set held_out to a fraction above 0")
     return load_folder(data.path, shape, crop=data.crop, held_out=data.held_out, part=part)
 
 
