@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -95,7 +96,7 @@ def watch(
     if held_out is not None and size:
         batch = bring(_first(held_out, size, classes), mesh)
 
-        @jax.jit
+        @partial(jax.jit, out_shardings=whole)
         def measure(network, batch):
             with_weights = replace(model, network=network)
             return held_out_losses(with_weights, batch, jnp.asarray(w), sigma_data)
