@@ -80,8 +80,10 @@ def check_data(config: TrainConfig, data: Dataset) -> None:
             f"{config.data.dataset} has samples of shape {data.shape}, and model.shape is "
             f"{config.model.shape}; set it to {list(data.shape)}"
         )
-    classes = config.model.network.get("num_classes")
-    if classes is not None and (data.labels is None or data.labels.max() >= classes):
+    if config.data.flip and len(data.shape) < 2:
+        raise ValueError(f"data.flip mirrors images, and samples have shape {data.shape}")
+    classes, labels = config.model.network.get("num_classes"), data.labels
+    if classes is not None and (labels is None or labels.min() < 0 or labels.max() >= classes):
         raise ValueError(f"num_classes = {classes} needs labels from 0 to {classes - 1}")
 
 
