@@ -123,6 +123,7 @@ def fit(config: TrainConfig, run_dir: str | os.PathLike, *, progress: bool = Tru
 def _watch(config: TrainConfig, model: Field, mesh: Mesh) -> Watch:
     try:
         held_out = load_data(config.data, config.model.shape, "held-out")
+        check_data(config, held_out, "held-out")
     except NoHeldOut:
         held_out = None
     return watch(

@@ -73,18 +73,19 @@ def compile_step(config: TrainConfig, model: Field, mesh: Mesh, where: TrainStat
     )
 
 
-def check_data(config: TrainConfig, data: Dataset) -> None:
-    """Raise a ValueError unless `data` fit the model."""
+def check_data(config: TrainConfig, data: Dataset, part: str = "train") -> None:
+    """Raise a ValueError unless `data`, the `part` of the data set, fit the model."""
+    name = f"{config.data.dataset} (part {part})"
     if data.shape != config.model.shape:
         raise ValueError(
-            f"{config.data.dataset} has samples of shape {data.shape}, and model.shape is "
+            f"{name} has samples of shape {data.shape}, and model.shape is "
             f"{config.model.shape}; set it to {list(data.shape)}"
         )
     if config.data.flip and len(data.shape) < 2:
         raise ValueError(f"data.flip mirrors images, and samples have shape {data.shape}")
     classes, labels = config.model.network.get("num_classes"), data.labels
     if classes is not None and (labels is None or labels.min() < 0 or labels.max() >= classes):
-        raise ValueError(f"num_classes = {classes} needs labels from 0 to {classes - 1}")
+        raise ValueError(f"num_classes = {classes}: {name} needs labels 0 to {classes - 1}")
 
 
 def make_augment(config: TrainConfig) -> Augment:
