@@ -6,6 +6,7 @@ and are taken out.
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +56,20 @@ def tiled(x: np.ndarray) -> np.ndarray:
     return cells.transpose(0, 2, 1, 3, 4).reshape(down * height, across * width, channels)
 
 
+def _cut(file: Path, start: int) -> None:
+    """Take out of `file` what comes after step `start`, without a moment when the rest is gone."""
+    text = file.read_text() if file.exists() else ""
+    lines = [line for line in text.splitlines() if line.endswith("}")]
+    kept = "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= start)
+    if kept != text:
+        partial = file.with_name(f".{file.name}")
+        try:
+            partial.write_text(kept)
+            os.replace(partial, file)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
 @contextmanager
 def recorder(run_dir: Path, start: int) -> Iterator[Recorder]:
     """Open the records of the run in `run_dir`, which goes on after step `start`.
@@ -68,12 +83,9 @@ def recorder(run_dir: Path, start: int) -> Iterator[Recorder]:
         raise ValueError('training needs tensorboardX: `pip install "dgjax[train]"`') from error
     file = run_dir / "metrics.jsonl"
     try:
-        lines = file.read_text().splitlines() if file.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= start]
-        with file.open("w") as log:
-            log.writelines(f"{line}\n" for line in kept)
-            log.flush()
-            with SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1) as events:
-                yield Recorder(run_dir, log, events)
+        _cut(file, start)
+        events = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1)
+        with file.open("a") as log, events:
+            yield Recorder(run_dir, log, events)
     except OSError as error:
         raise ValueError(f"cannot write the records of {run_dir}: {error}") from error
