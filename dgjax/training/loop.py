@@ -7,6 +7,7 @@ Everything random depends on the seed and the step alone, so an interrupted run 
 weights of an uninterrupted one.
 """
 
+import math
 import os
 import signal
 import threading
@@ -65,7 +66,7 @@ def fit(config: TrainConfig, run_dir: str | os.PathLike, *, progress: bool = Tru
     Raises:
         ValueError: if the run was started with another configuration or other data, the data are
             not to be had or do not fit the model, the devices do not divide the batch, the folder
-            cannot be written, or the loss is not finite.
+            cannot be written, or the loss or its gradient is not finite.
     """
     run_dir = Path(run_dir).absolute()
     mesh = device_mesh()
@@ -106,6 +107,8 @@ def fit(config: TrainConfig, run_dir: str | os.PathLike, *, progress: bool = Tru
                 show(step, _log(record, step, metrics))
             if look is not None and (step % every.watch_every == 0 or step == config.steps):
                 _look(look, state, record, step, data)
+            if step in snapshots or step % every.save_every == 0:
+                _check_finite(step, metrics)  # what is kept must be fit to go on from
             if step in snapshots:  # before the checkpoint, from which it could not come again
                 averages = on_host(state.averages)
                 if _first_host():
@@ -114,6 +117,7 @@ def fit(config: TrainConfig, run_dir: str | os.PathLike, *, progress: bool = Tru
                 save(state)
                 saved = step
         if saved != step:
+            _check_finite(step, metrics)
             save(state)
     state = on_host(state)
     averaged = replace(model, network=jax.tree.map(jnp.asarray, state.averages[0]))
@@ -156,9 +160,18 @@ def _log(record: Recorder | None, step: int, metrics: Metrics) -> float:
     loss, norm = float(metrics.loss), float(metrics.gradient_norm)
     if record is not None:
         record.scalars(step, {"loss": loss, "gradient_norm": norm})
-    if not loss < float("inf"):
-        raise ValueError(f"the loss at step {step} is {loss}; lower optimiser.learning_rate")
+    _check_finite(step, metrics)
     return loss
+
+
+def _check_finite(step: int, metrics: Metrics) -> None:
+    # The loss is that before the step: what the step does to the weights, the gradient tells.
+    loss, norm = float(metrics.loss), float(metrics.gradient_norm)
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise ValueError(
+            f"the loss at step {step} is {loss} and its gradient's norm {norm}; lower "
+            "optimiser.learning_rate"
+        )
 
 
 def _first_host() -> bool:
