@@ -4,7 +4,7 @@ Samples know nothing of each other, so `jit(vmap(sample))` of a batch placed by 
 the model placed by `replicate`, runs on every device without a word between them:
 
     over = device_mesh()
-    run = jax.jit(lambda model, xs, keys: jax.vmap(one)(xs, keys))
+    run = jax.jit(jax.vmap(one, in_axes=(None, 0, 0)))  # one(model, x, key)
     run(replicate(model, over), *shard_batch((xs, keys), over))
 
 The exception is an adaptive step-size controller: the loop of a batch ends when all of its samples
