@@ -1,8 +1,9 @@
 """The precision that a network computes in while it is trained.
 
-Its weights, their moments and averages, normalisations and the loss stay in float32; matrix
-products and convolutions read rounded copies and, on accelerators, sum in float32. A trained
-model always computes in float32: bfloat16 moves a log-density by nats.
+Its weights, their moments and averages, normalisations and the loss stay in float32. Matrix
+products and convolutions read rounded copies and, on accelerators, sum in float32; what they give
+is rounded, and so is what adds it up, such as the residual stream and the network's output. A
+trained model always computes in float32: bfloat16 moves a log-density by nats.
 """
 
 from collections.abc import Callable
