@@ -73,10 +73,11 @@ def distances(
 
     # A plain function is no argument of `jit`; a partial of it is.
     called = Partial(features) if all_leaves([features]) else features
+    run = jax.jit(lambda f, x: f(x))
 
     def find(x):
         scaled = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x
-        return batches("features", jax.jit(lambda f, x: f(x)), scaled, settings.batch, called)
+        return batches("features", run, scaled, settings.batch, called)
 
     figures: dict[str, Figure] = {}
     if not {"frechet", "precision-recall"} & names:
