@@ -75,6 +75,10 @@ class TrainConfig:
             raise ValueError(f"ema_widths must be a list of different numbers, got {widths!r}")
         for width in widths:
             ema.exponent(width)
+        if self.model.network.get("num_augmentations", 1) != 1:
+            raise ValueError(
+                "num_augmentations must be 1, for mirrored images: there is no other augmentation"
+            )
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"label_dropout must lie in [0, 1), got {self.label_dropout}")
         if self.label_dropout and self.model.network.get("num_classes") is None:
