@@ -93,8 +93,8 @@ def fit(config: TrainConfig, run_dir: str | os.PathLike, *, progress: bool = Tru
     )
     look = _watch(config, model, mesh) if every.watch_every else None
     with (
+        _interruptible(every.log_every) as stopped,  # outermost: the last write is finished too
         checkpoints(run_dir, every) as save,
-        _interruptible(every.log_every) as stopped,
         _recorder(run_dir, step) as record,
         _bar(config, step, progress and _first_host()) as show,
     ):
