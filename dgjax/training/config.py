@@ -75,7 +75,7 @@ class TrainConfig:
             raise ValueError(f"ema_widths must be a list of different numbers, got {widths!r}")
         for width in widths:
             ema.exponent(width)
-        if self.model.network.get("num_augmentations", 1) != 1:
+        if self.model.network.get("num_augmentations") not in (None, 1):
             raise ValueError(
                 "num_augmentations must be 1, for mirrored images: there is no other augmentation"
             )
