@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -65,8 +66,8 @@ def fit(config: TrainConfig, run_dir: str | os.PathLike, *, progress: bool = Tru
 
     Raises:
         ValueError: if the run was started with another configuration or other data, the data are
-            not to be had or do not fit the model, the devices do not divide the batch, the folder
-            cannot be written, or the loss or its gradient is not finite.
+            not to be had or do not fit the model, the devices do not divide the batch, hosts do
+            not share the folder, it cannot be written, or the loss or its gradient is not finite.
     """
     run_dir = Path(run_dir).absolute()
     mesh = device_mesh()
@@ -78,6 +79,7 @@ def fit(config: TrainConfig, run_dir: str | os.PathLike, *, progress: bool = Tru
     state = restore(run_dir, fresh_state(config, model))
     where = shardings(state, mesh, config.execution.parameters)
     state, step = place(state, where), int(state.step)
+    _check_hosts(run_dir, step)
     train_step = compile_step(config, model, mesh, where)
     every, snapshots = config.records, snapshot_steps(config.steps, config.ema_snapshots)
     key = jax.random.key(config.seed)
@@ -171,6 +173,16 @@ def _check_finite(step: int, metrics: Metrics) -> None:
         raise ValueError(
             f"the loss at step {step} is {loss} and its gradient's norm {norm}; lower "
             "optimiser.learning_rate"
+        )
+
+
+def _check_hosts(run_dir: Path, step: int) -> None:
+    """Raise a ValueError unless all hosts go on from the same step."""
+    steps = set(np.ravel(multihost_utils.process_allgather(np.asarray(step))).tolist())
+    if len(steps) > 1:
+        raise ValueError(
+            f"hosts would go on from steps {sorted(steps)}: {run_dir} must be one folder, which "
+            "they share"
         )
 
 
