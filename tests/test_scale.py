@@ -98,7 +98,7 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def test_two_processes_train_as_one_does_and_one_goes_on_from_there(tmp_path):
+def test_two_processes_train_as_one_does_and_one_goes_on_from_there(tmp_path, float32):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 64, 4, 4, 1)).astype(np.float32)
     np.savez(tmp_path / "x.npz", x=x[0], held_out=x[1])
