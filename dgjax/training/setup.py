@@ -85,7 +85,7 @@ def check_data(config: TrainConfig, data: Dataset, part: str = "train") -> None:
         raise ValueError(f"data.flip mirrors images, and samples have shape {data.shape}")
     classes, labels = config.model.network.get("num_classes"), data.labels
     if classes is not None and (labels is None or labels.min() < 0 or labels.max() >= classes):
-        raise ValueError(f"num_classes = {classes}: {name} needs labels 0 to {classes - 1}")
+        raise ValueError(f"num_classes = {classes}: {name} needs labels from 0 to {classes - 1}")
 
 
 def make_augment(config: TrainConfig) -> Augment:
