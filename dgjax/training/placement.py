@@ -2,7 +2,7 @@
 
 One mesh of one axis serves one device, the devices of a host and those of many hosts. Split, each
 array of the state is cut along its longest axis that the devices divide; the step puts the
-weights together once, before the forward pass, and gradients, moments and averages stay cut
+weights together once, before the forward pass, and moments and averages stay cut
 (Rajbhandari et al. 2020, arXiv 1910.02054, stage 3 at rest).
 """
 
