@@ -37,10 +37,10 @@ def found():
 
 @pytest.mark.parametrize("how", ["replicated", "sharded", "in_parts"])
 def test_eight_devices_take_the_steps_that_one_takes(found, how):
-    np.testing.assert_allclose(found[how]["losses"], found["one"]["losses"], rtol=1e-4)
-    # Adam divides by the root of tiny moments, so weights agree less closely than losses.
+    np.testing.assert_allclose(found[how]["losses"], found["one"]["losses"], rtol=1e-5)
+    # Weights move by 2e-3. Adam divides by the root of tiny moments, which multiplies rounding.
     for one, other in zip(found["one"]["state"], found[how]["state"], strict=True):
-        np.testing.assert_allclose(other, one, atol=2e-3)
+        np.testing.assert_allclose(other, one, atol=2e-4)
 
 
 def test_replicated_weights_are_never_gathered(found):
@@ -126,7 +126,7 @@ def test_two_processes_train_as_one_does_and_one_goes_on_from_there(tmp_path, fl
     last = "checkpoints/8/default"
     expected = read_arrays(tmp_path / "alone" / last)
     for name, value in read_arrays(shared / last).items():
-        np.testing.assert_allclose(value, expected[name], atol=1e-3, err_msg=name)
+        np.testing.assert_allclose(value, expected[name], atol=1e-5, err_msg=name)
     lines = [
         [json.loads(line) for line in (folder / "metrics.jsonl").open()]
         for folder in (tmp_path / "alone", shared)
@@ -137,9 +137,11 @@ def test_two_processes_train_as_one_does_and_one_goes_on_from_there(tmp_path, fl
             np.testing.assert_allclose(other[key], one[key], rtol=1e-3, err_msg=key)
 
     # One process, with another number of devices, goes on from what the two have written.
-    for step in (8,):
-        (shared / "checkpoints" / str(step)).rename(tmp_path / "set-aside")
+    (shared / "checkpoints/8").rename(tmp_path / "set-aside")
     resumed = fit(load_config(config), shared, progress=False)
     assert int(resumed.state.step) == int(alone.state.step) == 8
+    again = [json.loads(line) for line in (shared / "metrics.jsonl").open()]
+    kept = [one["time"] == other["time"] for one, other in zip(lines[1], again, strict=True)]
+    assert kept == [line["step"] <= 4 for line in again]  # it did not begin anew
     for name, value in read_arrays(shared / last).items():
-        np.testing.assert_allclose(value, expected[name], atol=1e-3, err_msg=name)
+        np.testing.assert_allclose(value, expected[name], atol=1e-5, err_msg=name)
