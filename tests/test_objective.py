@@ -218,7 +218,7 @@ def test_labels_keys_and_augmentations_reach_the_network():
         lambda: MLP((8, 8, 1), 16, 2, rngs=nnx.Rngs(0)),
     ],
 )
-def test_products_are_rounded_and_nothing_else(make):
+def test_products_read_rounded_numbers_and_weights_stay(make):
     network = make()
     rng = np.random.default_rng(1)
     network = jax.tree.map(lambda a: a + 0.1 * rng.normal(size=a.shape).astype(a.dtype), network)
