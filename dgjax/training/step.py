@@ -174,7 +174,8 @@ def make_train_step(
         objective: what to minimise.
         gammas: exponents of the moving averages, as many as the state has.
         accumulate: number of parts that a batch is worked through in, one after the other. The
-            step is the same but for rounding; activations take this much less memory.
+            step is the same but for rounding; activations take this much less memory. On a CPU
+            more than one part is many times slower where there are convolutions.
         prepare: what the weights of the state go through before the losses read them, such as
             another precision or placement. It is differentiated.
     """
@@ -189,6 +190,11 @@ def make_train_step(
         def add(total, part):
             (loss, losses), gradient = jax.value_and_grad(mean_loss, has_aux=True)(network, part)
             return jax.tree.map(jnp.add, total, (loss, gradient)), losses
+
+        if accumulate == 1:  # XLA's CPU compiler leaves a loop's convolutions to its slowest code
+            part = jax.tree.map(lambda a: a[0], sampled)
+            (loss, losses), gradient = jax.value_and_grad(mean_loss, has_aux=True)(network, part)
+            return loss, gradient, losses
 
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, network))
         total, losses = jax.lax.scan(add, zero, sampled)
