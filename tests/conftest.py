@@ -5,7 +5,10 @@ Networks keep their float32 weights all the same; tests of float32 arithmetic ta
 `float32`.
 """
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import chex
@@ -31,6 +34,8 @@ STRICT = {
     "test_paths",
     "test_prior",
 }
+
+ROOT = Path(__file__).parents[1]
 
 # Every path covers this range of w = sigma/alpha: log-SNR from 7.8 to -6.
 W_MIN, W_MAX = 0.02, 20.0
@@ -161,3 +166,26 @@ def run(monkeypatch, capsys, float32):
         return stop.value.code or 0, out.out, out.err
 
     return call
+
+
+@pytest.fixture
+def process():
+    """Starts Python in a process of its own, `ARGUMENTS`; none outlives the test."""
+    started = []
+
+    def call(arguments, **environment):
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        child = subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            env={**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(child)
+        return child
+
+    yield call
+    for child in started:
+        child.kill()
+        child.communicate()  # closes its pipes

@@ -1,21 +1,22 @@
 """A run that is killed, runs out of room or meets a damaged checkpoint loses nothing it saved."""
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from orbax.checkpoint import CheckpointManager
 
 from dgjax.checkpoint import read_arrays
 from dgjax.training import fit, load_config
+from dgjax.training.records import recorder
+from dgjax.training.run import checkpoints
+from dgjax.training.step import TrainState
+from dgjax.training.tables import Records
 
-ROOT = Path(__file__).parents[1]
 CONFIG = """
 steps = 60
 batch = 8
@@ -52,15 +53,25 @@ def config(tmp_path_factory):
     return folder / "tiny.toml"
 
 
-def start(config, run):
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen(
-        [sys.executable, "-c", "from dgjax.cli import main; main()", "train", config, "--out", run],
-        env={**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+# Before its last step it waits, so that it cannot finish before it is killed.
+HELD = """
+import time
+from dgjax.training.records import Recorder
+scalars = Recorder.scalars
+def held(self, step, values):
+    scalars(self, step, values)
+    while step == 59: time.sleep(1)
+Recorder.scalars = held
+"""
+
+
+@pytest.fixture
+def start(process):
+    def call(config, run, prelude=""):
+        program = f"{prelude}\nfrom dgjax.cli import main; main()"
+        return process(["-c", program, "train", config, "--out", run])
+
+    return call
 
 
 def finish(process):
@@ -74,12 +85,24 @@ def step_of(run):
     return len(file.read_text().splitlines()) if file.exists() else 0
 
 
-def test_a_run_killed_at_random_moments_ends_with_the_very_same_weights(config, tmp_path):
+@contextmanager
+def small_files(size=20_000):
+    """No larger file can be written, as if the disk were full."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_run_killed_at_random_moments_ends_with_the_very_same_weights(config, tmp_path, start):
     finish(start(config, tmp_path / "whole"))
     chance = random.Random(0)
     run = tmp_path / "killed"
     for reached in (12, 34):  # and then some, into writing, training or tidying
-        process = start(config, run)
+        process = start(config, run, HELD)
         while step_of(run) < reached:
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.002)
@@ -89,6 +112,9 @@ def test_a_run_killed_at_random_moments_ends_with_the_very_same_weights(config, 
         assert reached <= step_of(run) < 60
         saved = [f for f in (run / "checkpoints").iterdir() if f.name.isdigit()]
         assert saved, "nothing was saved before the kill"
+    half = run / "checkpoints/7.orbax-checkpoint-tmp"  # as of a step that is not saved again
+    half.mkdir()
+    (half / "data").write_text("half")
     finish(start(config, run))
 
     last = "checkpoints/60/default"
@@ -111,18 +137,13 @@ def test_a_run_killed_at_random_moments_ends_with_the_very_same_weights(config, 
 
 
 def test_no_room_is_one_clear_line_and_what_was_saved_stays(config, tmp_path):
-    resource = pytest.importorskip("resource")
     run = tmp_path / "run"
     before = fit(load_config(config), run, progress=False)
     kept = read_arrays(run / "checkpoints/60/default")
     (run / "checkpoints/60").rename(tmp_path / "aside")  # so that five steps are left to do
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # no larger file can be written
-    try:
-        with pytest.raises(ValueError, match=r"cannot write .*(make room|averages)"):
-            fit(load_config(config), run, progress=False)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    cannot = pytest.raises(ValueError, match=r"cannot write .*(make room|averages)")
+    with small_files(), cannot:
+        fit(load_config(config), run, progress=False)
     assert [f.name for f in (run / "checkpoints").iterdir() if f.name.isdigit()] == ["55"]
     resumed = fit(load_config(config), run, progress=False)
     assert resumed.finished
@@ -140,3 +161,51 @@ def test_a_truncated_checkpoint_is_named_with_its_mend(config, tmp_path):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(ValueError, match=rf"damaged.*delete {folder} to go on from step 55"):
         fit(load_config(config), tmp_path, progress=False)
+
+
+def test_the_error_that_ends_a_run_comes_through_and_what_is_open_is_closed(tmp_path, monkeypatch):
+    closed, close = [], CheckpointManager.close
+    monkeypatch.setattr(CheckpointManager, "close", lambda self: closed.append(close(self)))
+    noise = np.random.default_rng(0).normal(size=10**5)  # which cannot be compressed
+    state = TrainState(np.array(5), noise, (), ())
+
+    def save_and(then):
+        with small_files(), checkpoints(tmp_path, Records()) as save:
+            save(state)  # in the background
+            then()
+
+    def fail():
+        raise ValueError("the loss is nan")
+
+    with pytest.raises(ValueError, match="the loss is nan") as caught:
+        save_and(fail)
+    assert "cannot write a checkpoint" in caught.value.__notes__[0]
+    with pytest.raises(ValueError, match=r"cannot write a checkpoint .*make room"):
+        save_and(lambda: None)
+    assert closed == [None, None]
+
+
+def test_records_explain_their_own_errors_only(tmp_path):
+    def recorded(write):
+        with recorder(tmp_path, 0) as record:
+            write(record)
+
+    def scalars(record):
+        for step in range(10):
+            record.scalars(step, {"loss": 1.0})
+
+    def picture(record):
+        record.picture(1, np.zeros((1, 2, 2, 1)), (-1.0, 1.0))
+
+    with pytest.raises(FileNotFoundError, match="elsewhere"):
+        recorded(lambda record: (tmp_path / "elsewhere").read_text())
+    cannot = rf"cannot write the records of {tmp_path} \(.*make room"
+    with small_files(100), pytest.raises(ValueError, match=cannot):
+        recorded(scalars)
+    (tmp_path / "samples").write_text("in the way")
+    with pytest.raises(ValueError, match=cannot):
+        recorded(picture)
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(ValueError, match=cannot):
+        recorded(lambda record: None)

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from dgjax.metrics import to_image
+from dgjax.training.closing import finishing
 
 __all__ = ["Recorder", "recorder"]
 
@@ -30,20 +31,30 @@ class Recorder:
     events: Any
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """One line of `metrics.jsonl`, and a point of each curve."""
+        """One line of `metrics.jsonl`, and a point of each curve.
+
+        Raises:
+            ValueError: if they cannot be written.
+        """
         line = {"step": step, **values, "time": round(time.time(), 3)}
-        self.log.write(json.dumps(line) + "\n")
-        self.log.flush()
-        for name, value in values.items():
-            self.events.add_scalar(name, value, step)
+        with _explained(self.run_dir):
+            self.log.write(json.dumps(line) + "\n")
+            self.log.flush()
+            for name, value in values.items():
+                self.events.add_scalar(name, value, step)
 
     def picture(self, step: int, x: np.ndarray, data_range: tuple[float, float]) -> None:
-        """Images (n, h, w, c) in the model's coordinates as one grid, `samples/STEP.png`."""
+        """Images (n, h, w, c) in the model's coordinates as one grid, `samples/STEP.png`.
+
+        Raises:
+            ValueError: if it cannot be written.
+        """
         grid = to_image(tiled(x), data_range)
-        folder = self.run_dir / "samples"
-        folder.mkdir(exist_ok=True)
-        grid.save(folder / f"{step}.png")
-        self.events.add_image("samples", np.asarray(grid.convert("RGB")), step, dataformats="HWC")
+        folder, shown = self.run_dir / "samples", np.asarray(grid.convert("RGB"))
+        with _explained(self.run_dir):
+            folder.mkdir(exist_ok=True)
+            grid.save(folder / f"{step}.png")
+            self.events.add_image("samples", shown, step, dataformats="HWC")
 
 
 def tiled(x: np.ndarray) -> np.ndarray:
@@ -71,21 +82,34 @@ def _cut(file: Path, start: int) -> None:
 
 
 @contextmanager
+def _explained(run_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"cannot write the records of {run_dir} ({error}); make room there, or make it "
+            "writable, and run again"
+        ) from error
+
+
+@contextmanager
 def recorder(run_dir: Path, start: int) -> Iterator[Recorder]:
     """Open the records of the run in `run_dir`, which goes on after step `start`.
 
     Raises:
-        ValueError: if tensorboardX is not installed or the files cannot be written.
+        ValueError: if tensorboardX is not installed or the files cannot be written. An error
+            that ends the block comes through as it is.
     """
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
         raise ValueError('training needs tensorboardX: `pip install "dgjax[train]"`') from error
     file = run_dir / "metrics.jsonl"
-    try:
+    with _explained(run_dir):
         _cut(file, start)
-        events = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1)
-        with file.open("a") as log, events:
+        log = file.open("a")
+    with finishing(_explained(run_dir)(log.close)):
+        with _explained(run_dir):
+            events = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1)
+        with finishing(_explained(run_dir)(events.close)):
             yield Recorder(run_dir, log, events)
-    except OSError as error:
-        raise ValueError(f"cannot write the records of {run_dir}: {error}") from error

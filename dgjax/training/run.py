@@ -11,6 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from dgjax.checkpoint import Meta, from_named, read_arrays, to_named
+from dgjax.training.closing import finishing
 from dgjax.training.config import TrainConfig
 from dgjax.training.dataset import Dataset
 from dgjax.training.step import TrainState
@@ -119,13 +120,17 @@ def checkpoints(run_dir: Path, records: Records) -> Iterator[Callable[[TrainStat
     """`save(state)`, which copies the state and writes it in the background.
 
     orbax renames a checkpoint into place when it is whole, and only then removes old ones. What
-    is still being written is finished at the end.
+    is still being written is finished at the end; what a killed run left half-written is removed
+    by the first host.
 
     Raises:
-        ValueError: here, at the next `save` or at the end, if one could not be written.
+        ValueError: here, at the next `save` or at the end, if one could not be written. An error
+            that ends the block comes through as it is.
     """
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=records.keep, keep_period=records.keep_every or None
+        max_to_keep=records.keep,
+        keep_period=records.keep_every or None,
+        cleanup_tmp_directories=True,
     )
 
     @contextmanager
@@ -145,12 +150,15 @@ def checkpoints(run_dir: Path, records: Records) -> Iterator[Callable[[TrainStat
         with explained():
             manager.save(int(state.step), args=ocp.args.StandardSave(to_named(state)), force=True)
 
-    try:
-        yield save
-    finally:
+    def finish() -> None:
         with explained():
-            manager.wait_until_finished()
-            manager.close()
+            try:
+                manager.wait_until_finished()  # tells once what failed in the background
+            finally:
+                manager.close()
+
+    with finishing(finish):
+        yield save
 
 
 def _first_line(error: Exception) -> str:
