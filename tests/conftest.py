@@ -16,9 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from dgjax import analytic, paths
+from dgjax.checkpoint import Meta, from_named, save, to_named
 from dgjax.cli import main
+from dgjax.spec import ModelSpec, build, build_network
 
 jax.config.update("jax_enable_x64", True)
 
@@ -144,6 +147,32 @@ def mixture64():
 def mixture(request):
     """Each mixture in turn."""
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def small_model():
+    """Saves a small model to a folder, which it returns.
+
+    The network has normal weights of deviation `weights`. With 0 it returns zero, as one that has
+    not been trained: preconditioned, it is then the exact model of data from N(0, spread^2 I).
+    """
+
+    def call(folder, shape, *, spread, weights=0.0, **network):
+        spec = ModelSpec(
+            shape=shape,
+            network={"kind": "mlp", "width": 8, "depth": 1, **network},
+            path={"kind": "edm"},
+            parametrization={"kind": "preconditioned", "sigma_data": spread},
+            t_min=0.02,
+            t_max=80.0,
+        )
+        rng, like = np.random.default_rng(0), nnx.eval_shape(lambda: build_network(spec))
+        named = {k: weights * rng.normal(size=v.shape) for k, v in to_named(like).items()}
+        model = build(spec, from_named(like, named, "the test"))
+        save(folder, model, Meta(spec, "none", (-1.0, 1.0), "none", 0))
+        return folder
+
+    return call
 
 
 @pytest.fixture

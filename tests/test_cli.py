@@ -12,22 +12,8 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from dgjax.checkpoint import Meta, save
-from dgjax.spec import ModelSpec, build
-
 SHAPE, SPREAD, T_MIN = (8, 8, 1), 0.7, 0.02
 SIZE = 64
-
-
-def spec(shape, **network):
-    return ModelSpec(
-        shape=shape,
-        network={"kind": "mlp", "width": 8, "depth": 1, **network},
-        path={"kind": "edm"},
-        parametrization={"kind": "preconditioned", "sigma_data": SPREAD},
-        t_min=T_MIN,
-        t_max=80.0,
-    )
 
 
 def log_density(x):
@@ -36,10 +22,8 @@ def log_density(x):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model") / "gaussian"
-    save(folder, build(spec(SHAPE)), Meta(spec(SHAPE), "none", (-1.0, 1.0), "none", 0))
-    return folder
+def folder(tmp_path_factory, small_model):
+    return small_model(tmp_path_factory.mktemp("model") / "gaussian", SHAPE, spread=SPREAD)
 
 
 def picture(file, levels):

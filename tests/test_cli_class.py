@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-from dgjax.checkpoint import Meta, from_named, load, save, to_named
+from dgjax.checkpoint import load
 from dgjax.closed_loop import target_guidance
 from dgjax.contrast import classifier_free_guidance
 from dgjax.divergence import Hutchinson
@@ -20,31 +19,15 @@ from dgjax.paths import edm
 from dgjax.prior import prior_sample
 from dgjax.sampling import sample
 from dgjax.solvers import RK4
-from dgjax.spec import ModelSpec, build, build_network
 from dgjax.targets import pilot
 
 SHAPE, SEED, NUM, STEPS = (4, 4, 1), 5, 2, 6
 
 
-def saved(folder, **network):
-    spec = ModelSpec(
-        shape=SHAPE,
-        network={"kind": "mlp", "width": 16, "depth": 2, **network},
-        path={"kind": "edm"},
-        parametrization={"kind": "preconditioned", "sigma_data": 0.7},
-        t_min=0.02,
-        t_max=80.0,
-    )
-    rng, like = np.random.default_rng(0), nnx.eval_shape(lambda: build_network(spec))
-    named = {k: 0.2 * rng.standard_normal(leaf.shape) for k, leaf in to_named(like).items()}
-    model = build(spec, from_named(like, named, "the test"))
-    save(folder, model, Meta(spec, "none", (-1.0, 1.0), "none", 0))
-    return folder
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return saved(tmp_path_factory.mktemp("model") / "labelled", num_classes=3)
+def folder(tmp_path_factory, small_model):
+    place = tmp_path_factory.mktemp("model") / "labelled"
+    return small_model(place, SHAPE, spread=0.7, weights=0.2, width=16, depth=2, num_classes=3)
 
 
 @pytest.mark.slow
@@ -82,8 +65,8 @@ def test_the_class_conditions_and_the_weight_strengthens(by, weight, folder, tmp
         assert np.abs(right.x - other.x).max() > 0.02
 
 
-def test_trouble_with_classes_is_one_clear_line(folder, tmp_path, run):
-    unlabelled = saved(tmp_path / "unlabelled")
+def test_trouble_with_classes_is_one_clear_line(folder, tmp_path, run, small_model):
+    unlabelled = small_model(tmp_path / "unlabelled", SHAPE, spread=0.7)
     for arguments, message in [
         (["--model", folder, "--class", 3], "class 3 is out of range: .* takes 0 to 2"),
         (["--model", folder, "--class", -1], "class -1 is out of range"),

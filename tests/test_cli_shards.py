@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,34 +10,19 @@ import sys
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
-from dgjax.checkpoint import Meta, digest, from_named, load, save, to_named
+from dgjax.checkpoint import digest, load, save
 from dgjax.cli.report import MEASURED, Moments, measure
-from dgjax.cli.shards import Shards, claim
-from dgjax.spec import ModelSpec, build, build_network
+from dgjax.cli.shards import Shards, claim, fill
 
 SHAPE = (4, 4, 1)
 DIALS = ("--q", 0.4, "--q", 0.6, "--steps", 3, "--solver", "euler", "--batch", 4)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, small_model):
     """A network of random weights, on which samples are all different and probes are noisy."""
-    spec = ModelSpec(
-        shape=SHAPE,
-        network={"kind": "mlp", "width": 8, "depth": 1},
-        path={"kind": "edm"},
-        parametrization={"kind": "preconditioned", "sigma_data": 0.7},
-        t_min=0.02,
-        t_max=80.0,
-    )
-    rng, like = np.random.default_rng(0), nnx.eval_shape(lambda: build_network(spec))
-    named = {k: 0.2 * rng.standard_normal(leaf.shape) for k, leaf in to_named(like).items()}
-    folder = tmp_path_factory.mktemp("model") / "random"
-    model = build(spec, from_named(like, named, "the test"))
-    save(folder, model, Meta(spec, "none", (-1.0, 1.0), "none", 0))
-    return folder
+    return small_model(tmp_path_factory.mktemp("model") / "random", SHAPE, spread=0.7, weights=0.2)
 
 
 def command(folder, out, *options):
@@ -129,7 +115,8 @@ def test_a_killed_run_goes_on_and_makes_damaged_shards_again(folder, tmp_path, r
     stopped = process(command(folder, tmp_path / "a", *options), KILL)
     assert stopped.returncode == -signal.SIGKILL
     left = sorted(f.name for f in (tmp_path / "a" / "shards").iterdir())
-    assert left == [".00002.npz.partial", "00000.npz", "00001.npz", "options.json"]
+    assert re.fullmatch(r"\.00002\.npz\.[0-9a-f]{32}\.partial", left[0])
+    assert left[1:] == ["00000.npz", "00001.npz", "options.json"]
     assert not (tmp_path / "a" / "summary.json").exists()
     damaged = tmp_path / "a" / "shards" / "00000.npz"
     damaged.write_bytes(damaged.read_bytes()[:-100])
@@ -153,6 +140,34 @@ def test_a_killed_run_goes_on_and_makes_damaged_shards_again(folder, tmp_path, r
     assert names[0] == names[1]
     texts = [(tmp_path / o / "summary.json").read_text() for o in "ab"]
     assert texts[0] == texts[1]
+
+
+def test_two_runs_at_once_fill_one_folder(tmp_path, monkeypatch):
+    place, save_arrays = Shards(tmp_path, 4, 2, 1, SHAPE), np.savez_compressed
+
+    def draw(start, stop, show):
+        each = {name: np.full((1, stop - start), start) for name in MEASURED}
+        return {"x": np.zeros((1, stop - start, *SHAPE)), **each}
+
+    def overtaken(stream, **arrays):
+        monkeypatch.undo()
+        fill(place, draw)  # another run, from the first shard to the last
+        save_arrays(stream, **arrays)
+
+    monkeypatch.setattr(np, "savez_compressed", overtaken)
+    fill(place, draw)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["00000.npz", "00001.npz"]
+    for i in (0, 1):
+        np.testing.assert_array_equal(arrays(place.file(i))[MEASURED[0]], [[2 * i] * 2])
+
+    def full(stream, **arrays):
+        raise OSError("no space left")
+
+    place.file(1).unlink()
+    monkeypatch.setattr(np, "savez_compressed", full)
+    with pytest.raises(ValueError, match=r"cannot write to .*no space left"):
+        fill(place, draw)
+    assert [f.name for f in tmp_path.iterdir()] == ["00000.npz"]
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import numpy as np
 
@@ -135,13 +136,23 @@ def _whole(shards: Shards, i: int) -> bool:
 
 
 def _replace(file: Path, write: Callable[[Any], Any]) -> None:
-    """Write beside `file`, down to the disk, and rename: it is never there in part."""
-    beside = file.with_name(f".{file.name}.partial")  # one name, so that a killed run leaves one
+    """Write beside `file`, down to the disk, and rename: it is never there in part.
+
+    Two runs may do so at once, each in a file of its own: the content of either will do. Once
+    `file` is in its place, what else is beside it, of a run that was killed or is slower, goes.
+    """
+    beside = file.with_name(f".{file.name}.{uuid4().hex}.partial")
     try:
-        with beside.open("wb") as stream:
+        with beside.open("xb") as stream:
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(beside, file)
+        try:
+            os.replace(beside, file)
+        except FileNotFoundError:
+            if not file.exists():  # else a faster run has put it there
+                raise
+        for other in file.parent.glob(f".{file.name}.*.partial"):
+            other.unlink(missing_ok=True)
     finally:
         beside.unlink(missing_ok=True)
