@@ -172,7 +172,7 @@ def test_an_augmentation_is_told_and_none_is_the_plain_network():
 def test_mirrored_images_are_mirrored_and_say_so():
     values = np.random.default_rng(0).normal(size=(10, 4, 4, 1)).astype(np.float32)
     data = Dataset(values, 1.0, 0.0, (-1.0, 1.0), np.arange(10), "none")
-    augment = Augment(flip=True, labelled=True, told=True)
+    augment = Augment(0.5, frozenset({"labels", "augmentations"}))
     batch = next(batches(data, augment, batch=400, seed=0, start=0))
     mirrored = batch.augmentations == 0
     assert 150 < mirrored.sum() < 250
@@ -184,7 +184,7 @@ def test_mirrored_images_are_mirrored_and_say_so():
 def test_rows_of_a_batch_are_the_same_wherever_they_are_made():
     values = np.random.default_rng(0).normal(size=(10, 4, 4, 1)).astype(np.float32)
     data = Dataset(values, 1.0, 0.0, (-1.0, 1.0), np.arange(10), "none")
-    augment = Augment(flip=True, labelled=True)
+    augment = Augment(0.5, frozenset({"labels"}))
     make = lambda rows: next(batches(data, augment, batch=8, seed=0, start=3, rows=rows))
     whole, first, second = make(slice(None)), make(slice(0, 4)), make(slice(4, 8))
     for one, *parts in zip(whole[:2], first[:2], second[:2], strict=True):
@@ -265,7 +265,7 @@ def config(**changes):
 
 
 def test_what_a_configuration_says_is_what_is_made():
-    assert make_augment(config()) == Augment(flip=True, labelled=False, told=True)
+    assert make_augment(config()) == Augment(0.5, frozenset({"augmentations"}))
     labels = np.arange(5)
     data = Dataset(np.zeros((5, 4, 4, 1)), 1.0, 0.0, (-1.0, 1.0), labels, "none")
     check_data(config(), data)

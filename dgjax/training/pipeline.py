@@ -25,17 +25,16 @@ class HostBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Augment:
-    """What is done to the samples of a batch, and what of it the network is told.
+    """What is done to the samples of a batch, and what the network is given beside them.
 
     Attributes:
-        flip: mirror images left-right with probability 1/2.
-        labelled: give the labels.
-        told: give the augmentation: 0 for a mirrored image, 1, which stands for none, else.
+        flip: probability that an image is mirrored left-right.
+        given: fields of `HostBatch`, where the data have them: `labels`, and `augmentations`, 0
+            for a mirrored image and 1, which stands for none, else.
     """
 
-    flip: bool = False
-    labelled: bool = False
-    told: bool = False
+    flip: float = 0.0
+    given: frozenset[str] = frozenset()
 
     def __call__(
         self, data: Dataset, indices: np.ndarray, rows: slice, rng: np.random.Generator
@@ -43,12 +42,15 @@ class Augment:
         """The `rows` of the batch of samples at `indices` (B,)."""
         # Drawn for the whole batch, so that each row's are the same wherever it is made.
         places = rng.random((len(indices), 2))[rows]
-        mirrored = (rng.random(len(indices)) < 0.5)[rows] if self.flip else None
+        mirrored = (rng.random(len(indices)) < self.flip)[rows]
         chosen = indices[rows]
+        beside = {
+            "labels": None if data.labels is None else data.labels[chosen],
+            "augmentations": (1 - mirrored).astype(np.int32),
+        }
         return HostBatch(
-            data.batch(chosen, places=places, mirrored=mirrored),
-            data.labels[chosen] if self.labelled and data.labels is not None else None,
-            (1 - mirrored).astype(np.int32) if self.told and mirrored is not None else None,
+            data.batch(chosen, places=places, mirrored=mirrored if self.flip else None),
+            **{field: value for field, value in beside.items() if field in self.given},
         )
 
 

@@ -90,9 +90,7 @@ def check_data(config: TrainConfig, data: Dataset, part: str = "train") -> None:
 
 def make_augment(config: TrainConfig) -> Augment:
     """What is done to samples of the data, and what of it the network is told."""
+    arguments = {"labels": "num_classes", "augmentations": "num_augmentations"}
     network = config.model.network
-    return Augment(
-        flip=config.data.flip,
-        labelled=network.get("num_classes") is not None,
-        told=network.get("num_augmentations") is not None,
-    )
+    given = frozenset(field for field, key in arguments.items() if network.get(key) is not None)
+    return Augment(0.5 if config.data.flip else 0.0, given)
