@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
 from dgjax.paths import Coefficients
-from dgjax.typing import Sample, Scalar, as_float, register_dataclass
+from dgjax.typing import Sample, Scalar, as_float, known, register_dataclass
 
 __all__ = [
     "DenoisedPrediction",
@@ -135,5 +135,12 @@ class Preconditioned:
 
 
 def preconditioned(sigma_data: ArrayLike = 0.5) -> Preconditioned:
-    """EDM preconditioning for data of standard deviation `sigma_data`."""
+    """EDM preconditioning for data of standard deviation `sigma_data`.
+
+    Raises:
+        ValueError: if it is not positive.
+    """
+    number = known(sigma_data)
+    if number is not None and not (number > 0).all():
+        raise ValueError(f"sigma_data must be positive, got {sigma_data}")
     return Preconditioned(as_float(sigma_data))

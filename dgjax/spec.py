@@ -9,7 +9,8 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin
 
 from flax import nnx
 
@@ -18,7 +19,15 @@ from dgjax.fields import Field, field
 from dgjax.networks import MLP, UNet
 from dgjax.parametrization import Network
 
-__all__ = ["ModelSpec", "build", "build_network", "check_names", "construct", "unknown_name"]
+__all__ = [
+    "ModelSpec",
+    "build",
+    "build_network",
+    "check_names",
+    "check_types",
+    "construct",
+    "unknown_name",
+]
 
 NETWORKS: dict[str, Callable[..., Any]] = {"mlp": MLP, "unet": UNet}
 PATHS: dict[str, Callable[..., Any]] = {
@@ -63,6 +72,9 @@ class ModelSpec:
         for name in ("t_min", "t_max"):
             if not _is_number(getattr(self, name)):
                 raise ValueError(f"model: {name} must be a number, got {getattr(self, name)!r}")
+        _resolve("model.network", NETWORKS, self.network, ("shape", "rngs"))
+        _resolve("model.path", PATHS, self.path, ())
+        _resolve("model.parametrization", PARAMETRIZATIONS, self.parametrization, ())
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelSpec":
@@ -111,6 +123,21 @@ def construct(
     Raises:
         ValueError: if the kind or an argument is unknown, missing or refused; `where` says where.
     """
+    maker, arguments = _resolve(where, table, values, given)
+    try:
+        return maker(**arguments, **given)
+    except TypeError as error:
+        kind = values["kind"]
+        raise ValueError(f"{where}: {kind} does not take these values: {error}") from error
+
+
+def _resolve(
+    where: str,
+    table: Mapping[str, Callable[..., Any]],
+    values: Mapping[str, Any],
+    given: Iterable[str],
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """What `construct` calls and with what, but for what is `given`; errors as there."""
     if not isinstance(values, Mapping) or not isinstance(values.get("kind"), str):
         raise ValueError(f"{where} needs a kind: one of {', '.join(table)}")
     kind = values["kind"]
@@ -118,13 +145,15 @@ def construct(
         raise unknown_name(f"{where}: kind", kind, table)
     # A flax module's class has the signature of its metaclass, so ask its constructor.
     maker = table[kind].__init__ if inspect.isclass(table[kind]) else table[kind]
-    names = [name for name in inspect.signature(maker).parameters if name not in (*given, "self")]
+    kinds = {
+        name: parameter.annotation
+        for name, parameter in inspect.signature(maker).parameters.items()
+        if name not in (*given, "self")
+    }
     arguments = {k: _as_tuple(v) for k, v in values.items() if k != "kind"}
-    check_names(where, arguments, names)
-    try:
-        return table[kind](**arguments, **given)
-    except TypeError as error:
-        raise ValueError(f"{where}: {kind} does not take these values: {error}") from error
+    check_names(where, arguments, kinds)
+    check_types(f"{where}: {kind} does not take these values", arguments, kinds)
+    return table[kind], arguments
 
 
 def check_names(where: str, values: Any, names: Iterable[str], *, required: bool = False) -> None:
@@ -138,6 +167,39 @@ def check_names(where: str, values: Any, names: Iterable[str], *, required: bool
     missing = [name for name in names if required and name not in values]
     if missing:
         raise ValueError(f"{where}: {', '.join(missing)} missing")
+
+
+def check_types(where: str, values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    """Raise a ValueError unless each value is of its annotated kind: TOML's, of any depth.
+
+    Whole numbers are numbers too, true and false are not. What is annotated otherwise (an array,
+    a table) is left to who takes it.
+    """
+    for name, value in values.items():
+        if not _fits(value, kinds[name]):
+            raise ValueError(f"{where}: {name} must be {_named(kinds[name])}, got {value!r}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if isinstance(kind, UnionType):
+        return any(_fits(value, one) for one in get_args(kind))
+    if get_origin(kind) is tuple:
+        one = get_args(kind)[0]
+        return isinstance(value, tuple | list) and all(_fits(v, one) for v in value)
+    if kind is float:
+        return _is_number(value)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind) if kind in (bool, str, NoneType) else True
+
+
+def _named(kind: Any) -> str:
+    if isinstance(kind, UnionType):
+        return " or ".join(_named(one) for one in get_args(kind) if one is not NoneType)
+    if get_origin(kind) is tuple:
+        return f"a list, each {_named(get_args(kind)[0])}"
+    names = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false"}
+    return names[kind]
 
 
 def unknown_name(what: str, name: str, names: Iterable[str]) -> ValueError:

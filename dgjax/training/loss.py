@@ -41,6 +41,10 @@ class EDMWeighting:
 
     sigma_data: float
 
+    def __post_init__(self):
+        if not self.sigma_data > 0:
+            raise ValueError(f"loss: sigma_data must be positive, got {self.sigma_data}")
+
     def __call__(self, w: Scalar, density: Scalar) -> Scalar:
         return (w**2 + self.sigma_data**2) / (w * self.sigma_data) ** 2
 
