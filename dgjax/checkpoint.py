@@ -40,6 +40,7 @@ class Meta:
         licence: of the data, in one line.
         steps: of training.
         version: of dgjax that wrote it.
+        held_out: fraction of a folder of images that training did not see.
     """
 
     model: ModelSpec
@@ -48,6 +49,7 @@ class Meta:
     licence: str
     steps: int
     version: str = dgjax.__version__
+    held_out: float = 0.0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -158,6 +160,7 @@ def _read_meta(folder: Path) -> Meta:
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ValueError(f"{file} is not of a dgjax checkpoint: its format is not {FORMAT!r}")
     del config["format"]
+    config.setdefault("held_out", 0.0)  # older ones do not say
     try:
         check_names("config", config, [f.name for f in fields(Meta)], required=True)
         model = ModelSpec.from_dict(config["model"])

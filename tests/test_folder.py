@@ -331,6 +331,18 @@ def test_a_run_keeps_what_is_known_of_the_data_and_exports_without_them(folder, 
         export(tmp_path / "run", tmp_path / "model")
 
 
+def test_what_is_held_out_is_read_only_where_it_is_watched(folder, tmp_path):
+    table = {"dataset": "folder", "path": str(folder), "held_out": 0.3}
+    names = [f"{'ab'[i % 2]}/{i:02}.png" for i in range(20)]
+    held = next(name for name in names if is_held_out(name, 0.3))
+    (folder / held).write_bytes(b"damaged")
+    chosen = config(folder, table)
+    assert fit(chosen, tmp_path / "run", progress=False).meta.held_out == 0.3
+    watched = replace(chosen, records=replace(chosen.records, watch_every=6))
+    with pytest.raises(ValueError, match=f"the held-out part: .*{held}.* or set records.watch_ev"):
+        fit(watched, tmp_path / "watched", progress=False)
+
+
 def test_other_data_sets_have_no_held_out_part(tmp_path):
     np.savez(tmp_path / "x.npz", x=np.zeros((3, 4, 4, 3)))
     data = config(None, {"dataset": "npz", "path": str(tmp_path / "x.npz")}).data

@@ -1,9 +1,12 @@
 """Losses, noise levels and averages against their closed forms; runs that stop and go on."""
 
 import gzip
+import inspect
 import json
+import re
 import signal
 import threading
+import tomllib
 from dataclasses import replace
 
 import jax
@@ -19,16 +22,20 @@ from dgjax import paths
 from dgjax.analytic import closed_form, gaussian, kernel_density
 from dgjax.checkpoint import load, to_named
 from dgjax.fields import field, repath
-from dgjax.networks import MLP
+from dgjax.networks import MLP, UNet
 from dgjax.parametrization import NoisePrediction, VelocityPrediction, preconditioned
+from dgjax.spec import ModelSpec
 from dgjax.training import TrainConfig, denoising_loss, ema, export, fit, load_config, loop
-from dgjax.training.adaptation import Fixed
+from dgjax.training.adaptation import Adaptive, Fixed
+from dgjax.training.config import CONFIGS, TABLES, shipped_configs
 from dgjax.training.data import load_dataset, read_idx
 from dgjax.training.levels import LogNormal, UniformLogSNR, lattice
 from dgjax.training.loss import EDMWeighting
 from dgjax.training.pipeline import order
 from dgjax.training.placement import bring
+from dgjax.training.run import is_finished
 from dgjax.training.step import Batch, LabelDropout, Objective, initial_state, make_train_step
+from dgjax.training.tables import Data
 
 COVARIANCE = np.array([[1.0, 0.6], [0.6, 0.5]])
 MEAN = np.array([0.5, -1.0])
@@ -277,6 +284,22 @@ def test_a_run_from_before_a_key_goes_on_with_its_default(gaussian_npz, tmp_path
         fit(replace(chosen, label_dropout=0.1), tmp_path / "run", progress=False)
 
 
+def test_a_licence_may_be_stated_after_the_run(gaussian_npz, tmp_path):
+    chosen = config(gaussian_npz, steps=2)
+    assert fit(chosen, tmp_path / "run", progress=False).meta.licence == "unknown"
+    file = tmp_path / "run/config.json"
+    older = json.loads(file.read_text())
+    del older["data"]["licence"]
+    file.write_text(json.dumps(older))
+    stated = replace(chosen, data=replace(chosen.data, licence="CC-BY-4.0"))
+    assert is_finished(tmp_path / "run", stated)
+    assert export(tmp_path / "run", tmp_path / "model").licence == "CC-BY-4.0"
+    assert load(tmp_path / "model")[1].licence == "CC-BY-4.0"
+    other = replace(chosen, data=replace(chosen.data, flip=True))
+    with pytest.raises(ValueError, match="another configuration: data was"):
+        is_finished(tmp_path / "run", other)
+
+
 def test_export_gives_the_averaged_model(gaussian_npz, tmp_path):
     with pytest.raises(ValueError, match="no run"):
         export(tmp_path / "run", tmp_path / "model")
@@ -432,6 +455,14 @@ def test_unfit_npz_files_are_refused(tmp_path, arrays, message):
         load_dataset("npz", tmp_path / "x.npz")
 
 
+def test_damaged_npz_files_are_named(gaussian_npz):
+    content = gaussian_npz.read_bytes()
+    for damaged in (b"", content[:100], content[:-100]):
+        gaussian_npz.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"cannot read {gaussian_npz} as npz"):
+            load_dataset("npz", gaussian_npz)
+
+
 def test_data_must_fit_the_model(gaussian_npz, tmp_path):
     chosen = config(gaussian_npz)
     with pytest.raises(ValueError, match=r"set it to \[2\]"):
@@ -445,7 +476,7 @@ def test_data_must_fit_the_model(gaussian_npz, tmp_path):
 def test_configurations_survive_a_round_trip(gaussian_npz):
     for chosen in (
         config(gaussian_npz),
-        *map(load_config, ("fashion-mnist", "digits", "photo-patches")),
+        *map(load_config, shipped_configs()),
     ):
         assert TrainConfig.from_dict(json.loads(json.dumps(chosen.to_dict()))) == chosen
 
@@ -454,7 +485,8 @@ def test_configurations_survive_a_round_trip(gaussian_npz):
     ("change", "message"),
     [
         ("step = 3", "'step' is unknown.*did you mean 'steps'"),
-        ("batch = 1.5", "batch must be"),
+        ("batch = 1.5", r"batch must be a whole number, got 1\.5"),
+        ("batch = true", "batch must be a whole number, got True"),
         ("batch = 0", "batch must be a positive"),
         ("ema_width = 0.1", "did you mean 'ema_widths'"),
         ("ema_widths = [0.5]", "ema: width"),
@@ -472,6 +504,17 @@ def test_configurations_survive_a_round_trip(gaussian_npz):
         ('label_dropout = "half"', "label_dropout must be"),
         ("label_dropout = 0.1", "label_dropout needs a network that takes labels"),
         ("seed = ", "no TOML"),
+        ("seed = -1", r"seed must lie in \[0, 2\^32\), got -1"),
+        ("seed = 0.5", "seed must be a whole number"),
+        ("adaptive = { bins = 4.5 }", "adaptive.* bins must be a whole number, got 4.5"),
+        ("adaptive = { floor = nan }", "adaptive.* floor must be a finite number"),
+        ('levels = { kind = "lognormal", low = "a" }', "levels.* low must be a finite number"),
+        ('loss = { kind = "sigmoid", bias = [1] }', "loss.* bias must be a finite number"),
+        ('loss = { kind = "edm", sigma_data = 0 }', "loss: sigma_data must be positive"),
+        ("optimiser = { beta2 = 1.0 }", r"beta2 must lie in \[0, 1\), got 1\.0"),
+        ("optimiser = { clip = inf }", "optimiser: clip must be a finite number"),
+        ("execution = { threads = true }", "execution: threads must be a whole number"),
+        ("records = { keep = 1.5 }", "records: keep must be a whole number"),
     ],
 )
 def test_wrong_configurations_are_refused_by_name(tmp_path, change, message):
@@ -495,6 +538,96 @@ def test_wrong_configurations_are_refused_by_name(tmp_path, change, message):
     with pytest.raises(ValueError, match=message) as caught:
         load_config(file)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"sigma_data": "wide"}, "data: sigma_data must be a finite number"),
+        ({"sigma_data": 0.0}, "data: sigma_data must be positive"),
+        ({"flip": 1}, "data: flip must be true or false, got 1"),
+        ({"path": 3}, "data: path must be a text, got 3"),
+        ({"held_out": float("nan")}, "data: held_out must be a finite number"),
+    ],
+)
+def test_wrong_data_are_refused_by_name(gaussian_npz, table, message):
+    chosen = config(gaussian_npz).to_dict()
+    with pytest.raises(ValueError, match=message):
+        TrainConfig.from_dict(chosen | {"data": chosen["data"] | table})
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "message"),
+    [
+        ("network", {"width": 4.5}, "model.network: mlp .* width must be a whole number, got 4.5"),
+        ("network", {"num_classes": "3"}, "num_classes must be a whole number, got '3'"),
+        ("parametrization", {"sigma_data": -1.0}, "sigma_data must be positive"),
+    ],
+)
+def test_wrong_models_are_refused_by_name(gaussian_npz, tmp_path, table, change, message):
+    chosen = config(gaussian_npz).to_dict()
+    chosen["model"][table] = {**chosen["model"][table], **change}
+    with pytest.raises(ValueError, match=message):
+        fit(TrainConfig.from_dict(chosen), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+TABLES_OF_A_MODEL = ("network", "path", "parametrization")
+# Every table of a configuration, and what takes its values.
+MAKERS = {
+    "": TrainConfig,
+    "model": ModelSpec,
+    "model.network": UNet.__init__,
+    "model.path": paths.edm,
+    "model.parametrization": preconditioned,
+    "levels": LogNormal,
+    "adaptive": Adaptive,
+    "loss": lambda: EDMWeighting(1.0),  # takes data.sigma_data
+    **TABLES,
+}
+
+
+def test_the_reference_shows_every_key_with_its_default():
+    chosen = load_config("reference")  # as it is, it works
+    assert chosen.data == Data("fashion-mnist", 0.706)
+    assert chosen.adaptive is None
+    text = (CONFIGS / "reference.toml").read_text()
+    here, hidden, examples = "", set(), set()
+    for line in text.splitlines():
+        if table := re.match(r"(?:# )?\[([\w.]+)\]", line):
+            here = table[1]
+        elif key := re.match(r"(# )?(\w+) = .* # (example)?", line):
+            hidden |= {(here, key[2])} if key[1] else set()
+            examples |= {(here, key[2])} if key[3] else set()
+    everything = tomllib.loads(re.sub(r"^# (?=\w+ = |\[)", "", text, flags=re.MULTILINE))
+    shown = {"": everything, **everything}
+    shown |= {f"model.{name}": everything["model"][name] for name in TABLES_OF_A_MODEL}
+    assert {name for name, value in everything.items() if isinstance(value, dict)} < MAKERS.keys()
+    for name, maker in MAKERS.items():
+        given = {"kind", "self", "rngs", "levels" if name == "adaptive" else ""}
+        given |= {"shape"} if name == "model.network" else set()
+        expected = inspect.signature(maker).parameters
+        assert shown[name].keys() - given == expected.keys() - given, name
+        for key, value in shown[name].items():
+            default = expected[key].default if key in expected else inspect.Parameter.empty
+            known = not (isinstance(value, dict) or default is inspect.Parameter.empty)
+            if known and default is not None and (name, key) not in examples:
+                assert (tuple(value) if isinstance(value, list) else value) == default, (name, key)
+            # What is none unless it is given is only mentioned.
+            assert default is not None or isinstance(value, dict) or (name, key) in hidden
+    defaults = TrainConfig(chosen.model, Data("digits", 1.0), 1)
+    assert everything["levels"]["kind"] == defaults.levels["kind"]
+    assert everything["loss"] == defaults.loss
+
+
+def test_shipped_names_win_unless_written_as_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    assert load_config("digits").data.dataset == "digits"
+    with pytest.raises(ValueError, match=r"cannot read the config \./digits"):
+        load_config("./digits")
+    with pytest.raises(ValueError, match="cannot read the config digits"):
+        load_config(tmp_path.joinpath("digits").relative_to(tmp_path))
 
 
 def test_a_missing_configuration_is_named(tmp_path):

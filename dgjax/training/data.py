@@ -12,7 +12,7 @@ from dgjax.training.dataset import Dataset
 from dgjax.training.folder import PARTS, load_folder
 from dgjax.training.tables import Data
 
-__all__ = ["NoHeldOut", "load_data", "load_dataset", "read_idx"]
+__all__ = ["DATASETS", "NoHeldOut", "load_data", "load_dataset", "read_idx"]
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 UPSTREAM = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
@@ -156,8 +156,10 @@ def _npz(path: str | os.PathLike | None, part: str) -> Dataset:
     try:
         with np.load(path) as arrays:
             contents = {n: arrays[n] for n in (name, names) if n in arrays}
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"cannot read {path} as npz: {error}") from error
+    except Exception as error:  # NumPy and zipfile raise a handful of kinds on damaged files
+        raise ValueError(
+            f"cannot read {path} as npz ({error}): set data.path to the file, or make it again"
+        ) from error
     x, labels = contents.get(name), contents.get(names)
     if x is None and part == "held-out":
         raise NoHeldOut(f"{path} has no held-out part: add an array held_out (M, *shape)")

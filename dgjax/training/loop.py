@@ -132,6 +132,10 @@ def _watch(config: TrainConfig, model: Field, mesh: Mesh) -> Watch:
         check_data(config, held_out, "held-out")
     except NoHeldOut:
         held_out = None
+    except ValueError as error:
+        raise ValueError(
+            f"cannot watch losses on the held-out part: {error}; or set records.watch_every = 0"
+        ) from error
     return watch(
         model,
         config.model.shape,

@@ -17,10 +17,19 @@ from dgjax.training.dataset import Dataset
 from dgjax.training.step import TrainState
 from dgjax.training.tables import Records
 
-__all__ = ["averages_folder", "checkpoints", "claim", "describe", "read_config", "restore"]
+__all__ = [
+    "averages_folder",
+    "checkpoints",
+    "claim",
+    "describe",
+    "is_finished",
+    "read_config",
+    "restore",
+]
 
 CONFIG, DATA = "config.json", "data.json"
-CHANGEABLE = ("execution", "records")
+# At any depth, what only says how a run is worked out, recorded and spoken of.
+CHANGEABLE = ("execution", "records", "licence")
 
 
 def averages_folder(run_dir: Path) -> Path:
@@ -31,13 +40,18 @@ def averages_folder(run_dir: Path) -> Path:
 def describe(run_dir: Path, config: TrainConfig, steps: int) -> Meta:
     """What a checkpoint says of the model after `steps`, from what `claim` noted of the data.
 
+    The licence is the one that the configuration states, or that of a known data set.
+
     Raises:
         ValueError: if nothing is noted there.
     """
     try:
         data = json.loads((run_dir / DATA).read_text())
         low, high = data["data_range"]
-        return Meta(config.model, config.data.dataset, (low, high), data["licence"], steps)
+        table, licence = config.data, config.data.licence or data["licence"]
+        return Meta(
+            config.model, table.dataset, (low, high), licence, steps, held_out=table.held_out
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{run_dir / DATA} is missing or damaged ({error}); run dgjax train once more, "
@@ -76,6 +90,18 @@ def claim(run_dir: Path, config: TrainConfig, data: Dataset) -> None:
     _agree(run_dir, DATA, "data", facts, lambda values: values)
 
 
+def is_finished(run_dir: Path, config: TrainConfig) -> bool:
+    """Whether the run in `run_dir` has come to its last step: what is left to do is to export.
+
+    Raises:
+        ValueError: if it was started with another configuration.
+    """
+    if not all((run_dir / name).is_file() for name in (CONFIG, DATA)):
+        return False
+    _agree(run_dir, CONFIG, "configuration", config.to_dict(), _with_defaults)
+    return max(_saved(run_dir), default=0) == config.steps
+
+
 def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
     return TrainConfig.from_dict(values).to_dict()
 
@@ -94,7 +120,8 @@ def _agree(
         then = _plain(complete(json.loads(file.read_text()))) if file.exists() else now
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot use the run folder {run_dir}: {error}") from error
-    changed = [key for key in now if now[key] != then.get(key) and key not in CHANGEABLE]
+    kept, binding = _binding(then), _binding(now)
+    changed = [key for key in binding if binding[key] != kept.get(key)]
     if changed:
         key = changed[0]
         raise ValueError(
@@ -109,6 +136,14 @@ def _agree(
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise ValueError(f"cannot use the run folder {run_dir}: {error}") from error
+
+
+def _binding(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _binding(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if key not in CHANGEABLE
+    }
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
@@ -165,6 +200,11 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
+def _saved(run_dir: Path) -> list[int]:
+    """Steps of the checkpoints that are whole."""
+    return [int(f.name) for f in (run_dir / "checkpoints").glob("*") if f.name.isdigit()]
+
+
 def restore(run_dir: Path, state: TrainState) -> TrainState:
     """The last checkpoint's state as NumPy arrays, or `state` if there is none.
 
@@ -174,7 +214,7 @@ def restore(run_dir: Path, state: TrainState) -> TrainState:
     Raises:
         ValueError: if it is damaged or of another configuration.
     """
-    steps = [int(f.name) for f in (run_dir / "checkpoints").glob("*") if f.name.isdigit()]
+    steps = _saved(run_dir)
     if not steps:
         return state
     folder = run_dir / "checkpoints" / str(max(steps))

@@ -1,13 +1,18 @@
 """The tables of a training configuration, each with what it accepts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
-from dgjax.spec import unknown_name
+from dgjax.spec import check_types, unknown_name
 from dgjax.training.folder import CROPS
 from dgjax.training.placement import PLACEMENTS
 from dgjax.training.precision import PRECISIONS
 
 __all__ = ["Data", "Execution", "Optimiser", "Records"]
+
+
+def _check_types(where: str, table: Any) -> None:
+    check_types(where, vars(table), {f.name: f.type for f in fields(table)})
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,8 @@ class Data:
         flip: mirror half of the images left-right.
         crop: of the images in a folder, "centre" or "random".
         held_out: fraction of the images in a folder that training does not see.
+        licence: of the data, in one line, for what is said of the model; may change when a run
+            goes on.
     """
 
     dataset: str
@@ -29,8 +36,10 @@ class Data:
     flip: bool = False
     crop: str = "centre"
     held_out: float = 0.0
+    licence: str | None = None
 
     def __post_init__(self):
+        _check_types("data", self)
         if not self.sigma_data > 0:
             raise ValueError(f"data: sigma_data must be positive, got {self.sigma_data}")
         if self.crop not in CROPS:
@@ -62,12 +71,15 @@ class Optimiser:
     beta2: float = 0.99
 
     def __post_init__(self):
+        _check_types("optimiser", self)
         if self.schedule not in ("cosine", "constant"):
             raise ValueError(
                 f"optimiser: schedule must be 'cosine' or 'constant', got {self.schedule!r}"
             )
         if not (self.learning_rate > 0 and self.clip > 0 and self.warmup >= 0):
             raise ValueError("optimiser: learning_rate, clip must be positive, warmup at least 0")
+        if not 0 <= self.beta2 < 1:
+            raise ValueError(f"optimiser: beta2 must lie in [0, 1), got {self.beta2}")
 
 
 @dataclass(frozen=True)
@@ -89,6 +101,7 @@ class Execution:
     ahead: int = 8
 
     def __post_init__(self):
+        _check_types("execution", self)
         if self.parameters not in PLACEMENTS:
             raise unknown_name("execution: parameters", self.parameters, PLACEMENTS)
         if self.precision not in PRECISIONS:
@@ -118,6 +131,7 @@ class Records:
     watch_samples: int = 256
 
     def __post_init__(self):
+        _check_types("records", self)
         for name in ("save_every", "keep", "log_every", "watch_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"records: {name} must be at least 1, got {getattr(self, name)}")
