@@ -198,7 +198,11 @@ watch_every = 0
     assert "finished at step 6" in " ".join(said.split())
     before = (runs / "metrics.jsonl").read_text()
     assert len(before.splitlines()) == 6
-    assert run("train", config, "--out", runs)[0] == 0  # nothing is left to do, nothing is lost
+    (tmp_path / "x.npz").rename(tmp_path / "away.npz")  # a finished run only exports
+    code, _, said = run("train", config, "--out", runs, "--ema-width", 0.07)
+    assert code == 0
+    assert "finished at step 6" in " ".join(said.split())
+    assert (runs / "model-0.07" / "config.json").exists()
     assert (runs / "metrics.jsonl").read_text() == before
     arguments = ("--num", 1, "--q", 0.5, "--steps", 2, "--solver", "heun")
     model = ("--model", runs / "model")

@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from dataclasses import replace
+from functools import partial
 
 import diffrax
 import jax
@@ -17,7 +18,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from dgjax.checkpoint import Meta, from_named, load, save, to_named
+from dgjax.checkpoint import load, save
 from dgjax.cli.options import open_model
 from dgjax.cli.solves import Settings, find_samples
 from dgjax.evaluation import frechet_distance, precision_recall
@@ -25,28 +26,19 @@ from dgjax.grids import grid_uniform
 from dgjax.metrics import png_bytes, to_uint8
 from dgjax.prior import prior_sample
 from dgjax.sampling import sample
-from dgjax.spec import ModelSpec, build
 
 SHAPE, SPREAD, T_MIN, SIZE = (8, 8, 1), 0.3, 0.02, 64
 QUICK = ("--solver", "heun", "--features", "pixels")
 
 
-def saved(folder, shape=SHAPE, **network):
-    spec = ModelSpec(
-        shape=shape,
-        network={"kind": "mlp", "width": 8, "depth": 1, **network},
-        path={"kind": "edm"},
-        parametrization={"kind": "preconditioned", "sigma_data": SPREAD},
-        t_min=T_MIN,
-        t_max=80.0,
-    )
-    save(folder, build(spec), Meta(spec, "none", (-1.0, 1.0), "none", 0))
-    return folder
+@pytest.fixture(scope="module")
+def saved(small_model):
+    return partial(small_model, spread=SPREAD)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return saved(tmp_path_factory.mktemp("model") / "gaussian")
+def folder(tmp_path_factory, saved):
+    return saved(tmp_path_factory.mktemp("model") / "gaussian", SHAPE)
 
 
 def draw(seed, num, shape=SHAPE):
@@ -192,9 +184,32 @@ def test_the_held_out_part_of_a_folder_is_what_is_measured(folder, tmp_path, run
     code, _, said = run(*common, *options)
     assert code == 1
     assert "has no held-out part: set held_out to a fraction" in " ".join(said.split())
+    model, meta = load(folder)
+    save(tmp_path / "told", model, replace(meta, held_out=0.5))
+    code, printed, _ = run(*common, *options, "--model", tmp_path / "told")  # as in its training
+    assert code == 0
+    assert json.loads(printed)["data_size"] == summary["data_size"]
 
 
-def test_points_that_are_no_images(tmp_path, run):
+def test_shipped_names_win_unless_written_as_paths(folder, tmp_path, run, monkeypatch):
+    for name in ("fashion-mnist", "digits"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    common = ("evaluate", "--only", "bits", "--data", "digits", "--model")
+    code, _, said = run(*common, "fashion-mnist")
+    assert code == 1
+    said = " ".join(said.split())
+    assert "taking the model fashion-mnist that comes with dgjax; for the one here write ./" in said
+    assert "taking the data set digits that comes" in said
+    code, _, said = run(*common, "./fashion-mnist")
+    assert code == 1
+    assert "no config.json" in said
+    code, _, said = run("evaluate", "--only", "bits", "--model", folder, "--data", "./digits")
+    assert code == 1
+    assert "has no held-out part" in said
+
+
+def test_points_that_are_no_images(tmp_path, run, saved):
     """The same as it is: no rounding to 8 bits, and no PNG."""
     model = saved(tmp_path / "points", (2,))
     np.savez(tmp_path / "data.npz", x=draw(0, 60, (2,)))
@@ -212,8 +227,8 @@ def test_points_that_are_no_images(tmp_path, run):
     assert "are no images" in said
 
 
-def test_a_model_with_classes_is_given_the_labels_of_the_data(tmp_path, run, monkeypatch):
-    model, x = saved(tmp_path / "labelled", num_classes=3), to_uint8(draw(0, 40))
+def test_a_model_with_classes_is_given_the_labels_of_the_data(tmp_path, run, monkeypatch, saved):
+    model, x = saved(tmp_path / "labelled", SHAPE, num_classes=3), to_uint8(draw(0, 40))
     labels = np.arange(40) % 3
     np.savez(tmp_path / "data.npz", x=x, labels=labels)
     seen = []
@@ -239,15 +254,10 @@ def test_a_model_with_classes_is_given_the_labels_of_the_data(tmp_path, run, mon
     assert "--labels none" in said
 
 
-def test_solves_condition_on_each_label(tmp_path, float32):
+def test_solves_condition_on_each_label(tmp_path, float32, saved):
     """The second of two samples with labels is that of its label alone, and of no other."""
     shape = (2,)
-    folder = saved(tmp_path / "labelled", shape, num_classes=2)
-    model, meta = load(folder)
-    named = {k: np.asarray(v) for k, v in to_named(model.network).items()}
-    rng = np.random.default_rng(0)
-    named = {k: 0.3 * rng.normal(size=v.shape).astype(np.float32) for k, v in named.items()}
-    save(folder, replace(model, network=from_named(model.network, named, "the test")), meta)
+    folder = saved(tmp_path / "labelled", shape, weights=0.3, num_classes=2)
     chosen = open_model(str(folder))
     settings = Settings(4, diffrax.Heun(), 1, 2, 0)
     found = [find_samples(chosen, 2, np.array(labels), settings) for labels in ([0, 1], [1, 1])]

@@ -49,8 +49,11 @@ def evaluate(
     ] = None,
     part: Annotated[str, typer.Option(help="Part of the data: held-out or train.")] = "held-out",
     held_out: Annotated[
-        float, typer.Option(help="Fraction of a folder held out, as its training had it.")
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            help="Fraction of a folder held out.", show_default="that of the model's training"
+        ),
+    ] = None,
     samples: Annotated[
         list[Path] | None,
         typer.Option(

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 
 from dgjax.cli.images import read_samples
-from dgjax.cli.options import Model
+from dgjax.cli.options import Model, is_shipped
 from dgjax.metrics import to_uint8
 from dgjax.spec import unknown_name
-from dgjax.training.data import load_data
+from dgjax.training.data import DATASETS, load_data
 from dgjax.training.dataset import Dataset
 from dgjax.training.folder import SUFFIXES
 from dgjax.training.tables import Data
@@ -58,7 +58,7 @@ def open_material(
     chosen: Model,
     name: str | None,
     part: str,
-    held_out: float,
+    held_out: float | None,
     labels: str,
     num: int,
     seed: int,
@@ -69,7 +69,7 @@ def open_material(
         chosen: the model.
         name: of a data set, npz file or folder; that of the model's training unless given.
         part: "held-out" or "train".
-        held_out: fraction of a folder that its training held out.
+        held_out: fraction of a folder that is held out; as in the model's training unless given.
         labels: "data" to give a model with classes those of the data, "none" for no class.
         num: how many samples are needed.
         seed: of the order.
@@ -78,12 +78,18 @@ def open_material(
         ValueError: if the data are not to be had, too few, or do not fit the model.
     """
     name = chosen.meta.dataset if name is None else name
-    if Path(name).suffix == ".npz":
+    held_out = chosen.meta.held_out if held_out is None else held_out
+    if name in ("npz", "folder"):
+        raise ValueError(
+            f"the model was trained on {name} of its user's: say where by --data, ./{name} if that "
+            "is its name"
+        )
+    if is_shipped("data set", name, DATASETS):
+        source = Data(name, 1.0)
+    elif Path(name).suffix == ".npz":
         source = Data("npz", 1.0, path=name)
     elif Path(name).is_dir():
         source = Data("folder", 1.0, path=name, held_out=held_out)
-    elif name in ("npz", "folder"):
-        raise ValueError(f"the model was trained on {name} of its user's: say where by --data")
     else:
         source = Data(name, 1.0)
     data = load_data(source, chosen.meta.shape, part)

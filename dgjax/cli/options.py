@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -16,7 +16,7 @@ from rich.table import Table
 from dgjax.checkpoint import Meta, load
 from dgjax.fields import Field, repath
 from dgjax.paths import edm
-from dgjax.pretrained import load_pretrained
+from dgjax.pretrained import load_pretrained, pretrained_models
 from dgjax.solvers import SOLVERS
 from dgjax.spec import unknown_name
 
@@ -31,6 +31,7 @@ __all__ = [
     "STEPS",
     "Model",
     "check_label",
+    "is_shipped",
     "make_solver",
     "open_model",
     "output_folder",
@@ -38,10 +39,14 @@ __all__ = [
     "write_json",
 ]
 
-MODEL = Annotated[str, typer.Option(help="Name of a shipped model, or a checkpoint folder.")]
+MODEL = Annotated[
+    str, typer.Option(help="Name of a shipped model, or a checkpoint folder (./NAME if both).")
+]
 STEPS = Annotated[int, typer.Option(min=1, help="Solver steps, uniform in sigma^(1/7).")]
 SOLVER = Annotated[str, typer.Option(help=f"One of {', '.join(SOLVERS)}.")]
-BATCH = Annotated[int, typer.Option(min=1, help="Samples to a compiled call.")]
+BATCH = Annotated[
+    int, typer.Option(min=1, help="Samples to a compiled call, of all devices together.")
+]
 PROBES = Annotated[int, typer.Option(min=1, help="Hutchinson probes per step.")]
 SEED = Annotated[int, typer.Option(help="Everything random follows from it.")]
 OUT = Annotated[Path, typer.Option(help="Folder for the results; made if there is none.")]
@@ -82,8 +87,24 @@ def open_model(name: str) -> Model:
     Raises:
         ValueError: if there is no such model or it cannot be read.
     """
-    found = load(name) if os.sep in name or Path(name).is_dir() else load_pretrained(name)
+    shipped = is_shipped("model", name, pretrained_models())
+    folder = not shipped and (os.sep in name or Path(name).is_dir())
+    found = load(name) if folder else load_pretrained(name)
     return Model(repath(found[0], edm(7.0)), found[1], name)
+
+
+def is_shipped(what: str, name: str, names: Iterable[str]) -> bool:
+    """Whether `name` is one of the `names` that come with dgjax.
+
+    These win over a file or folder of that name here, which is meant if it is written as a path:
+    it says so.
+    """
+    if name not in names:
+        return False
+    if Path(name).exists():
+        note = f"taking the {what} {name} that comes with dgjax; for the one here write ./{name}"
+        console.print(note, style="yellow", markup=False)
+    return True
 
 
 def check_label(chosen: Model, label: int | None) -> None:

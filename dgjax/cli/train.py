@@ -7,12 +7,21 @@ from typing import Annotated
 import jax
 import typer
 
-from dgjax.cli.options import console
+from dgjax.cli.options import console, is_shipped
 from dgjax.training import average_recipe, ema, export, fit, load_config
+from dgjax.training.config import CONFIGS, shipped_configs
+from dgjax.training.run import is_finished
 
 
 def train(
-    config: Annotated[str, typer.Argument(help="A TOML file, or the name of a shipped config.")],
+    config: Annotated[
+        str,
+        typer.Argument(
+            help="A TOML file, or the name of a shipped config: "
+            f"{', '.join(shipped_configs())}. Every key, with its default, is in "
+            f"{CONFIGS / 'reference.toml'}"
+        ),
+    ],
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run; runs/CONFIG unless told.")
     ] = None,
@@ -35,16 +44,20 @@ def train(
     """Train a model on all devices; run again with the same folder to go on where it stopped."""
     if distributed:
         join_hosts()
+    is_shipped("config", config, shipped_configs())  # says if a file here has its name
     settings = load_config(config)
     if ema_width is not None:
         ema.exponent(ema_width)  # refused now, not after hours of training
     folder = Path("runs") / Path(config).stem if out is None else out
-    done = fit(settings, folder)
+    # Several hosts must first see that they share the folder, so they always ask `fit`.
+    if jax.process_count() > 1 or not is_finished(folder, settings):
+        fit(settings, folder)
     if jax.process_index() != 0:
         return  # the first host writes the models
     model = folder / "model"
-    export(folder, model)
-    state = "finished" if done.finished else "stopped; run the same command to go on"
+    steps = export(folder, model).steps
+    finished = steps == settings.steps
+    state = "finished" if finished else "stopped; run the same command to go on"
     if ema_width is not None:
         model = folder / f"model-{ema_width:g}"
         chosen = average_recipe(folder, width=ema_width)
@@ -53,9 +66,7 @@ def train(
             f"EMA width {ema_width:g} at step {chosen.step}, made of {len(chosen.steps)} "
             f"snapshots; its profile is off by {chosen.error:.2%}"
         )
-    console.print(
-        f"{state} at step {int(done.state.step)}; sample it: dgjax sample --model {model}"
-    )
+    console.print(f"{state} at step {steps}; sample it: dgjax sample --model {model}")
 
 
 def join_hosts() -> None:
