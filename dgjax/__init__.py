@@ -49,6 +49,7 @@ from dgjax.guidance import (
 )
 from dgjax.likelihood import Likelihood, likelihood
 from dgjax.metrics import bits_per_dim, dequantize, png_bytes
+from dgjax.multistep import Multistep
 from dgjax.noise import (
     churn,
     level_set_noise,
@@ -90,6 +91,7 @@ __all__ = [
     "Info",
     "Likelihood",
     "Local",
+    "Multistep",
     "NoisePrediction",
     "Normality",
     "PrecisionRecall",

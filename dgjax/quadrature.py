@@ -22,8 +22,9 @@ from jaxtyping import Array, ArrayLike, Float
 from numpy.polynomial import legendre
 
 from dgjax.divergence import Divergence, Hutchinson
-from dgjax.fields import Field, Local, condition, evaluate, log_prior
-from dgjax.paths import logsnr
+from dgjax.fields import Field, condition, evaluate, log_prior
+from dgjax.nodes import accumulate, gain
+from dgjax.paths import coefficients, logsnr
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float, inner, known
 
 __all__ = ["Chord", "Quadrature", "chord", "node_quadrature", "quadrature"]
@@ -114,11 +115,12 @@ def quadrature(
         x = model.path.alpha(t) * (ys[i] + places[j] * dy)
         probe = jax.random.fold_in(key, index)
         local = evaluate(model, t, x, divergence=divergence, key=probe)
-        return weights[j] * _slope(local, dy, dlog_w)
+        c = coefficients(model.path, t)
+        return weights[j] * gain(c, local.score, local.divergences, dy, dlog_w)
 
     parts = _map(gains, segments * nodes, batch)
     parts = jnp.sum(parts.reshape(segments, nodes, -1), 1)
-    return _along(model, ts, xs, start, parts, divergence)
+    return _quadrature(divergence, accumulate(model.path, ts, xs[0].size, start, parts))
 
 
 def node_quadrature(
@@ -169,13 +171,15 @@ def node_quadrature(
     def rate(i):
         scaled = jax.vmap(jnp.divide)(xs[near[i]], alphas[near[i]])
         dy = jnp.einsum("k,k...->...", difference[i], scaled, precision="highest")
+        dlog_w = inner(difference[i], log_w[near[i]])
         probe = jax.random.fold_in(key, i)
         local = evaluate(model, ts[i], xs[i], divergence=divergence, key=probe)
-        return _slope(local, dy, inner(difference[i], log_w[near[i]]))
+        c = coefficients(model.path, ts[i])
+        return gain(c, local.score, local.divergences, dy, dlog_w)
 
     rates = _map(rate, count, batch)
     parts = jnp.einsum("ik,ikm->im", integral, rates[window], precision="highest")
-    return _along(model, ts, xs, start, parts, divergence)
+    return _quadrature(divergence, accumulate(model.path, ts, xs[0].size, start, parts))
 
 
 def chord(
@@ -240,21 +244,7 @@ def chord(
     return Chord(inner(weights, slopes), jnp.sqrt(inner(unseen, unseen)) + rounding)
 
 
-def _slope(local: Local, dy: Sample, dlog_w: Scalar) -> Float[Array, " m"]:
-    """(C) along (dy, d log w), once for each divergence estimate.
-
-    w^2 Lap_y = sigma^2 Lap_x, which div u = D f - g^2/2 Lap_x gives.
-    """
-    curvature = 2 * local.sigma**2 * (local.x.size * local.f - local.divergences) / local.g2
-    heat = curvature + local.sigma**2 * jnp.sum(local.score**2)
-    return local.alpha * inner(local.score, dy) + heat * dlog_w
-
-
-def _along(model, ts, xs, start, parts, divergence) -> Quadrature:
-    """From the gains (n, m) between points in scaled coordinates to log p_t(x) at each."""
-    volume = xs[0].size * jnp.log(jax.vmap(model.path.alpha)(ts))
-    scaled = jnp.concatenate([jnp.zeros_like(parts[:1]), jnp.cumsum(parts, 0)])
-    every = start + scaled - (volume - volume[0])[:, None]
+def _quadrature(divergence: Divergence, every: Float[Array, "n+1 m"]) -> Quadrature:
     return Quadrature(jnp.mean(every, -1), jax.vmap(divergence.standard_error)(every), every)
 
 

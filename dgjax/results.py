@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from dgjax.divergence import Divergence
 from dgjax.fields import Field
 from dgjax.guidance import Guide, HasTarget
+from dgjax.nodes import Node
 from dgjax.paths import logsnr
 from dgjax.typing import Sample, Scalar
 
@@ -20,13 +21,15 @@ class State(NamedTuple):
     """What the solver carries.
 
     `log_densities` has one entry per divergence estimate. The last two are integrals over
-    log-SNR, of |sigma s|^2 and of whether a guide was stopped by its bound.
+    log-SNR, of |sigma s|^2 and of whether a guide was stopped by its bound. `node` is what the
+    model said at the point before, where the solver keeps it.
     """
 
     x: Sample
     log_densities: Float[Array, " n"]
     score_norm2: Scalar
     bounded: Scalar
+    node: Node | None = None
 
 
 class Info(NamedTuple):

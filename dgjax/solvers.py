@@ -1,5 +1,6 @@
 """Solvers: diffrax's explicit ones by name, the classical Runge-Kutta, and what fits what."""
 
+from collections.abc import Callable
 from typing import ClassVar, TypeAlias
 
 import diffrax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from dgjax.multistep import Multistep
 from dgjax.noise import ItoNoise
 from dgjax.typing import known
 
@@ -70,13 +72,14 @@ class FixedSteps(diffrax.StepTo):
         return self.ts[1], 2
 
 
-SOLVERS: dict[str, type[diffrax.AbstractSolver]] = {
+SOLVERS: dict[str, Callable[[], Solver]] = {
     "euler": diffrax.Euler,
     "heun": diffrax.Heun,
     "bosh3": diffrax.Bosh3,
     "rk4": RK4,
     "tsit5": diffrax.Tsit5,
     "dopri5": diffrax.Dopri5,
+    "multistep": Multistep,
 }
 
 
@@ -96,14 +99,20 @@ def check_solve(
         steps = np.diff(times)
         if not ((steps > 0).all() or (steps < 0).all()):
             raise ValueError("grid must be strictly monotone: sort it and drop repeated times")
-    explicit = isinstance(solver, diffrax.AbstractERK | diffrax.Euler)
-    if not explicit:
+    supported = isinstance(solver, diffrax.AbstractERK | diffrax.Euler | Multistep)
+    if not supported:
         raise ValueError(
-            f"{type(solver).__name__} is not supported: use Euler or an explicit Runge-Kutta "
-            "method (Heun, RK4, Bosh3, Tsit5, Dopri5, ...)"
+            f"{type(solver).__name__} is not supported: use Multistep, Euler or an explicit "
+            "Runge-Kutta method (Heun, RK4, Bosh3, Tsit5, Dopri5, ...)"
+        )
+    if isinstance(solver, Multistep) and controller is not None:
+        raise ValueError(
+            "Multistep needs a fixed grid: leave out the step-size controller, or use Tsit5()"
         )
     if noise is None:
         return
+    if isinstance(solver, Multistep):
+        raise ValueError("Multistep is for ODEs, without noise: use Heun(), RK4() or Dopri5()")
     if controller is not None:
         raise ValueError("noise needs a fixed grid: leave out the step-size controller")
     ito, euler = isinstance(noise, ItoNoise), isinstance(solver, diffrax.Euler)

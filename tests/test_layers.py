@@ -23,8 +23,12 @@ ORDER = [
     "contrast",
     "noise",
     "prior",
+    "interpolation",
+    "nodes",
+    "multistep",
     "solvers",
     "results",
+    "augmented",
     "sampling",
     "likelihood",
     "quadrature",
@@ -42,7 +46,7 @@ ORDER = [
     "check",
     "cli",
 ]
-DIFFRAX = {"solvers", "sampling"}
+DIFFRAX = {"multistep", "solvers", "augmented", "sampling"}
 
 ROOT = Path(dgjax.__file__).parent
 FILES = sorted(f for f in ROOT.rglob("*.py") if f != ROOT / "__init__.py")

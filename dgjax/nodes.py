@@ -1,0 +1,122 @@
+r"""Log-density along a smooth trajectory from what is known at its own points, and nowhere else.
+
+In scaled coordinates y = x/alpha, w = sigma/alpha a marginal is the data with noise of standard
+deviation w added, which obeys the heat equation. Along any curve
+
+    d log p = <s_y, dy> + w^2 (Lap_y log p + |s_y|^2) d log w,                          (C)
+
+with log p_t(x) = log p(y; w) - D log alpha. It holds whatever made the curve, so the error of a
+solver drops out of the log-density of the point that it reached.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from dgjax.interpolation import RHO, clock, flat, log_w_rate, weights
+from dgjax.paths import Coefficients, Path, coefficients
+from dgjax.typing import Sample, Scalar, inner
+
+__all__ = ["Node", "accumulate", "along_drift", "gain"]
+
+WIDE, NEAR = 6, 4  # points through which rates, and what a step missed, are interpolated
+
+
+class Node(NamedTuple):
+    """What is known at one point: score, m estimates of div u, and dy/d log w along the drift."""
+
+    score: Sample
+    divergences: Float[Array, " m"]
+    slope: Sample
+
+
+def gain(
+    c: Coefficients, score: Sample, divergences: Float[Array, " m"], dy: Sample, dlog_w: Scalar
+) -> Float[Array, " m"]:
+    """(C) along (dy, d log w), once for each divergence estimate.
+
+    w^2 Lap_y = sigma^2 Lap_x, which div u = D f - g^2/2 Lap_x gives.
+    """
+    curvature = 2 * c.sigma**2 * (score.size * c.f - divergences) / c.g2
+    heat = curvature + c.sigma**2 * jnp.sum(score**2)
+    return c.alpha * inner(score, dy) + heat * dlog_w
+
+
+def along_drift(
+    path: Path,
+    ts: Float[Array, " n+1"],
+    xs: Float[Array, "n+1 ..."],
+    nodes: Node,
+    start: Scalar | Float[Array, " m"],
+) -> Float[Array, "n+1 m"]:
+    """log p_t at every point of a trajectory that follows a known drift, in nats.
+
+    (C) is integrated along the drift, and to that comes <s, dx> along what each step missed: the
+    difference between the next point and where D = y - dy/d log w, interpolated through the
+    points on both sides, would have led. So no differences of the points are taken, which few
+    points of a network's trajectory are not smooth enough for.
+
+    Args:
+        path: of the model.
+        ts: (n+1,) times, monotone.
+        xs: (n+1, *shape) the points.
+        nodes: what is known at each, with leading axis n+1.
+        start: log-density of the first point, by each of m divergence estimates or by all.
+
+    Returns:
+        (n+1, m), by each divergence estimate.
+    """
+    c = jax.vmap(lambda t: coefficients(path, t))(ts)
+    w, us = c.sigma / c.alpha, clock(c.logsnr)
+    shaped = lambda a: a.reshape(-1, *[1] * (xs.ndim - 1))
+    ys = xs / shaped(c.alpha)
+    data, noise = ys - nodes.slope, -shaped(c.sigma) * nodes.score
+
+    def rate(c, score, divergences, slope):
+        return gain(c, score, divergences, slope, jnp.ones((), us.dtype))
+
+    rates = jax.vmap(rate)(c, nodes.score, nodes.divergences, nodes.slope)
+    rates = rates * log_w_rate(us)[:, None]
+
+    count = ts.shape[0]
+    near, wide = _windows(count, NEAR), _windows(count, WIDE)
+
+    def part(i, near, wide):
+        start, stop = us[i], us[i + 1]
+        along = _around(us, wide, start, stop) @ rates[wide]
+        pull = _around(us, near, start, stop, lambda u: (stop / u) ** RHO * log_w_rate(u))
+        mean = _around(us, near, start, stop) / (stop - start)
+        led = w[i + 1] / w[i] * ys[i] - jnp.tensordot(pull, data[near], 1, precision="highest")
+        missed = (ys[i + 1] - led) / w[i + 1]
+        return along - inner(jnp.tensordot(mean, noise[near], 1, precision="highest"), missed)
+
+    parts = jax.vmap(part)(jnp.arange(count - 1), near, wide)
+    return accumulate(path, ts, xs[0].size, start, parts)
+
+
+def _around(us, window, start, stop, density=flat):
+    there = jnp.ones(window.shape[0], bool)
+    return weights(us[window], there, start, stop, density)
+
+
+def _windows(count: int, width: int) -> Array:
+    """Indices (count - 1, width) of the points nearest to each interval; of all, if fewer."""
+    width = min(width, count)
+    first = np.clip(np.arange(count - 1) + 1 - width // 2, 0, count - width)
+    return jnp.asarray(first[:, None] + np.arange(width)[None])
+
+
+def accumulate(
+    path: Path,
+    ts: Float[Array, " n+1"],
+    size: int,
+    start: Scalar | Float[Array, " m"],
+    parts: Float[Array, "n m"],
+) -> Float[Array, "n+1 m"]:
+    """From the gains between points in scaled coordinates to log p_t(x) at each."""
+    volume = size * jnp.log(jax.vmap(path.alpha)(ts))
+    scaled = jnp.concatenate([jnp.zeros_like(parts[:1]), jnp.cumsum(parts, 0)])
+    return start + scaled - (volume - volume[0])[:, None]

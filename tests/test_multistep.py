@@ -1,0 +1,179 @@
+"""Multistep solves against closed forms: order, log-density of the point reached, stability."""
+
+from functools import partial
+
+import chex
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dgjax import analytic, guidance, likelihood, noise, paths, sample
+from dgjax.divergence import Exact, Untracked
+from dgjax.grids import grid_karras
+from dgjax.multistep import Multistep
+from dgjax.results import Trajectory
+
+KEY = jax.random.key(0)
+W_MIN, W_MAX = 0.02, 80.0
+
+
+def cloud(size, smallest):
+    """Three components, each with scales from `smallest` to 2 along its own order of the axes."""
+    keys = jax.random.split(jax.random.key(1), 4)
+    scales = jnp.geomspace(smallest, 2.0, size)
+    variances = [jnp.diag(jax.random.permutation(key, scales) ** 2) for key in keys[1:]]
+    means = jax.random.normal(keys[0], (3, size))
+    return analytic.gaussian_mixture(jnp.ones(3) / 3, means, jnp.stack(variances))
+
+
+def model_on(path, mixture):
+    times = (path.time(-2 * jnp.log(w)) for w in (W_MIN, W_MAX))
+    t_min, t_max = times
+    return analytic.closed_form(mixture, path, t_min=t_min, t_max=t_max)
+
+
+def latents(model, mixture, count):
+    keys = jax.random.split(jax.random.key(2), count)
+    return model.path.alpha(model.t_max) * jax.vmap(lambda k: mixture.sample(k, W_MAX))(keys)
+
+
+@partial(jax.jit, static_argnames=("steps", "solver", "save"))
+def solved(model, x, steps, solver, guides=(), save=None):
+    grid = grid_karras(model, steps)
+    options = {"key": KEY, "divergence": Exact(), "guides": guides, "save": save}
+    return jax.vmap(lambda x: sample(model, x, grid, solver=solver, **options))(x)
+
+
+def truth(model, x):
+    return jax.vmap(lambda x: analytic.log_density(model, model.t_min, x))(x)
+
+
+def rms(a):
+    return float(jnp.sqrt(jnp.mean(a**2)))
+
+
+SMALL = cloud(4, 0.2)
+EDM = model_on(paths.edm(), SMALL)
+
+
+@pytest.mark.parametrize("memory", [1, 2, 3])
+def test_order_of_the_sample(memory):
+    # The first steps are of lower order, but where sigma is large and D hardly moves.
+    x = latents(EDM, SMALL, 8)
+    exact = solved(EDM, x, 256, diffrax.Dopri5()).x
+    steps = [32, 64, 128]
+    errors = [rms(solved(EDM, x, n, Multistep(memory)).x - exact) for n in steps]
+    slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
+    assert slope > memory - 0.25
+
+
+def test_the_log_density_is_that_of_the_point_reached():
+    mixture = cloud(48, 0.02)
+    model = model_on(paths.edm(), mixture)
+    x = latents(model, mixture, 6)
+    exact = solved(model, x, 128, diffrax.Dopri5()).log_density
+    for memory in (1, 3):
+        found = solved(model, x, 31, Multistep(memory))
+        error = rms(found.log_density - truth(model, found.x))
+        assert error < 0.02
+        if memory == 1:  # which Euler's steps took elsewhere
+            assert rms(found.log_density - exact) > 20 * error
+
+
+def test_every_path_gives_the_same():
+    def on(path):
+        model = model_on(path, SMALL)
+        found = solved(model, latents(model, SMALL, 4), 16, Multistep())
+        return found.x / model.path.alpha(model.t_min), found.log_density, model
+
+    y, log_density, model = on(paths.edm())
+    for path in (paths.vp(), paths.rectified_flow()):
+        other, density, at = on(path)
+        np.testing.assert_allclose(other, y, atol=1e-7)
+        scale = jnp.log(at.path.alpha(at.t_min)) - jnp.log(model.path.alpha(model.t_min))
+        np.testing.assert_allclose(density + 4 * scale, log_density, atol=1e-6)
+
+
+def test_likelihood_of_given_points():
+    mixture = cloud(48, 0.02)
+    model = model_on(paths.edm(), mixture)
+    x = jax.vmap(lambda k: mixture.sample(k, W_MIN))(jax.random.split(KEY, 6))
+
+    def error(steps):
+        grid, options = grid_karras(model, steps), {"key": KEY, "solver": Multistep()}
+        ask = lambda x: likelihood(model, x, grid, divergence=Exact(), **options).log_density
+        return rms(jax.jit(jax.vmap(ask))(x) - truth(model, x))
+
+    coarse, fine = error(31), error(62)
+    assert coarse < 0.05
+    assert fine < coarse / 8
+
+
+def test_a_guide_at_its_bound_stays_stable():
+    # Adams-Bashforth steps that leave eta = 2 to the polynomial are off by 100 nats here.
+    mixture = cloud(64, 0.02)
+    model = model_on(paths.edm(), mixture)
+    x = latents(model, mixture, 6)
+    found = solved(model, x, 24, Multistep(), (guidance.density_guidance(0.7),))
+    assert jnp.mean(found.info.bound_share) > 0.1
+    assert rms(found.log_density - truth(model, found.x)) < 0.2
+
+
+def test_the_whole_trajectory_and_the_diagnostics():
+    guides = (guidance.density_guidance(0.6),)
+    x = latents(EDM, SMALL, 2)
+    found = solved(EDM, x, 48, Multistep(), guides, Trajectory)
+    course = found.trajectory
+    assert course.log_density.shape == (2, 49)
+    np.testing.assert_array_equal(course.x[:, -1], found.x)
+    np.testing.assert_array_equal(course.log_density[:, -1], found.log_density)
+    exact = jax.vmap(jax.vmap(partial(analytic.log_density, EDM)))(course.t, course.x)
+    assert rms(course.log_density - exact) < 2e-3
+    same = solved(EDM, x, 48, diffrax.Dopri5(), guides).info
+    np.testing.assert_allclose(found.info.bound_share, same.bound_share, atol=0.05)
+    # |sigma s| at the start of a step, and not within: it falls by a quarter in one here.
+    np.testing.assert_allclose(found.info.least_score, same.least_score, rtol=0.25)
+    assert jnp.all(found.info.finite)
+
+
+def test_gradients_and_one_trace_over_q():
+    grid = grid_karras(EDM, 12)
+    x = latents(EDM, SMALL, 1)[0]
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def at(x, q):
+        guides = (guidance.density_guidance(q),)
+        run = sample(EDM, x, grid, key=KEY, divergence=Exact(), guides=guides, solver=Multistep())
+        return run.log_density
+
+    chex.clear_trace_counter()
+    direction, h = jax.random.normal(KEY, x.shape), 1e-5
+    for q in (0.4, 0.55):
+        by_x, by_q = jax.grad(at, (0, 1))(x, q)
+        along = (at(x + h * direction, q) - at(x - h * direction, q)) / (2 * h)
+        np.testing.assert_allclose(by_x @ direction, along, rtol=1e-5)
+        np.testing.assert_allclose(by_q, (at(x, q + h) - at(x, q - h)) / (2 * h), rtol=1e-5)
+
+
+def test_samples_alone_need_no_divergence():
+    grid, x = grid_karras(EDM, 12), latents(EDM, SMALL, 1)[0]
+    options = {"key": KEY, "solver": Multistep()}
+    alone = sample(EDM, x, grid, divergence=Untracked(), **options)
+    tracked = sample(EDM, x, grid, divergence=Exact(), **options)
+    np.testing.assert_allclose(alone.x, tracked.x, atol=1e-12)
+    assert not jnp.isfinite(alone.log_density)
+
+
+def test_what_it_refuses():
+    grid, x = grid_karras(EDM, 8), latents(EDM, SMALL, 1)[0]
+    with pytest.raises(ValueError, match="is for ODEs"):
+        sample(EDM, x, grid, key=KEY, solver=Multistep(), noise=noise.reverse_sde())
+    control = diffrax.PIDController(rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="needs a fixed grid"):
+        sample(EDM, x, grid, key=KEY, solver=Multistep(), controller=control)
+    for memory in (0, 1.5):
+        with pytest.raises(ValueError, match="memory must be a positive int"):
+            Multistep(memory)
