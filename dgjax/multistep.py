@@ -14,6 +14,7 @@ Where density guidance reaches its bound, eta = 2, methods that leave eta = 1 to
 unstable at the steps that one can afford.
 """
 
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import diffrax
@@ -33,13 +34,14 @@ ETA = 2.0  # the most that is left to the linear part
 class _Past(NamedTuple):
     """The last k evaluations, newest first; `filled` of them are there.
 
-    `slopes` are dy/d log w, `rates` d log p/du by each divergence estimate, and `settled` is the
-    log-density at the newest.
+    `slopes` are dy/d log w, `noises` -sigma s, `rates` d log p/du by each divergence estimate,
+    and `settled` is the log-density at the newest.
     """
 
     us: Float[Array, " k"]
     ys: Float[Array, "k ..."]
     slopes: Float[Array, "k ..."]
+    noises: Float[Array, "k ..."]
     rates: Float[Array, "k m"]
     settled: Float[Array, " m"]
     filled: Scalar
@@ -76,8 +78,7 @@ class Multistep(diffrax.AbstractSolver):
         k, x, gains = max(2, self.memory), y0.x, y0.log_densities  # two for Adams-Moulton
         return _Past(
             jnp.zeros(k, x.dtype),
-            jnp.zeros((k, *x.shape), x.dtype),
-            jnp.zeros((k, *x.shape), x.dtype),
+            *(jnp.zeros((k, *x.shape), x.dtype) for _ in range(3)),
             jnp.zeros((k, *gains.shape), gains.dtype),
             jnp.zeros_like(gains),
             jnp.zeros((), jnp.int32),
@@ -99,21 +100,29 @@ class Multistep(diffrax.AbstractSolver):
             _push(u0, past.us),
             _push(local.x / local.alpha, past.ys),
             _push(slope, past.slopes),
+            _push(-local.sigma * local.score, past.noises),
             _push(rates, past.rates),
             past.settled,
             past.filled + 1,
         )
-        # What the last step foretold is worked out again with this evaluation.
+        # What the last step foretold is worked out again with this evaluation: its rates, and what
+        # it missed, as in `along_drift`.
         place = jnp.arange(past.us.shape[0])
-        before = weights(past.us, place < past.filled, past.us[1], u0)
-        settled = jnp.where(past.filled == 1, y0.log_densities, past.settled + before @ past.rates)
+        u_before = jnp.where(past.filled == 1, 2 * u0, past.us[1])
+        around = partial(weights, past.us, place < past.filled, u_before, u0)
+        led = u0 / u_before
+        pull = around(lambda u: (u0 / u) ** RHO * log_w_rate(u))
+        missed = past.ys[0] - led**RHO * past.ys[1] + _sum(pull, past.ys - past.slopes)
+        noise = _sum(around() / (u0 - u_before), past.noises)
+        gained = around() @ past.rates - inner(noise, missed) * u0**-RHO
+        settled = jnp.where(past.filled == 1, y0.log_densities, past.settled + gained)
         there = place < jnp.minimum(past.filled, self.memory)
         foretold = settled + weights(past.us, there, u0, u1) @ past.rates
 
         share = 1 - 2 * inner(steered, local.score) / (local.g2 * local.score_norm2)
         eta = jnp.clip(share, 0, ETA)
         pull = weights(past.us, there, u0, u1, lambda u: (u1 / u) ** (RHO * eta) * log_w_rate(u))
-        rest = jnp.tensordot(pull, eta * past.ys - past.slopes, 1, precision="highest")
+        rest = _sum(pull, eta * past.ys - past.slopes)
         y = (u1 / u0) ** (RHO * eta) * past.ys[0] - rest
         passed = then.logsnr - local.logsnr
         y1 = y0._replace(
@@ -128,6 +137,10 @@ class Multistep(diffrax.AbstractSolver):
 
     def func(self, terms, t0, y0, args):
         raise NotImplementedError("a multistep method takes a fixed grid")
+
+
+def _sum(weights: Array, arrays: Array) -> Array:
+    return jnp.tensordot(weights, arrays, 1, precision="highest")
 
 
 def _push(new: Array, past: Array) -> Array:
