@@ -36,7 +36,7 @@ def bare(config):
     state = fresh_state(config, model)
     where = shardings(state, mesh, config.execution.parameters)
     state, step = place(state, where), compile_step(config, model, mesh, where)
-    rows = own_rows(config.batch)
+    rows = own_rows(config.batch, mesh)
     feed = batches(data, make_augment(config), batch=config.batch, seed=0, start=0, rows=rows)
     batch, key = bring(next(feed), mesh), jax.random.key(0)
 

@@ -5,13 +5,20 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from dgjax.checkpoint import read_arrays
+from dgjax.sharding import device_mesh
+from dgjax.spec import ModelSpec, build
 from dgjax.training import fit, load_config
+from dgjax.training.placement import consecutive, own_rows
+from dgjax.training.step import Batch
+from dgjax.training.watch import held_out_losses
 
 PROGRAMS = Path(__file__).parent / "programs"
 ROOT = Path(__file__).parents[1]
@@ -67,6 +74,28 @@ def test_each_cut_weight_is_gathered_once_and_nothing_else_is(found):
     assert set(found["replicated"]["share_of_moments"]) == {1.0}
 
 
+def test_hosts_make_the_rows_that_lie_on_their_devices():
+    assert own_rows(8, device_mesh(jax.devices()[:1])) == slice(0, 8)
+    assert consecutive([(4, 6), (6, 8), (2, 4)], 8) == slice(2, 8)  # three of four devices
+    with pytest.raises(ValueError, match="rows 2 to 3 of a batch of 8 are another host's"):
+        consecutive([(4, 6), (0, 2)], 8)
+
+
+def test_held_out_losses_in_parts_are_the_same_in_less_memory(float32):
+    network = {"kind": "mlp", "width": 64, "depth": 2}
+    edm, parametrization = {"kind": "edm"}, {"kind": "preconditioned", "sigma_data": 0.5}
+    model = build(ModelSpec((2,), network, edm, parametrization, 0.02, 80.0))
+    x = np.random.default_rng(0).normal(size=(1024, 2)).astype(np.float32)
+    losses, bytes_used = {}, {}
+    for parts in (1, 8):
+        run = jax.jit(partial(held_out_losses, sigma_data=0.5, parts=parts))
+        compiled = run.lower(model, Batch(x), np.float32([0.1, 1.0])).compile()
+        losses[parts] = compiled(model, Batch(x), np.float32([0.1, 1.0]))
+        bytes_used[parts] = compiled.memory_analysis().temp_size_in_bytes
+    np.testing.assert_allclose(losses[8], losses[1], rtol=1e-5)
+    assert bytes_used[8] < bytes_used[1] / 4
+
+
 CONFIG = """
 steps = 8
 batch = 8
@@ -88,7 +117,7 @@ parameters = "sharded"
 save_every = 4
 log_every = 2
 watch_every = 8
-watch_samples = 4
+watch_samples = 16
 """
 
 

@@ -89,7 +89,7 @@ def fit(config: TrainConfig, run_dir: str | os.PathLike, *, progress: bool = Tru
         batch=config.batch,
         seed=config.seed,
         start=step,
-        rows=own_rows(config.batch),
+        rows=own_rows(config.batch, mesh),
         threads=config.execution.threads,
         ahead=config.execution.ahead,
     )
@@ -142,6 +142,7 @@ def _watch(config: TrainConfig, model: Field, mesh: Mesh) -> Watch:
         mesh,
         held_out=held_out,
         size=config.records.watch_samples,
+        batch=config.batch // config.execution.accumulate,
         sigma_data=config.data.sigma_data,
         classes=config.model.network.get("num_classes"),
     )

@@ -6,6 +6,8 @@ weights together once, before the forward pass, and moments and averages stay cu
 (Rajbhandari et al. 2020, arXiv 1910.02054, stage 3 at rest).
 """
 
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import TypeVar
 
 import jax
@@ -19,7 +21,16 @@ from dgjax.spec import unknown_name
 from dgjax.training.pipeline import HostBatch
 from dgjax.training.step import Batch
 
-__all__ = ["PLACEMENTS", "bring", "check_batch", "on_host", "own_rows", "place", "shardings"]
+__all__ = [
+    "PLACEMENTS",
+    "bring",
+    "check_batch",
+    "consecutive",
+    "on_host",
+    "own_rows",
+    "place",
+    "shardings",
+]
 
 T = TypeVar("T")
 PLACEMENTS = ("replicated", "sharded")
@@ -69,17 +80,46 @@ def check_batch(batch: int, accumulate: int, mesh: Mesh) -> None:
         )
 
 
-def own_rows(batch: int) -> slice:
-    """The rows of a batch that this host makes."""
-    each = batch // jax.process_count()
-    return slice(jax.process_index() * each, (jax.process_index() + 1) * each)
+def own_rows(batch: int, mesh: Mesh) -> slice:
+    """The rows of a batch that lie on this host's devices, so that it makes them.
+
+    Raises:
+        ValueError: if they do not follow each other.
+    """
+    split = NamedSharding(mesh, PartitionSpec(AXIS))
+    places = split.addressable_devices_indices_map((batch,)).values()
+    return consecutive(
+        (index[0].indices(batch)[:2] for index in places if index is not None), batch
+    )
+
+
+def consecutive(pieces: Iterable[tuple[int, int]], batch: int) -> slice:
+    """The rows of `pieces`, each given by its start and its stop; errors as of `own_rows`."""
+    ordered = sorted(pieces)
+    for (_, stop), (start, _) in pairwise(ordered):
+        if stop != start:
+            raise ValueError(
+                f"rows {stop} to {start - 1} of a batch of {batch} are another host's, between "
+                "this one's: order the mesh's devices by host (process_index)"
+            )
+    return slice(ordered[0][0], ordered[-1][1])
 
 
 def bring(batch: HostBatch, mesh: Mesh) -> Batch:
-    """The whole batch, split over all devices, from each host's own rows."""
+    """The whole batch, split over all devices, from each host's own rows, those of `own_rows`."""
     split = NamedSharding(mesh, PartitionSpec(AXIS))
-    arrays = jax.tree.map(lambda a: jax.make_array_from_process_local_data(split, a), batch)
-    return Batch(*arrays)
+
+    def one(a):
+        size = a.shape[0] // len(split.addressable_devices) * mesh.size
+        first = own_rows(size, mesh).start
+
+        def rows(index):
+            start, stop, _ = index[0].indices(size)
+            return a[start - first : stop - first]
+
+        return jax.make_array_from_callback((size, *a.shape[1:]), split, rows)
+
+    return Batch(*jax.tree.map(one, batch))
 
 
 def on_host(tree: T) -> T:

@@ -26,6 +26,7 @@ __all__ = [
     "TrainState",
     "initial_state",
     "make_train_step",
+    "split",
 ]
 
 

@@ -22,7 +22,7 @@ from dgjax.training.dataset import Dataset
 from dgjax.training.loss import EDMWeighting, denoising_loss
 from dgjax.training.pipeline import HostBatch
 from dgjax.training.placement import bring, own_rows
-from dgjax.training.step import Batch
+from dgjax.training.step import Batch, split
 
 __all__ = ["Watch", "held_out_losses", "watch"]
 
@@ -46,12 +46,20 @@ class Watch(NamedTuple):
 
 
 def held_out_losses(
-    model: Field, batch: Batch, w: Float[Array, " levels"], sigma_data: float
+    model: Field, batch: Batch, w: Float[Array, " levels"], sigma_data: float, parts: int = 1
 ) -> Float[Array, " levels"]:
     """Mean loss over `batch` at each noise level, 1 for a network that says nothing.
 
     The noise of a sample is the same at every level and every time, so that two models differ by
     what they learnt. Weighted as in EDM, whatever training weighs by.
+
+    Args:
+        model: with the weights to be measured.
+        batch: held-out data.
+        w: the noise levels sigma/alpha.
+        sigma_data: standard deviation of the data.
+        parts: number of parts that the batch is worked through in, one after the other; it must
+            divide the batch.
     """
     weighting = EDMWeighting(sigma_data)
     keys = jax.random.split(jax.random.key(0), batch.data.shape[0])
@@ -60,8 +68,10 @@ def held_out_losses(
     def at(w):
         t = model.path.time(-2 * jnp.log(w))
         loss = jax.vmap(lambda x, n, label: denoising_loss(model, t, x, n, label))
-        return weighting(w, jnp.ones(())) * jnp.mean(loss(batch.data, noise, batch.labels))
+        means = jax.lax.map(lambda part: jnp.mean(loss(*part)), rows)
+        return weighting(w, jnp.ones(())) * jnp.mean(means)
 
+    rows = jax.tree.map(lambda a: split(a, parts), (batch.data, noise, batch.labels))
     return jax.lax.map(at, w)
 
 
@@ -72,6 +82,7 @@ def watch(
     *,
     held_out: Dataset | None,
     size: int,
+    batch: int,
     sigma_data: float,
     classes: int | None,
 ) -> Watch:
@@ -82,7 +93,8 @@ def watch(
         shape: of one sample.
         mesh: of the devices, over which held-out samples are split.
         held_out: data that training does not see, or None.
-        size: number of held-out samples; fewer if there are fewer.
+        size: number of held-out samples; fewer if there are fewer, or to divide evenly.
+        batch: number of samples that there is memory for at once.
         sigma_data: standard deviation of the data.
         classes: number of labels, or None.
     """
@@ -90,18 +102,22 @@ def watch(
     low, high = (float(path.sigma(t) / path.alpha(t)) for t in (model.t_min, model.t_max))
     w = np.geomspace(low, high, LEVELS).astype(np.float32)
     whole = NamedSharding(mesh, PartitionSpec())
+    # Before the loops, or the compiler may gather weights that are cut in each of their rounds.
+    put_together = lambda network: jax.lax.with_sharding_constraint(network, whole)
 
     losses = None
     size = 0 if held_out is None else min(size, len(held_out)) // mesh.size * mesh.size
+    parts = max(-(-size // batch), 1)
+    size -= size % (mesh.size * parts)
     if held_out is not None and size:
-        batch = bring(_first(held_out, size, classes), mesh)
+        rows = bring(_first(held_out, size, mesh, classes), mesh)
 
         @partial(jax.jit, out_shardings=whole)
-        def measure(network, batch):
-            with_weights = replace(model, network=network)
-            return held_out_losses(with_weights, batch, jnp.asarray(w), sigma_data)
+        def measure(network, rows):
+            with_weights = replace(model, network=put_together(network))
+            return held_out_losses(with_weights, rows, jnp.asarray(w), sigma_data, parts)
 
-        losses = lambda network: jax.device_get(measure(network, batch))
+        losses = lambda network: jax.device_get(measure(network, rows))
 
     sampled = repath(model, edm(7.0))
     keys = jax.random.split(jax.random.key(0), SAMPLES)
@@ -110,6 +126,8 @@ def watch(
     grid = grid_uniform(sampled, STEPS)
 
     def draw(network):
+        network = put_together(network)
+
         def one(x, key, label):
             return sample(
                 replace(sampled, network=network),
@@ -127,9 +145,9 @@ def watch(
     return Watch(losses, lambda network: np.asarray(compiled(network)), w)
 
 
-def _first(held_out: Dataset, size: int, classes: int | None) -> HostBatch:
+def _first(held_out: Dataset, size: int, mesh: Mesh, classes: int | None) -> HostBatch:
     # Evenly through the data, which may be sorted; each host takes its own rows.
-    indices = np.linspace(0, len(held_out) - 1, size).astype(int)[own_rows(size)]
+    indices = np.linspace(0, len(held_out) - 1, size).astype(int)[own_rows(size, mesh)]
     labels = None if classes is None else held_out.labels
     data = held_out.batch(indices, places=np.full((len(indices), 2), 0.5))
     return HostBatch(data, None if labels is None else labels[indices])
