@@ -1,9 +1,9 @@
 """Where the arrays of a run live: batches split over all devices, the state whole or split too.
 
 One mesh of one axis serves one device, the devices of a host and those of many hosts. Split, each
-array of the state is cut along its longest axis that the devices divide; the step puts the
-weights together once, before the forward pass, and moments and averages stay cut
-(Rajbhandari et al. 2020, arXiv 1910.02054, stage 3 at rest).
+array of the state is cut along its longest axis that the devices divide. The step puts the
+weights together once, before the forward pass, and leaves each device its part of the gradient's
+sum; moments and averages stay cut (Rajbhandari et al. 2020, arXiv 1910.02054, stage 3 at rest).
 """
 
 from collections.abc import Iterable
@@ -19,13 +19,14 @@ from jaxtyping import Array, PyTree
 from dgjax.sharding import AXIS
 from dgjax.spec import unknown_name
 from dgjax.training.pipeline import HostBatch
-from dgjax.training.step import Batch
+from dgjax.training.step import Batch, Differentiated
 
 __all__ = [
     "PLACEMENTS",
     "bring",
     "check_batch",
     "consecutive",
+    "data_parallel",
     "on_host",
     "own_rows",
     "place",
@@ -69,6 +70,49 @@ def place(tree: T, where: PyTree[NamedSharding]) -> T:
         return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
     return jax.tree.map(one, tree, where)
+
+
+def data_parallel(
+    function: Differentiated, mesh: Mesh, where: PyTree[NamedSharding]
+) -> Differentiated:
+    """`function` of whole weights and a device's own rows, as one of all devices' rows.
+
+    Devices speak twice: weights that are cut are put together before, and gradients summed after,
+    each where its weights are: of what is cut a device is left its part (a reduce-scatter).
+
+    Args:
+        function: mean loss, gradient and losses; see `Differentiated`.
+        mesh: over whose devices the rows are split.
+        where: sharding of every weight.
+    """
+    if mesh.size == 1:  # XLA for CPUs keeps what a device says to itself alone
+        return function
+    specs = jax.tree.map(lambda sharding: sharding.spec, where)
+
+    def whole(leaf, spec):
+        if AXIS not in spec:
+            return leaf
+        return jax.lax.all_gather(leaf, AXIS, axis=spec.index(AXIS), tiled=True)
+
+    def mean(leaf, spec):
+        if AXIS not in spec:
+            return jax.lax.pmean(leaf, AXIS)
+        cut = jax.lax.psum_scatter(leaf, AXIS, scatter_dimension=spec.index(AXIS), tiled=True)
+        return cut / mesh.size
+
+    def on_each(network, rows):
+        loss, gradient, losses = function(jax.tree.map(whole, network, specs), rows)
+        return jax.lax.pmean(loss, AXIS), jax.tree.map(mean, gradient, specs), losses
+
+    rows = PartitionSpec(None, AXIS)
+    # What varies between devices is not tracked: loops inside need not say it of their carries.
+    return jax.shard_map(
+        on_each,
+        mesh=mesh,
+        in_specs=(specs, rows),
+        out_specs=(PartitionSpec(), specs, rows),
+        check_vma=False,
+    )
 
 
 def check_batch(batch: int, accumulate: int, mesh: Mesh) -> None:

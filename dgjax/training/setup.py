@@ -1,5 +1,7 @@
 """What a configuration sets up: the state before the first step, the compiled step, the data."""
 
+from functools import partial
+
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -9,6 +11,7 @@ from dgjax.training import ema
 from dgjax.training.config import TrainConfig, make_levels, make_optimiser, make_weighting
 from dgjax.training.dataset import Dataset
 from dgjax.training.pipeline import Augment
+from dgjax.training.placement import data_parallel
 from dgjax.training.precision import in_precision
 from dgjax.training.step import (
     LabelDropout,
@@ -51,19 +54,14 @@ def compile_step(config: TrainConfig, model: Field, mesh: Mesh, where: TrainStat
     )
     whole = NamedSharding(mesh, PartitionSpec())
     split = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
-    rounded = in_precision(lambda: build_network(config.model), config.execution.precision)
-
-    def prepare(network):
-        # Put together here, once, or the compiler may cut the computation along the weights.
-        return rounded(jax.lax.with_sharding_constraint(network, whole))
-
     step = make_train_step(
         model,
         make_optimiser(config),
         objective,
         gammas=[ema.exponent(width) for width in config.ema_widths],
         accumulate=config.execution.accumulate,
-        prepare=prepare,
+        prepare=in_precision(lambda: build_network(config.model), config.execution.precision),
+        spread=partial(data_parallel, mesh=mesh, where=where.network),
     )
     return jax.jit(
         step,

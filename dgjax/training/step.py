@@ -19,6 +19,7 @@ from dgjax.typing import Key, Scalar, register_dataclass
 
 __all__ = [
     "Batch",
+    "Differentiated",
     "LabelDropout",
     "Metrics",
     "Objective",
@@ -59,6 +60,10 @@ class Metrics(NamedTuple):
 
 
 Step = Callable[[TrainState, Batch, Key], tuple[TrainState, Metrics]]
+
+# Of weights, and of draws with leading axes (parts, B/parts): the mean loss, its gradient, and
+# the losses (parts, B/parts).
+Differentiated = Callable[[PyTree[Array], PyTree[Array]], tuple[Scalar, PyTree[Array], Array]]
 
 
 @dataclass(frozen=True)
@@ -166,6 +171,7 @@ def make_train_step(
     gammas: Sequence[float],
     accumulate: int = 1,
     prepare: Callable[[PyTree[Array]], PyTree[Array]] = lambda network: network,
+    spread: Callable[[Differentiated], Differentiated] = lambda function: function,
 ) -> Step:
     """`train_step(state, batch, key) -> state, metrics`, to be jitted.
 
@@ -178,7 +184,9 @@ def make_train_step(
             step is the same but for rounding; activations take this much less memory. On a CPU
             more than one part is many times slower where there are convolutions.
         prepare: what the weights of the state go through before the losses read them, such as
-            another precision or placement. It is differentiated.
+            another precision. It is differentiated.
+        spread: what works out the loss and its gradient over several devices, of a function
+            that does for the rows it is given.
     """
 
     def mean_loss(network, sampled):
@@ -195,7 +203,7 @@ def make_train_step(
         if accumulate == 1:  # XLA's CPU compiler leaves a loop's convolutions to its slowest code
             part = jax.tree.map(lambda a: a[0], sampled)
             (loss, losses), gradient = jax.value_and_grad(mean_loss, has_aux=True)(network, part)
-            return loss, gradient, losses
+            return loss, gradient, losses[None]
 
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, network))
         total, losses = jax.lax.scan(add, zero, sampled)
@@ -204,7 +212,7 @@ def make_train_step(
     def train_step(state, batch, key):
         sampled = objective.sample(state.levels, batch, key)
         parts = jax.tree.map(lambda a: split(a, accumulate), sampled)
-        loss, gradient, losses = in_parts(state.network, parts)
+        loss, gradient, losses = spread(in_parts)(state.network, parts)
         updates, moments = optimiser.update(gradient, state.optimiser, state.network)
         network = optax.apply_updates(state.network, updates)
         step = state.step + 1

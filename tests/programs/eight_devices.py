@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections import Counter
 
 import jax
 import numpy as np
@@ -15,8 +14,16 @@ from dgjax.training.placement import bring, on_host, place, shardings
 from dgjax.training.setup import compile_step, fresh_state
 
 STEPS = 4
-GATHER = re.compile(r"= (\S+) all-gather\(")
+KIND = re.compile(r"f32\[([\d,]*)\]")
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
+
+
+def results(text, collective):
+    """Shapes of the float32 arrays that all the `collective`s in a compiled text result in."""
+    lines = re.findall(rf"= (.*) {collective}(?:-start)?\(", text)
+    return [
+        [int(n) for n in shape.split(",") if n] for line in lines for shape in KIND.findall(line)
+    ]
 
 
 def config(**execution):
@@ -70,7 +77,9 @@ def train(devices, **execution):
     return {
         "losses": losses,
         "collectives": {c: len(re.findall(rf" {c}(?:-start)?\(", text)) for c in COLLECTIVES},
-        "gathered": Counter(GATHER.findall(text)),
+        "gathered": results(text, "all-gather"),
+        "scattered": results(text, "reduce-scatter"),
+        "reduced": results(text, "all-reduce"),
         "cut": len(cut),
         "share_of_moments": [leaf.addressable_shards[0].data.size / leaf.size for leaf in moments],
         "state": [
