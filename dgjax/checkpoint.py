@@ -116,7 +116,7 @@ def load(folder: str | os.PathLike) -> tuple[Field, Meta]:
     like = nnx.eval_shape(lambda: build_network(meta.model))
     weights = read_arrays(folder / "weights")
     network = from_named(like, weights, f"the checkpoint {folder}")
-    return build(meta.model, network), meta
+    return build(meta.model, jax.tree.map(jnp.asarray, network)), meta
 
 
 def digest(model: Field, meta: Meta) -> str:
@@ -187,7 +187,7 @@ def _is_variable(node: Any) -> bool:
 
 
 def from_named(like: PyTree[Any], named: Mapping[str, Any], what: str) -> PyTree[Array]:
-    """A pytree with the structure, shapes and dtypes of `like` from the leaves of `named`.
+    """A pytree of NumPy arrays like `like` in structure, shapes and dtypes, from `named`.
 
     Raises:
         ValueError: if the names or the shapes differ; `what` says of what.
@@ -204,5 +204,5 @@ def from_named(like: PyTree[Any], named: Mapping[str, Any], what: str) -> PyTree
                 f"{what} does not fit its config: {name!r} has shape {named[name].shape} "
                 f"where {leaf.shape} is expected"
             )
-    leaves = [jnp.asarray(named[name], leaf.dtype) for name, leaf in expected.items()]
+    leaves = [np.asarray(named[name], leaf.dtype) for name, leaf in expected.items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)

@@ -18,12 +18,17 @@ import jax
 import numpy as np
 
 from dgjax.sharding import device_mesh
-from dgjax.spec import build
 from dgjax.training import fit, load_config
 from dgjax.training.data import load_data
 from dgjax.training.pipeline import batches
-from dgjax.training.placement import bring, own_rows, place, shardings
-from dgjax.training.setup import compile_step, fresh_state, make_augment
+from dgjax.training.placement import bring, own_rows, shardings
+from dgjax.training.setup import (
+    compile_step,
+    fresh_state,
+    make_augment,
+    model_shapes,
+    state_shapes,
+)
 
 CONFIG, STEPS, ROUNDS, WARM = "fashion-mnist", 60, 3, 10
 OUT = Path(__file__).parent / "figures" / "throughput.md"
@@ -31,11 +36,13 @@ OUT = Path(__file__).parent / "figures" / "throughput.md"
 
 def bare(config):
     """A function that times STEPS steps on one batch, in images a second."""
-    mesh, model = device_mesh(), build(config.model)
+    mesh = device_mesh()
     data = load_data(config.data, config.model.shape)
-    state = fresh_state(config, model)
-    where = shardings(state, mesh, config.execution.parameters)
-    state, step = place(state, where), compile_step(config, model, mesh, where)
+    where = shardings(state_shapes(config), mesh, config.execution.parameters)
+    state, step = (
+        fresh_state(config, where),
+        compile_step(config, model_shapes(config), mesh, where),
+    )
     rows = own_rows(config.batch, mesh)
     feed = batches(data, make_augment(config), batch=config.batch, seed=0, start=0, rows=rows)
     batch, key = bring(next(feed), mesh), jax.random.key(0)

@@ -17,6 +17,8 @@ from dgjax.sharding import device_mesh
 from dgjax.spec import ModelSpec, build
 from dgjax.training import fit, load_config
 from dgjax.training.placement import consecutive, own_rows
+from dgjax.training.run import restore
+from dgjax.training.setup import state_shapes
 from dgjax.training.step import Batch
 from dgjax.training.watch import held_out_losses
 
@@ -76,6 +78,11 @@ def test_each_cut_gradient_is_summed_into_parts_and_never_whole(found):
     whole = [shape for shape in found["replicated"]["reduced"] if np.prod(shape) >= min(sizes)]
     assert sorted(whole) == sorted(sharded["large"])
     assert found["replicated"]["scattered"] == []
+
+
+def test_weights_made_in_parts_are_those_made_whole(found):
+    for how in ("one", "replicated", "sharded", "in_parts"):
+        assert found[how]["apart"] < 1e-6
 
 
 def test_hosts_make_the_rows_that_lie_on_their_devices():
@@ -168,6 +175,10 @@ def test_two_processes_train_as_one_does_and_one_goes_on_from_there(tmp_path, fl
         assert one.keys() == other.keys()
         for key in one.keys() - {"time"}:
             np.testing.assert_allclose(other[key], one[key], rtol=1e-3, err_msg=key)
+
+    # Nothing of what is read lies on a device before it is placed.
+    restored = restore(shared, state_shapes(load_config(config)))
+    assert {type(leaf) for leaf in jax.tree.leaves(restored)} == {np.ndarray}
 
     # One process, with another number of devices, goes on from what the two have written.
     (shared / "checkpoints/8").rename(tmp_path / "set-aside")

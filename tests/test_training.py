@@ -215,7 +215,7 @@ def test_other_parametrizations_train_on_other_paths(path, parametrization):
     optimiser = optax.adam(3e-3)
     objective = Objective(Fixed(UniformLogSNR(0.1, 5.0)), EDMWeighting(1.0))
     step = jax.jit(make_train_step(model, optimiser, objective, gammas=[ema.exponent(0.1)]))
-    state, losses = initial_state(model, optimiser), []
+    state, losses = initial_state(model.network, optimiser), []
     data = jax.random.normal(jax.random.key(0), (256, 2)) * jnp.array([[1.0, 0.1]])
     for i in range(150):
         state, metrics = step(state, Batch(data), jax.random.fold_in(jax.random.key(1), i))
@@ -317,7 +317,7 @@ def test_labels_reach_a_network_that_takes_them(gaussian_npz, tmp_path):
     chosen = config(gaussian_npz, steps=3)
     result = fit(with_classes(chosen, 3), tmp_path / "run", progress=False)
     label = result.state.network.embed.label.embedding
-    fresh = initial_state(result.model, optax.sgd(1.0)).network.embed.label.embedding
+    fresh = initial_state(result.model.network, optax.sgd(1.0)).network.embed.label.embedding
     assert (np.asarray(label) != np.asarray(fresh)).any(axis=1).all()
     with pytest.raises(ValueError, match="labels from 0 to 1"):
         fit(with_classes(chosen, 2), tmp_path / "other", progress=False)

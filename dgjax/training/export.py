@@ -5,10 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from dgjax.checkpoint import Meta, save
-from dgjax.spec import build
 from dgjax.training import averages
 from dgjax.training.run import averages_folder, describe, read_config, restore
-from dgjax.training.setup import fresh_state
+from dgjax.training.setup import model_shapes, state_shapes
 
 __all__ = ["average_recipe", "export"]
 
@@ -35,14 +34,14 @@ def export(
     """
     run_dir = Path(run_dir).absolute()
     config = read_config(run_dir)
-    model = build(config.model, seed=config.seed)
+    model = model_shapes(config)
     if width is None and step is None:
-        state = restore(run_dir, fresh_state(config, model))
-        last, network = int(state.step), state.averages[0]
-        if last == 0:
+        state = restore(run_dir, state_shapes(config))
+        if state is None:
             raise ValueError(
                 f"{run_dir} has no checkpoint yet; wait for step {config.records.save_every}"
             )
+        last, network = int(state.step), state.averages[0]
     else:
         chosen = average_recipe(run_dir, width=width, step=step)
         last = chosen.step

@@ -28,7 +28,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dgjax.checkpoint import Meta
 from dgjax.fields import Field
 from dgjax.sharding import device_mesh
-from dgjax.spec import build
 from dgjax.training.averages import snapshot_steps, store
 from dgjax.training.config import TrainConfig
 from dgjax.training.data import NoHeldOut, load_data
@@ -37,7 +36,14 @@ from dgjax.training.pipeline import batches
 from dgjax.training.placement import bring, check_batch, on_host, own_rows, place, shardings
 from dgjax.training.records import Recorder, recorder
 from dgjax.training.run import averages_folder, checkpoints, claim, describe, restore
-from dgjax.training.setup import check_data, compile_step, fresh_state, make_augment
+from dgjax.training.setup import (
+    check_data,
+    compile_step,
+    fresh_state,
+    make_augment,
+    model_shapes,
+    state_shapes,
+)
 from dgjax.training.step import Metrics, TrainState
 from dgjax.training.watch import Watch, watch
 
@@ -74,12 +80,14 @@ def fit(config: TrainConfig, run_dir: str | os.PathLike, *, progress: bool = Tru
     check_batch(config.batch, config.execution.accumulate, mesh)
     data = load_data(config.data, config.model.shape)
     check_data(config, data)
-    model = build(config.model, seed=config.seed)
+    model, shapes = model_shapes(config), state_shapes(config)
+    where = shardings(shapes, mesh, config.execution.parameters)
     claim(run_dir, config, data)
-    state = restore(run_dir, fresh_state(config, model))
-    where = shardings(state, mesh, config.execution.parameters)
-    state, step = place(state, where), int(state.step)
+    restored = restore(run_dir, shapes)
+    step = 0 if restored is None else int(restored.step)
     _check_hosts(run_dir, step)
+    state = fresh_state(config, where) if restored is None else place(restored, where)
+    del restored  # as large as the state
     train_step = compile_step(config, model, mesh, where)
     every, snapshots = config.records, snapshot_steps(config.steps, config.ema_snapshots)
     key = jax.random.key(config.seed)

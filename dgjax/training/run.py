@@ -205,8 +205,8 @@ def _saved(run_dir: Path) -> list[int]:
     return [int(f.name) for f in (run_dir / "checkpoints").glob("*") if f.name.isdigit()]
 
 
-def restore(run_dir: Path, state: TrainState) -> TrainState:
-    """The last checkpoint's state as NumPy arrays, or `state` if there is none.
+def restore(run_dir: Path, shapes: TrainState) -> TrainState | None:
+    """The last checkpoint's state as NumPy arrays like `shapes`, or None if there is none.
 
     Only reads, so it is safe beside a run that is going on: orbax gives a folder its number as
     its name when it is whole. What devices it was written by does not matter.
@@ -216,7 +216,7 @@ def restore(run_dir: Path, state: TrainState) -> TrainState:
     """
     steps = _saved(run_dir)
     if not steps:
-        return state
+        return None
     folder = run_dir / "checkpoints" / str(max(steps))
     try:
         named = read_arrays(folder / "default")
@@ -224,4 +224,4 @@ def restore(run_dir: Path, state: TrainState) -> TrainState:
         earlier = [step for step in steps if step < max(steps)]
         mend = f"to go on from step {max(earlier)}" if earlier else "to begin again"
         raise ValueError(f"{error}: here, delete {folder} {mend}") from error
-    return from_named(state, named, f"the checkpoint {folder}")
+    return from_named(shapes, named, f"the checkpoint {folder}")

@@ -1,12 +1,17 @@
-"""What a configuration sets up: the state before the first step, the compiled step, the data."""
+"""What a configuration sets up: the state before the first step, the compiled step, the data.
+
+No array of the state is ever whole on one device unless it is to stay so: its shapes are known
+before it is made (`state_shapes`), so each device makes its own part (`fresh_state`).
+"""
 
 from functools import partial
 
 import jax
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dgjax.fields import Field
-from dgjax.spec import build_network
+from dgjax.spec import build, build_network
 from dgjax.training import ema
 from dgjax.training.config import TrainConfig, make_levels, make_optimiser, make_weighting
 from dgjax.training.dataset import Dataset
@@ -22,13 +27,39 @@ from dgjax.training.step import (
     make_train_step,
 )
 
-__all__ = ["check_data", "compile_step", "fresh_state", "make_augment"]
+__all__ = [
+    "check_data",
+    "compile_step",
+    "fresh_state",
+    "make_augment",
+    "model_shapes",
+    "state_shapes",
+]
 
 
-def fresh_state(config: TrainConfig, model: Field) -> TrainState:
-    """The state of a run before its first step."""
+def model_shapes(config: TrainConfig) -> Field:
+    """The model, with shapes and dtypes in the place of weights.
+
+    Raises:
+        ValueError: as of `dgjax.spec.build`.
+    """
+    return build(config.model, nnx.eval_shape(lambda: build_network(config.model)))
+
+
+def state_shapes(config: TrainConfig) -> TrainState:
+    """Shapes and dtypes of the state of a run; errors as of `model_shapes`."""
+    return jax.eval_shape(lambda: _fresh(config))
+
+
+def fresh_state(config: TrainConfig, where: TrainState) -> TrainState:
+    """The state of a run before its first step, each array made where `where` says."""
+    return jax.jit(lambda: _fresh(config), out_shardings=where)()
+
+
+def _fresh(config: TrainConfig) -> TrainState:
+    network = build_network(config.model, config.seed)
     levels = make_levels(config).init()
-    return initial_state(model, make_optimiser(config), len(config.ema_widths), levels)
+    return initial_state(network, make_optimiser(config), len(config.ema_widths), levels)
 
 
 def compile_step(config: TrainConfig, model: Field, mesh: Mesh, where: TrainState) -> Step:
@@ -38,7 +69,7 @@ def compile_step(config: TrainConfig, model: Field, mesh: Mesh, where: TrainStat
 
     Args:
         config: of the run.
-        model: with any weights.
+        model: with any weights, or their shapes.
         mesh: over whose devices batches are split.
         where: sharding of every array of the state.
     """

@@ -151,13 +151,12 @@ class Objective:
 
 
 def initial_state(
-    model: Field,
+    network: PyTree[Array],
     optimiser: optax.GradientTransformation,
     averages: int = 1,
     levels: PyTree[Array] = (),
 ) -> TrainState:
-    """The state before the first step, with `model`'s weights and room for `averages` of them."""
-    network = model.network
+    """The state before the first step, with room for `averages` moving averages of `network`."""
     copies = tuple(jax.tree.map(jnp.array, network) for _ in range(averages))
     start = jnp.zeros((), jnp.int32)
     return TrainState(start, network, optimiser.init(network), copies, levels)

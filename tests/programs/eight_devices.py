@@ -7,11 +7,11 @@ import jax
 import numpy as np
 
 from dgjax.sharding import device_mesh
-from dgjax.spec import build
+from dgjax.spec import build_network
 from dgjax.training import TrainConfig
 from dgjax.training.pipeline import HostBatch
-from dgjax.training.placement import bring, on_host, place, shardings
-from dgjax.training.setup import compile_step, fresh_state
+from dgjax.training.placement import bring, on_host, shardings
+from dgjax.training.setup import compile_step, fresh_state, model_shapes, state_shapes
 
 STEPS = 4
 KIND = re.compile(r"f32\[([\d,]*)\]")
@@ -58,11 +58,12 @@ def config(**execution):
 def train(devices, **execution):
     """Losses, final state, compiled text and what of the state is cut."""
     chosen, mesh = config(**execution), device_mesh(jax.devices()[:devices])
-    model = build(chosen.model)
-    state = fresh_state(chosen, model)
-    where = shardings(state, mesh, chosen.execution.parameters)
-    state = place(state, where)
-    step = compile_step(chosen, model, mesh, where)
+    where = shardings(state_shapes(chosen), mesh, chosen.execution.parameters)
+    state = fresh_state(chosen, where)
+    drawn = build_network(chosen.model, chosen.seed)
+    apart = jax.tree.map(lambda a, b: np.abs(a - b).max(), on_host(state.network), drawn)
+    del drawn
+    step = compile_step(chosen, model_shapes(chosen), mesh, where)
     key, losses, rng = jax.random.key(0), [], np.random.default_rng(0)
     for i in range(STEPS):
         data = rng.normal(size=(16, 8, 8, 1)).astype(np.float32)
@@ -81,6 +82,7 @@ def train(devices, **execution):
         "scattered": results(text, "reduce-scatter"),
         "reduced": results(text, "all-reduce"),
         "cut": len(cut),
+        "apart": max(map(float, jax.tree.leaves(apart))),
         "share_of_moments": [leaf.addressable_shards[0].data.size / leaf.size for leaf in moments],
         "state": [
             np.asarray(a, np.float64).ravel().tolist() for a in jax.tree.leaves(on_host(state))
