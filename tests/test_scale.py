@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -132,6 +133,13 @@ watch_samples = 16
 """
 
 
+REFUSALS = {
+    "a folder each": "own-1 on this host lacks the config.json .* all hosts share",
+    "no data": "nowhere.npz",
+    "another step": r"steps \[4, 8\]: .*behind must be one folder",
+}
+
+
 def free_port():
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
@@ -147,21 +155,29 @@ def test_two_processes_train_as_one_does_and_one_goes_on_from_there(tmp_path, fl
     alone = fit(load_config(config), tmp_path / "alone", progress=False)
 
     shared = tmp_path / "shared"
-    command = [sys.executable, "-c", "from dgjax.cli import main; main()"]
     hosts = {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}", "JAX_NUM_PROCESSES": "2"}
     processes = [
         subprocess.Popen(
-            [*command, "train", str(config), "--out", str(shared), "--distributed"],
+            [sys.executable, PROGRAMS / "two_hosts.py", config, shared],
             env=environment(**hosts, JAX_PROCESS_ID=str(i)),
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.PIPE,
             text=True,
         )
         for i in range(2)
     ]
-    said = [process.communicate(timeout=300)[0] for process in processes]
+    said = [process.communicate(timeout=600) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
-    assert "finished at step 8" in " ".join(said[0].split())
+    assert "finished at step 8" in " ".join(said[0][1].split())
+
+    # Whatever one host cannot do, both refuse, and none is left waiting.
+    first, second = (json.loads(out.splitlines()[-1]) for out, _ in said)
+    for case, why in REFUSALS.items():
+        assert re.search(why, second[case]), case
+    for case in ("a folder each", "no data"):
+        assert "not all hosts can go on; host 1: " + second[case][:200] in first[case]
+    assert first["another step"].startswith("hosts would go on from steps [4, 8]")
+    assert not (tmp_path / "without").exists()
 
     last = "checkpoints/8/default"
     expected = read_arrays(tmp_path / "alone" / last)

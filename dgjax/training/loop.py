@@ -9,19 +9,15 @@ weights of an uninterrupted one.
 
 import math
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -32,10 +28,11 @@ from dgjax.training.averages import snapshot_steps, store
 from dgjax.training.config import TrainConfig
 from dgjax.training.data import NoHeldOut, load_data
 from dgjax.training.dataset import Dataset
+from dgjax.training.hosts import check_same_step, first_host, interruptible, together
 from dgjax.training.pipeline import batches
 from dgjax.training.placement import bring, check_batch, on_host, own_rows, place, shardings
 from dgjax.training.records import Recorder, recorder
-from dgjax.training.run import averages_folder, checkpoints, claim, describe, restore
+from dgjax.training.run import averages_folder, checkpoints, claim, confirm, describe, restore
 from dgjax.training.setup import (
     check_data,
     compile_step,
@@ -73,19 +70,27 @@ def fit(config: TrainConfig, run_dir: str | os.PathLike, *, progress: bool = Tru
     Raises:
         ValueError: if the run was started with another configuration or other data, the data are
             not to be had or do not fit the model, the devices do not divide the batch, hosts do
-            not share the folder, it cannot be written, or the loss or its gradient is not finite.
+            not share the folder or one of them cannot begin, the folder cannot be written, or the
+            loss or its gradient is not finite.
     """
     run_dir = Path(run_dir).absolute()
     mesh = device_mesh()
-    check_batch(config.batch, config.execution.accumulate, mesh)
-    data = load_data(config.data, config.model.shape)
-    check_data(config, data)
-    model, shapes = model_shapes(config), state_shapes(config)
-    where = shardings(shapes, mesh, config.execution.parameters)
-    claim(run_dir, config, data)
-    restored = restore(run_dir, shapes)
+    with together():
+        check_batch(config.batch, config.execution.accumulate, mesh)
+        data = load_data(config.data, config.model.shape)
+        check_data(config, data)
+        rows = own_rows(config.batch, mesh)
+        model, shapes = model_shapes(config), state_shapes(config)
+        where = shardings(shapes, mesh, config.execution.parameters)
+    with together():  # when all have their data: a claimed folder takes no other configuration
+        if first_host():
+            claim(run_dir, config, data)
+    with together():
+        confirm(run_dir, config, data)
+        look = _watch(config, model, mesh) if config.records.watch_every else None
+        restored = restore(run_dir, shapes)
     step = 0 if restored is None else int(restored.step)
-    _check_hosts(run_dir, step)
+    check_same_step(run_dir, step)
     state = fresh_state(config, where) if restored is None else place(restored, where)
     del restored  # as large as the state
     train_step = compile_step(config, model, mesh, where)
@@ -97,16 +102,15 @@ def fit(config: TrainConfig, run_dir: str | os.PathLike, *, progress: bool = Tru
         batch=config.batch,
         seed=config.seed,
         start=step,
-        rows=own_rows(config.batch, mesh),
+        rows=rows,
         threads=config.execution.threads,
         ahead=config.execution.ahead,
     )
-    look = _watch(config, model, mesh) if every.watch_every else None
     with (
-        _interruptible(every.log_every) as stopped,  # outermost: the last write is finished too
+        interruptible(every.log_every) as stopped,  # outermost: the last write is finished too
         checkpoints(run_dir, every) as save,
         _recorder(run_dir, step) as record,
-        _bar(config, step, progress and _first_host()) as show,
+        _bar(config, step, progress and first_host()) as show,
     ):
         saved = step
         while step < config.steps and not stopped(step):
@@ -121,7 +125,7 @@ def fit(config: TrainConfig, run_dir: str | os.PathLike, *, progress: bool = Tru
                 _check_finite(step, metrics)  # what is kept must be fit to go on from
             if step in snapshots:  # before the checkpoint, from which it could not come again
                 averages = on_host(state.averages)
-                if _first_host():
+                if first_host():
                     store(averages_folder(run_dir), step, averages)
             if step % every.save_every == 0:
                 save(state)
@@ -189,55 +193,13 @@ def _check_finite(step: int, metrics: Metrics) -> None:
         )
 
 
-def _check_hosts(run_dir: Path, step: int) -> None:
-    """Raise a ValueError unless all hosts go on from the same step."""
-    steps = set(np.ravel(multihost_utils.process_allgather(np.asarray(step))).tolist())
-    if len(steps) > 1:
-        raise ValueError(
-            f"hosts would go on from steps {sorted(steps)}: {run_dir} must be one folder, which "
-            "they share"
-        )
-
-
-def _first_host() -> bool:
-    return jax.process_index() == 0
-
-
 @contextmanager
 def _recorder(run_dir: Path, start: int) -> Iterator[Recorder | None]:
     """The recorder on the first host, None on others."""
-    if not _first_host():
-        yield None
-        return
-    with recorder(run_dir, start) as record:
+    with ExitStack() as opened:
+        with together():
+            record = opened.enter_context(recorder(run_dir, start)) if first_host() else None
         yield record
-
-
-@contextmanager
-def _interruptible(every: int) -> Iterator[Callable[[int], bool]]:
-    """`stopped(step)`, whether SIGINT or SIGTERM has come, so that a step is always finished.
-
-    Several hosts must stop at the same step: they ask each other where `every` divides it.
-    """
-    received: list[int] = []
-
-    def stopped(step: int) -> bool:
-        if jax.process_count() == 1:
-            return bool(received)
-        if step % every:
-            return False
-        return bool(multihost_utils.process_allgather(jnp.array(len(received))).any())
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped  # signals only come to the main thread
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(s, lambda number, frame: received.append(number)) for s in signals]
-    try:
-        yield stopped
-    finally:
-        for s, handler in zip(signals, before, strict=True):
-            signal.signal(s, handler)
 
 
 @contextmanager

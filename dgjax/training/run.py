@@ -5,9 +5,8 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import orbax.checkpoint as ocp
 
 from dgjax.checkpoint import Meta, from_named, read_arrays, to_named
@@ -21,6 +20,7 @@ __all__ = [
     "averages_folder",
     "checkpoints",
     "claim",
+    "confirm",
     "describe",
     "is_finished",
     "read_config",
@@ -79,6 +79,35 @@ def claim(run_dir: Path, config: TrainConfig, data: Dataset) -> None:
     Raises:
         ValueError: if they are others, or the folder cannot be used.
     """
+    for note in _notes(config, data):
+        _write(run_dir, note)
+
+
+def confirm(run_dir: Path, config: TrainConfig, data: Dataset) -> None:
+    """Compare configuration and data with those that the first host has noted, by `claim`.
+
+    Raises:
+        ValueError: if there is nothing, so that this folder is not the first host's, or they are
+            others.
+    """
+    for note in _notes(config, data):
+        if not _compare(run_dir, note):
+            raise ValueError(
+                f"{run_dir} on this host lacks the {note.name} that the first host has just "
+                "written: it must be one folder, which all hosts share"
+            )
+
+
+class _Note(NamedTuple):
+    """What is noted of a run in one file, and what fills in what an older version left out."""
+
+    name: str
+    what: str
+    values: dict[str, Any]
+    complete: Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def _notes(config: TrainConfig, data: Dataset) -> tuple[_Note, _Note]:
     facts = {
         "samples": len(data),
         "shape": data.shape,
@@ -86,19 +115,24 @@ def claim(run_dir: Path, config: TrainConfig, data: Dataset) -> None:
         "licence": data.licence,
         "classes": data.classes,
     }
-    _agree(run_dir, CONFIG, "configuration", config.to_dict(), _with_defaults)
-    _agree(run_dir, DATA, "data", facts, lambda values: values)
+    return _settings(config), _Note(DATA, "data", _plain(facts), lambda values: values)
+
+
+def _settings(config: TrainConfig) -> _Note:
+    return _Note(CONFIG, "configuration", _plain(config.to_dict()), _with_defaults)
 
 
 def is_finished(run_dir: Path, config: TrainConfig) -> bool:
     """Whether the run in `run_dir` has come to its last step: what is left to do is to export.
+
+    It notes what of the configuration may change, so only one host may ask.
 
     Raises:
         ValueError: if it was started with another configuration.
     """
     if not all((run_dir / name).is_file() for name in (CONFIG, DATA)):
         return False
-    _agree(run_dir, CONFIG, "configuration", config.to_dict(), _with_defaults)
+    _write(run_dir, _settings(config))
     return max(_saved(run_dir), default=0) == config.steps
 
 
@@ -106,18 +140,28 @@ def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
     return TrainConfig.from_dict(values).to_dict()
 
 
-def _agree(
-    run_dir: Path,
-    name: str,
-    what: str,
-    values: dict[str, Any],
-    complete: Callable[[dict[str, Any]], dict[str, Any]],
-) -> None:
-    file = run_dir / name
-    now = _plain(values)
+def _write(run_dir: Path, note: _Note) -> None:
+    """Write the note, unless one there says something else: then raise a ValueError."""
+    _compare(run_dir, note)
+    file, partial = run_dir / note.name, run_dir / f".{note.name}"
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        then = _plain(complete(json.loads(file.read_text()))) if file.exists() else now
+        try:
+            partial.write_text(json.dumps(note.values, indent=2) + "\n")
+            os.replace(partial, file)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot use the run folder {run_dir}: {error}") from error
+
+
+def _compare(run_dir: Path, note: _Note) -> bool:
+    """Whether there is such a note; a ValueError if it says something else."""
+    file, now = run_dir / note.name, note.values
+    try:
+        if not file.exists():
+            return False
+        then = _plain(note.complete(json.loads(file.read_text())))
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot use the run folder {run_dir}: {error}") from error
     kept, binding = _binding(then), _binding(now)
@@ -125,17 +169,10 @@ def _agree(
     if changed:
         key = changed[0]
         raise ValueError(
-            f"the run in {run_dir} was started with another {what}: {key} was "
+            f"the run in {run_dir} was started with another {note.what}: {key} was "
             f"{then.get(key)} and is {now[key]}; restore it, or choose another folder"
         )
-    if jax.process_index() == 0:
-        partial = run_dir / f".{name}"
-        try:
-            partial.write_text(json.dumps(now, indent=2) + "\n")
-            os.replace(partial, file)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise ValueError(f"cannot use the run folder {run_dir}: {error}") from error
+    return True
 
 
 def _binding(values: dict[str, Any]) -> dict[str, Any]:
