@@ -76,9 +76,12 @@ class Multistep(diffrax.AbstractSolver):
     def init(self, terms, t0, t1, y0, args):
         del terms, t0, t1, args
         k, x, gains = max(2, self.memory), y0.x, y0.log_densities  # two for Adams-Moulton
+        none = jnp.zeros((k, *x.shape), x.dtype)
         return _Past(
             jnp.zeros(k, x.dtype),
-            *(jnp.zeros((k, *x.shape), x.dtype) for _ in range(3)),
+            none,
+            none,
+            none,
             jnp.zeros((k, *gains.shape), gains.dtype),
             jnp.zeros_like(gains),
             jnp.zeros((), jnp.int32),

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import dgjax
 from dgjax.checkpoint import Meta, from_named, load, save, to_named
 from dgjax.pretrained import load_pretrained, pretrained_models
 from dgjax.spec import ModelSpec, build, build_network
@@ -196,12 +198,29 @@ def test_unknown_pretrained_models_are_refused_by_name():
         load_pretrained("fashion")
 
 
-def test_the_shipped_model_loads_and_is_small():
-    assert "fashion-mnist" in pretrained_models()
-    model, meta = load_pretrained("fashion-mnist")
-    assert meta.shape == (28, 28, 1)
+SHIPPED = {  # shape, licence
+    "fashion-mnist": ((28, 28, 1), "MIT licence"),
+    "photo-patches": ((32, 32, 3), "CC-BY-SA-4.0"),
+}
+
+
+def test_all_shipped_models_are_tested():
+    assert sorted(SHIPPED) == pretrained_models()
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_model_loads_is_small_and_has_a_card(name):
+    model, meta = load_pretrained(name)
+    shape, licence = SHIPPED[name]
+    assert meta.shape == shape
+    assert licence in meta.licence
     assert float(model.t_min) == pytest.approx(0.02)
     x = 0.02 * jax.random.normal(jax.random.key(0), meta.shape) - 1.0
     eps = jax.jit(model.pair)(model.t_min, x).eps
     # A blank image with a little noise: the model sees how much noise there is.
     assert 0.5 < float(jnp.std(eps)) < 1.5
+    folder = Path(dgjax.__file__).parent / "models" / name
+    assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 12e6
+    card = (folder / "CARD.md").read_text()
+    assert licence in card
+    assert f"{meta.steps:,} steps" in card
