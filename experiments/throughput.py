@@ -2,8 +2,9 @@
 
 The rate of `fit`, from the times that it notes in `metrics.jsonl`, against that of its own jitted
 step on one batch that lies on the devices already. Both in one process, in turn, each compiled and
-warmed up before it is timed; `fit` writes its checkpoints, snapshots and curves meanwhile. Held-out
-losses and pictures, which are asked for by the thousand steps, are left out.
+warmed up before it is timed. `fit` writes its curves and one checkpoint meanwhile, which in a real
+run is due every 250 steps. Snapshots of the averages, due as rarely, and held-out losses and
+pictures, asked for by the thousand steps, are left out.
 
     python experiments/throughput.py
 """
@@ -74,8 +75,8 @@ def whole(config):
 
 def main():
     config = load_config(CONFIG)
-    records = replace(config.records, log_every=10, save_every=30, watch_every=0)
-    config = replace(config, steps=WARM + STEPS, records=records)
+    records = replace(config.records, log_every=10, save_every=50, watch_every=0)
+    config = replace(config, steps=WARM + STEPS, ema_snapshots=1, records=records)
     rate = bare(config)
     found = []
     for _ in range(ROUNDS):
