@@ -49,7 +49,6 @@ from dgjax.guidance import (
 )
 from dgjax.likelihood import Likelihood, likelihood
 from dgjax.metrics import bits_per_dim, dequantize, png_bytes
-from dgjax.multistep import Multistep
 from dgjax.noise import (
     churn,
     level_set_noise,
@@ -72,7 +71,7 @@ from dgjax.prior import chi_quantile, prior_guidance, prior_sample, with_norm
 from dgjax.quadrature import chord, node_quadrature, quadrature
 from dgjax.sampling import Info, Sampled, Trajectory, sample
 from dgjax.schedules import schedule, window
-from dgjax.solvers import RK4
+from dgjax.solvers import RK4, Multistep
 from dgjax.targets import Shot, pilot, shoot
 from dgjax.typing import register_dataclass
 

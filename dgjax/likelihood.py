@@ -5,9 +5,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dgjax.augmented import solve
 from dgjax.divergence import Divergence, Hutchinson
 from dgjax.fields import Field, condition, log_prior
-from dgjax.sampling import Info, check_grid, check_prior, solve
+from dgjax.sampling import Info, check_grid, check_prior
 from dgjax.solvers import Adjoint, Controller, Progress, Solver
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float
 

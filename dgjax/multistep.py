@@ -15,23 +15,24 @@ unstable at the steps that one can afford.
 """
 
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
-import diffrax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dgjax.fields import Local
 from dgjax.interpolation import RHO, clock, log_w_rate, weights
-from dgjax.nodes import Node
-from dgjax.paths import coefficients
-from dgjax.typing import Scalar, inner
+from dgjax.nodes import Node, gain_missed, weighted
+from dgjax.paths import Path, coefficients
+from dgjax.results import State
+from dgjax.typing import Sample, Scalar, inner
 
-__all__ = ["Multistep"]
+__all__ = ["Past", "advance", "nothing_past"]
 
 ETA = 2.0  # the most that is left to the linear part
 
 
-class _Past(NamedTuple):
+class Past(NamedTuple):
     """The last k evaluations, newest first; `filled` of them are there.
 
     `slopes` are dy/d log w, `noises` -sigma s, `rates` d log p/du by each divergence estimate,
@@ -47,103 +48,85 @@ class _Past(NamedTuple):
     filled: Scalar
 
 
-class Multistep(diffrax.AbstractSolver):
-    """Exponential Adams-Bashforth of any order, on fixed grids, for ODEs.
+def nothing_past(memory: int, x: Sample, log_densities: Float[Array, " m"]) -> Past:
+    """Room for `memory` evaluations (for two at least, which Adams-Moulton takes)."""
+    k = max(2, memory)
+    none = jnp.zeros((k, *x.shape), x.dtype)
+    return Past(
+        jnp.zeros(k, x.dtype),
+        none,
+        none,
+        none,
+        jnp.zeros((k, *log_densities.shape), log_densities.dtype),
+        jnp.zeros_like(log_densities),
+        jnp.zeros((), jnp.int32),
+    )
 
-    Its order rises from 1 over the first steps. Log-densities are carried along by Adams-Moulton,
-    for what steers by them; what `sample` and `likelihood` return is integrated afterwards, from
-    all points at once (`dgjax.nodes`), and is free of the sampler's own error.
+
+def advance(
+    memory: int,
+    path: Path,
+    past: Past,
+    y0: State,
+    drift: Sample,
+    local: Local,
+    stopped: Scalar,
+    dt: Scalar,
+) -> tuple[State, Past]:
+    """The state after one step of `dt`, and the past with this evaluation in it.
 
     Args:
-        memory: evaluations that a step draws on, and its order.
-
-    Raises:
-        ValueError: if `memory` is not a positive int.
+        memory: evaluations that the step draws on.
+        path: of the model.
+        past: evaluations at earlier points.
+        y0: at the start.
+        drift: the drift there.
+        local: what else the model says there.
+        stopped: 1 if a guide is at its bound there.
+        dt: in the model's own time.
     """
+    steered = drift - local.velocity
+    then = coefficients(path, local.t + dt)
+    u0, u1 = clock(local.logsnr), clock(then.logsnr)
 
-    memory: int = 3
-    term_structure: ClassVar = diffrax.AbstractTerm
-    interpolation_cls: ClassVar = diffrax.LocalLinearInterpolation
+    per_log_w = 2 * local.sigma**2 / local.g2
+    slope = (steered * per_log_w - local.sigma**2 * local.score) / local.alpha
+    rates = (inner(steered, local.score) - local.divergences) * per_log_w * log_w_rate(u0)
+    past = Past(
+        _push(u0, past.us),
+        _push(local.x / local.alpha, past.ys),
+        _push(slope, past.slopes),
+        _push(-local.sigma * local.score, past.noises),
+        _push(rates, past.rates),
+        past.settled,
+        past.filled + 1,
+    )
+    # What the last step foretold is worked out again with this evaluation: its rates, and what
+    # it missed, as in `along_drift`.
+    place = jnp.arange(past.us.shape[0])
+    u_before = jnp.where(past.filled == 1, 2 * u0, past.us[1])
+    weigh = partial(weights, past.us, place < past.filled, u_before, u0)
+    ends, data = (past.ys[1], past.ys[0]), past.ys - past.slopes
+    missed = gain_missed(weigh, (u_before, u0), ends, data, past.noises)
+    gained = weigh() @ past.rates + missed
+    settled = jnp.where(past.filled == 1, y0.log_densities, past.settled + gained)
+    there = place < jnp.minimum(past.filled, memory)
+    foretold = settled + weights(past.us, there, u0, u1) @ past.rates
 
-    def __check_init__(self):
-        if not isinstance(self.memory, int) or self.memory < 1:
-            raise ValueError(f"memory must be a positive int, got {self.memory!r}")
-
-    def order(self, terms) -> int:
-        del terms
-        return self.memory
-
-    def init(self, terms, t0, t1, y0, args):
-        del terms, t0, t1, args
-        k, x, gains = max(2, self.memory), y0.x, y0.log_densities  # two for Adams-Moulton
-        none = jnp.zeros((k, *x.shape), x.dtype)
-        return _Past(
-            jnp.zeros(k, x.dtype),
-            none,
-            none,
-            none,
-            jnp.zeros((k, *gains.shape), gains.dtype),
-            jnp.zeros_like(gains),
-            jnp.zeros((), jnp.int32),
-        )
-
-    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
-        del made_jump
-        past: _Past = solver_state
-        drift, local, stopped, _ = terms.vf(t0, y0, args)
-        dt, _ = terms.contr(t0, t1)  # in the model's own time, which diffrax may have turned
-        path, steered = args.model.path, drift - local.velocity
-        then = coefficients(path, local.t + dt)
-        u0, u1 = clock(local.logsnr), clock(then.logsnr)
-
-        per_log_w = 2 * local.sigma**2 / local.g2
-        slope = (steered * per_log_w - local.sigma**2 * local.score) / local.alpha
-        rates = (inner(steered, local.score) - local.divergences) * per_log_w * log_w_rate(u0)
-        past = _Past(
-            _push(u0, past.us),
-            _push(local.x / local.alpha, past.ys),
-            _push(slope, past.slopes),
-            _push(-local.sigma * local.score, past.noises),
-            _push(rates, past.rates),
-            past.settled,
-            past.filled + 1,
-        )
-        # What the last step foretold is worked out again with this evaluation: its rates, and what
-        # it missed, as in `along_drift`.
-        place = jnp.arange(past.us.shape[0])
-        u_before = jnp.where(past.filled == 1, 2 * u0, past.us[1])
-        around = partial(weights, past.us, place < past.filled, u_before, u0)
-        led = u0 / u_before
-        pull = around(lambda u: (u0 / u) ** RHO * log_w_rate(u))
-        missed = past.ys[0] - led**RHO * past.ys[1] + _sum(pull, past.ys - past.slopes)
-        noise = _sum(around() / (u0 - u_before), past.noises)
-        gained = around() @ past.rates - inner(noise, missed) * u0**-RHO
-        settled = jnp.where(past.filled == 1, y0.log_densities, past.settled + gained)
-        there = place < jnp.minimum(past.filled, self.memory)
-        foretold = settled + weights(past.us, there, u0, u1) @ past.rates
-
-        share = 1 - 2 * inner(steered, local.score) / (local.g2 * local.score_norm2)
-        eta = jnp.clip(share, 0, ETA)
-        pull = weights(past.us, there, u0, u1, lambda u: (u1 / u) ** (RHO * eta) * log_w_rate(u))
-        rest = _sum(pull, eta * past.ys - past.slopes)
-        y = (u1 / u0) ** (RHO * eta) * past.ys[0] - rest
-        passed = then.logsnr - local.logsnr
-        y1 = y0._replace(
-            x=then.alpha * y,
-            log_densities=foretold,
-            score_norm2=y0.score_norm2 + passed * jnp.sum((local.sigma * local.score) ** 2),
-            bounded=y0.bounded + passed * stopped,
-            node=Node(local.score, local.divergences, slope),
-        )
-        done = diffrax.RESULTS.successful
-        return y1, None, {"y0": y0, "y1": y1}, past._replace(settled=settled), done
-
-    def func(self, terms, t0, y0, args):
-        raise NotImplementedError("a multistep method takes a fixed grid")
-
-
-def _sum(weights: Array, arrays: Array) -> Array:
-    return jnp.tensordot(weights, arrays, 1, precision="highest")
+    share = 1 - 2 * inner(steered, local.score) / (local.g2 * local.score_norm2)
+    eta = jnp.clip(share, 0, ETA)
+    pull = weights(past.us, there, u0, u1, lambda u: (u1 / u) ** (RHO * eta) * log_w_rate(u))
+    rest = weighted(pull, eta * past.ys - past.slopes)
+    y = (u1 / u0) ** (RHO * eta) * past.ys[0] - rest
+    passed = then.logsnr - local.logsnr
+    y1 = y0._replace(
+        x=then.alpha * y,
+        log_densities=foretold,
+        score_norm2=y0.score_norm2 + passed * jnp.sum((local.sigma * local.score) ** 2),
+        bounded=y0.bounded + passed * stopped,
+        node=Node(local.score, local.divergences, slope),
+    )
+    return y1, past._replace(settled=settled)
 
 
 def _push(new: Array, past: Array) -> Array:

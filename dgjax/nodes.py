@@ -9,6 +9,8 @@ with log p_t(x) = log p(y; w) - D log alpha. It holds whatever made the curve, s
 solver drops out of the log-density of the point that it reached.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -16,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dgjax.interpolation import RHO, clock, flat, log_w_rate, weights
+from dgjax.interpolation import RHO, clock, log_w_rate, weights
 from dgjax.paths import Coefficients, Path, coefficients
 from dgjax.typing import Sample, Scalar, inner
 
-__all__ = ["Node", "accumulate", "along_drift", "gain"]
+__all__ = ["Node", "accumulate", "along_drift", "gain", "gain_missed", "weighted"]
 
 WIDE, NEAR = 6, 4  # points through which rates, and what a step missed, are interpolated
 
@@ -70,7 +72,7 @@ def along_drift(
         (n+1, m), by each divergence estimate.
     """
     c = jax.vmap(lambda t: coefficients(path, t))(ts)
-    w, us = c.sigma / c.alpha, clock(c.logsnr)
+    us = clock(c.logsnr)
     shaped = lambda a: a.reshape(-1, *[1] * (xs.ndim - 1))
     ys = xs / shaped(c.alpha)
     data, noise = ys - nodes.slope, -shaped(c.sigma) * nodes.score
@@ -85,21 +87,39 @@ def along_drift(
     near, wide = _windows(count, NEAR), _windows(count, WIDE)
 
     def part(i, near, wide):
-        start, stop = us[i], us[i + 1]
-        along = _around(us, wide, start, stop) @ rates[wide]
-        pull = _around(us, near, start, stop, lambda u: (stop / u) ** RHO * log_w_rate(u))
-        mean = _around(us, near, start, stop) / (stop - start)
-        led = w[i + 1] / w[i] * ys[i] - jnp.tensordot(pull, data[near], 1, precision="highest")
-        missed = (ys[i + 1] - led) / w[i + 1]
-        return along - inner(jnp.tensordot(mean, noise[near], 1, precision="highest"), missed)
+        span = us[i], us[i + 1]
+        weigh = lambda window: partial(weights, us[window], jnp.ones(window.shape, bool), *span)
+        missed = gain_missed(weigh(near), span, (ys[i], ys[i + 1]), data[near], noise[near])
+        return weigh(wide)() @ rates[wide] + missed
 
     parts = jax.vmap(part)(jnp.arange(count - 1), near, wide)
     return accumulate(path, ts, xs[0].size, start, parts)
 
 
-def _around(us, window, start, stop, density=flat):
-    there = jnp.ones(window.shape[0], bool)
-    return weights(us[window], there, start, stop, density)
+def gain_missed(
+    weigh: Callable[..., Float[Array, " k"]],
+    span: tuple[Scalar, Scalar],
+    ys: tuple[Sample, Sample],
+    data: Float[Array, "k ..."],
+    noise: Float[Array, "k ..."],
+) -> Scalar:
+    """<s, dx> along what a step missed, in nats.
+
+    Args:
+        weigh: density to weights over the step, of the k points around it.
+        span: clock u at both ends.
+        ys: y at both ends.
+        data, noise: D = y - dy/d log w and -sigma s at the k points.
+    """
+    start, stop = span
+    pull = weigh(lambda u: (stop / u) ** RHO * log_w_rate(u))
+    missed = ys[1] - (stop / start) ** RHO * ys[0] + weighted(pull, data)
+    return -inner(weighted(weigh() / (stop - start), noise), missed) * stop**-RHO
+
+
+def weighted(weights: Float[Array, " k"], arrays: Float[Array, "k ..."]) -> Sample:
+    """Their sum, in full precision."""
+    return jnp.tensordot(weights, arrays, 1, precision="highest")
 
 
 def _windows(count: int, width: int) -> Array:

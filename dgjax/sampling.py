@@ -1,165 +1,20 @@
-"""Sampling and its log-density along any guided drift, by diffrax.
+"""Sampling with its log-density along any guided drift."""
 
-Deterministic and Stratonovich steps go through any explicit Runge-Kutta method of diffrax, Ito
-steps through Euler, and `Multistep` takes deterministic ones with one evaluation each.
-"""
+from collections.abc import Sequence
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, TypeAlias
-
-import diffrax
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dgjax.augmented import Augmented, Problem
+from dgjax.augmented import Save, solve
 from dgjax.divergence import Divergence, Hutchinson
-from dgjax.fields import Field, condition, log_prior
+from dgjax.fields import Field, log_prior
 from dgjax.guidance import Guide
-from dgjax.multistep import Multistep
-from dgjax.nodes import Node, along_drift
 from dgjax.noise import ItoNoise, StratonovichNoise
-from dgjax.paths import Path
-from dgjax.results import Info, Sampled, State, Trajectory, summarize
-from dgjax.solvers import Adjoint, Controller, FixedSteps, Progress, Solver, check_solve
+from dgjax.results import Info, Sampled, State, Trajectory
+from dgjax.solvers import Adjoint, Controller, Progress, Solver
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float, known
 
-__all__ = ["Info", "Sampled", "State", "Trajectory", "check_grid", "check_prior", "sample", "solve"]
-
-# (t, x, log_density) to anything, collected at every grid point
-Save: TypeAlias = Callable[[Scalar, Sample, Scalar], Any]
-
-
-def solve(
-    model: Field,
-    x: Sample,
-    grid: Float[Array, " n+1"],
-    *,
-    key: Key,
-    log_density: Scalar,
-    guides: Sequence[Guide] = (),
-    noise: StratonovichNoise | ItoNoise | None = None,
-    divergence: Divergence = Hutchinson(),
-    cond: Cond = None,
-    solver: Solver | None = None,
-    controller: Controller | None = None,
-    adjoint: Adjoint | None = None,
-    save: Save | None = None,
-    progress: Progress | None = None,
-) -> Sampled:
-    """Integrates the augmented equation along `grid`, in either direction of time.
-
-    The workhorse of `sample` and `likelihood`; arguments as in `sample`, but `log_density` is
-    that of `x` at `grid[0]`, and the grid may run either way.
-    """
-    x = jnp.asarray(x)
-    grid = as_float(grid)
-    solver = diffrax.Heun() if solver is None else solver
-    check_solve(x, grid, noise, solver, controller)
-    model = condition(model, cond)
-    jax.eval_shape(model.pair, grid[0], x)  # what a network refuses, it says here in its own words
-
-    probe_key, noise_key = jax.random.split(key)
-    like = jax.ShapeDtypeStruct(x.shape, x.dtype)
-    # Adaptive steps need an integrand that is smooth in time: one probe for the whole solve, which
-    # a grid of one time alone gives.
-    probe_grid = grid if controller is None else grid[:1]
-    term = Augmented(probe_grid, probe_key, noise_key, like, noise is not None)
-    problem = Problem(model, tuple(guides), noise, divergence, None)
-
-    count = jax.eval_shape(lambda x, key: divergence(lambda z: z, x, key), x, key).shape[0]
-    start = jnp.asarray(log_density, x.dtype)
-    if known(grid) is None:  # then `check_solve` could not look
-        monotone = jnp.all(jnp.diff(grid) > 0) | jnp.all(jnp.diff(grid) < 0)
-        start = jnp.where(monotone, start, jnp.nan)
-    zero = jnp.zeros((), x.dtype)
-    state = State(x, jnp.broadcast_to(start, (count,)), zero, zero)
-
-    run = partial(
-        diffrax.diffeqsolve,
-        term,
-        solver,
-        dt0=None,
-        args=problem,
-        adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
-        throw=False,
-        progress_meter=diffrax.NoProgressMeter() if progress is None else progress,
-    )
-    if isinstance(solver, Multistep):
-        end, course, trajectory = _by_nodes(run, model.path, grid, state, save)
-    else:
-        end, course, trajectory = _by_steps(run, grid, state, controller, save)
-    info = summarize(model, grid, guides, divergence, end, course)
-    return Sampled(end.x, jnp.mean(end.log_densities), info, trajectory)
-
-
-def _course(t, y, args):
-    del t, args
-    return y.score_norm2
-
-
-def _by_steps(run, grid, state, controller: Controller | None, save: Save | None):
-    """The state at the end, the course of its |sigma s|^2, and what `save` makes on the way."""
-
-    def saved(t, y, args):
-        del args
-        return None if save is None else save(t, y.x, jnp.mean(y.log_densities))
-
-    when: dict[str, Any]
-    if controller is None:
-        steps, when = grid.shape[0] - 1, {"t0": True, "steps": True}
-        controller = FixedSteps(grid)
-    else:
-        steps, when = 4096, {"ts": grid}
-    subs = [
-        diffrax.SubSaveAt(t1=True),
-        diffrax.SubSaveAt(fn=_course, **when),
-        diffrax.SubSaveAt(fn=saved, **when),
-    ]
-    end, course, trajectory = run(
-        t0=grid[0],
-        t1=grid[-1],
-        y0=state,
-        saveat=diffrax.SaveAt(subs=subs),
-        stepsize_controller=controller,
-        max_steps=steps,
-    ).ys
-    return jax.tree.map(lambda a: a[0], end), course, trajectory
-
-
-def _by_nodes(run, path: Path, grid, state: State, save: Save | None):
-    """As `_by_steps`, with the log-density from the nodes of the whole trajectory."""
-    # The model is evaluated at the start of a step: one step more, as short as can be, has it
-    # evaluated at the last point, and where it leads is not looked at.
-    last = grid[-1]
-    beyond = last + jax.lax.stop_gradient(jnp.nextafter(last, 2 * last - grid[-2]) - last)
-    walked = jnp.append(grid, beyond)
-
-    def found(t, y, args):
-        del t, args
-        return y.x, y.node
-
-    when: dict[str, Any] = {"t0": True, "steps": True}
-    subs = [
-        diffrax.SubSaveAt(t1=True),
-        diffrax.SubSaveAt(fn=_course, **when),
-        diffrax.SubSaveAt(fn=found, **when),
-    ]
-    end, course, (xs, nodes) = run(
-        t0=walked[0],
-        t1=walked[-1],
-        y0=state._replace(node=Node(state.x, state.log_densities, state.x)),
-        saveat=diffrax.SaveAt(subs=subs),
-        stepsize_controller=FixedSteps(walked),
-        max_steps=walked.shape[0] - 1,
-    ).ys
-    xs, nodes = xs[:-1], jax.tree.map(lambda a: a[1:], nodes)
-    every = along_drift(path, grid, xs, nodes, state.log_densities)
-    end = State(xs[-1], every[-1], course[-2], end.bounded[0])
-    trajectory = None if save is None else jax.vmap(save)(grid, xs, jnp.mean(every, -1))
-    return end, course[:-1], trajectory
+__all__ = ["Info", "Sampled", "State", "Trajectory", "check_grid", "check_prior", "sample"]
 
 
 def check_grid(model: Field, grid: Array) -> None:

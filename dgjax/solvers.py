@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from dgjax.multistep import Multistep
+from dgjax.multistep import advance, nothing_past
 from dgjax.noise import ItoNoise
 from dgjax.typing import known
 
@@ -19,6 +19,7 @@ __all__ = [
     "Adjoint",
     "Controller",
     "FixedSteps",
+    "Multistep",
     "Progress",
     "Solver",
     "check_solve",
@@ -54,6 +55,48 @@ class RK4(diffrax.AbstractERK, diffrax.AbstractStratonovichSolver):
     def strong_order(self, terms) -> float:
         del terms
         return 0.5
+
+
+class Multistep(diffrax.AbstractSolver):
+    """Exponential Adams-Bashforth of any order, on fixed grids, for ODEs.
+
+    Its order rises from 1 over the first steps. Log-densities are carried along by Adams-Moulton,
+    for what steers by them; what `sample` and `likelihood` return is integrated afterwards, from
+    all points at once (`dgjax.nodes`), and is free of the sampler's own error.
+
+    Args:
+        memory: evaluations that a step draws on, and its order.
+
+    Raises:
+        ValueError: if `memory` is not a positive int.
+    """
+
+    memory: int = 3
+    term_structure: ClassVar = diffrax.AbstractTerm
+    interpolation_cls: ClassVar = diffrax.LocalLinearInterpolation
+
+    def __check_init__(self):
+        if not isinstance(self.memory, int) or self.memory < 1:
+            raise ValueError(f"memory must be a positive int, got {self.memory!r}")
+
+    def order(self, terms) -> int:
+        del terms
+        return self.memory
+
+    def init(self, terms, t0, t1, y0, args):
+        del terms, t0, t1, args
+        return nothing_past(self.memory, y0.x, y0.log_densities)
+
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        del made_jump
+        drift, local, stopped, _ = terms.vf(t0, y0, args)
+        dt, _ = terms.contr(t0, t1)  # in the model's own time, which diffrax may have turned
+        path = args.model.path
+        y1, past = advance(self.memory, path, solver_state, y0, drift, local, stopped, dt)
+        return y1, None, {"y0": y0, "y1": y1}, past, diffrax.RESULTS.successful
+
+    def func(self, terms, t0, y0, args):
+        raise NotImplementedError("a multistep method takes a fixed grid")
 
 
 class FixedSteps(diffrax.StepTo):

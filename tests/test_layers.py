@@ -25,9 +25,9 @@ ORDER = [
     "prior",
     "interpolation",
     "nodes",
+    "results",
     "multistep",
     "solvers",
-    "results",
     "augmented",
     "sampling",
     "likelihood",
@@ -46,7 +46,7 @@ ORDER = [
     "check",
     "cli",
 ]
-DIFFRAX = {"multistep", "solvers", "augmented", "sampling"}
+DIFFRAX = {"solvers", "augmented"}
 
 ROOT = Path(dgjax.__file__).parent
 FILES = sorted(f for f in ROOT.rglob("*.py") if f != ROOT / "__init__.py")

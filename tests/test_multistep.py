@@ -12,8 +12,8 @@ import pytest
 from dgjax import analytic, guidance, likelihood, noise, paths, pilot, sample, target_guidance
 from dgjax.divergence import Exact, Untracked
 from dgjax.grids import grid_karras
-from dgjax.multistep import Multistep
 from dgjax.results import Trajectory
+from dgjax.solvers import Multistep
 
 KEY = jax.random.key(0)
 W_MIN, W_MAX = 0.02, 80.0
