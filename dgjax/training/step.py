@@ -192,16 +192,17 @@ def make_train_step(
         losses = objective.losses(replace(model, network=prepare(network)), sampled)
         return jnp.mean(sampled.importance * losses), losses
 
+    with_gradient = jax.value_and_grad(mean_loss, has_aux=True)
+
     def in_parts(network, sampled):
         """Mean loss, its gradient, and losses in the order of `parts`, from one part at a time."""
 
         def add(total, part):
-            (loss, losses), gradient = jax.value_and_grad(mean_loss, has_aux=True)(network, part)
+            (loss, losses), gradient = with_gradient(network, part)
             return jax.tree.map(jnp.add, total, (loss, gradient)), losses
 
         if accumulate == 1:  # XLA's CPU compiler leaves a loop's convolutions to its slowest code
-            part = jax.tree.map(lambda a: a[0], sampled)
-            (loss, losses), gradient = jax.value_and_grad(mean_loss, has_aux=True)(network, part)
+            (loss, losses), gradient = with_gradient(network, jax.tree.map(lambda a: a[0], sampled))
             return loss, gradient, losses[None]
 
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, network))
