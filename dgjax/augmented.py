@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dgjax.divergence import Divergence, Hutchinson
+from dgjax.divergence import Divergence, Hutchinson, Untracked
 from dgjax.fields import Field, Local, condition, evaluate
 from dgjax.guidance import Guide, SteersScore, apply_guides
 from dgjax.nodes import Node, along_drift
@@ -31,6 +31,7 @@ from dgjax.solvers import (
     Progress,
     Solver,
     check_solve,
+    default_solver,
 )
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float, inner, known
 
@@ -153,7 +154,7 @@ def solve(
     """
     x = jnp.asarray(x)
     grid = as_float(grid)
-    solver = diffrax.Heun() if solver is None else solver
+    solver = default_solver(guides, noise, controller) if solver is None else solver
     check_solve(x, grid, noise, solver, controller)
     model = condition(model, cond)
     jax.eval_shape(model.pair, grid[0], x)  # what a network refuses, it says here in its own words
@@ -185,10 +186,14 @@ def solve(
         progress_meter=diffrax.NoProgressMeter() if progress is None else progress,
     )
     if isinstance(solver, Multistep):
-        end, course, trajectory = _by_nodes(run, model.path, grid, state, save)
+        state = state._replace(node=Node(x, state.log_densities, x))
+    # What is not tracked need not be evaluated at the last point.
+    if isinstance(solver, Multistep) and not isinstance(divergence, Untracked):
+        end, course, trajectory, scatter = _by_nodes(run, model.path, grid, state, save)
     else:
         end, course, trajectory = _by_steps(run, grid, state, controller, save)
-    info = summarize(model, grid, guides, divergence, end, course)
+        scatter = jnp.nan
+    info = summarize(model, grid, guides, divergence, end, course, scatter)
     return Sampled(end.x, jnp.mean(end.log_densities), info, trajectory)
 
 
@@ -227,7 +232,7 @@ def _by_steps(run, grid, state, controller: Controller | None, save: Save | None
 
 
 def _by_nodes(run, path: Path, grid, state: State, save: Save | None):
-    """As `_by_steps`, with the log-density from the nodes of the whole trajectory."""
+    """As `_by_steps`, with the log-density, and its scatter, from the nodes of the trajectory."""
     # The model is evaluated at the start of a step: one step more, as short as can be, has it
     # evaluated at the last point, and where it leads is not looked at.
     last = grid[-1]
@@ -247,13 +252,13 @@ def _by_nodes(run, path: Path, grid, state: State, save: Save | None):
     end, course, (xs, nodes) = run(
         t0=walked[0],
         t1=walked[-1],
-        y0=state._replace(node=Node(state.x, state.log_densities, state.x)),
+        y0=state,
         saveat=diffrax.SaveAt(subs=subs),
         stepsize_controller=FixedSteps(walked),
         max_steps=walked.shape[0] - 1,
     ).ys
     xs, nodes = xs[:-1], jax.tree.map(lambda a: a[1:], nodes)
-    every = along_drift(path, grid, xs, nodes, state.log_densities)
+    every, scatter = along_drift(path, grid, xs, nodes, state.log_densities)
     end = State(xs[-1], every[-1], course[-2], end.bounded[0])
     trajectory = None if save is None else jax.vmap(save)(grid, xs, jnp.mean(every, -1))
-    return end, course[:-1], trajectory
+    return end, course[:-1], trajectory, scatter

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from dgjax.typing import Key, LinearMap, Sample, Scalar, register_dataclass
 
@@ -40,8 +40,12 @@ class Divergence(Protocol):
         """Independent unbiased estimates of the trace."""
         ...
 
-    def standard_error(self, estimates: Float[Array, " n"]) -> Scalar:
-        """Standard error of the mean of `estimates`, or of any linear functional of them."""
+    def standard_error(self, estimates: Float[Array, " n"], scatter: ArrayLike = jnp.nan) -> Scalar:
+        """Standard error of the mean of `estimates`, or of any linear functional of them.
+
+        `scatter` is what their scatter about a smooth curve in time says of it, where a solver
+        knows that: right for probes that are independent in time, and for no others.
+        """
         ...
 
 
@@ -61,10 +65,10 @@ def sphere(key: Key, x: Sample) -> Sample:
     return z * jnp.sqrt(x.size / jnp.sum(z**2))
 
 
-def _sampled_error(estimates: Array) -> Scalar:
+def _sampled_error(estimates: Array, scatter: ArrayLike) -> Scalar:
     n = estimates.shape[0]
     if n < 2:  # one estimate says nothing of its own spread
-        return jnp.full((), jnp.nan, estimates.dtype)
+        return jnp.asarray(scatter, estimates.dtype)
     return jnp.std(estimates, ddof=1) / jnp.sqrt(jnp.asarray(n, estimates.dtype))
 
 
@@ -93,7 +97,8 @@ class Exact:
         entries = jax.lax.map(diagonal, jnp.arange(x.size), batch_size=min(self.chunk, x.size))
         return jnp.sum(entries)[None]
 
-    def standard_error(self, estimates: Float[Array, " 1"]) -> Scalar:
+    def standard_error(self, estimates: Float[Array, " 1"], scatter: ArrayLike = jnp.nan) -> Scalar:
+        del scatter
         return jnp.zeros((), estimates.dtype)
 
 
@@ -110,7 +115,8 @@ class Untracked:
         del jvp, key
         return jnp.full(1, jnp.nan, x.dtype)
 
-    def standard_error(self, estimates: Float[Array, " 1"]) -> Scalar:
+    def standard_error(self, estimates: Float[Array, " 1"], scatter: ArrayLike = jnp.nan) -> Scalar:
+        del scatter
         return jnp.full((), jnp.nan, estimates.dtype)
 
 
@@ -139,8 +145,8 @@ class Hutchinson:
             return estimate(jax.random.fold_in(key, 0))[None]
         return jax.vmap(estimate)(jax.random.split(key, self.probes))
 
-    def standard_error(self, estimates: Float[Array, " n"]) -> Scalar:
-        return _sampled_error(estimates)
+    def standard_error(self, estimates: Float[Array, " n"], scatter: ArrayLike = jnp.nan) -> Scalar:
+        return _sampled_error(estimates, scatter)
 
 
 @register_dataclass
@@ -175,8 +181,8 @@ class HutchPP:
         z = z - (z @ basis.T) @ basis
         return captured + jnp.sum(z * jax.vmap(product)(z), axis=-1)
 
-    def standard_error(self, estimates: Float[Array, " n"]) -> Scalar:
-        return _sampled_error(estimates)
+    def standard_error(self, estimates: Float[Array, " n"], scatter: ArrayLike = jnp.nan) -> Scalar:
+        return _sampled_error(estimates, scatter)
 
 
 @register_dataclass
@@ -195,5 +201,6 @@ class FixedProbe:
         del key
         return self.estimator(jvp, x, self.key)
 
-    def standard_error(self, estimates: Float[Array, " n"]) -> Scalar:
+    def standard_error(self, estimates: Float[Array, " n"], scatter: ArrayLike = jnp.nan) -> Scalar:
+        del scatter  # what one probe gets wrong is smooth in time
         return self.estimator.standard_error(estimates)

@@ -25,6 +25,7 @@ from dgjax.typing import Sample, Scalar, inner
 __all__ = ["Node", "accumulate", "along_drift", "gain", "gain_missed", "weighted"]
 
 WIDE, NEAR = 6, 4  # points through which rates, and what a step missed, are interpolated
+AROUND = 5  # points of which the middle one is held against a curve through the others
 
 
 class Node(NamedTuple):
@@ -53,7 +54,7 @@ def along_drift(
     xs: Float[Array, "n+1 ..."],
     nodes: Node,
     start: Scalar | Float[Array, " m"],
-) -> Float[Array, "n+1 m"]:
+) -> tuple[Float[Array, "n+1 m"], Scalar]:
     """log p_t at every point of a trajectory that follows a known drift, in nats.
 
     (C) is integrated along the drift, and to that comes <s, dx> along what each step missed: the
@@ -69,7 +70,8 @@ def along_drift(
         start: log-density of the first point, by each of m divergence estimates or by all.
 
     Returns:
-        (n+1, m), by each divergence estimate.
+        (n+1, m), by each divergence estimate, and the standard error of their mean at the last
+        point, if the probes are independent in time and all else is smooth in it.
     """
     c = jax.vmap(lambda t: coefficients(path, t))(ts)
     us = clock(c.logsnr)
@@ -90,10 +92,33 @@ def along_drift(
         span = us[i], us[i + 1]
         weigh = lambda window: partial(weights, us[window], jnp.ones(window.shape, bool), *span)
         missed = gain_missed(weigh(near), span, (ys[i], ys[i + 1]), data[near], noise[near])
-        return weigh(wide)() @ rates[wide] + missed
+        integral = weigh(wide)()
+        return integral @ rates[wide] + missed, integral
 
-    parts = jax.vmap(part)(jnp.arange(count - 1), near, wide)
-    return accumulate(path, ts, xs[0].size, start, parts)
+    parts, integrals = jax.vmap(part)(jnp.arange(count - 1), near, wide)
+    every = accumulate(path, ts, xs[0].size, start, parts)
+    whole = jnp.zeros_like(us).at[wide].add(integrals)
+    return every, jnp.linalg.norm(whole * _scatter(us, jnp.mean(rates, 1)))
+
+
+def _scatter(us: Float[Array, " n+1"], values: Float[Array, " n+1"]) -> Float[Array, " n+1"]:
+    """By how much values of independent errors are off: their distance from the curve through
+    their neighbours, over what it is expected to be of errors of size 1. NaN of too few."""
+    count = us.shape[0]
+    if count < AROUND:
+        return jnp.full_like(us, jnp.nan)
+    first = np.clip(np.arange(count) - AROUND // 2, 0, count - AROUND)
+    around = first[:, None] + np.arange(AROUND)[None]
+    others = around[around != np.arange(count)[:, None]].reshape(count, -1)
+
+    def off(i, others):
+        apart = us[others][:, None] - us[others]
+        ratios = (us[i] - us[others]) / jnp.where(apart == 0, 1, apart)
+        lagrange = jnp.prod(jnp.where(apart == 0, 1, ratios), 1)
+        distance = values[i] - lagrange @ values[others]
+        return distance / jnp.sqrt(1 + jnp.sum(lagrange**2))
+
+    return jax.vmap(off)(jnp.arange(count), others)
 
 
 def gain_missed(

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from dgjax.divergence import Divergence
 from dgjax.fields import Field
@@ -36,7 +36,9 @@ class Info(NamedTuple):
     """Diagnostics of one solve.
 
     Attributes:
-        standard_error: of `log_density` from the probes, in nats; NaN for a single probe.
+        standard_error: of `log_density` from the probes, in nats. Of a single probe it is known
+            with `Multistep` only, to about a third, from the scatter in time of fresh ones; else
+            NaN.
         bound_share: share of the log-SNR range on which a guide was stopped by its bound.
         least_score: least |sigma s| over the steps (root mean square within each).
         target_met: whether every target asked for was reached; True when none was.
@@ -76,8 +78,10 @@ def summarize(
     divergence: Divergence,
     end: State,
     course: Float[Array, " n+1"],
+    scatter: ArrayLike,
 ) -> Info:
-    """The diagnostics, from the final state and the course of its integral of |sigma s|^2."""
+    """The diagnostics, from the final state, the course of its integral of |sigma s|^2, and the
+    scatter of the probes in time."""
     steps = jnp.abs(jnp.diff(jax.vmap(lambda t: logsnr(model.path, t))(grid))).astype(course.dtype)
     share = jnp.minimum(jnp.abs(end.bounded) / jnp.sum(steps), 1)  # 1 and a quadrature error
     score = jnp.sqrt(jnp.maximum(jnp.abs(jnp.diff(course)) / steps, 0))
@@ -87,7 +91,7 @@ def summarize(
         if isinstance(guide, HasTarget):
             met = met & guide.met(log_density, end.x.size)
     return Info(
-        standard_error=divergence.standard_error(end.log_densities),
+        standard_error=divergence.standard_error(end.log_densities, scatter),
         bound_share=share,
         least_score=jnp.min(score),
         target_met=met,

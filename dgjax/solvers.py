@@ -1,6 +1,6 @@
 """Solvers: diffrax's explicit ones by name, the classical Runge-Kutta, and what fits what."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, TypeAlias
 
 import diffrax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from dgjax.guidance import Guide, HasTarget
 from dgjax.multistep import advance, nothing_past
 from dgjax.noise import ItoNoise
 from dgjax.typing import known
@@ -23,6 +24,7 @@ __all__ = [
     "Progress",
     "Solver",
     "check_solve",
+    "default_solver",
 ]
 
 Solver: TypeAlias = diffrax.AbstractSolver
@@ -124,6 +126,21 @@ SOLVERS: dict[str, Callable[[], Solver]] = {
     "dopri5": diffrax.Dopri5,
     "multistep": Multistep,
 }
+
+
+def default_solver(
+    guides: Sequence[Guide], noise: object | None, controller: Controller | None
+) -> Solver:
+    """What `sample` and `likelihood` take unless told: `Multistep()` where it serves.
+
+    It does not with noise or adaptive steps. And a guide with a target is feedback from the
+    log-density on the way, which Runge-Kutta methods know to more digits.
+    """
+    if isinstance(noise, ItoNoise):
+        return diffrax.Euler()
+    steered = any(isinstance(guide, HasTarget) for guide in guides)
+    plain = noise is None and controller is None and not steered
+    return Multistep() if plain else diffrax.Dopri5()
 
 
 def check_solve(

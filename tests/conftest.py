@@ -6,8 +6,10 @@ Networks keep their float32 weights all the same; tests of float32 arithmetic ta
 """
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +26,12 @@ from dgjax.cli import main
 from dgjax.spec import ModelSpec, build, build_network
 
 jax.config.update("jax_enable_x64", True)
+
+# What is compiled once serves all workers and the processes that tests start, which find the
+# folder in their environment; whoever made it removes it.
+CACHE = "JAX_COMPILATION_CACHE_DIR"
+_made = None if CACHE in os.environ else tempfile.mkdtemp(prefix="dgjax-tests-")
+jax.config.update("jax_compilation_cache_dir", os.environ.setdefault(CACHE, str(_made)))
 
 # Tests whose arrays may not broadcast in rank unasked, a (D,) against a (n, D) being often a
 # mistake, nor change their dtype. Networks do both on purpose.
@@ -42,6 +50,11 @@ ROOT = Path(__file__).parents[1]
 
 # Every path covers this range of w = sigma/alpha: log-SNR from 7.8 to -6.
 W_MIN, W_MAX = 0.02, 20.0
+
+
+def pytest_unconfigure():
+    if _made is not None:
+        shutil.rmtree(_made, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dgjax import analytic, guidance, likelihood, noise, paths, pilot, sample, target_guidance
-from dgjax.divergence import Exact, Untracked
+from dgjax.divergence import Exact, FixedProbe, Hutchinson, Untracked
 from dgjax.grids import grid_karras
 from dgjax.results import Trajectory
 from dgjax.solvers import Multistep
@@ -176,6 +176,27 @@ def test_samples_alone_need_no_divergence():
     tracked = sample(EDM, x, grid, divergence=Exact(), **options)
     np.testing.assert_allclose(alone.x, tracked.x, atol=1e-12)
     assert not jnp.isfinite(alone.log_density)
+
+
+def test_the_standard_error_of_one_probe_is_in_its_scatter():
+    size = 24
+    turn = jnp.linalg.qr(jax.random.normal(KEY, (size, size)))[0]
+    covariance = turn @ jnp.diag(jnp.geomspace(0.02, 2.0, size) ** 2) @ turn.T
+    tilted = analytic.gaussian_mixture(jnp.ones(1), jnp.zeros((1, size)), covariance[None])
+    model = model_on(paths.edm(), tilted)
+    (x,) = latents(model, tilted, 1)
+    grid = grid_karras(model, 32)
+
+    def one(key, divergence=Hutchinson()):
+        return sample(model, x, grid, key=key, divergence=divergence, solver=Multistep())
+
+    found = jax.jit(jax.vmap(one))(jax.random.split(KEY, 400))
+    stated = found.info.standard_error
+    assert rms(stated) == pytest.approx(float(np.std(found.log_density, ddof=1)), rel=0.1)
+    # To a third each: the few steps with most of the noise are what it is known from.
+    assert float(np.std(stated)) < 0.4 * rms(stated)
+    assert one(KEY, FixedProbe(Exact(), KEY)).info.standard_error == 0
+    assert np.isnan(one(KEY, FixedProbe(Hutchinson(), KEY)).info.standard_error)
 
 
 def test_what_it_refuses():

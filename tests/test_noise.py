@@ -164,7 +164,7 @@ class Unknown:
     def __call__(self, jvp, x, key):
         return jnp.full((1,), jnp.nan)
 
-    def standard_error(self, estimates):
+    def standard_error(self, estimates, scatter=jnp.nan):
         return estimates[0]
 
 

@@ -59,7 +59,7 @@ class Subspace:
         rank = entries.shape[0] - 1
         return (jnp.sum(entries[:-1]) + (x.size - rank) * entries[-1])[None]
 
-    def standard_error(self, estimates):
+    def standard_error(self, estimates, scatter=jnp.nan):
         return jnp.zeros((), estimates.dtype)
 
 

@@ -9,6 +9,7 @@ import sys
 import typer
 
 from dgjax.cli.align import align
+from dgjax.cli.cache import keep_compiled
 from dgjax.cli.check import check
 from dgjax.cli.edit import edit
 from dgjax.cli.evaluate import evaluate
@@ -30,6 +31,7 @@ for command in (sample, edit, likelihood, align, evaluate, train, check):
 
 def main() -> None:
     """Entry point of the `dgjax` command."""
+    keep_compiled()
     try:
         app()
     except ValueError as error:

@@ -28,6 +28,7 @@ __all__ = [
     "PROBES",
     "SEED",
     "SOLVER",
+    "SOLVER_HELP",
     "STEPS",
     "Model",
     "check_label",
@@ -43,7 +44,8 @@ MODEL = Annotated[
     str, typer.Option(help="Name of a shipped model, or a checkpoint folder (./NAME if both).")
 ]
 STEPS = Annotated[int, typer.Option(min=1, help="Solver steps, uniform in sigma^(1/7).")]
-SOLVER = Annotated[str, typer.Option(help=f"One of {', '.join(SOLVERS)}.")]
+SOLVER_HELP = f"One of {', '.join(SOLVERS)}."
+SOLVER = Annotated[str, typer.Option(help=SOLVER_HELP)]
 BATCH = Annotated[
     int, typer.Option(min=1, help="Samples to a compiled call, of all devices together.")
 ]

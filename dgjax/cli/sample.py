@@ -18,7 +18,7 @@ from dgjax.cli.options import (
     OUT,
     PROBES,
     SEED,
-    SOLVER,
+    SOLVER_HELP,
     Model,
     as_json,
     check_label,
@@ -88,10 +88,15 @@ def sample(
         typer.Option(
             min=1,
             help="Solver steps, uniform in sigma^(1/7).",
-            show_default="16, or 48 for targets, which are steered step by step",
+            show_default="32; 16 with --noise; 48 for targets, which are steered step by step",
         ),
     ] = None,
-    solver: SOLVER = "tsit5",
+    solver: Annotated[
+        str | None,
+        typer.Option(
+            help=SOLVER_HELP, show_default="multistep; dopri5 for targets or with --noise"
+        ),
+    ] = None,
     probes: PROBES = 1,
     seed: SEED = 0,
     out: OUT = Path("dgjax-out"),
@@ -102,8 +107,11 @@ def sample(
         raise ValueError("choose either --q or --target-log-density, not both")
     by_target = bool(target_log_density)
     dials = np.asarray(sorted(target_log_density or q or QUANTILES), np.float32)
+    plain = not by_target and noise == 0
     if steps is None:
-        steps = 48 if by_target else 16
+        steps = 32 if plain else 48 if by_target else 16
+    if solver is None:
+        solver = "multistep" if plain else "dopri5"
     chosen, method = open_model(model), make_solver(solver)
     before = _class_guides(chosen, label, guidance)
     term = None

@@ -17,7 +17,6 @@ from dgjax.grids import grid_uniform
 from dgjax.paths import edm
 from dgjax.prior import prior_sample
 from dgjax.sampling import sample
-from dgjax.solvers import SOLVERS
 from dgjax.training.dataset import Dataset
 from dgjax.training.loss import EDMWeighting, denoising_loss
 from dgjax.training.pipeline import HostBatch
@@ -28,7 +27,7 @@ __all__ = ["Watch", "held_out_losses", "watch"]
 
 LEVELS = 8
 SAMPLES = 16
-STEPS = 16
+STEPS = 24
 
 
 class Watch(NamedTuple):
@@ -136,7 +135,6 @@ def watch(
                 key=key,
                 divergence=Untracked(),
                 cond=label,
-                solver=SOLVERS["tsit5"](),
             ).x
 
         return jax.vmap(one)(latents, keys, labels)
