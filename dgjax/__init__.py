@@ -18,6 +18,7 @@ from dgjax.analytic import (
     log_density,
 )
 from dgjax.closed_loop import target_guidance
+from dgjax.colouring import Coloured
 from dgjax.contrast import autoguidance, classifier_free_guidance, temperature
 from dgjax.divergence import (
     Exact,
@@ -79,6 +80,7 @@ __all__ = [
     "RK4",
     "Alignment",
     "AlignmentStatistics",
+    "Coloured",
     "DenoisedPrediction",
     "Estimate",
     "Exact",

@@ -29,6 +29,7 @@ __all__ = [
     "Untracked",
     "gaussian",
     "rademacher",
+    "sampled_error",
     "sphere",
 ]
 
@@ -65,7 +66,8 @@ def sphere(key: Key, x: Sample) -> Sample:
     return z * jnp.sqrt(x.size / jnp.sum(z**2))
 
 
-def _sampled_error(estimates: Array, scatter: ArrayLike) -> Scalar:
+def sampled_error(estimates: Array, scatter: ArrayLike) -> Scalar:
+    """Standard error of the mean of independent estimates; of a single one, `scatter`."""
     n = estimates.shape[0]
     if n < 2:  # one estimate says nothing of its own spread
         return jnp.asarray(scatter, estimates.dtype)
@@ -146,7 +148,7 @@ class Hutchinson:
         return jax.vmap(estimate)(jax.random.split(key, self.probes))
 
     def standard_error(self, estimates: Float[Array, " n"], scatter: ArrayLike = jnp.nan) -> Scalar:
-        return _sampled_error(estimates, scatter)
+        return sampled_error(estimates, scatter)
 
 
 @register_dataclass
@@ -182,7 +184,7 @@ class HutchPP:
         return captured + jnp.sum(z * jax.vmap(product)(z), axis=-1)
 
     def standard_error(self, estimates: Float[Array, " n"], scatter: ArrayLike = jnp.nan) -> Scalar:
-        return _sampled_error(estimates, scatter)
+        return sampled_error(estimates, scatter)
 
 
 @register_dataclass

@@ -14,6 +14,7 @@ ORDER = [
     "paths",
     "parametrization",
     "divergence",
+    "colouring",
     "fields",
     "analytic",
     "grids",

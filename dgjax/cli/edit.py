@@ -19,13 +19,13 @@ from dgjax.cli.options import (
     STEPS,
     as_json,
     console,
+    make_probes,
     make_solver,
     open_model,
     output_folder,
     table,
     write_json,
 )
-from dgjax.divergence import Hutchinson
 from dgjax.grids import grid_uniform
 from dgjax.guidance import density_guidance
 from dgjax.images import fit_image, read_image
@@ -46,7 +46,7 @@ def edit(
     ] = None,
     steps: STEPS = 32,
     solver: SOLVER = "multistep",
-    probes: PROBES = 4,
+    probes: PROBES = 5,
     seed: SEED = 0,
     out: OUT = Path("dgjax-out"),
     json: JSON = False,
@@ -65,7 +65,7 @@ def edit(
     noise = jax.random.normal(keys[0], clean.shape)
     x = field.path.alpha(field.t_min) * clean + field.path.sigma(field.t_min) * noise
     grid = grid_uniform(field, steps)
-    divergence = Hutchinson(probes)
+    divergence = make_probes(probes, method)
 
     @jax.jit
     def encode(field, batch):

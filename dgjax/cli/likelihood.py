@@ -14,15 +14,16 @@ from dgjax.cli.options import (
     BATCH,
     JSON,
     MODEL,
+    PROBES_HELP,
     SEED,
     SOLVER,
     STEPS,
     as_json,
+    make_probes,
     make_solver,
     open_model,
     table,
 )
-from dgjax.divergence import Hutchinson
 from dgjax.grids import grid_uniform
 from dgjax.likelihood import likelihood as solve
 from dgjax.metrics import bits_per_dim, dequantize
@@ -34,7 +35,7 @@ def likelihood(
     batch: BATCH = 8,
     steps: STEPS = 32,
     solver: SOLVER = "multistep",
-    probes: Annotated[int, typer.Option(min=2, help="Hutchinson probes per step.")] = 4,
+    probes: Annotated[int, typer.Option(min=2, help=PROBES_HELP)] = 5,
     seed: SEED = 0,
     json: JSON = False,
 ) -> None:
@@ -43,7 +44,7 @@ def likelihood(
     sources = read_samples(files, chosen)
     keys = jax.random.split(jax.random.key(seed), 2)
     grid = grid_uniform(chosen.field, steps)
-    divergence = Hutchinson(probes)
+    divergence = make_probes(probes, method)
 
     @jax.jit
     def run(field, keys, batch):

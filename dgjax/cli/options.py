@@ -14,10 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from dgjax.checkpoint import Meta, load
+from dgjax.colouring import Coloured
+from dgjax.divergence import Divergence, Hutchinson
 from dgjax.fields import Field, repath
 from dgjax.paths import edm
 from dgjax.pretrained import load_pretrained, pretrained_models
-from dgjax.solvers import SOLVERS
+from dgjax.solvers import SOLVERS, Multistep, Solver
 from dgjax.spec import unknown_name
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "MODEL",
     "OUT",
     "PROBES",
+    "PROBES_HELP",
     "SEED",
     "SOLVER",
     "SOLVER_HELP",
@@ -33,6 +36,7 @@ __all__ = [
     "Model",
     "check_label",
     "is_shipped",
+    "make_probes",
     "make_solver",
     "open_model",
     "output_folder",
@@ -49,7 +53,8 @@ SOLVER = Annotated[str, typer.Option(help=SOLVER_HELP)]
 BATCH = Annotated[
     int, typer.Option(min=1, help="Samples to a compiled call, of all devices together.")
 ]
-PROBES = Annotated[int, typer.Option(min=1, help="Hutchinson probes per step.")]
+PROBES_HELP = "Hutchinson probes per step; with multistep one to each colour of the pixels."
+PROBES = Annotated[int, typer.Option(min=1, help=PROBES_HELP)]
 SEED = Annotated[int, typer.Option(help="Everything random follows from it.")]
 OUT = Annotated[Path, typer.Option(help="Folder for the results; made if there is none.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print the summary as JSON, not as a table.")]
@@ -134,6 +139,14 @@ def make_solver(name: str) -> Any:
     if name not in SOLVERS:
         raise unknown_name("solver", name, SOLVERS)
     return SOLVERS[name]()
+
+
+def make_probes(count: int, solver: Solver) -> Divergence:
+    """`count` probes a step: by colours, the best of them, where one estimate has a standard error.
+
+    `Multistep` gives it, from the scatter of the steps; other solvers need independent estimates.
+    """
+    return Coloured(count) if isinstance(solver, Multistep) else Hutchinson(count)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from dgjax.cli.options import (
     as_json,
     check_label,
     console,
+    make_probes,
     make_solver,
     open_model,
     output_folder,
@@ -31,7 +32,6 @@ from dgjax.cli.options import (
 from dgjax.cli.report import measure, rows, show_table, write_picture
 from dgjax.closed_loop import target_guidance
 from dgjax.contrast import Contrast, classifier_free_guidance
-from dgjax.divergence import Hutchinson
 from dgjax.grids import grid_uniform
 from dgjax.guidance import density_guidance
 from dgjax.metrics import png_bytes
@@ -97,7 +97,7 @@ def sample(
             help=SOLVER_HELP, show_default="multistep; dopri5 for targets or with --noise"
         ),
     ] = None,
-    probes: PROBES = 1,
+    probes: PROBES = 2,
     seed: SEED = 0,
     out: OUT = Path("dgjax-out"),
     json: JSON = False,
@@ -126,7 +126,7 @@ def sample(
         return x if prior_quantile is None else prior_guidance(field, x, prior_quantile)
 
     grid = grid_uniform(chosen.field, steps)
-    divergence = Hutchinson(probes)
+    divergence = make_probes(probes, method)
 
     if by_target:
         profile = pilot(

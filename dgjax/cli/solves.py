@@ -8,8 +8,8 @@ from jaxtyping import Array, ArrayLike
 
 from dgjax.alignment import Alignment, align
 from dgjax.cli.batches import batches
-from dgjax.cli.options import Model
-from dgjax.divergence import Divergence, Hutchinson, Untracked
+from dgjax.cli.options import Model, make_probes
+from dgjax.divergence import Untracked
 from dgjax.grids import grid_uniform
 from dgjax.likelihood import likelihood
 from dgjax.prior import prior_sample
@@ -49,7 +49,7 @@ def find_samples(chosen: Model, num: int, labels: Labels, settings: Settings) ->
 def find_alignments(chosen: Model, num: int, labels: Labels, settings: Settings) -> Alignment:
     """Score alignment of `num` latents, every leaf (num, ...)."""
     keys = jax.random.split(jax.random.key(settings.seed), (2, num))
-    divergence = Hutchinson(settings.probes)
+    divergence = make_probes(settings.probes, settings.solver)
 
     def one(field, grid, solver, latent, key, label):
         return align(field, latent, grid, key=key, divergence=divergence, cond=label, solver=solver)
@@ -62,7 +62,7 @@ def find_log_densities(
     chosen: Model, x: Array, keys: Array, labels: Labels, settings: Settings
 ) -> tuple[np.ndarray, np.ndarray]:
     """log p(x) in nats at t_min of every x (n, *shape), and its standard error from the probes."""
-    divergence: Divergence = Hutchinson(settings.probes)
+    divergence = make_probes(settings.probes, settings.solver)
 
     def one(field, grid, solver, x, key, label):
         found = likelihood(
