@@ -29,9 +29,12 @@ began = time.perf_counter()
 evaluate.lower(model, x).compile()
 print(time.perf_counter() - began)
 """
-SAMPLE = (
-    "import sys; from dgjax.cli import main; sys.argv = ['dgjax', 'sample', '--out', {!r}]; main()"
-)
+SAMPLE = """
+import sys
+from dgjax.cli import main
+sys.argv = ["dgjax", "sample", "--out", {!r}]
+main()
+"""
 IMPORT = "import dgjax"
 
 
@@ -51,8 +54,8 @@ def process(program, cache):
 
 def main():
     with tempfile.TemporaryDirectory() as folder:
-        first, second, cache = (str(Path(folder) / name) for name in ("one", "two", "out"))
-        sample = SAMPLE.format(cache)
+        first, second, out = (str(Path(folder) / name) for name in ("one", "two", "out"))
+        sample = SAMPLE.format(out)
         process(IMPORT, first)  # so that files are in memory for all rows
         rows = [
             ("network alone: compilation", float(process(NETWORK, first)[1])),
