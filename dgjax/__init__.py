@@ -29,12 +29,14 @@ from dgjax.divergence import (
 )
 from dgjax.evaluation import (
     Estimate,
+    InconsistencyStatistics,
     Normality,
     PrecisionRecall,
     frechet_distance,
     frechet_gaussian,
     frechet_interval,
     h_statistic,
+    inconsistency_statistics,
     normality,
     precision_recall,
 )
@@ -48,6 +50,7 @@ from dgjax.guidance import (
     quantile_of_forcing,
     rate_guidance,
 )
+from dgjax.inconsistency import Inconsistency, heat_residual, inconsistency
 from dgjax.likelihood import Likelihood, likelihood
 from dgjax.metrics import bits_per_dim, dequantize, png_bytes
 from dgjax.noise import (
@@ -89,6 +92,8 @@ __all__ = [
     "GaussianMixture",
     "HutchPP",
     "Hutchinson",
+    "Inconsistency",
+    "InconsistencyStatistics",
     "Info",
     "Likelihood",
     "Local",
@@ -132,7 +137,10 @@ __all__ = [
     "grid_logsnr",
     "grid_uniform",
     "h_statistic",
+    "heat_residual",
     "high_density",
+    "inconsistency",
+    "inconsistency_statistics",
     "kernel_density",
     "level_set_noise",
     "likelihood",

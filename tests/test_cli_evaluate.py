@@ -100,6 +100,27 @@ def test_density_of_an_exact_model(folder, data, tmp_path, run):
         assert (level["samples"], level["probes"]) == (20, 4)
 
 
+def test_inconsistency_is_of_the_network_and_zero_for_an_exact_one(
+    folder, data, tmp_path, run, saved
+):
+    false = saved(tmp_path / "false", SHAPE, weights=0.3)
+    parts = ("transport", "residual", "curl", "asymmetry")
+    for model, consistent in ((folder, True), (false, False)):
+        out = tmp_path / f"out-{consistent}"
+        summary, text, tables, printed = measure(run, model, data, out, ("inconsistency",))
+        assert summary["figures"] == {}
+        assert [len(t.splitlines()) for t in tables] == [7]
+        assert "come to differ by along the PF-ODE" in text
+        assert "20 data (0 for a true score" in " ".join(printed.split())
+        levels = summary["inconsistency"]
+        np.testing.assert_allclose([e["noise_level"] for e in levels][::4], [T_MIN, 80], rtol=1e-5)
+        assert {e["samples"] for e in levels} == {20}
+        for part in parts:
+            values = np.array([[e[part][k] for k in ("low", "value", "high")] for e in levels])
+            assert np.all(np.diff(values) >= 0)
+            assert np.all(values < 1e-4) if consistent else np.all(values[1:4, 0] > 1e-3)
+
+
 def test_alignment_of_an_exact_model_is_perfect(folder, data, tmp_path, run):
     summary, *_ = measure(run, folder, data, tmp_path / "out", ("alignment",))
     found = summary["figures"]["alignment"]

@@ -18,6 +18,7 @@ from dgjax.evaluation import (
     frechet_gaussian,
     frechet_interval,
     h_statistic,
+    inconsistency_statistics,
     make_features,
     mean_interval,
     normality,
@@ -27,6 +28,7 @@ from dgjax.evaluation import (
     vgg16,
 )
 from dgjax.evaluation.vgg16 import BLOCKS, read_weights
+from dgjax.inconsistency import Inconsistency
 
 
 def spd(rng, size, rank=None):
@@ -456,3 +458,52 @@ def test_normality_refuses_what_has_no_moments():
     ]:
         with pytest.raises(ValueError, match=message):
             normality(wrong)
+
+
+# Inconsistency
+
+
+def points_of(curl, residual=1.0, transport=1.0, jacobian=1.0):
+    curl = np.asarray(curl, float)
+    rest = [np.broadcast_to(np.asarray(a, float), curl.shape) for a in (residual, transport)]
+    return Inconsistency(curl, *rest, np.broadcast_to(np.asarray(jacobian, float), curl.shape))
+
+
+def test_inconsistency_is_the_root_of_mean_squares():
+    rng = np.random.default_rng(0)
+    curl, residual, transport, jacobian = rng.exponential(size=(4, 30))
+    found = inconsistency_statistics(points_of(curl, residual, transport, jacobian), confidence=0.9)
+    for estimate, squares in zip(found[:3], (curl, residual, transport), strict=True):
+        np.testing.assert_allclose(estimate, np.sqrt(mean_interval(squares, confidence=0.9)))
+    assert found.asymmetry.value == pytest.approx(np.sqrt(curl.mean() / jacobian.mean()))
+    assert found.samples == 30
+    # Probe noise alone may leave a negative mean square.
+    noise = inconsistency_statistics(points_of([1.0, 1, 1], residual=[-0.4, 0.1, 0.2]))
+    assert noise.residual[:2] == (0, 0)
+    assert noise.residual.high > 0
+    # Points that differ in size alone do not make their asymmetry uncertain.
+    np.testing.assert_allclose(
+        inconsistency_statistics(points_of(0.25 * jacobian, jacobian=jacobian)).asymmetry, 0.5
+    )
+    assert np.isnan(inconsistency_statistics(points_of([0.0, 0], jacobian=0)).asymmetry).all()
+
+
+def test_asymmetry_interval_holds_what_it_is_for():
+    rng, held = np.random.default_rng(1), 0
+    for _ in range(200):
+        jacobian = rng.exponential(size=40)
+        curl = jacobian * rng.uniform(size=40)  # of the mean 1/2 whatever the size
+        low, high = inconsistency_statistics(points_of(curl, jacobian=jacobian)).asymmetry[1:]
+        held += low < np.sqrt(0.5) < high
+    assert held >= 178  # of 190: three standard deviations, and what 40 skewed points lack
+
+
+def test_inconsistency_refuses_what_has_no_mean():
+    for wrong, message in [
+        (points_of(1.0), r"\(n,\) with n > 0"),
+        (points_of([]), r"\(n,\) with n > 0"),
+        (points_of([1.0, np.nan]), "finite"),
+        (points_of([1.0, 2])._replace(jacobian=np.ones(3)), r"\[\(2,\), \(3,\)\]"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            inconsistency_statistics(wrong)

@@ -33,6 +33,7 @@ ORDER = [
     "sampling",
     "likelihood",
     "quadrature",
+    "inconsistency",
     "alignment",
     "targets",
     "metrics",

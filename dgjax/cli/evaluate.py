@@ -28,11 +28,11 @@ from dgjax.cli.options import (
     write_json,
 )
 from dgjax.cli.solves import Settings, find_samples
-from dgjax.evaluation import Normality, make_features, pixels
+from dgjax.evaluation import InconsistencyStatistics, Normality, make_features, pixels
 from dgjax.evaluation.intervals import check_confidence
 from dgjax.spec import unknown_name
 
-SECTIONS = ("bits", "frechet", "precision-recall", "png", "alignment", "normality")
+SECTIONS = ("bits", "frechet", "precision-recall", "png", "alignment", "normality", "inconsistency")
 
 
 def evaluate(
@@ -82,7 +82,9 @@ def evaluate(
             min=3, help="Images and latents for densities.", show_default="--num, at most 64"
         ),
     ] = None,
-    levels: Annotated[int, typer.Option(min=1, help="Noise levels for normality.")] = 5,
+    levels: Annotated[
+        int, typer.Option(min=1, help="Noise levels for normality and inconsistency.")
+    ] = 5,
     confidence: Annotated[float, typer.Option(help="Of the intervals, in (0, 1).")] = 0.95,
     batch: BATCH = 16,
     steps: STEPS = 32,
@@ -92,7 +94,7 @@ def evaluate(
     out: OUT = Path("dgjax-out"),
     json: JSON = False,
 ) -> None:
-    """How good a model is: bits/dim, distance of its samples from data, alignment, normality."""
+    """How good a model is: bits/dim, distance of samples from data, alignment, consistency."""
     names = _sections(only)
     check_confidence(confidence)
     chosen = open_model(model)
@@ -111,6 +113,7 @@ def evaluate(
 
     found: dict[str, Figure] = {}
     h: list[tuple[float, Normality]] = []
+    gaps: list[tuple[float, InconsistencyStatistics]] = []
     common = (settings, confidence)
     with output_folder(out) as folder:
         if "bits" in names:
@@ -126,6 +129,8 @@ def evaluate(
             found["alignment"] = figures.alignment(chosen, material, few, *common)
         if "normality" in names:
             h = figures.h_by_level(chosen, material, few, levels, *common)
+        if "inconsistency" in names:
+            gaps = figures.inconsistency_by_level(chosen, material, few, levels, *common)
         summary = {
             **chosen.facts(),
             "version": dgjax.__version__,
@@ -143,6 +148,7 @@ def evaluate(
             "seed": seed,
             "figures": {name: figure_entry(figure) for name, figure in found.items()},
             "normality": [level_entry(*entry) for entry in h],
+            "inconsistency": [level_entry(*entry) for entry in gaps],
         }
         write_json(folder / "evaluation.json", summary)
         (folder / "evaluation.md").write_text(markdown(summary), encoding="utf-8")

@@ -6,7 +6,7 @@ from typing import Any
 
 from dgjax.cli.figures import Figure
 from dgjax.cli.options import table
-from dgjax.evaluation import Estimate, Normality
+from dgjax.evaluation import Estimate, InconsistencyStatistics, Normality
 
 __all__ = ["figure_entry", "level_entry", "markdown", "show"]
 
@@ -23,6 +23,8 @@ OF_SAMPLES = {"frechet_distance", "precision", "recall", "png_bytes"}
 NAMES = {"vgg16": "VGG16", "pixels": "pixels"}
 HEADER = ["figure", "value", "interval", "real", "number"]
 LEVEL_HEADER = ["noise", "mean of h", "deviation", "skewness", "excess kurtosis", "p"]
+TRUST = ("transport", "residual", "curl", "asymmetry")
+TRUST_HEADER = ["noise", *TRUST]
 
 
 def figure_entry(figure: Figure) -> dict[str, Any]:
@@ -35,8 +37,8 @@ def figure_entry(figure: Figure) -> dict[str, Any]:
     }
 
 
-def level_entry(level: float, found: Normality) -> dict[str, Any]:
-    """The normality of h at a noise level for JSON."""
+def level_entry(level: float, found: Normality | InconsistencyStatistics) -> dict[str, Any]:
+    """What was found at a noise level for JSON."""
     values = {k: v._asdict() if isinstance(v, Estimate) else v for k, v in found._asdict().items()}
     return {"noise_level": level, **values}
 
@@ -50,6 +52,9 @@ def markdown(summary: dict[str, Any]) -> str:
     if summary["normality"]:
         parts.append(_about_h(summary))
         parts.append(_markdown_table(LEVEL_HEADER, _level_rows(summary, _interval)))
+    if summary["inconsistency"]:
+        parts.append(_about_inconsistency(summary))
+        parts.append(_markdown_table(TRUST_HEADER, _trust_rows(summary, _interval)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -62,6 +67,13 @@ def show(summary: dict[str, Any]) -> None:
         count = summary["normality"][0]["samples"]
         title = f"h at noise levels sigma/alpha, {count:,} data: N(0, 1) if q were exact"
         table(title, [*LEVEL_HEADER[:4], "kurtosis", "p"], _level_rows(summary, _value))
+    if summary["inconsistency"]:
+        count = summary["inconsistency"][0]["samples"]
+        title = (
+            f"{summary['model']}, t_min = {summary['t_min']:g}: inconsistency at noise levels "
+            f"sigma/alpha, {count:,} data (0 for a true score; nats/dim but for asymmetry)"
+        )
+        table(title, TRUST_HEADER, _trust_rows(summary, _value))
 
 
 def _header(summary: dict[str, Any]) -> list[str]:
@@ -95,6 +107,13 @@ def _level_rows(summary: dict[str, Any], write: Callable[[Any], str]) -> list[li
             f"{e['p_value']:.2g}",
         ]
         for e in summary["normality"]
+    ]
+
+
+def _trust_rows(summary: dict[str, Any], write: Callable[[Any], str]) -> list[list[str]]:
+    return [
+        [f"{e['noise_level']:.3g}", _interval(e[TRUST[0]]), *(write(e[name]) for name in TRUST[1:])]
+        for e in summary["inconsistency"]
     ]
 
 
@@ -151,6 +170,18 @@ def _about_h(summary: dict[str, Any]) -> str:
         f"an exact quantile. What the {first['probes']} probes add is taken off the deviation and "
         "the moments above it, with their intervals in brackets; p is of Shapiro and Wilk's test "
         "of normality, with it."
+    )
+
+
+def _about_inconsistency(summary: dict[str, Any]) -> str:
+    return (
+        "Inconsistency of the score, which is no exact gradient of a log-density that obeys the "
+        f"heat equation, on {summary['inconsistency'][0]['samples']:,} noisy data at each noise "
+        "level sigma/alpha, with intervals in brackets; all are 0 for a true score. In nats per "
+        "dimension: what log-densities by two routes, one standard deviation of the noise apart "
+        "in every dimension and at worst, come to differ by along the PF-ODE while the noise "
+        "changes by a factor e (transport), at rest (residual), or as one moves by a draw of the "
+        "noise (curl). Without unit: the asymmetry of the denoiser's Jacobian."
     )
 
 

@@ -1,6 +1,7 @@
 """The figures of `dgjax evaluate`, each from a model and the samples that it is compared with."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,17 +17,28 @@ from dgjax.divergence import Hutchinson
 from dgjax.evaluation import (
     Estimate,
     Features,
+    InconsistencyStatistics,
     Normality,
     frechet_distance,
     frechet_interval,
     h_statistic,
+    inconsistency_statistics,
     mean_interval,
     normality,
     precision_recall,
 )
+from dgjax.inconsistency import inconsistency
 from dgjax.metrics import bits_per_dim, dequantize, png_bytes
 
-__all__ = ["Figure", "alignment", "bits", "distances", "h_by_level", "sizes"]
+__all__ = [
+    "Figure",
+    "alignment",
+    "bits",
+    "distances",
+    "h_by_level",
+    "inconsistency_by_level",
+    "sizes",
+]
 
 
 class Figure(NamedTuple):
@@ -126,24 +138,63 @@ def h_by_level(
     confidence: float,
 ) -> list[tuple[float, Normality]]:
     """Normality of h on the first `num` of the data, at noise levels sigma/alpha of equal ratio."""
-    divergence, facts = Hutchinson(settings.probes), chosen.facts()
-    x, labels = material.x(0, num), material.conditions(num)
+    divergence = Hutchinson(settings.probes)
+
+    def one(field, t, x, key, label):
+        return h_statistic(field, t, x, divergence=divergence, key=key, cond=label)
+
+    return [
+        (level, normality(estimates, confidence=confidence, seed=settings.seed))
+        for level, estimates in _by_level("h", one, chosen, material, num, levels, settings)
+    ]
+
+
+def inconsistency_by_level(
+    chosen: Model,
+    material: Material,
+    num: int,
+    levels: int,
+    settings: Settings,
+    confidence: float,
+) -> list[tuple[float, InconsistencyStatistics]]:
+    """Inconsistency of the score on the same noisy data as `h_by_level`."""
+
+    def one(field, t, x, key, label):
+        return inconsistency(field, t, x, key=key, cond=label)
+
+    return [
+        (level, inconsistency_statistics(points, confidence=confidence))
+        for level, points in _by_level(
+            "inconsistency", one, chosen, material, num, levels, settings
+        )
+    ]
+
+
+def _by_level(
+    what: str,
+    one: Callable[..., Any],
+    chosen: Model,
+    material: Material,
+    num: int,
+    levels: int,
+    settings: Settings,
+) -> Iterator[tuple[float, Any]]:
+    """Each noise level, and one(field, t, noisy x, key, label) over the first `num` of the data."""
+    facts, x, labels = chosen.facts(), material.x(0, num), material.conditions(num)
 
     @jax.jit
     def run(field, t, batch):
-        def one(x, key, label):
+        def noisy(x, key, label):
             keys = jax.random.split(key)
             eps = jax.random.normal(keys[0], x.shape, x.dtype)
             x = field.path.alpha(t) * x + field.path.sigma(t) * eps
-            return h_statistic(field, t, x, divergence=divergence, key=keys[1], cond=label)
+            return one(field, t, x, keys[1], label)
 
-        return jax.vmap(one)(*batch)
+        return jax.vmap(noisy)(*batch)
 
-    found = []
     for i, level in enumerate(np.geomspace(facts["t_min"], facts["t_max"], levels).tolist()):
         t = chosen.field.path.time(jnp.asarray(-2 * np.log(level), jnp.float32))
         key = jax.random.fold_in(jax.random.key(settings.seed), i)
         items = (x, jax.random.split(key, num), labels)
-        estimates = batches(f"h at {level:.3g}", run, items, settings.batch, chosen.field, t)
-        found.append((level, normality(estimates, confidence=confidence, seed=settings.seed)))
-    return found
+        title = f"{what} at {level:.3g}"
+        yield level, batches(title, run, items, settings.batch, chosen.field, t)
