@@ -16,10 +16,13 @@ trusted. Both parts are measured here for displacements by the standard deviatio
 = w dxi, where they read w^2 (J - J^T) = J_D - J_D^T, J_D being the Jacobian of the denoiser, and
 w r: the nats that the log-density changes by around a small loop.
 
-A route near the probability-flow ODE, along which dy = n w d log w with n = -w s_y, sees them
-together: the log-density of two routes that lie dxi apart drifts by <w r + (J_D - J_D^T) w s_y,
-dxi> a unit of log w, which is the *transport* residual. It is what s_y lacks to be carried by the
-flow as the gradient of a density is.
+A route along the probability-flow ODE, dy = -w^2 s_y d log w, sees them together: log-densities by
+two such routes that lie w dxi apart drift by <w r + (J_D - J_D^T) w s_y, dxi> a unit of log w. That
+is the *transport* residual: what s_y lacks to be carried by the flow as the gradient of the flow's
+own log-density is.
+
+None of it tells how good a model is: a network that has not been trained may be quite consistent.
+It tells what the log-density of a model is worth.
 """
 
 from typing import NamedTuple
@@ -63,7 +66,7 @@ def heat_residual(
 ) -> Sample:
     """An unbiased estimate of w r, with r = w^2 grad (div s + |s|^2) - ds/d log w as above.
 
-    Nats for a displacement by the standard deviation of the noise, a unit of log w. Costs about 9
+    Nats for a displacement by the standard deviation of the noise, a unit of log w. Costs about 6
     passes of the network for one probe.
 
     Args:

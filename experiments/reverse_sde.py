@@ -27,9 +27,9 @@ from rich.progress import track
 import dgjax
 
 JVP = 2.3  # passes of the network that one product with its Jacobian costs, itself included
-STEPS = (16, 32, 64, 128, 256, 512, 1024)  # of the mixture's trajectories
+STEPS = (8, 16, 32, 64, 128, 256, 512, 1024)  # of the mixture's trajectories
 MOST = 128  # of them, for quadrature, which then costs as much as the dearest tracking
-QUADRATURES = ((1, 1), (2, 1), (3, 1), (2, 2))  # nodes, and the points of one segment
+QUADRATURES = ((1, 1), (2, 1), (3, 1), (4, 1), (2, 2))  # nodes, and the points of one segment
 PATHS, DIMENSIONS, COMPONENTS, SCALES, LOGSNR = 4, 256, 3, (0.05, 2.0), 10.0
 SHIPPED_STEPS, SAMPLES, BATCH = (64, 128, 256), 8, 4
 PROBES, FINE, FINE_PROBES = 2, 64, 8  # of the quadrature; steps and probes of the likelihood
@@ -104,7 +104,7 @@ def mixture():
         t, x, true, errors = tracked(steps)
         rows.append(row("Euler-Maruyama tracking", steps, steps, errors))
         for nodes, thin in QUADRATURES if steps <= MOST else ():
-            name = f"quadrature, {nodes} a segment" + ", every second point" * (thin > 1)
+            name = f"quadrature, nodes = {nodes}" + ", every second point" * (thin > 1)
             errors = measured(t[:, ::thin], x[:, ::thin], true, nodes)
             rows.append(row(name, steps, steps + steps // thin * nodes * JVP, errors))
     return rows
@@ -115,12 +115,14 @@ def mixture_table(rows):
     yield "|---" * 7 + "|"
     for name, steps, cost, mean, error, euler in rows:
         cells = [name, f"{steps}", f"{cost:,.0f}", f"{mean:+.2g}", f"{error:.2g}", f"{euler:.2g}"]
-        yield f"| {' | '.join(cells)} | {euler / error:,.3g} |"
+        ratio = "" if euler == error else f"{euler / error:,.3g}"
+        yield f"| {' | '.join(cells)} | {ratio} |"
 
 
 def draw(rows, file):
+    plt.style.use("tableau-colorblind10")
     figure, axis = plt.subplots(figsize=(6, 4))
-    for marker, name in zip("osD^v", dict.fromkeys(r[0] for r in rows), strict=True):
+    for marker, name in zip("osD^vP", dict.fromkeys(r[0] for r in rows), strict=True):
         points = [(r[2], r[4]) for r in rows if r[0] == name]
         axis.loglog(*zip(*points, strict=True), marker=marker, label=name)
     axis.set(

@@ -10,10 +10,12 @@ because they read as what a user wants to know: let two routes lie one standard 
 noise apart in every dimension, in the direction that matters most; then their log-densities drift
 apart by so many nats per dimension while one of them moves by a draw of the noise (curl), while
 the noise changes by a factor e (residual), or along the probability-flow ODE (transport). Where
-they lie apart at random it is that over sqrt(D). Ratios to what the score itself does were tried
-and left out, but one: where the noise is weak, or far above the data, there is little in them to
-get wrong, so that they are large where nothing depends on it. The one is the *asymmetry* |J_D -
-J_D^T|_F/|J_D|_F of the denoiser's Jacobian, 0 for a gradient and sqrt(2) for a random matrix.
+they lie apart at random it is that over sqrt(D).
+
+Relative figures are large where little depends on them: of the residual at weak noise, where the
+score hardly changes with w, of the curl at strong noise, where the denoiser hardly changes with
+y. One is kept, the *asymmetry* |J_D - J_D^T|_F/|J_D|_F of the denoiser's Jacobian: 0 for a gradient
+and sqrt(2) for a random matrix.
 """
 
 from typing import NamedTuple
