@@ -28,7 +28,7 @@ import dgjax
 
 JVP = 2.3  # passes of the network that one product with its Jacobian costs, itself included
 STEPS = (8, 16, 32, 64, 128, 256, 512, 1024)  # of the mixture's trajectories
-MOST = 128  # of them, for quadrature, which then costs as much as the dearest tracking
+MOST = 128  # of them, for quadrature, which then costs about as much as 1,024 steps
 QUADRATURES = ((1, 1), (2, 1), (3, 1), (4, 1), (2, 2))  # nodes, and the points of one segment
 PATHS, DIMENSIONS, COMPONENTS, SCALES, LOGSNR = 4, 256, 3, (0.05, 2.0), 10.0
 SHIPPED_STEPS, SAMPLES, BATCH = (64, 128, 256), 8, 4
@@ -121,7 +121,7 @@ def mixture_table(rows):
 
 def draw(rows, file):
     plt.style.use("tableau-colorblind10")
-    figure, axis = plt.subplots(figsize=(6, 4))
+    figure, axis = plt.subplots(figsize=(8, 4))
     for marker, name in zip("osD^vP", dict.fromkeys(r[0] for r in rows), strict=True):
         points = [(r[2], r[4]) for r in rows if r[0] == name]
         axis.loglog(*zip(*points, strict=True), marker=marker, label=name)
@@ -131,7 +131,7 @@ def draw(rows, file):
         ylabel="error of the log-density,\nnats per dimension (RMS)",
     )
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     figure.savefig(file, dpi=150)
 
