@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogLocator
 from rich.progress import track
 
 import dgjax
@@ -43,6 +44,7 @@ SOLVERS = {  # evaluations a step, those beyond, solver and grid
     "Multistep(3), log-SNR": (1, 1, dgjax.Multistep(3), dgjax.grid_logsnr),
 }
 ON_NETWORKS = ("Heun", "Tsit5", "Multistep(2)", "Multistep(3)", "Multistep(3), log-SNR")
+MARKERS = "osDv^<>Ph"
 FIGURES = Path(__file__).parent / "figures"
 
 
@@ -207,19 +209,30 @@ def table(rows, columns):
 
 
 def draw(rows, columns, file):
-    figure, axes = plt.subplots(1, len(columns), figsize=(5 * len(columns), 4), sharey=True)
-    for place, (axis, column) in enumerate(zip(axes, columns, strict=True)):
-        for name in SOLVERS:
-            points = [(r[1], r[3][place]) for r in rows if r[0] == name]
-            if not points:
-                continue
-            axis.loglog(*zip(*points, strict=True), marker="o", label=name)
-        axis.axhline(rows[0][3][place], color="black", ls="--", label=f"Euler, {BASELINE}")
-        axis.set(title=column, xlabel="network evaluations")
-    axes[0].set_ylabel("error of the log-density, nats (RMS)")
-    axes[-1].legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(file, dpi=150)
+    """Error against evaluations above, against seconds below."""
+    names = list(dict.fromkeys(row[0] for row in rows[1:]))
+    base, *_ = rows
+    with plt.style.context("tableau-colorblind10"):
+        figure, axes = plt.subplots(
+            2, len(columns), figsize=(4 * len(columns) + 2.5, 7), sharey=True, layout="constrained"
+        )
+        for place, column in enumerate(columns):
+            for axis, cost in zip(axes[:, place], (1, 2), strict=True):
+                for name, marker in zip(names, MARKERS, strict=False):
+                    points = [(row[cost], row[3][place]) for row in rows if row[0] == name]
+                    axis.loglog(*zip(*points, strict=True), marker=marker, label=name)
+                axis.axhline(base[3][place], color="black", ls="--", label=f"Euler, {BASELINE}")
+                axis.grid(alpha=0.3)
+            axes[0, place].set_xticks(EVALUATIONS, [str(count) for count in EVALUATIONS])
+            axes[0, place].minorticks_off()
+            axes[0, place].set(title=column, xlabel="network evaluations")
+            axes[1, place].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes[1, place].xaxis.set_major_formatter("{x:g}")
+            axes[1, place].minorticks_off()
+            axes[1, place].set(xlabel=f"seconds (Euler: {base[2]:.0f})")
+        figure.supylabel("error of the log-density, nats (RMS)")
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
+        figure.savefig(file, dpi=120)
 
 
 def main():
