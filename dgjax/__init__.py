@@ -75,7 +75,7 @@ from dgjax.prior import chi_quantile, prior_guidance, prior_sample, with_norm
 from dgjax.quadrature import chord, node_quadrature, quadrature
 from dgjax.sampling import Info, Sampled, Trajectory, sample
 from dgjax.schedules import schedule, window
-from dgjax.solvers import RK4, Multistep
+from dgjax.solvers import RK4, LevelSetEuler, Multistep
 from dgjax.targets import Shot, pilot, shoot
 from dgjax.typing import register_dataclass
 
@@ -95,6 +95,7 @@ __all__ = [
     "Inconsistency",
     "InconsistencyStatistics",
     "Info",
+    "LevelSetEuler",
     "Likelihood",
     "Local",
     "Multistep",

@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Array
 
 from dgjax.guidance import Guide, HasTarget
+from dgjax.level_set import Evaluation, arrive, leave, stand
 from dgjax.multistep import advance, nothing_past
-from dgjax.noise import ItoNoise
+from dgjax.noise import ItoNoise, LevelSetNoise
 from dgjax.typing import known
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Adjoint",
     "Controller",
     "FixedSteps",
+    "LevelSetEuler",
     "Multistep",
     "Progress",
     "Solver",
@@ -101,6 +103,46 @@ class Multistep(diffrax.AbstractSolver):
         raise NotImplementedError("a multistep method takes a fixed grid")
 
 
+class LevelSetEuler(diffrax.AbstractSolver):
+    """Stochastic density guidance with one evaluation a step, and one at the start.
+
+    Exponential Euler steps whose noise turns along the level set (`dgjax.level_set`). Like a
+    multistep method it takes what it lacks, the curvature of the level set, from the step before.
+    Pathwise order 1, and the log-density is that of the point reached. On fixed grids, for
+    `level_set_noise`.
+    """
+
+    term_structure: ClassVar = diffrax.AbstractTerm
+    interpolation_cls: ClassVar = diffrax.LocalLinearInterpolation
+
+    def order(self, terms) -> int:
+        del terms
+        return 1
+
+    def strong_order(self, terms) -> float:
+        del terms
+        return 0.5
+
+    def init(self, terms, t0, t1, y0, args):
+        del t1
+        return stand(self._evaluation(terms, t0, y0, args))
+
+    def _evaluation(self, terms, t, y, args) -> Evaluation:
+        drift, local, stopped, _ = terms.vf(t, y, args)
+        return Evaluation(drift, local, stopped)
+
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        del made_jump
+        dt, dW = terms.contr(t0, t1)  # in the model's own time, which diffrax may have turned
+        foretold, jump = leave(args.model.path, solver_state, y0, args.noise, dt, dW)
+        there = self._evaluation(terms, t1, foretold, args)
+        y1, standing = arrive(solver_state, y0, foretold, jump, there)
+        return y1, None, {"y0": y0, "y1": y1}, standing, diffrax.RESULTS.successful
+
+    def func(self, terms, t0, y0, args):
+        raise NotImplementedError("a walk along level sets takes a fixed grid")
+
+
 class FixedSteps(diffrax.StepTo):
     """`diffrax.StepTo` without its checks at run time, whose grid `check_solve` has looked at.
 
@@ -117,6 +159,8 @@ class FixedSteps(diffrax.StepTo):
         return self.ts[1], 2
 
 
+ON_GRIDS = (Multistep, LevelSetEuler)
+
 SOLVERS: dict[str, Callable[[], Solver]] = {
     "euler": diffrax.Euler,
     "heun": diffrax.Heun,
@@ -125,22 +169,27 @@ SOLVERS: dict[str, Callable[[], Solver]] = {
     "tsit5": diffrax.Tsit5,
     "dopri5": diffrax.Dopri5,
     "multistep": Multistep,
+    "level_set_euler": LevelSetEuler,
 }
 
 
 def default_solver(
     guides: Sequence[Guide], noise: object | None, controller: Controller | None
 ) -> Solver:
-    """What `sample` and `likelihood` take unless told: `Multistep()` where it serves.
+    """What `sample` and `likelihood` take unless told: one evaluation a step where that serves.
 
-    It does not with noise or adaptive steps. And a guide with a target is feedback from the
-    log-density on the way, which Runge-Kutta methods know to more digits.
+    It does not with adaptive steps, nor with noise but that along the level set. And a guide with
+    a target is feedback from the log-density on the way, which Runge-Kutta methods know to more
+    digits.
     """
     if isinstance(noise, ItoNoise):
         return diffrax.Euler()
     steered = any(isinstance(guide, HasTarget) for guide in guides)
-    plain = noise is None and controller is None and not steered
-    return Multistep() if plain else diffrax.Dopri5()
+    if steered or controller is not None:
+        return diffrax.Dopri5()
+    if noise is None:
+        return Multistep()
+    return LevelSetEuler() if isinstance(noise, LevelSetNoise) else diffrax.Dopri5()
 
 
 def check_solve(
@@ -159,27 +208,36 @@ def check_solve(
         steps = np.diff(times)
         if not ((steps > 0).all() or (steps < 0).all()):
             raise ValueError("grid must be strictly monotone: sort it and drop repeated times")
-    supported = isinstance(solver, diffrax.AbstractERK | diffrax.Euler | Multistep)
+    name = type(solver).__name__
+    supported = isinstance(solver, (diffrax.AbstractERK, diffrax.Euler, *ON_GRIDS))
     if not supported:
         raise ValueError(
-            f"{type(solver).__name__} is not supported: use Multistep, Euler or an explicit "
-            "Runge-Kutta method (Heun, RK4, Bosh3, Tsit5, Dopri5, ...)"
+            f"{name} is not supported: use Multistep, LevelSetEuler, Euler or an "
+            "explicit Runge-Kutta method (Heun, RK4, Bosh3, Tsit5, Dopri5, ...)"
         )
-    if isinstance(solver, Multistep) and controller is not None:
+    if isinstance(solver, ON_GRIDS) and controller is not None:
         raise ValueError(
-            "Multistep needs a fixed grid: leave out the step-size controller, or use Tsit5()"
+            f"{name} needs a fixed grid: leave out the step-size controller, or use Tsit5()"
+        )
+    if isinstance(solver, LevelSetEuler) and not isinstance(noise, LevelSetNoise):
+        given = "there is none" if noise is None else f"not for {type(noise).__name__}"
+        raise ValueError(
+            f"LevelSetEuler is for noise along the level set, and {given}: pass "
+            "noise=level_set_noise(), or use Multistep() for ODEs and RK4() for other noise"
         )
     if noise is None:
         return
     if isinstance(solver, Multistep):
-        raise ValueError("Multistep is for ODEs, without noise: use Heun(), RK4() or Dopri5()")
+        raise ValueError(
+            "Multistep is for ODEs, without noise: use LevelSetEuler() for level_set_noise(), "
+            "RK4() for other noise"
+        )
     if controller is not None:
         raise ValueError("noise needs a fixed grid: leave out the step-size controller")
     ito, euler = isinstance(noise, ItoNoise), isinstance(solver, diffrax.Euler)
     if ito and not euler:
         raise ValueError(
-            f"{type(noise).__name__} is an Ito step and needs solver=Euler(), not "
-            f"{type(solver).__name__}"
+            f"{type(noise).__name__} is an Ito step and needs solver=Euler(), not {name}"
         )
     if euler and not ito:
         raise ValueError(

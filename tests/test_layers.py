@@ -28,6 +28,7 @@ ORDER = [
     "nodes",
     "results",
     "multistep",
+    "level_set",
     "solvers",
     "augmented",
     "sampling",
