@@ -88,13 +88,14 @@ def sample(
         typer.Option(
             min=1,
             help="Solver steps, uniform in sigma^(1/7).",
-            show_default="32; 16 with --noise; 48 for targets, which are steered step by step",
+            show_default="32, or 48 for targets, which are steered step by step",
         ),
     ] = None,
     solver: Annotated[
         str | None,
         typer.Option(
-            help=SOLVER_HELP, show_default="multistep; dopri5 for targets or with --noise"
+            help=SOLVER_HELP,
+            show_default="multistep; level_set_euler with --noise, dopri5 for targets",
         ),
     ] = None,
     probes: PROBES = 2,
@@ -107,11 +108,10 @@ def sample(
         raise ValueError("choose either --q or --target-log-density, not both")
     by_target = bool(target_log_density)
     dials = np.asarray(sorted(target_log_density or q or QUANTILES), np.float32)
-    plain = not by_target and noise == 0
     if steps is None:
-        steps = 32 if plain else 48 if by_target else 16
+        steps = 48 if by_target else 32
     if solver is None:
-        solver = "multistep" if plain else "dopri5"
+        solver = "dopri5" if by_target else "multistep" if noise == 0 else "level_set_euler"
     chosen, method = open_model(model), make_solver(solver)
     before = _class_guides(chosen, label, guidance)
     term = None
