@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ import pytest
 from dgjax import check
 from dgjax.analytic import GaussianMixture
 from dgjax.check import closed_forms, guidance, solves
-from dgjax.check.finding import judge
+from dgjax.check.finding import MEND, judge
 from dgjax.divergence import Hutchinson, gaussian, rademacher
 from dgjax.guidance import density_guidance
 from dgjax.pretrained import pretrained_models
@@ -30,6 +31,7 @@ from dgjax.typing import register_dataclass
 NETWORK = (check.network_precision, check.network_batched)
 ROUNDING = (
     check.matrix_products,
+    check.convolutions,
     check.sums,
     check.mixture_log_density,
     check.mixture_score,
@@ -99,9 +101,16 @@ def test_products_of_reduced_precision_fail(name, bits, float32, recompiled, mon
 
     monkeypatch.setattr(jnp, "einsum", narrow(jnp.einsum))
     monkeypatch.setattr(jnp, "matmul", narrow(jnp.matmul))
+    whole = jax.lax.conv_general_dilated
+
+    def convolve(x, kernel, *layout, **options):
+        return whole(round_array(x), round_array(kernel), *layout, **options)
+
+    monkeypatch.setattr(jax.lax, "conv_general_dilated", convolve)
     findings = {one: one() for one in ROUNDING}
     assert {one for one, f in findings.items() if not f.passed} == {*ROUNDING} - {check.sums}
-    assert "JAX_DEFAULT_MATMUL_PRECISION" in findings[check.matrix_products].expected
+    for one in (check.matrix_products, check.convolutions):
+        assert "JAX_DEFAULT_MATMUL_PRECISION" in findings[one].mend
 
 
 def test_sums_of_reduced_precision_fail(float32, recompiled, monkeypatch):
@@ -201,6 +210,21 @@ def test_findings_are_handed_over_one_by_one(monkeypatch):
 
     monkeypatch.setattr(check, "CHECKS", (lambda: first, later))
     assert check.run_checks(seen.append) == seen == [first, second]
+
+
+def test_the_command_warns_once_of_reduced_precision(run, monkeypatch):
+    command = import_module("dgjax.cli.check")  # as an attribute it is the function
+    rows = {"products": 3e-4, "network": 2e-4, "other": 0.0}
+    checks = [partial(judge, claim, found, 2e-6, mend=MEND) for claim, found in rows.items()]
+    monkeypatch.setattr(command, "CHECKS", checks)
+    code, _, complaints = run("check")
+    assert code == 1
+    assert complaints.count("warning") == 1
+    assert f"warning: {MEND}" in complaints.splitlines()
+    monkeypatch.setattr(command, "CHECKS", checks[-1:])
+    code, _, complaints = run("check")
+    assert code == 0
+    assert "warning" not in complaints
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ Comments say what float32 leaves on a CPU, so how much room a bound gives, and w
 
 from collections.abc import Callable
 
-from dgjax.check.arithmetic import matrix_products, sums
+from dgjax.check.arithmetic import convolutions, matrix_products, sums
 from dgjax.check.closed_forms import (
     hutchinson_bias,
     hutchinson_variance,
@@ -37,6 +37,7 @@ __all__ = ["CHECKS", "Finding", "run_checks"]
 
 CHECKS: tuple[Callable[[], Finding], ...] = (
     matrix_products,
+    convolutions,
     sums,
     mixture_log_density,
     mixture_score,

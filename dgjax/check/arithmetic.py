@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from dgjax.check.finding import MEND, Finding, judge, relative
 from dgjax.check.oracle import rounded
 from dgjax.typing import as_float
 
-__all__ = ["matrix_products", "sums"]
+__all__ = ["convolutions", "matrix_products", "sums"]
 
 
 def matrix_products() -> Finding:
@@ -18,6 +19,24 @@ def matrix_products() -> Finding:
     error = relative(jax.jit(jnp.matmul)(as_float(a), as_float(b)), a @ b)
     # 4e-7. Three bfloat16 products ('high' on a TPU) leave 4.5e-6, TF32 3e-4, bfloat16 3e-3.
     return judge("matrix products: relative error", error, 2e-6, mend=MEND)
+
+
+def convolutions() -> Finding:
+    """Convolutions carry float32, which devices decide apart from matrix products."""
+    rng = np.random.default_rng(0)
+    x, kernel = (rounded(rng.normal(size=size)) for size in ((2, 14, 14, 64), (3, 3, 64, 64)))
+    found = _convolve(as_float(x), as_float(kernel))
+    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(1, 2))
+    error = relative(found, np.einsum("nhwcij,ijcd->nhwd", windows, kernel, optimize=True))
+    # 4e-7. Three bfloat16 products leave 4.4e-6, TF32 3e-4, bfloat16 2e-3. The room between is
+    # for algorithms that add before they multiply (Winograd), which devices may choose in float32.
+    return judge("convolutions: relative error", error, 3e-5, mend=MEND)
+
+
+@jax.jit
+def _convolve(x: Array, kernel: Array) -> Array:
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=layout)
 
 
 def sums() -> Finding:

@@ -7,11 +7,17 @@ from jaxtyping import Array
 
 __all__ = ["MEND", "Finding", "judge", "largest", "relative", "rms"]
 
-MEND = "set JAX_DEFAULT_MATMUL_PRECISION=highest"
+MEND = (
+    "this device multiplies in less than float32, which moves log-densities by nats: "
+    "set JAX_DEFAULT_MATMUL_PRECISION=highest"
+)
 
 
 class Finding(NamedTuple):
-    """What one check found; it passed if `low` <= `measured` <= `high`."""
+    """What one check found; it passed if `low` <= `measured` <= `high`.
+
+    `mend` says what is wrong and what to do about it, if the check failed and that is known.
+    """
 
     claim: str
     expected: str
@@ -19,15 +25,14 @@ class Finding(NamedTuple):
     low: float
     high: float
     passed: bool
+    mend: str = ""
 
 
 def judge(claim: str, measured: float, high: float, low: float = 0.0, mend: str = "") -> Finding:
     """The finding that `measured` makes; `mend` is said where it fails."""
     passed = bool(low <= measured <= high)  # never of a NaN
     expected = f"{low:g} to {high:g}" if low else f"at most {high:g}"
-    if mend and not passed:
-        expected = f"{expected}; {mend}"
-    return Finding(claim, expected, float(measured), low, high, passed)
+    return Finding(claim, expected, float(measured), low, high, passed, "" if passed else mend)
 
 
 def largest(error: np.ndarray) -> float:

@@ -27,4 +27,6 @@ def check(json: JSON = False) -> None:
     if failed:
         names = "; ".join(f.claim for f in failed)
         console.print(f"{len(failed)} of {len(findings)} checks failed: {names}")
+        for mend in dict.fromkeys(f.mend for f in failed if f.mend):
+            console.print(f"warning: {mend}", style="yellow", markup=False, soft_wrap=True)
         raise typer.Exit(1)
