@@ -1,0 +1,206 @@
+"""Overhead: what does a density-guided sampler cost on top of its network?
+
+The same evaluations twice, in turn in one process: by `sample`, and as bare calls of the jitted
+batched network, each fed with what the one before gave. With log-density the bare calls are of the
+network with one jvp. The first table is of the shipped U-Net. The second says what the sampler's
+own work is, in microseconds a step: a network so small that this is most of it, less the same
+number of its evaluations in a bare compiled loop.
+
+    python experiments/overhead.py
+"""
+
+import argparse
+import time
+from functools import partial
+from pathlib import Path
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import dgjax
+from dgjax.spec import ModelSpec, build
+
+MODEL, Q, STEPS, BATCH, ROUNDS = "fashion-mnist", 0.7, 24, 16, 5
+SMALL = {"kind": "mlp", "width": 32, "depth": 1}
+SMALL_STEPS, SMALL_ROUNDS = 200, 15
+SOLVERS = {"Multistep": dgjax.Multistep(), "Heun": diffrax.Heun(), "Euler": diffrax.Euler()}
+KEPT = {"samples alone": dgjax.Untracked(), "with log-density": dgjax.Hutchinson(1)}
+OUT = Path(__file__).parent / "figures" / "overhead.md"
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--steps", type=int, default=STEPS, help="of Multistep; half for Heun")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of which the median counts")
+    return parser.parse_args()
+
+
+def small_model(shape):
+    spec = ModelSpec(
+        shape=shape,
+        network=SMALL,
+        path={"kind": "edm"},
+        parametrization={"kind": "preconditioned", "sigma_data": 0.5},
+        t_min=0.02,
+        t_max=80.0,
+    )
+    return build(spec)
+
+
+def evaluations(solver, steps):
+    """Of the network in one solve, counted while it runs."""
+    seen = []
+
+    def network(x, t, cond):
+        jax.debug.callback(seen.append, t)
+        return x / (1 + t**2)
+
+    prediction = dgjax.DenoisedPrediction()
+    model = dgjax.field(network, dgjax.edm(), prediction, t_min=0.02, t_max=80.0)
+    grid = dgjax.grid_karras(model, steps)
+    x = dgjax.prior_sample(model, jax.random.key(0), (2,))
+    found = dgjax.sample(model, x, grid, key=jax.random.key(1), solver=solver)
+    jax.block_until_ready(found)
+    jax.effects_barrier()
+    return len(seen)
+
+
+def sampler(model, grid, solver, divergence):
+    """(latents, keys) -> a whole solve of the batch."""
+
+    @jax.jit
+    def run(model, xs, keys):
+        def one(x, key):
+            return dgjax.sample(
+                model,
+                x,
+                grid,
+                key=key,
+                guides=(dgjax.density_guidance(Q),),
+                divergence=divergence,
+                solver=solver,
+            )
+
+        found = jax.vmap(one)(xs, keys)
+        tracked = not isinstance(divergence, dgjax.Untracked)
+        return found.x, found.log_density if tracked else None
+
+    return partial(run, model)
+
+
+def pass_of(divergence):
+    """(model, t, latents, probes) -> what one evaluation of the batch costs at the least."""
+
+    def network(model, t, xs, probes):
+        return jax.vmap(lambda x: model.pair(t, x))(xs), None
+
+    def network_and_jvp(model, t, xs, probes):
+        return jax.vmap(lambda x, z: jax.jvp(lambda x: model.pair(t, x), (x,), (z,)))(xs, probes)
+
+    return network if isinstance(divergence, dgjax.Untracked) else network_and_jvp
+
+
+def calls(model, ts, divergence):
+    """(latents, probes) -> evaluations at `ts` one after the other, each a call of its own."""
+    call = jax.jit(pass_of(divergence))
+
+    def run(xs, probes):
+        for t in ts:
+            pair, pushed = call(model, t, xs, probes)
+            xs = pair.x0
+        return xs, pushed
+
+    return run
+
+
+def loop(model, ts, divergence):
+    """As `calls`, in one compiled loop."""
+
+    @jax.jit
+    def run(model, xs, probes):
+        def step(xs, t):
+            pair, pushed = pass_of(divergence)(model, t, xs, probes)
+            return pair.x0, None if pushed is None else jax.tree.map(jnp.sum, pushed)
+
+        return jax.lax.scan(step, xs, jnp.stack(ts))
+
+    return partial(run, model)
+
+
+def seconds(run, *operands):
+    began = time.perf_counter()
+    jax.block_until_ready(run(*operands))
+    return time.perf_counter() - began
+
+
+def compare(model, shape, solver, divergence, bare, steps, batch, rounds):
+    """Evaluations, and (rounds, 2) seconds of the solve and of its evaluations by `bare`."""
+    count = evaluations(solver, steps)
+    grid = dgjax.grid_karras(model, steps)
+    ts = list(jnp.linspace(model.t_max, model.t_min, count))
+    keys = jax.random.split(jax.random.key(0), batch)
+    xs = jax.vmap(lambda key: dgjax.prior_sample(model, key, shape))(keys)
+    probes = jax.random.rademacher(jax.random.key(1), xs.shape, xs.dtype)
+    solve, alone = sampler(model, grid, solver, divergence), bare(model, ts, divergence)
+    seconds(solve, xs, keys), seconds(alone, xs, probes)  # compile
+    pairs = [(seconds(solve, xs, keys), seconds(alone, xs, probes)) for _ in range(rounds)]
+    return count, np.array(pairs)
+
+
+def table_of_network(asked):
+    model, meta = dgjax.load_pretrained(MODEL)
+    yield "| solver | | evaluations | solve, s | network alone, s | ratio |"
+    yield "|---|---|---|---|---|---|"
+    for name in ("Multistep", "Heun"):
+        steps = asked.steps // 2 if name == "Heun" else asked.steps
+        for kept, divergence in KEPT.items():
+            count, pairs = compare(
+                model,
+                meta.shape,
+                SOLVERS[name],
+                divergence,
+                calls,
+                steps,
+                asked.batch,
+                asked.rounds,
+            )
+            cells = *np.median(pairs, 0), np.median(pairs[:, 0] / pairs[:, 1])
+            cells = " | ".join(f"{c:.3f}" for c in cells)
+            yield f"| {name} | {kept} | {count} | {cells} |"
+
+
+def table_of_steps(batch):
+    _, meta = dgjax.load_pretrained(MODEL)
+    model = small_model(meta.shape)
+    yield "| solver | | batch | a step, µs | evaluations alone, µs | the sampler's own, µs |"
+    yield "|---|---|---|---|---|---|"
+    for size in (1, batch):
+        for name, solver in SOLVERS.items():
+            for kept, divergence in KEPT.items():
+                _, pairs = compare(
+                    model, meta.shape, solver, divergence, loop, SMALL_STEPS, size, SMALL_ROUNDS
+                )
+                each = 1e6 * pairs / SMALL_STEPS
+                cells = *np.median(each, 0), np.median(each[:, 0] - each[:, 1])
+                cells = " | ".join(f"{c:.0f}" for c in cells)
+                yield f"| {name} | {kept} | {size} | {cells} |"
+
+
+def main():
+    asked = arguments()
+    device = jax.devices()[0]
+    lines = [f"{device.device_kind} ({device.platform}), jax {jax.__version__}", ""]
+    print(*lines, sep="\n")
+    for rows in (table_of_network(asked), [""], table_of_steps(asked.batch)):
+        for line in rows:
+            print(line, flush=True)
+            lines.append(line)
+    OUT.parent.mkdir(exist_ok=True)
+    OUT.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
