@@ -1,7 +1,7 @@
 r"""Steps of noise along the level set of log p_t with one evaluation each.
 
-In coordinates p = x/sigma the score is e = sigma s, and where the noise outweighs the data it is
--p at every noise level: there a step of the drift leaves p alone, and level sets are spheres.
+In coordinates p = x/sigma the score is e = sigma s. Where the noise outweighs the data that is
+close to -p at every noise level: the drift leaves p alone, and level sets are spheres.
 
 **The step.** First the guided drift, by one exponential Euler step. Then the noise z (tangent,
 <z, e> = 0), along the ellipse that has the local curvature c = -<z, H z>/|z|^2 of log p along z
@@ -20,8 +20,8 @@ over both ends, and the rest as if it came half-way, the flow misses what it doe
     gain = <(e0 + e1)/2, jump> + |jump|^2 (c1 - c0)/8,
 
 where now c = -sigma^2 Lap log p/D. For a Gaussian the flow changes e by (I + H) e a unit of log w
-and H by -2 (H + H^2), from which the 1/8; a change of c by the jump itself asks for 1/12. Without
-this term the error is of the same order, 1, but a bias, and five to a hundred times as large.
+and H by 2 (H + H^2), from which the 1/8; a change of c by the jump itself asks for 1/12. Without
+this term the error is of order 1 too, but a bias, and three to sixty times as large on mixtures.
 """
 
 from functools import partial
