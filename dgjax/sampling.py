@@ -35,7 +35,7 @@ def check_grid(model: Field, grid: Array) -> None:
     if times[0] > high + slack or times[-1] < low - slack:
         raise ValueError(
             f"grid runs from {times[0]:g} to {times[-1]:g}, outside the model's own range "
-            f"{high:g} to {low:g}; build it with grid_karras(model, steps)"
+            f"{high:g} to {low:g}; build it with grid_logsnr(model, steps)"
         )
 
 
@@ -46,7 +46,7 @@ def check_prior(model: Field, grid: Array) -> None:
         return
     raise ValueError(
         f"the prior is known at t_max = {high:g} only and the grid starts at {times[0]:g}: "
-        "build it with grid_karras(model, steps), or pass the log-density there to sample"
+        "build it with grid_logsnr(model, steps), or pass the log-density there to sample"
     )
 
 

@@ -75,7 +75,7 @@ class Multistep(diffrax.AbstractSolver):
         ValueError: if `memory` is not a positive int.
     """
 
-    memory: int = 3
+    memory: int = 4
     term_structure: ClassVar = diffrax.AbstractTerm
     interpolation_cls: ClassVar = diffrax.LocalLinearInterpolation
 

@@ -41,10 +41,12 @@ SOLVERS = {  # evaluations a step, those beyond, solver and grid
     "Multistep(1)": (1, 1, dgjax.Multistep(1), KARRAS),
     "Multistep(2)": (1, 1, dgjax.Multistep(2), KARRAS),
     "Multistep(3)": (1, 1, dgjax.Multistep(3), KARRAS),
+    "Multistep(4)": (1, 1, dgjax.Multistep(4), KARRAS),
     "Multistep(3), log-SNR": (1, 1, dgjax.Multistep(3), dgjax.grid_logsnr),
+    "Multistep(4), log-SNR": (1, 1, dgjax.Multistep(4), dgjax.grid_logsnr),
 }
-ON_NETWORKS = ("Heun", "Tsit5", "Multistep(2)", "Multistep(3)", "Multistep(3), log-SNR")
-MARKERS = "osDv^<>Ph"
+ON_NETWORKS = ("Heun", "Tsit5", "Multistep(3)", "Multistep(3), log-SNR", "Multistep(4), log-SNR")
+MARKERS = "osDv^<>PhX*"
 FIGURES = Path(__file__).parent / "figures"
 
 

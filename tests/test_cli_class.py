@@ -13,7 +13,7 @@ from dgjax.closed_loop import target_guidance
 from dgjax.contrast import classifier_free_guidance
 from dgjax.divergence import Hutchinson
 from dgjax.fields import repath
-from dgjax.grids import grid_uniform
+from dgjax.grids import grid_logsnr
 from dgjax.guidance import density_guidance
 from dgjax.paths import edm
 from dgjax.prior import prior_sample
@@ -42,7 +42,7 @@ def test_the_class_conditions_and_the_weight_strengthens(by, weight, folder, tmp
     assert (summary["class"], summary["guidance"]) == (2, weight)
 
     model = repath(load(folder)[0], edm(7.0))
-    grid, keys = grid_uniform(model, STEPS), jax.random.split(jax.random.key(SEED), 3)
+    grid, keys = grid_logsnr(model, STEPS), jax.random.split(jax.random.key(SEED), 3)
     drawn = jax.vmap(lambda k: prior_sample(model, k, SHAPE))(jax.random.split(keys[0], 4))
     latents = drawn[:NUM]
 

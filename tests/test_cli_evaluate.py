@@ -22,7 +22,7 @@ from dgjax.checkpoint import load, save
 from dgjax.cli.options import open_model
 from dgjax.cli.solves import Settings, find_samples
 from dgjax.evaluation import frechet_distance, precision_recall
-from dgjax.grids import grid_uniform
+from dgjax.grids import grid_logsnr
 from dgjax.metrics import png_bytes, to_uint8
 from dgjax.prior import prior_sample
 from dgjax.sampling import sample
@@ -287,7 +287,7 @@ def test_solves_condition_on_each_label(tmp_path, float32, saved):
     key = jax.random.split(jax.random.key(0), (2, 2))
     latent = prior_sample(chosen.field, key[0, 1], shape)
     right = sample(
-        chosen.field, latent, grid_uniform(chosen.field, 4), key=key[1, 1], cond=jnp.array(1)
+        chosen.field, latent, grid_logsnr(chosen.field, 4), key=key[1, 1], cond=jnp.array(1)
     )
     np.testing.assert_allclose(found[0][1], right.x, rtol=1e-4)
 

@@ -26,7 +26,7 @@ from dgjax.cli.options import (
     table,
     write_json,
 )
-from dgjax.grids import grid_uniform
+from dgjax.grids import grid_logsnr
 from dgjax.guidance import density_guidance
 from dgjax.images import fit_image, read_image
 from dgjax.likelihood import likelihood
@@ -64,7 +64,7 @@ def edit(
     field = chosen.field
     noise = jax.random.normal(keys[0], clean.shape)
     x = field.path.alpha(field.t_min) * clean + field.path.sigma(field.t_min) * noise
-    grid = grid_uniform(field, steps)
+    grid = grid_logsnr(field, steps)
     divergence = make_probes(probes, method)
 
     @jax.jit

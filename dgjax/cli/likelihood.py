@@ -24,7 +24,7 @@ from dgjax.cli.options import (
     open_model,
     table,
 )
-from dgjax.grids import grid_uniform
+from dgjax.grids import grid_logsnr
 from dgjax.likelihood import likelihood as solve
 from dgjax.metrics import bits_per_dim, dequantize
 
@@ -43,7 +43,7 @@ def likelihood(
     chosen, method = open_model(model), make_solver(solver)
     sources = read_samples(files, chosen)
     keys = jax.random.split(jax.random.key(seed), 2)
-    grid = grid_uniform(chosen.field, steps)
+    grid = grid_logsnr(chosen.field, steps)
     divergence = make_probes(probes, method)
 
     @jax.jit

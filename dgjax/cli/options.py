@@ -47,7 +47,7 @@ __all__ = [
 MODEL = Annotated[
     str, typer.Option(help="Name of a shipped model, or a checkpoint folder (./NAME if both).")
 ]
-STEPS = Annotated[int, typer.Option(min=1, help="Solver steps, uniform in sigma^(1/7).")]
+STEPS = Annotated[int, typer.Option(min=1, help="Solver steps, uniform in log-SNR.")]
 SOLVER_HELP = f"One of {', '.join(SOLVERS)}."
 SOLVER = Annotated[str, typer.Option(help=SOLVER_HELP)]
 BATCH = Annotated[

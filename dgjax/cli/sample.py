@@ -32,7 +32,7 @@ from dgjax.cli.options import (
 from dgjax.cli.report import measure, rows, show_table, write_picture
 from dgjax.closed_loop import target_guidance
 from dgjax.contrast import Contrast, classifier_free_guidance
-from dgjax.grids import grid_uniform
+from dgjax.grids import grid_logsnr
 from dgjax.guidance import density_guidance
 from dgjax.metrics import png_bytes
 from dgjax.noise import level_set_noise
@@ -87,7 +87,7 @@ def sample(
         int | None,
         typer.Option(
             min=1,
-            help="Solver steps, uniform in sigma^(1/7).",
+            help="Solver steps, uniform in log-SNR.",
             show_default="32, or 48 for targets, which are steered step by step",
         ),
     ] = None,
@@ -125,7 +125,7 @@ def sample(
         x = prior_sample(field, jax.random.fold_in(keys[0], i), chosen.meta.shape)
         return x if prior_quantile is None else prior_guidance(field, x, prior_quantile)
 
-    grid = grid_uniform(chosen.field, steps)
+    grid = grid_logsnr(chosen.field, steps)
     divergence = make_probes(probes, method)
 
     if by_target:

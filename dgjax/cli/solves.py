@@ -10,7 +10,7 @@ from dgjax.alignment import Alignment, align
 from dgjax.cli.batches import batches
 from dgjax.cli.options import Model, make_probes
 from dgjax.divergence import Untracked
-from dgjax.grids import grid_uniform
+from dgjax.grids import grid_logsnr
 from dgjax.likelihood import likelihood
 from dgjax.prior import prior_sample
 from dgjax.sampling import sample
@@ -78,7 +78,7 @@ def _latents(chosen: Model, keys: Array) -> Array:
 
 
 def _run(what: str, one: Any, chosen: Model, items: Any, settings: Settings) -> Any:
-    solver, grid = settings.solver, grid_uniform(chosen.field, settings.steps)
+    solver, grid = settings.solver, grid_logsnr(chosen.field, settings.steps)
 
     @jax.jit
     def run(field, batch):

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 from dgjax.divergence import Untracked
 from dgjax.fields import Field, repath
-from dgjax.grids import grid_uniform
+from dgjax.grids import grid_logsnr
 from dgjax.paths import edm
 from dgjax.prior import prior_sample
 from dgjax.sampling import sample
@@ -122,7 +122,7 @@ def watch(
     keys = jax.random.split(jax.random.key(0), SAMPLES)
     latents = jax.vmap(lambda key: prior_sample(sampled, key, shape))(keys)
     labels = None if classes is None else jnp.arange(SAMPLES) % classes
-    grid = grid_uniform(sampled, STEPS)
+    grid = grid_logsnr(sampled, STEPS)
 
     def draw(network):
         network = put_together(network)
