@@ -184,7 +184,8 @@ def test_gradients_and_one_trace_over_q(model):
 
 def test_single_precision(model, float32):
     small = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), model)
-    found = solved(small, latents(small, COUNT), 64, UNGUIDED)
+    guide, term = guidance.density_guidance(0.5), noise.level_set_noise()
+    found = solved(small, latents(small, COUNT), 64, guide, term)
     assert found.x.dtype == found.log_density.dtype == jnp.float32
     assert rms(found.log_density - truth(small, found.x)) < 0.3
 
