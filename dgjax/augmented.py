@@ -2,8 +2,8 @@
 
 One term carries everything: its control is (dt, dW), its vector field is the `Local` at (t, x),
 so the network runs once a stage whatever is asked. Deterministic and Stratonovich steps go
-through any explicit Runge-Kutta method of diffrax, Ito steps through Euler, and `Multistep` takes
-deterministic ones with one evaluation each.
+through any explicit Runge-Kutta method of diffrax, Ito steps through Euler; `Multistep` and
+`LevelSetEuler` take one evaluation each.
 """
 
 from collections.abc import Callable, Sequence
