@@ -102,9 +102,10 @@ def test_fixed_probes_do_not_average_out_along_the_way(model, data):
     """One probe for the whole solve is unbiased too, and several times as noisy."""
     x, grid = data[0][0], grids.grid_logsnr(model, 32)
     one = divergence.Hutchinson()
-    fresh, unknown = spread(model, x, lambda key: one, grid)
-    fixed, _ = spread(model, x, lambda key: divergence.FixedProbe(one, key), grid)
+    fresh, stated = spread(model, x, lambda key: one, grid)
+    fixed, unknown = spread(model, x, lambda key: divergence.FixedProbe(one, key), grid)
     assert jnp.isnan(unknown).all()  # one probe says nothing of its own spread
+    assert jnp.isfinite(stated).all()  # but fresh ones do, by their scatter in time
     assert fixed.std() > 2.5 * fresh.std()
     error = np.sqrt((fresh.var() + fixed.var()) / len(fresh))
     assert abs(fresh.mean() - fixed.mean()) < 4 * error
