@@ -110,7 +110,7 @@ class Untracked:
     """No estimate and no product: log-densities come out as NaN, and samples cost less.
 
     For samples alone. XLA drops a divergence that nothing reads by itself, unless the solver
-    carries its last stage over to the next step, as Bosh3, Tsit5 and Dopri5 do.
+    carries something over to the next step, as Multistep, Bosh3, Tsit5 and Dopri5 do.
     """
 
     def __call__(self, jvp: LinearMap, x: Sample, key: Key) -> Float[Array, " 1"]:

@@ -69,7 +69,8 @@ class Multistep(diffrax.AbstractSolver):
     all points at once (`dgjax.nodes`), and is free of the sampler's own error.
 
     Args:
-        memory: evaluations that a step draws on, and its order.
+        memory: evaluations that a step draws on, and its order. A guide with a target wants 2:
+            its feedback oscillates with a longer one.
 
     Raises:
         ValueError: if `memory` is not a positive int.

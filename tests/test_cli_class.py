@@ -34,7 +34,7 @@ def folder(tmp_path_factory, small_model):
 @pytest.mark.parametrize(("by", "weight"), [("q", 1.0), ("q", 2.5), ("target", 2.5)])
 def test_the_class_conditions_and_the_weight_strengthens(by, weight, folder, tmp_path, run):
     options = ["--model", folder, "--seed", SEED, "--num", NUM, "--steps", STEPS]
-    options += ["--solver", "rk4", "--out", tmp_path, "--class", 2]
+    options += ["--solver", "rk4", "--probes", 1, "--out", tmp_path, "--class", 2]
     options += ["--q", 0.4] if by == "q" else ["--target-log-density", 10.0]
     options += [] if weight == 1 else ["--guidance", weight]
     assert run("sample", *options)[0] == 0

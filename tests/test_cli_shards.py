@@ -16,7 +16,7 @@ from dgjax.cli.report import MEASURED, Moments, measure
 from dgjax.cli.shards import Shards, claim, fill
 
 SHAPE = (4, 4, 1)
-DIALS = ("--q", 0.4, "--q", 0.6, "--steps", 3, "--solver", "euler", "--batch", 4)
+DIALS = ("--q", 0.4, "--q", 0.6, "--steps", 8, "--solver", "multistep", "--batch", 4)
 
 
 @pytest.fixture(scope="module")
