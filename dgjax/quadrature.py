@@ -139,8 +139,9 @@ def node_quadrature(
     One evaluation a point and none between: d/du of y and log w comes from 7-point differences
     of the points themselves, u being their index, and (C) is integrated by the rule of the same
     order, 6. So the points must be a smooth function of their index, as on the grids of
-    `dgjax.grids`; those of an adaptive solve or of a stochastic one are not, nor is a guide
-    smooth where its bound starts to act. Use `quadrature` there.
+    `dgjax.grids`; those of an adaptive solve or of a stochastic one are not, nor the first of
+    `Multistep`, which brings a log-density of its own, nor is a guide smooth where its bound
+    starts to act. Use `quadrature` there.
 
     Args:
         model: the field whose density is measured.

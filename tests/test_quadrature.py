@@ -231,6 +231,7 @@ def smooth_errors():
             guides=(guidance.density_guidance(jnp.stack([q, 0.5]), knots=knots, bound=4.0),),
             divergence=EXACT,
             save=Trajectory,
+            solver=diffrax.Heun(),
         )
         return run.trajectory, run.info.bound_share
 
