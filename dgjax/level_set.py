@@ -128,7 +128,7 @@ def leave(
     # All that follows the score is left to the linear part, as in `dgjax.multistep`.
     per_log_w = 2 * local.sigma**2 / local.g2
     steered = drift - local.velocity
-    share = 1 - 2 * inner(steered, local.score) / (local.g2 * local.score_norm2)
+    share = 1 - 2 * (inner(steered, local.score) / local.score_norm2) / local.g2
     eta = jnp.clip(share, *ETA)
     slope = (steered * per_log_w - local.sigma**2 * local.score) / local.alpha
     y = local.x / local.alpha + jnp.expm1(eta * log_ratio) / eta * slope

@@ -113,7 +113,7 @@ def advance(
     there = place < jnp.minimum(past.filled, memory)
     foretold = settled + weights(past.us, there, u0, u1) @ past.rates
 
-    share = 1 - 2 * inner(steered, local.score) / (local.g2 * local.score_norm2)
+    share = 1 - 2 * (inner(steered, local.score) / local.score_norm2) / local.g2
     eta = jnp.clip(share, 0, ETA)
     pull = weights(past.us, there, u0, u1, lambda u: (u1 / u) ** (RHO * eta) * log_w_rate(u))
     rest = weighted(pull, eta * past.ys - past.slopes)

@@ -200,6 +200,14 @@ def test_the_standard_error_of_one_probe_is_in_its_scatter():
     assert np.isnan(one(KEY, FixedProbe(Hutchinson(), KEY)).info.standard_error)
 
 
+def test_where_the_score_is_zero(float32):
+    dot = analytic.gaussian(jnp.zeros(4), 1.0)
+    model = analytic.closed_form(dot, paths.edm(), t_min=W_MIN, t_max=W_MAX)
+    options = {"key": KEY, "divergence": Exact(), "solver": Multistep()}
+    found = likelihood(model, jnp.zeros(4), grid_logsnr(model, 32), **options)
+    np.testing.assert_allclose(found.log_density, -2 * np.log(2 * np.pi), atol=0.01)
+
+
 def test_what_it_refuses():
     grid, x = grid_karras(EDM, 8), latents(EDM, SMALL, 1)[0]
     with pytest.raises(ValueError, match="is for ODEs"):

@@ -319,6 +319,7 @@ def test_info_is_what_the_trajectory_shows(problems):
             guides=(guidance.density_guidance(0.7),),
             divergence=trace,
             save=Trajectory,
+            solver=diffrax.Heun(),
         )
 
     @jax.jit
