@@ -10,7 +10,6 @@ since a learned score is not exactly a gradient that obeys the heat equation.
 
 from pathlib import Path
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,28 +19,27 @@ import dgjax
 
 MODEL, LATENTS, BATCH = "fashion-mnist", 16, 8
 SPLIT = 8  # latents used for the split, which takes fine grids
-STEPS, FINE, PROBES = 16, 32, 4
+STEPS, FINE, PROBES = 32, 64, 4
 QUANTILES = (0.2, 0.35, 0.5, 0.65, 0.8)
 OUT = Path(__file__).parent / "figures" / "agreement.md"
-SOLVER = diffrax.Tsit5()
+SOLVER = dgjax.Multistep()
 
 
 def main():
     model, meta = dgjax.load_pretrained(MODEL)
-    model = dgjax.repath(model, dgjax.edm(7.0))
     size = int(np.prod(meta.shape))
     keys = jax.random.split(jax.random.key(3), LATENTS)
     latents = jax.vmap(lambda k: dgjax.prior_sample(model, k, meta.shape))(keys)
 
     def tracked(model, x, key, q, steps, divergence):
-        grid, guide = dgjax.grid_uniform(model, steps), dgjax.density_guidance(q)
+        grid, guide = dgjax.grid_logsnr(model, steps), dgjax.density_guidance(q)
         found = dgjax.sample(
             model, x, grid, key=key, guides=(guide,), divergence=divergence, solver=SOLVER
         )
         return found.x, found.log_density, found.info.standard_error
 
     def recomputed(model, x, key, steps, divergence):
-        grid = dgjax.grid_uniform(model, steps)
+        grid = dgjax.grid_logsnr(model, steps)
         found = dgjax.likelihood(model, x, grid, key=key, divergence=divergence, solver=SOLVER)
         return found.log_density, found.info.standard_error
 
