@@ -78,8 +78,7 @@ def align(
         x: one latent at time `grid[0]`, of any shape.
         grid: (steps + 1,) decreasing times; it may stop at any noise level.
         key: for the probes; only `omega` depends on it.
-        divergence: trace estimator. It serves `omega` only, and costs nothing once compiled
-            when that is not read.
+        divergence: trace estimator. It serves `omega` only: `Untracked()` where that is not read.
         cond: what the model is conditioned on.
         options: passed on to `sample` (solver, guides, controller, ...).
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from dgjax.divergence import rademacher, sampled_error
+from dgjax.divergence import check_count, rademacher, sampled_error
 from dgjax.typing import Key, LinearMap, Sample, Scalar, register_dataclass
 
 __all__ = ["Coloured", "colouring"]
@@ -66,10 +66,8 @@ class Coloured:
     repeats: int = field(default=1, metadata={"static": True})
 
     def __post_init__(self):
-        for name in ("colours", "repeats"):
-            count = getattr(self, name)
-            if not isinstance(count, int) or count < 1:
-                raise ValueError(f"{name} must be a positive int, got {count!r}")
+        check_count("colours", self.colours)
+        check_count("repeats", self.repeats)
 
     def __call__(self, jvp: LinearMap, x: Sample, key: Key) -> Float[Array, " n"]:
         if self.colours > x.size:

@@ -27,6 +27,7 @@ __all__ = [
     "HutchPP",
     "Hutchinson",
     "Untracked",
+    "check_count",
     "gaussian",
     "rademacher",
     "sampled_error",
@@ -74,7 +75,8 @@ def sampled_error(estimates: Array, scatter: ArrayLike) -> Scalar:
     return jnp.std(estimates, ddof=1) / jnp.sqrt(jnp.asarray(n, estimates.dtype))
 
 
-def _check_count(name: str, count: int) -> None:
+def check_count(name: str, count: int) -> None:
+    """Raise a ValueError unless `count` is a positive int."""
     if not isinstance(count, int) or count < 1:
         raise ValueError(f"{name} must be a positive int, got {count!r}")
 
@@ -87,7 +89,7 @@ class Exact:
     chunk: int = field(default=64, metadata={"static": True})
 
     def __post_init__(self):
-        _check_count("chunk", self.chunk)
+        check_count("chunk", self.chunk)
 
     def __call__(self, jvp: LinearMap, x: Sample, key: Key) -> Float[Array, " 1"]:
         del key
@@ -136,7 +138,7 @@ class Hutchinson:
     sample: Callable[[Key, Sample], Sample] = field(default=rademacher, metadata={"static": True})
 
     def __post_init__(self):
-        _check_count("probes", self.probes)
+        check_count("probes", self.probes)
 
     def __call__(self, jvp: LinearMap, x: Sample, key: Key) -> Float[Array, " n"]:
         def estimate(key):
@@ -164,8 +166,8 @@ class HutchPP:
     probes: int = field(default=4, metadata={"static": True})
 
     def __post_init__(self):
-        _check_count("rank", self.rank)
-        _check_count("probes", self.probes)
+        check_count("rank", self.rank)
+        check_count("probes", self.probes)
 
     def __call__(self, jvp: LinearMap, x: Sample, key: Key) -> Float[Array, " n"]:
         if self.rank > x.size:

@@ -12,7 +12,7 @@ from numpy.polynomial import legendre
 
 from dgjax.typing import Scalar, as_float
 
-__all__ = ["RHO", "clock", "flat", "log_w_rate", "weights"]
+__all__ = ["RHO", "clock", "flat", "lagrange", "log_w_rate", "weights"]
 
 RHO = 7.0
 POINTS = 8  # of the Gauss-Legendre rule over one step
@@ -33,6 +33,16 @@ def flat(u: Array) -> Array:
     return jnp.ones_like(u)
 
 
+def lagrange(
+    points: Float[Array, " k"], there: Bool[Array, " k"], u: Float[Array, " m"]
+) -> Float[Array, "m k"]:
+    """Lagrange polynomials of the `points` that are `there` at every u; 0 for the others."""
+    other = there[None] & ~jnp.eye(points.shape[0], dtype=bool)
+    apart = jnp.where(other, points[:, None] - points[None], 1)
+    ratios = jnp.where(other, (u[:, None, None] - points) / apart, 1)
+    return jnp.prod(ratios, -1) * there
+
+
 def weights(
     points: Float[Array, " k"],
     there: Bool[Array, " k"],
@@ -45,9 +55,6 @@ def weights(
     Points that are not `there` take no part, and their weights are 0.
     """
     places, masses = (as_float(a).astype(points.dtype) for a in legendre.leggauss(POINTS))
-    other = there[None] & ~jnp.eye(points.shape[0], dtype=bool)
     u = 0.5 * (start + stop) + 0.5 * (stop - start) * places
-    apart = jnp.where(other, points[:, None] - points[None], 1)
-    ratios = jnp.where(other, (u[:, None, None] - points) / apart, 1)
-    values = jnp.prod(ratios, -1) * there
+    values = lagrange(points, there, u)
     return 0.5 * (stop - start) * jnp.sum((masses * density(u))[:, None] * values, 0)

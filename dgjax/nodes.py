@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dgjax.interpolation import RHO, clock, log_w_rate, weights
+from dgjax.interpolation import RHO, clock, lagrange, log_w_rate, weights
 from dgjax.paths import Coefficients, Path, coefficients
 from dgjax.typing import Sample, Scalar, inner
 
@@ -112,11 +112,9 @@ def _scatter(us: Float[Array, " n+1"], values: Float[Array, " n+1"]) -> Float[Ar
     others = around[around != np.arange(count)[:, None]].reshape(count, -1)
 
     def off(i, others):
-        apart = us[others][:, None] - us[others]
-        ratios = (us[i] - us[others]) / jnp.where(apart == 0, 1, apart)
-        lagrange = jnp.prod(jnp.where(apart == 0, 1, ratios), 1)
-        distance = values[i] - lagrange @ values[others]
-        return distance / jnp.sqrt(1 + jnp.sum(lagrange**2))
+        (curve,) = lagrange(us[others], jnp.ones(others.shape, bool), us[i][None])
+        distance = values[i] - curve @ values[others]
+        return distance / jnp.sqrt(1 + jnp.sum(curve**2))
 
     return jax.vmap(off)(jnp.arange(count), others)
 

@@ -40,7 +40,8 @@ class Info(NamedTuple):
             with `Multistep` only, to about a third, from the scatter in time of fresh ones; else
             NaN.
         bound_share: share of the log-SNR range on which a guide was stopped by its bound.
-        least_score: least |sigma s| over the steps (root mean square within each).
+        least_score: least |sigma s| over the steps: root mean square within each by Runge-Kutta
+            methods, at its start where a step is one evaluation.
         target_met: whether every target asked for was reached; True when none was.
         finite: whether x and its log-density are finite.
         log_densities: (n,) final log-density by each divergence estimate, in nats.

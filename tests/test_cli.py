@@ -144,7 +144,7 @@ def test_likelihood_of_a_picture_and_of_arrays(folder, image, tmp_path, run):
     x = np.random.default_rng(0).normal(size=(2, *SHAPE)).astype(np.float32)
     np.savez(tmp_path / "x.npz", x=x)
     files = (image, tmp_path / "x.npz")
-    code, printed, _ = run("likelihood", *files, "--model", folder, "--json")
+    code, printed, _ = run("likelihood", *files, "--model", folder, "--steps", 64, "--json")
     assert code == 0
     rows = json.loads(printed)["rows"]
     assert [row["file"] for row in rows] == ["ramp.png", "x.npz[0]", "x.npz[1]"]
@@ -155,8 +155,8 @@ def test_likelihood_of_a_picture_and_of_arrays(folder, image, tmp_path, run):
     # Noise of one level changes the sum of squares by a hundredth.
     assert values[0] == pytest.approx(log_density(shown), abs=0.3)
     for row in rows:
-        # There is no probe noise here, but rounding scatters about a smooth curve too.
-        assert row["log_density_standard_error"] < 0.05
+        # There is no probe noise here; with fewer steps the bend of the curve counts as scatter.
+        assert row["log_density_standard_error"] < 0.01
         bits = -(row["log_density"] + SIZE * np.log(1 / 127.5)) / (SIZE * np.log(2))
         assert row["bits_per_dim"] == pytest.approx(bits, rel=1e-4)
 

@@ -65,7 +65,7 @@ def edit(
     noise = jax.random.normal(keys[0], clean.shape)
     x = field.path.alpha(field.t_min) * clean + field.path.sigma(field.t_min) * noise
     grid = grid_logsnr(field, steps)
-    divergence = make_probes(probes, method)
+    divergence = make_probes(probes, method, chosen.size)
 
     @jax.jit
     def encode(field, batch):

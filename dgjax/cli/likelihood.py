@@ -44,7 +44,7 @@ def likelihood(
     sources = read_samples(files, chosen)
     keys = jax.random.split(jax.random.key(seed), 2)
     grid = grid_logsnr(chosen.field, steps)
-    divergence = make_probes(probes, method)
+    divergence = make_probes(probes, method, chosen.size)
 
     @jax.jit
     def run(field, keys, batch):

@@ -141,12 +141,13 @@ def make_solver(name: str) -> Any:
     return SOLVERS[name]()
 
 
-def make_probes(count: int, solver: Solver) -> Divergence:
+def make_probes(count: int, solver: Solver, size: int) -> Divergence:
     """`count` probes a step: by colours, the best of them, where one estimate has a standard error.
 
     `Multistep` gives it, from the scatter of the steps; other solvers need independent estimates.
+    Of `size` elements there are no more colours than that.
     """
-    return Coloured(count) if isinstance(solver, Multistep) else Hutchinson(count)
+    return Coloured(min(count, size)) if isinstance(solver, Multistep) else Hutchinson(count)
 
 
 @contextmanager

@@ -126,7 +126,7 @@ def sample(
         return x if prior_quantile is None else prior_guidance(field, x, prior_quantile)
 
     grid = grid_logsnr(chosen.field, steps)
-    divergence = make_probes(probes, method)
+    divergence = make_probes(probes, method, chosen.size)
 
     if by_target:
         profile = pilot(

@@ -49,7 +49,7 @@ def find_samples(chosen: Model, num: int, labels: Labels, settings: Settings) ->
 def find_alignments(chosen: Model, num: int, labels: Labels, settings: Settings) -> Alignment:
     """Score alignment of `num` latents, every leaf (num, ...)."""
     keys = jax.random.split(jax.random.key(settings.seed), (2, num))
-    divergence = make_probes(settings.probes, settings.solver)
+    divergence = make_probes(settings.probes, settings.solver, chosen.size)
 
     def one(field, grid, solver, latent, key, label):
         return align(field, latent, grid, key=key, divergence=divergence, cond=label, solver=solver)
@@ -62,7 +62,7 @@ def find_log_densities(
     chosen: Model, x: Array, keys: Array, labels: Labels, settings: Settings
 ) -> tuple[np.ndarray, np.ndarray]:
     """log p(x) in nats at t_min of every x (n, *shape), and its standard error from the probes."""
-    divergence = make_probes(settings.probes, settings.solver)
+    divergence = make_probes(settings.probes, settings.solver, chosen.size)
 
     def one(field, grid, solver, x, key, label):
         found = likelihood(
