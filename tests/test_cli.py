@@ -12,6 +12,11 @@ import pytest
 from PIL import Image
 from scipy import stats
 
+from dgjax.cli.options import make_probes
+from dgjax.colouring import Coloured
+from dgjax.divergence import Hutchinson
+from dgjax.solvers import RK4, Multistep
+
 SHAPE, SPREAD, T_MIN = (8, 8, 1), 0.7, 0.02
 SIZE = 64
 
@@ -278,3 +283,9 @@ def test_trouble_is_one_clear_line_and_nothing_is_written(i, folder, tmp_path, r
 def test_misspelt_options_exit_with_2(run):
     assert run("sample", "--qq", 0.5)[0] == 2
     assert run("sample", "--num", 0)[0] == 2
+
+
+def test_probes_fit_the_solver_and_the_size():
+    assert make_probes(5, Multistep(), 2) == Coloured(2)  # no more colours than elements
+    assert make_probes(5, Multistep(), 784) == Coloured(5)
+    assert make_probes(5, RK4(), 2) == Hutchinson(5)  # whose standard error is their spread
