@@ -76,6 +76,7 @@ from dgjax.quadrature import chord, node_quadrature, quadrature
 from dgjax.sampling import Info, Sampled, Trajectory, sample
 from dgjax.schedules import schedule, window
 from dgjax.solvers import RK4, LevelSetEuler, Multistep
+from dgjax.spacetime import Geodesic, Posterior, geodesic, jeffreys, posterior
 from dgjax.targets import Shot, pilot, shoot
 from dgjax.typing import register_dataclass
 
@@ -90,6 +91,7 @@ __all__ = [
     "Field",
     "FixedProbe",
     "GaussianMixture",
+    "Geodesic",
     "HutchPP",
     "Hutchinson",
     "Inconsistency",
@@ -101,6 +103,7 @@ __all__ = [
     "Multistep",
     "NoisePrediction",
     "Normality",
+    "Posterior",
     "PrecisionRecall",
     "Sampled",
     "ScorePrediction",
@@ -134,6 +137,7 @@ __all__ = [
     "gaussian",
     "gaussian_mixture",
     "gaussian_prior",
+    "geodesic",
     "grid_karras",
     "grid_logsnr",
     "grid_uniform",
@@ -142,6 +146,7 @@ __all__ = [
     "high_density",
     "inconsistency",
     "inconsistency_statistics",
+    "jeffreys",
     "kernel_density",
     "level_set_noise",
     "likelihood",
@@ -154,6 +159,7 @@ __all__ = [
     "normality",
     "pilot",
     "png_bytes",
+    "posterior",
     "precision_recall",
     "preconditioned",
     "pretrained_models",

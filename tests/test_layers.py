@@ -35,6 +35,7 @@ ORDER = [
     "likelihood",
     "quadrature",
     "inconsistency",
+    "spacetime",
     "alignment",
     "targets",
     "metrics",
