@@ -134,7 +134,9 @@ def jeffreys(
         )
     model = condition(model, cond)
     points = jax.lax.map(
-        lambda p: _point(model, *p, key, divergence), (ts, xs), batch_size=min(batch, len(ts))
+        lambda p: _point(model, p[0], p[1], key, divergence),
+        (ts, xs),
+        batch_size=min(batch, len(ts)),
     )
     return jax.vmap(_between)(_part(points, slice(None, -1)), _part(points, slice(1, None)))
 
@@ -192,7 +194,7 @@ def geodesic(
         ValueError: if the ends are of different shapes or not finite, a time is outside the
             model's range, or a count is not a positive int.
     """
-    x0, x1 = jnp.asarray(x0), jnp.asarray(x1)
+    t0, t1, x0, x1 = as_float(t0), as_float(t1), jnp.asarray(x0), jnp.asarray(x1)
     for name, count in (("segments", segments), ("knots", knots), ("steps", steps)):
         check_count(name, count)
     _check_ends(model, (t0, t1), (x0, x1))
@@ -210,7 +212,7 @@ def geodesic(
         log_w = jnp.clip(base + lift @ moved[1], low, high)
         ts = jax.vmap(model.path.time)(-2 * log_w)
         # The ends themselves, which the way through log-SNR gives to rounding only.
-        ts = ts.at[0].set(as_float(t0)).at[-1].set(as_float(t1))
+        ts = ts.at[0].set(t0).at[-1].set(t1)
         return ts, jax.vmap(lambda t, y: model.path.alpha(t) * y)(ts, ys)
 
     def parts(moved, key):
@@ -232,7 +234,8 @@ def geodesic(
     (moved, _), energies = jax.lax.scan(step, (start, chosen.init(start)), jnp.arange(steps))
     pieces = parts(moved, jax.random.fold_in(key, steps))
     length = jnp.sum(jnp.sqrt(jnp.maximum(pieces, 0)))
-    return Geodesic(*curve(moved), length, 0.5 * segments * jnp.sum(pieces), energies)
+    ts, xs = curve(moved)
+    return Geodesic(ts, xs, length, 0.5 * segments * jnp.sum(pieces), energies)
 
 
 def _semicircle(ends, segments: int) -> tuple[Array, Array]:
