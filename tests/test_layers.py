@@ -40,6 +40,7 @@ ORDER = [
     "targets",
     "metrics",
     "viz",
+    "explorer",
     "networks",
     "spec",
     "evaluation",

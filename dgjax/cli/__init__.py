@@ -1,4 +1,4 @@
-"""The command line: `dgjax sample`, `edit`, `likelihood`, `align`, `evaluate`, `train` and `check`.
+"""The command line: `dgjax sample`, `edit`, `explore`, `likelihood`, `align`, `evaluate`, ...
 
 Each command is a thin layer over the library. Trouble that a user can mend is one line on
 standard error and exit status 1 (2 for a misspelt option).
@@ -13,6 +13,7 @@ from dgjax.cli.cache import keep_compiled
 from dgjax.cli.check import check
 from dgjax.cli.edit import edit
 from dgjax.cli.evaluate import evaluate
+from dgjax.cli.explore import explore
 from dgjax.cli.likelihood import likelihood
 from dgjax.cli.sample import sample
 from dgjax.cli.train import train
@@ -25,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (sample, edit, likelihood, align, evaluate, train, check):
+for command in (sample, edit, explore, likelihood, align, evaluate, train, check):
     app.command()(command)
 
 

@@ -1,0 +1,171 @@
+"""`dgjax explore`: a page to turn the dial in, with every sample computed beforehand."""
+
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import numpy as np
+import typer
+
+from dgjax import __version__
+from dgjax.cli.batches import progress, walker
+from dgjax.cli.options import (
+    BATCH,
+    MODEL,
+    PROBES,
+    SEED,
+    STEPS,
+    Model,
+    check_label,
+    console,
+    make_probes,
+    open_model,
+    output_folder,
+)
+from dgjax.explorer import Exploration, Setting, check_images, page
+from dgjax.grids import grid_logsnr
+from dgjax.guidance import density_guidance
+from dgjax.noise import level_set_noise
+from dgjax.paths import logsnr
+from dgjax.prior import prior_sample
+from dgjax.sampling import sample
+from dgjax.schedules import window
+from dgjax.solvers import LevelSetEuler, Multistep
+
+NO_NOISE = Setting("None", "Nothing random on the way: latent and q decide all.")
+QUANTILES = [round(0.1 + 0.05 * i, 2) for i in range(17)]
+
+
+def explore(
+    model: MODEL = "fashion-mnist",
+    q: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Dial in (0, 1), repeatable: above 0.5 smoother, below more detail.",
+            show_default="0.1, 0.15, ..., 0.9",
+        ),
+    ] = None,
+    label: Annotated[
+        int | None, typer.Option("--class", help="Class to draw, for a model that takes labels.")
+    ] = None,
+    noise: Annotated[
+        float,
+        typer.Option(min=0.0, help="Noise along the level set, relative to g; 0 is none."),
+    ] = 1.0,
+    split: Annotated[
+        float, typer.Option(help="Log-SNR at which early noise ends and late noise begins.")
+    ] = 0.0,
+    num: Annotated[int, typer.Option(min=1, help="Number of latents.")] = 8,
+    batch: BATCH = 16,
+    steps: STEPS = 32,
+    probes: PROBES = 2,
+    seed: SEED = 0,
+    out: Annotated[Path, typer.Option(help="File to write.")] = Path("dgjax-explorer.html"),
+) -> None:
+    """Write a page, for any browser, in which the dial is turned and samples compared."""
+    chosen = open_model(model)
+    check_images(chosen.meta.shape)
+    check_label(chosen, label)
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder: name a file in it, such as {out / 'explorer.html'}")
+    dials = np.asarray(sorted(set(q or QUANTILES)), np.float32)
+    for dial in dials:  # says early what is wrong with one
+        density_guidance(dial)
+    grid = grid_logsnr(chosen.field, steps)
+    levels = np.asarray(jax.vmap(lambda t: logsnr(chosen.field.path, t))(grid))
+    settings = [NO_NOISE, *(_noisy(split, levels) if noise > 0 else ())]
+    keys = jax.random.split(jax.random.key(seed), 3)  # as `dgjax sample`, whose samples these are
+
+    @jax.jit
+    def run(field, term, keys, batch):
+        method = Multistep() if term is None else LevelSetEuler()
+        divergence = make_probes(probes, method, chosen.size)
+
+        def one(i, dial):
+            found = sample(
+                field,
+                prior_sample(field, jax.random.fold_in(keys[0], i), chosen.meta.shape),
+                grid,
+                key=jax.random.fold_in(keys[1], i),
+                guides=(density_guidance(dial),),
+                noise=term,
+                divergence=divergence,
+                cond=label,
+                solver=method,
+                save=lambda t, x, log_density: log_density,
+            )
+            return {
+                "x": found.x,
+                "log_density": found.log_density,
+                "standard_error": found.info.standard_error,
+                "bound_share": found.info.bound_share,
+                "course": found.trajectory,
+            }
+
+        return jax.vmap(one)(*batch)
+
+    items = np.repeat(np.arange(num), len(dials)), np.tile(dials, num)
+    parts = []
+    with output_folder(out.parent) as folder:
+        with progress("sampling", len(settings) * num * len(dials)) as show:
+            for setting in settings:
+                term = None
+                if setting.noise is not None:
+                    low, high = setting.noise
+                    term = level_set_noise(window(noise, low=low, high=high))
+                walk = walker(run, min(batch, num * len(dials)), chosen.field, term, keys)
+                parts.append(walk(items, show))
+
+        def together(*leaves):
+            return np.stack(leaves).reshape(-1, num, len(dials), *leaves[0].shape[1:])
+
+        arrays = jax.tree.map(together, *parts)
+        found = Exploration(
+            **arrays, logsnr=levels, q=dials, settings=settings, data_range=chosen.meta.data_range
+        )
+        if not (np.isfinite(found.x).all() and np.isfinite(found.log_density).all()):
+            console.print("[yellow]some samples are not finite; the page says which[/yellow]")
+        how = f"{steps} steps, uniform in log-SNR from {levels[0]:.2f} to {levels[-1]:.2f}"
+        how += f"; seed {seed}; probes {probes}"
+        if noise > 0:
+            how += f"; noise {noise:g} g, early below log-SNR {split:g}, late from there"
+        text = page(found, chosen.name, _about(chosen, label, how))
+        (folder / out.name).write_text(text, "utf-8")
+    console.print(f"wrote {out} ({len(text) / 1e6:.1f} MB): open it in a browser")
+
+
+def _noisy(split: float, levels: np.ndarray) -> list[Setting]:
+    """Noise before and after the log-SNR `split`, which must lie inside `levels`."""
+    if not levels[0] < split < levels[-1]:
+        raise ValueError(
+            f"--split is {split:g}, outside the model's range of log-SNR, "
+            f"{levels[0]:.4g} to {levels[-1]:.4g}"
+        )
+    early = (
+        f"Random moves early on, below log-SNR {split:g}. What the image is of may change, its "
+        "log-density hardly does."
+    )
+    late = (
+        f"Random moves late, above log-SNR {split:g}. What the image is of is settled by then: "
+        "details and texture change."
+    )
+    return [
+        Setting("Early", early, (-np.inf, split)),
+        Setting("Late", late, (split, np.inf)),
+    ]
+
+
+def _about(chosen: Model, label: int | None, how: str) -> dict[str, str]:
+    """What the page says of how it was made."""
+    height, width, channels = chosen.meta.shape
+    t_min = chosen.facts()["t_min"]
+    condition = "" if label is None else f" for class {label}, log p(x | {label})"
+    return {
+        "Model": f"{chosen.name}; images {height} \u00d7 {width}, "
+        f"{'grey' if channels == 1 else 'RGB'}, D = {chosen.size:,} elements; "
+        + ("no class" if label is None else f"class {label}"),
+        "Which density": f"The model's own{condition}, at its smallest noise level "
+        f"t_min = {t_min:g}, of the sample as it is there, not denoised. Not the density of the "
+        "data; figures compare only at one t_min.",
+        "How it was made": f"dgjax {__version__}; {how}",
+    }
