@@ -1,4 +1,4 @@
-"""The command line: `dgjax sample`, `edit`, `explore`, `likelihood`, `align`, `evaluate`, ...
+"""The command line: `dgjax COMMAND`, each of which explains itself with `--help`.
 
 Each command is a thin layer over the library. Trouble that a user can mend is one line on
 standard error and exit status 1 (2 for a misspelt option).

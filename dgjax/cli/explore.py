@@ -22,7 +22,7 @@ from dgjax.cli.options import (
     open_model,
     output_folder,
 )
-from dgjax.explorer import Exploration, Setting, check_images, page
+from dgjax.explorer import Exploration, Setting, check_images, render_page
 from dgjax.grids import grid_logsnr
 from dgjax.guidance import density_guidance
 from dgjax.noise import level_set_noise
@@ -129,7 +129,7 @@ def explore(
         how += f"; seed {seed}; probes {probes}"
         if noise > 0:
             how += f"; noise {noise:g} g, early below log-SNR {split:g}, late from there"
-        text = page(found, chosen.name, _about(chosen, label, how))
+        text = render_page(found, chosen.name, _about(chosen, label, how))
         (folder / out.name).write_text(text, "utf-8")
     console.print(f"wrote {out} ({len(text) / 1e6:.1f} MB): open it in a browser")
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from dgjax.metrics import bits_per_dim, to_image
 
-__all__ = ["Exploration", "Setting", "check_images", "page"]
+__all__ = ["Exploration", "Setting", "check_images", "render_page"]
 
 
 class Setting(NamedTuple):
@@ -69,7 +69,7 @@ def check_images(shape: tuple[int, ...]) -> None:
         )
 
 
-def page(found: Exploration, name: str, about: Mapping[str, str]) -> str:
+def render_page(found: Exploration, name: str, about: Mapping[str, str]) -> str:
     """The explorer as the text of an HTML file, which needs no other file and no network.
 
     Args:
