@@ -70,7 +70,7 @@ function drawPanel(i) {
   slider.value = chosen.q;
   slider.setAttribute("aria-label", state.compare ? `Dial q of ${LETTERS[i]}` : "Dial q");
   slider.setAttribute("aria-valuetext", qText(chosen.q));
-  find("output", root).textContent = qText(chosen.q);
+  find(".q", root).textContent = qText(chosen.q);
   find(`input[name=noise-${LETTERS[i]}][value="${chosen.setting}"]`, root).checked = true;
   find(".words", root).textContent = data.settings[chosen.setting].words;
   find(".nats", root).textContent = nats(sample);
@@ -80,8 +80,10 @@ function drawPanel(i) {
   find(".bound", root).textContent = share ? `The dial is at its limit for ${share} % of the way.` : "";
   over.alt = `Sample of latent ${state.latent + 1} at ${qText(chosen.q)}, ${noiseText(chosen.setting)}`;
   if (over.src === source(sample)) return;
-  if (over.src) under.src = over.src;
+  const before = over.src;
   over.src = source(sample);
+  if (!before) return;
+  under.src = before;
   if (!calm.matches) over.animate([{ opacity: 0 }, { opacity: 1 }], 140);
 }
 
@@ -133,7 +135,7 @@ function drawChart() {
     root.append(svg("text", { x: x(v), y: height - bottom + 19, "text-anchor": "middle" }, minus(String(v))));
   }
   root.append(svg("text", { class: "axis", x: 0, y: 14 }, "log-density of x\u209c, nats"));
-  root.append(svg("text", { class: "axis", x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, "log-SNR, from noise \u2192 to image"));
+  root.append(svg("text", { class: "axis", x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, "log-SNR: noise \u2192 image"));
 
   const families = shown().filter((i) => i === 0 || state.panels[1].setting !== state.panels[0].setting);
   for (const i of families)

@@ -117,7 +117,7 @@ def _check(found: Exploration) -> None:
 
 
 def _data(found: Exploration) -> dict[str, Any]:
-    """What the script reads; every figure to the digits that it shows, or one more."""
+    """What the script reads; figures with digits enough to be rounded again."""
     size = int(np.prod(found.x.shape[3:]))
     bits = np.asarray(bits_per_dim(found.log_density, size, found.data_range))
 
@@ -126,9 +126,9 @@ def _data(found: Exploration) -> dict[str, Any]:
         return {
             "png": base64.b64encode(png).decode(),
             "bytes": len(png),
-            "nats": _number(found.log_density[at], 2),
-            "error": _number(found.standard_error[at], 2),
-            "bits": _number(bits[at], 4),
+            "nats": _number(found.log_density[at], 4),
+            "error": _number(found.standard_error[at], 4),
+            "bits": _number(bits[at], 6),
             "bound": _number(found.bound_share[at], 3),
             "course": [_number(value, 1) for value in found.course[at]],
         }
