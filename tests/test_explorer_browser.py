@@ -100,10 +100,9 @@ def expected(setting, latent, dial):
     """The same by the arrays."""
     at = (setting, latent, dial)
     value, error = FOUND.log_density[at], FOUND.standard_error[at]
-    digits = 1 if error < 1 else 0
     bits = float(bits_per_dim(value, FOUND.x[at].size, (-1.0, 1.0)))
     figures = [
-        f"{value:,.{digits}f} ± {error:.{digits}f} nats",
+        f"{value:,.0f} ± {error:.{1 if error < 1 else 0}f} nats",
         f"{bits:.2f}",
         f"{png_bytes(FOUND.x[at]):,} bytes",
     ]

@@ -142,12 +142,12 @@ def _noisy(split: float, levels: np.ndarray) -> list[Setting]:
             f"{levels[0]:.4g} to {levels[-1]:.4g}"
         )
     early = (
-        f"Random moves early on, below log-SNR {split:g}. What the image is of may change, its "
-        "log-density hardly does."
+        f"Random moves, at one log-density, in the early part of the way, up to log-SNR {split:g}: "
+        "what the image is of may change."
     )
     late = (
-        f"Random moves late, above log-SNR {split:g}. What the image is of is settled by then: "
-        "details and texture change."
+        f"Random moves, at one log-density, in the late part of the way, from log-SNR {split:g}: "
+        "mostly details change."
     )
     return [
         Setting("Early", early, (-np.inf, split)),

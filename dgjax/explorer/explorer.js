@@ -18,9 +18,8 @@ const thousands = (v, digits = 0) => v.toLocaleString("en-GB", { minimumFraction
 const minus = (text) => text.replace("-", "\u2212");
 const orNone = (v, text) => (v === null ? "not finite" : text(v));
 const nats = ({ nats, error }) => {
-  const digits = error !== null && error < 1 ? 1 : 0;
-  const spread = error === null ? "" : ` \u00b1 ${thousands(error, digits)}`;
-  return orNone(nats, (v) => minus(thousands(v, digits)) + spread + " nats");
+  const spread = error === null ? "" : ` \u00b1 ${thousands(error, error < 1 ? 1 : 0)}`;
+  return orNone(nats, (v) => minus(thousands(v)) + spread + " nats");
 };
 const bits = (sample) => orNone(sample.bits, (v) => minus(v.toFixed(2)));
 const bytes = (sample) => `${thousands(sample.bytes)} bytes`;
@@ -108,10 +107,11 @@ function ticks(low, high, count) {
 
 function drawChart() {
   const place = find("#chart"), width = place.clientWidth || 320, height = Math.round(Math.min(440, Math.max(280, 0.62 * width)));
-  const left = 56, right = 66, top = 30, bottom = 48;
   // One scale for all that this latent can show, so that curves move and axes do not.
   const all = data.settings.flatMap((_, s) => data.samples[s][state.latent].flatMap((sample) => sample.course)).filter((v) => v !== null);
   const low = Math.min(...all), high = Math.max(...all), pad = 0.04 * (high - low || 1);
+  const room = 7.5 * Math.max(...[low, high].map((v) => thousands(v).length)); // for the longest number
+  const left = room + 14, right = room + (state.compare ? 30 : 16), top = 30, bottom = 48;
   const [first, last] = [data.logsnr[0], data.logsnr.at(-1)];
   const x = (v) => left + ((v - first) / (last - first)) * (width - left - right);
   const y = (v) => height - bottom - ((v - low + pad) / (high - low + 2 * pad)) * (height - top - bottom);
@@ -126,7 +126,7 @@ function drawChart() {
     const a = x(Math.max(first, from ?? first)), b = x(Math.min(last, to ?? last));
     root.append(svg("rect", { class: `band ${LETTERS[i].toLowerCase()}`, x: a, y: top, width: Math.max(0, b - a), height: height - top - bottom }));
   }
-  for (const v of ticks(low - pad, high + pad, height / 60)) {
+  for (const v of ticks(low - pad, high + pad, height / 45)) {
     root.append(svg("line", { class: "grid", x1: left, x2: width - right, y1: y(v), y2: y(v) }));
     root.append(svg("text", { x: left - 8, y: y(v) + 4, "text-anchor": "end" }, minus(thousands(v))));
   }
