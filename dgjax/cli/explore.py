@@ -126,9 +126,11 @@ def explore(
         if not (np.isfinite(found.x).all() and np.isfinite(found.log_density).all()):
             console.print("[yellow]some samples are not finite; the page says which[/yellow]")
         how = f"{steps} steps, uniform in log-SNR from {levels[0]:.2f} to {levels[-1]:.2f}"
-        how += f"; seed {seed}; probes {probes}"
+        how += f", by Multistep; seed {seed}; probes {probes}"
         if noise > 0:
-            how += f"; noise {noise:g} g, early below log-SNR {split:g}, late from there"
+            how += (
+                f"; noise {noise:g} g, by LevelSetEuler, early below log-SNR {split:g}, late above"
+            )
         text = render_page(found, chosen.name, _about(chosen, label, how))
         (folder / out.name).write_text(text, "utf-8")
     console.print(f"wrote {out} ({len(text) / 1e6:.1f} MB): open it in a browser")
@@ -142,12 +144,12 @@ def _noisy(split: float, levels: np.ndarray) -> list[Setting]:
             f"{levels[0]:.4g} to {levels[-1]:.4g}"
         )
     early = (
-        f"Random moves, at one log-density, in the early part of the way, up to log-SNR {split:g}: "
-        "what the image is of may change."
+        f"Random moves that keep the log-density of the moment, up to log-SNR {split:g}: what the "
+        "image is of may change."
     )
     late = (
-        f"Random moves, at one log-density, in the late part of the way, from log-SNR {split:g}: "
-        "mostly details change."
+        f"Random moves that keep the log-density of the moment, from log-SNR {split:g} on: mostly "
+        "details change."
     )
     return [
         Setting("Early", early, (-np.inf, split)),
