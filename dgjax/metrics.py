@@ -10,7 +10,7 @@ from PIL import Image
 
 from dgjax.typing import Key, Sample, as_float
 
-__all__ = ["bits_per_dim", "dequantize", "png_bytes", "to_image", "to_uint8"]
+__all__ = ["bits_per_dim", "dequantize", "png_bytes", "to_image", "to_png", "to_uint8"]
 
 
 def bits_per_dim(log_density: ArrayLike, size: int, data_range: tuple[float, float]) -> Array:
@@ -67,12 +67,21 @@ def to_image(x: ArrayLike, data_range: tuple[float, float] = (-1.0, 1.0)) -> Ima
     return Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels)
 
 
-def png_bytes(x: ArrayLike, data_range: tuple[float, float] = (-1.0, 1.0)) -> int:
-    """Size of one sample (H, W, C) as an optimised 8-bit PNG, in bytes: a measure of its detail.
+def to_png(x: ArrayLike, data_range: tuple[float, float] = (-1.0, 1.0)) -> bytes:
+    """One sample (H, W, C) as an optimised 8-bit PNG file.
 
     Raises:
         ValueError: as `to_image`.
     """
     buffer = io.BytesIO()
     to_image(x, data_range).save(buffer, "PNG", optimize=True)
-    return buffer.tell()
+    return buffer.getvalue()
+
+
+def png_bytes(x: ArrayLike, data_range: tuple[float, float] = (-1.0, 1.0)) -> int:
+    """Size of one sample (H, W, C) as an optimised 8-bit PNG, in bytes: a measure of its detail.
+
+    Raises:
+        ValueError: as `to_image`.
+    """
+    return len(to_png(x, data_range))

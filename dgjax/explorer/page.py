@@ -7,7 +7,6 @@ one script whose hash stands there.
 import base64
 import hashlib
 import html
-import io
 import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dgjax.metrics import bits_per_dim, to_image
+from dgjax.metrics import bits_per_dim, to_png
 
 __all__ = ["Exploration", "Setting", "check_images", "render_page"]
 
@@ -149,12 +148,9 @@ def _data(found: Exploration) -> dict[str, Any]:
 
 
 def _png(x: np.ndarray, data_range: tuple[float, float]) -> bytes:
-    """The file whose size `dgjax.metrics.png_bytes` says. What is not finite is shown as black."""
+    """What is not finite is shown as black."""
     low = data_range[0]
-    buffer = io.BytesIO()
-    shown = np.nan_to_num(x, nan=low, posinf=low, neginf=low)
-    to_image(shown, data_range).save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+    return to_png(np.nan_to_num(x, nan=low, posinf=low, neginf=low), data_range)
 
 
 def _number(value: Any, digits: int) -> float | None:
