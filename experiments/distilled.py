@@ -10,7 +10,7 @@ Measured on new latents along their PF-ODE: the integral of the foretold diverge
 64 products a point (8 colours, which have an eighth to a fifth of the variance), and the standard
 error of one and four plain random signs.
 
-    python experiments/distilled.py              train the head, then measure (45 minutes)
+    python experiments/distilled.py              train the head, then measure (50 minutes)
     python experiments/distilled.py --steps 200  see that it runs
 """
 
