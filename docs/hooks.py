@@ -1,0 +1,90 @@
+"""Hooks of the documentation: formulas become MathML when built, and `<s, v>` is no HTML tag."""
+
+import html
+import re
+
+import griffe
+from latex2mathml.converter import convert
+from markdown import Extension
+from mkdocs.plugins import event_priority
+
+# What arithmatex makes of $...$ and $$...$$, and what notebooks leave of them.
+ARITHMATEX = re.compile(
+    r'<(span|div) class="arithmatex">\\([(\[])(?P<tex>.*?)\\[)\]]</\1>', re.DOTALL
+)
+DOLLARS = re.compile(r"\$\$(?P<block>.+?)\$\$|(?<![\\$\w])\$(?P<inline>[^$]+?)\$(?!\w)", re.DOTALL)
+VERBATIM = re.compile(r"(<(pre|code|script|style|svg)\b.*?</\2>|<[^>]*>)", re.DOTALL)
+TAG = re.compile(r"\\tag\{(.*?)\}")
+# What browsers would space or slant otherwise than printers do.
+TYPESET = [
+    (re.compile(r'<mo (stretchy="false">&#x0007C;)'), r'<mo lspace="0" rspace="0" \1'),
+    (re.compile(r"<m[io]>(log|div|tr|clip)</m[io]>"), r'<mo lspace="0.16em" rspace="0.16em">\1</mo>'),
+    (re.compile(r"<mi>(&#x003[9A].;)</mi>"), r'<mi mathvariant="normal">\1</mi>'),
+]
+# Scripts of nbconvert that fetch MathJax and mermaid from elsewhere.
+FOREIGN = re.compile(r"<script\b(?:(?!</script>).)*?(?:mathjax|mermaid).*?</script>", re.S | re.I)
+
+
+class PlainText(Extension):
+    """No HTML in Markdown: inner products of docstrings, <s, v>, are text."""
+
+    def extendMarkdown(self, md):
+        md.inlinePatterns.deregister("html")
+        md.preprocessors.deregister("html_block")
+
+
+class PublicFirst(griffe.Extension):
+    """Of each module first what `import dgjax` gives, functions before classes."""
+
+    def on_package(self, *, pkg, **_):
+        public = {name for name in pkg.exports or () if isinstance(name, str)}
+
+        def rank(module, name):
+            member = module.members.get(name)
+            return name not in public, member is not None and member.is_class
+
+        def visit(module):
+            if module.exports and module is not pkg:
+                module.exports = sorted(module.exports, key=lambda name: rank(module, name))
+            for inner in module.modules.values():
+                if not inner.is_alias:
+                    visit(inner)
+
+        visit(pkg)
+
+
+@event_priority(100)  # before mkdocstrings looks at the extensions
+def on_config(config):
+    config.markdown_extensions.append(PlainText())
+
+
+def mathml(tex: str, block: bool) -> str:
+    """MathML of a formula; its \\tag is the number beside it."""
+    tex = html.unescape(tex).strip()
+    tag = TAG.search(tex)
+    formula = convert(TAG.sub("", tex).strip(), display="block" if block else "inline")
+    for pattern, replacement in TYPESET:
+        formula = pattern.sub(replacement, formula)
+    if not block:
+        return formula
+    number = f"<span>({tag[1]})</span>" if tag else ""
+    return f'<div class="formula">{formula}{number}</div>'
+
+
+def on_page_content(content, page, **_):
+    if page.file.src_uri.endswith(".ipynb"):
+        return "".join(_notebook_parts(FOREIGN.sub("", content)))
+    return ARITHMATEX.sub(lambda m: mathml(m["tex"], m[2] == "["), content)
+
+
+def _notebook_parts(content):
+    at = 0
+    for verbatim in VERBATIM.finditer(content):
+        yield _dollars(content[at : verbatim.start()])
+        yield verbatim[0]
+        at = verbatim.end()
+    yield _dollars(content[at:])
+
+
+def _dollars(text):
+    return DOLLARS.sub(lambda m: mathml(m["block"] or m["inline"], bool(m["block"])), text)
