@@ -16,9 +16,10 @@ DOLLARS = re.compile(r"\$\$(?P<block>.+?)\$\$|(?<![\\$\w])\$(?P<inline>[^$]+?)\$
 VERBATIM = re.compile(r"(<(pre|code|script|style|svg)\b.*?</\2>|<[^>]*>)", re.DOTALL)
 TAG = re.compile(r"\\tag\{(.*?)\}")
 # What browsers would space or slant otherwise than printers do.
+ROOM = 'lspace="0.16em" rspace="0.16em"'
 TYPESET = [
     (re.compile(r'<mo (stretchy="false">&#x0007C;)'), r'<mo lspace="0" rspace="0" \1'),
-    (re.compile(r"<m[io]>(log|div|tr|clip)</m[io]>"), r'<mo lspace="0.16em" rspace="0.16em">\1</mo>'),
+    (re.compile(r"<m[io]>(log|div|tr|clip)</m[io]>"), rf"<mo {ROOM}>\1</mo>"),
     (re.compile(r"<mi>(&#x003[9A].;)</mi>"), r'<mi mathvariant="normal">\1</mi>'),
 ]
 # Scripts of nbconvert that fetch MathJax and mermaid from elsewhere.
