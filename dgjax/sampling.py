@@ -86,8 +86,9 @@ def sample(
         cond: what the model is conditioned on; the log-density is then log p_t(x | cond), from
             the model's prior, which is the same for every condition, unless told.
         solver: `Multistep()`, `LevelSetEuler()`, `RK4()`, `diffrax.Euler()`, `Dopri5()`, ...;
-            unless told `Multistep()`, with noise along the level set `LevelSetEuler()`, with Ito
-            noise `Euler()`, and `Dopri5()` with other noise, a controller or a target.
+            unless told `Multistep()`, or `Multistep(2)` with a target; `LevelSetEuler()` with noise
+            along the level set, `Euler()` with Ito noise, `Dopri5()` with other noise, with noise
+            and a target, and with a controller.
         controller: e.g. `diffrax.PIDController(rtol, atol)` for adaptive steps; the grid then
             gives the ends and where `save` looks, and one probe serves the whole solve.
         adjoint: how gradients are taken; `diffrax.RecursiveCheckpointAdjoint()` unless told.

@@ -39,6 +39,7 @@ from dgjax.noise import level_set_noise
 from dgjax.prior import chi_quantile, prior_guidance, prior_sample
 from dgjax.sampling import sample as solve
 from dgjax.schedules import window
+from dgjax.solvers import default_name
 from dgjax.targets import pilot
 
 QUANTILES = [0.2, 0.35, 0.5, 0.65, 0.8]
@@ -95,7 +96,7 @@ def sample(
         str | None,
         typer.Option(
             help=SOLVER_HELP,
-            show_default="multistep; level_set_euler with --noise, dopri5 for targets",
+            show_default="multistep; level_set_euler with --noise, multistep2 for targets",
         ),
     ] = None,
     probes: PROBES = 2,
@@ -110,13 +111,13 @@ def sample(
     dials = np.asarray(sorted(target_log_density or q or QUANTILES), np.float32)
     if steps is None:
         steps = 48 if by_target else 32
-    if solver is None:
-        solver = "dopri5" if by_target else "multistep" if noise == 0 else "level_set_euler"
-    chosen, method = open_model(model), make_solver(solver)
-    before = _class_guides(chosen, label, guidance)
     term = None
     if noise > 0:
         term = level_set_noise(window(noise, low=noise_window[0], high=noise_window[1]))
+    if solver is None:
+        solver = default_name(by_target, term)
+    chosen, method = open_model(model), make_solver(solver)
+    before = _class_guides(chosen, label, guidance)
     if prior_quantile is not None:
         chi_quantile(prior_quantile, chosen.size)  # says early what is wrong with it
     keys = jax.random.split(jax.random.key(seed), 3)
