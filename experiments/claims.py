@@ -1,0 +1,167 @@
+"""What the experiments on the papers' claims share: start, batches, intervals, files."""
+
+import argparse
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+from scipy import stats
+
+from dgjax.cli.batches import batches
+from dgjax.cli.material import open_material
+from dgjax.cli.options import Model, open_model
+from dgjax.evaluation import Estimate
+
+FIGURES = Path(__file__).parent / "figures"
+# Of Okabe and Ito, told apart by colour-blind readers.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LEAST = 8  # rows to an interval: fewer, drawn again, are too often all the same
+
+
+class Preset(NamedTuple):
+    """A scale: latents (or images) of one group, steps of a solve, samples to a compiled call."""
+
+    count: int
+    steps: int
+    batch: int
+
+
+PRESETS = {
+    "laptop": Preset(64, 32, 16),  # two cores
+    "cifar10": Preset(1024, 64, 256),  # one accelerator
+    "imagenet": Preset(1024, 64, 32),
+}
+
+
+class Setup(NamedTuple):
+    """What an experiment runs on."""
+
+    model: Model
+    preset: Preset
+    seed: int
+    data: str | None
+
+    @property
+    def sigmas(self) -> tuple[float, float]:
+        """Smallest and largest noise level sigma/alpha of the model."""
+        facts = self.model.facts()
+        return facts["t_min"], facts["t_max"]
+
+
+def start(doc: str) -> Setup:
+    """Reads the command line. What is wrong with it is said in one line, with exit status 2."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--model", help="shipped model or checkpoint folder (fashion-mnist)")
+    parser.add_argument("--preset", choices=PRESETS, default="laptop")
+    parser.add_argument("--count", type=int, help="latents or images of a group, for the preset's")
+    parser.add_argument("--data", help="data set, npz file or folder, for that of the training")
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    if asked.preset != "laptop" and asked.model is None:
+        parser.error(f"preset {asked.preset} needs a model of that size: give --model FOLDER")
+    preset = PRESETS[asked.preset]
+    if asked.count is not None:
+        if asked.count < LEAST:
+            parser.error(f"--count must be at least {LEAST}, got {asked.count}")
+        preset = preset._replace(count=asked.count)
+    try:
+        model = open_model(asked.model or "fashion-mnist")
+    except ValueError as error:
+        parser.error(str(error))
+    plt.rcParams["axes.prop_cycle"] = plt.cycler(color=COLOURS)
+    plt.rcParams["axes.grid"], plt.rcParams["grid.alpha"] = True, 0.3
+    return Setup(model, preset, asked.seed, asked.data)
+
+
+def images(setup: Setup, num: int, part: str = "held-out") -> np.ndarray:
+    """(n, *shape): `num` real images, or all there are, in the model's coordinates, float32."""
+    material = open_material(setup.model, setup.data, part, None, "none", 1, setup.seed)
+    return material.x(0, min(num, len(material.data)))
+
+
+def each(what: str, one: Callable[..., Any], setup: Setup, *items: Any) -> Any:
+    """`one(field, *item)` for every item, in compiled batches spread over the devices here."""
+
+    @jax.jit
+    def run(field, batch):
+        return jax.vmap(lambda *item: one(field, *item))(*batch)
+
+    return batches(what, run, items, setup.preset.batch, setup.model.field)
+
+
+def keys(setup: Setup, num: int, stream: int = 0) -> jax.Array:
+    """(num,) keys of their own for each `stream`."""
+    return jax.random.split(jax.random.fold_in(jax.random.key(setup.seed), stream), num)
+
+
+def bootstrap(statistic: Callable[..., Any], *samples: Any, seed: int = 0) -> Estimate:
+    """`statistic(*samples, axis=...)` with its 95 % interval, rows drawn together.
+
+    Percentiles bent by bias and acceleration (BCa of `scipy.stats.bootstrap`).
+
+    Raises:
+        ValueError: if there are fewer than 8 rows, or one is not finite.
+    """
+    arrays = [np.asarray(a, np.float64) for a in samples]
+    if len(arrays[0]) < LEAST:
+        raise ValueError(f"an interval needs {LEAST} values, got {len(arrays[0])}: raise --count")
+    if not all(np.isfinite(a).all() for a in arrays):
+        raise ValueError("values must be finite; some are NaN or infinite: take more steps")
+    value = float(statistic(*arrays, axis=-1))
+    if all(np.ptp(a) == 0 for a in arrays):
+        return Estimate(value, value, value)
+    found = stats.bootstrap(
+        arrays, statistic, paired=True, vectorized=True, n_resamples=4999, rng=seed
+    ).confidence_interval
+    return Estimate(value, float(found.low), float(found.high))
+
+
+def correlation(x: Any, y: Any, *, seed: int = 0) -> Estimate:
+    """Pearson's, with the interval of `bootstrap`."""
+
+    def pearson(x, y, axis):
+        return stats.pearsonr(x, y, axis=axis).statistic
+
+    return bootstrap(pearson, x, y, seed=seed)
+
+
+def deviation(values: Any, *, seed: int = 0) -> Estimate:
+    """Standard deviation, with the interval of `bootstrap`."""
+    return bootstrap(lambda a, axis: np.std(a, axis=axis, ddof=1), values, seed=seed)
+
+
+def mean_error(values: Any, digits: int = 1) -> str:
+    """Mean ± its standard error over the values."""
+    values = np.asarray(values, np.float64)
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    return f"{values.mean():,.{digits}f} ± {error:.{digits}f}"
+
+
+def probe_error(errors: Any) -> str:
+    """Root mean square of single standard errors, in nats."""
+    return f"{np.sqrt(np.mean(np.square(np.asarray(errors, np.float64)))):.1f}"
+
+
+def between(estimate: Estimate, digits: int = 2) -> str:
+    """An estimate with its interval."""
+    value, low, high = (f"{number:.{digits}f}" for number in estimate)
+    return f"{value} [{low}, {high}]"
+
+
+def report(name: str, header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """Prints a markdown table and writes it to figures/NAME.md."""
+    header = list(header)
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    print("\n".join(lines), flush=True)
+    FIGURES.mkdir(exist_ok=True)
+    (FIGURES / f"{name}.md").write_text("\n".join(lines) + "\n")
+
+
+def save(figure: Any, name: str) -> None:
+    """Writes a figure to figures/NAME.png."""
+    FIGURES.mkdir(exist_ok=True)
+    figure.savefig(FIGURES / f"{name}.png", dpi=130)
