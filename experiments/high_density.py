@@ -34,22 +34,29 @@ def sampled(field, latent_key, key, sigma, *, shape, steps):
     threshold = -2 * jnp.log(sigma)
     late, always = threshold >= ends[1], threshold <= ends[0]
     middle = jnp.where(late | always, 0.5 * (ends[0] + ends[1]), threshold)
-    log_density, variance = None, 0.0
-    spans = ((ends[0], middle, always), (middle, ends[1], ~late))
-    for i, (first, last, doubled) in enumerate(spans):
-        times = jax.vmap(field.path.time)(jnp.linspace(first, last, steps + 1))
-        times = times.at[-i].set(grid[-i])  # at the model's own end to the last digit
+    legs = jnp.stack(
+        [jnp.linspace(ends[0], middle, steps + 1), jnp.linspace(middle, ends[1], steps + 1)]
+    )
+    times = jax.vmap(jax.vmap(field.path.time))(legs)
+    times = times.at[0, 0].set(grid[0]).at[1, -1].set(grid[-1])  # to the last digit
+
+    def leg(state, item):
+        x, log_density, variance = state
+        times, doubled, key = item
         found = dgjax.sample(
             field,
             x,
             times,
-            key=jax.random.fold_in(key, i),
+            key=key,
             log_density=log_density,
             guides=(dgjax.high_density(jnp.where(doubled, -jnp.inf, jnp.inf)),),
             divergence=DIVERGENCE,
         )
-        x, log_density = found.x, found.log_density
-        variance += found.info.standard_error**2
+        return (found.x, found.log_density, variance + found.info.standard_error**2), None
+
+    first = x, dgjax.log_prior(field, x), jnp.zeros((), x.dtype)
+    items = times, jnp.stack([always, ~late]), jax.random.split(key)
+    (x, log_density, variance), _ = jax.lax.scan(leg, first, items)
     again = dgjax.likelihood(field, x, grid, key=key, divergence=DIVERGENCE)
     denoised = field.pair(grid[-1], x).x0
     tracked = log_density, jnp.sqrt(variance)
@@ -85,7 +92,7 @@ def row(setup, groups, sigma):
     plain = groups[0.0]
     return [
         name(sigma),
-        f"{-2 * np.log(sigma):.1f}" if 0 < sigma < np.inf else "",
+        f"{-2 * np.log(sigma) + 0.0:.1f}" if 0 < sigma < np.inf else "",
         str(len(denoised)),
         claims.mean_error(tracked),
         claims.probe_error(error),

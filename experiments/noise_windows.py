@@ -29,7 +29,7 @@ Q = 0.5  # the reverse SDE has no other
 BLOCK = 4  # pixels
 SHOWN = 7  # images of a group in the picture
 WINDOWS = {  # log-SNR, noise to data
-    "all": (-np.inf, np.inf),
+    "all noise levels": (-np.inf, np.inf),
     "early, log-SNR < 1": (-np.inf, 1.0),
     "late, log-SNR > 1": (1.0, np.inf),
 }
@@ -110,9 +110,7 @@ def measure(setup):
         SDE: partial(by_reverse_sde, grid=fine),
     }
     number = paths * len(WINDOWS)
-    lows, highs = (
-        np.repeat(np.float32(ends), paths) for ends in zip(*WINDOWS.values(), strict=True)
-    )
+    lows, highs = np.repeat(np.float32(list(WINDOWS.values())).T, paths, axis=1)
     finals = []
     for stream, (kind, one) in enumerate(kinds.items()):
         walk = claims.keys(setup, number, 2 + stream)

@@ -152,12 +152,13 @@ def test_noise_along_level_sets_has_no_spread_on_a_gaussian(sphere, keys):
 
 
 def test_fixed_schedule_is_the_rate_without_noise(sphere, keys):
-    grid, x = dgjax.grid_logsnr(sphere, 16), dgjax.prior_sample(sphere, keys[0], SHAPE)
+    grid, x = dgjax.grid_logsnr(sphere, 64), dgjax.prior_sample(sphere, keys[0], SHAPE)
     rates = jax.jit(partial(noise_windows.fixed_schedule, grid=grid))(sphere, x, keys[1])
-    # Along the flow of N(0, v I) the norm in units of its deviation stays: d log p = -D d log dev.
-    variance = 0.25 + jnp.exp(-rates.knots)
-    true = 0.5 * x.size * jnp.exp(-rates.knots) / variance
-    np.testing.assert_allclose(rates.values, true, rtol=0.05)
+    # Along the flow of N(0, v I) nothing changes but the volume: d log p = -D d log deviation.
+    levels = jax.vmap(lambda t: dgjax.logsnr(sphere.path, t))(grid)
+    course = -0.5 * x.size * jnp.log(0.25 + jnp.exp(-levels))
+    np.testing.assert_allclose(rates.knots, 0.5 * (levels[1:] + levels[:-1]))
+    np.testing.assert_allclose(rates.values, jnp.diff(course) / jnp.diff(levels), atol=0.01)
 
 
 def test_scales_split_the_distance():
