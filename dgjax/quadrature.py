@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 from numpy.polynomial import legendre
 
-from dgjax.divergence import Divergence, Hutchinson
+from dgjax.divergence import Divergence, Hutchinson, check_count
 from dgjax.fields import Field, condition, evaluate, log_prior
 from dgjax.nodes import accumulate, gain
 from dgjax.paths import coefficients, logsnr
@@ -98,7 +98,7 @@ def quadrature(
             `batch` is not a positive int.
     """
     ts, xs = _points(model, ts, xs, least=2)
-    _check_count("nodes", nodes)
+    check_count("nodes", nodes)
     model = condition(model, cond)
     start = _start(model, ts, xs, log_density)
     points, masses = legendre.leggauss(nodes)
@@ -250,7 +250,7 @@ def _quadrature(divergence: Divergence, every: Float[Array, "n+1 m"]) -> Quadrat
 
 
 def _map(function: Callable[[Array], Any], count: int, batch: int) -> Any:
-    _check_count("batch", batch)
+    check_count("batch", batch)
     return jax.lax.map(function, jnp.arange(count), batch_size=min(batch, count))
 
 
@@ -300,8 +300,3 @@ def _points(model: Field, ts, xs, least: int) -> tuple[Array, Array]:
                 f"{low:g} to {high:g}; repath the model, or cut the trajectory"
             )
     return ts, xs
-
-
-def _check_count(name: str, count: int) -> None:
-    if not isinstance(count, int) or count < 1:
-        raise ValueError(f"{name} must be a positive int, got {count!r}")
