@@ -30,7 +30,7 @@ from dgjax.paths import logsnr
 from dgjax.prior import prior_sample
 from dgjax.sampling import sample
 from dgjax.schedules import window
-from dgjax.solvers import LevelSetEuler, Multistep
+from dgjax.solvers import default_solver
 
 NO_NOISE = Setting("None", "Nothing random on the way: latent and q decide all.")
 QUANTILES = [round(0.1 + 0.05 * i, 2) for i in range(17)]
@@ -78,7 +78,7 @@ def explore(
 
     @jax.jit
     def run(field, term, keys, batch):
-        method = Multistep() if term is None else LevelSetEuler()
+        method = default_solver((), term, None)
         divergence = make_probes(probes, method, chosen.size)
 
         def one(i, dial):
