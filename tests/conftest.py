@@ -33,6 +33,11 @@ CACHE = "JAX_COMPILATION_CACHE_DIR"
 _made = None if CACHE in os.environ else tempfile.mkdtemp(prefix="dgjax-tests-")
 jax.config.update("jax_compilation_cache_dir", os.environ.setdefault(CACHE, str(_made)))
 
+# Nearly all of a test's time is XLA's, and a quarter of that is spent on optimising what runs once.
+# `JAX_DISABLE_MOST_OPTIMIZATIONS=0 pytest` tests the programs as users run them.
+UNOPTIMISED = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+jax.config.update("jax_disable_most_optimizations", UNOPTIMISED not in ("0", "false", ""))
+
 # Tests whose arrays may not broadcast in rank unasked, a (D,) against a (n, D) being often a
 # mistake, nor change their dtype. Networks do both on purpose.
 STRICT = {
