@@ -41,6 +41,7 @@ class Meta:
         steps: of training.
         version: of dgjax that wrote it.
         held_out: fraction of a folder of images that training did not see.
+        source: where an imported model came from; empty for one that dgjax trained.
     """
 
     model: ModelSpec
@@ -50,6 +51,7 @@ class Meta:
     steps: int
     version: str = dgjax.__version__
     held_out: float = 0.0
+    source: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -70,7 +72,9 @@ def save(folder: str | os.PathLike, model: Field, meta: Meta, *, dtype: Any = jn
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         _read_meta(folder)  # raises unless it is a checkpoint, which may be replaced
     with np.errstate(over="ignore"):
-        weights = {k: np.asarray(v).astype(dtype) for k, v in to_named(model.network).items()}
+        weights = {
+            k: np.asarray(v).astype(dtype, copy=False) for k, v in to_named(model.network).items()
+        }
     for name, value in weights.items():
         if not np.isfinite(value.astype(np.float32)).all():
             raise ValueError(f"weight {name} is not finite as {jnp.dtype(dtype).name}; not saved")
@@ -160,7 +164,8 @@ def _read_meta(folder: Path) -> Meta:
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ValueError(f"{file} is not of a dgjax checkpoint: its format is not {FORMAT!r}")
     del config["format"]
-    config.setdefault("held_out", 0.0)  # older ones do not say
+    for name, value in (("held_out", 0.0), ("source", "")):
+        config.setdefault(name, value)  # older ones do not say
     try:
         check_names("config", config, [f.name for f in fields(Meta)], required=True)
         model = ModelSpec.from_dict(config["model"])

@@ -46,6 +46,7 @@ ORDER = [
     "evaluation",
     "checkpoint",
     "pretrained",
+    "importing",
     "images",
     "training",
     "check",

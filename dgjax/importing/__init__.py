@@ -1,0 +1,1 @@
+"""Models that other libraries trained, as dgjax's own: weights, names, schedules."""

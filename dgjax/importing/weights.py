@@ -1,0 +1,200 @@
+"""Files of weights as a mapping from names to arrays, of which one is read at a time.
+
+Nothing here executes what a file says: safetensors holds numbers only, and PyTorch's own files
+are read by its loader for weights alone. Pickles of whole programs are refused.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+__all__ = ["Stored", "open_weights"]
+
+STANDARD = ("diffusion_pytorch_model", "model", "pytorch_model")  # names that libraries save under
+INDEX = ".index.json"
+TORCH = (".bin", ".pt", ".pth", ".ckpt")
+# As safetensors calls what networks are stored in. Eight-bit weights need their scales besides.
+DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": jnp.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "BOOL": np.bool_,
+}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An array in a file: its shape and dtype are known, and `np.asarray` reads it."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.read().astype(dtype or self.dtype, copy=False)
+
+
+def open_weights(source: Path) -> Mapping[str, Stored]:
+    """The arrays in a file, in a folder, or in the files that an index in a folder names.
+
+    In a folder safetensors come before PyTorch's files, and standard names before others.
+
+    Raises:
+        ValueError: if there is nothing to read, more than one candidate, a part is missing or
+            damaged, or a file could only be read by running what is in it.
+    """
+    file = _choose(source) if source.is_dir() else source
+    if not file.is_file():
+        raise ValueError(f"there are no weights at {file}")
+    if file.name.endswith(INDEX):
+        return _open_shards(file)
+    return _open_file(file)
+
+
+def _choose(folder: Path) -> Path:
+    for endings in ((f".safetensors{INDEX}", ".safetensors"), (f".bin{INDEX}", *TORCH)):
+        files = sorted(f for f in folder.iterdir() if f.name.endswith(endings))
+        for name in (name + ending for name in STANDARD for ending in endings):
+            if folder / name in files:
+                return folder / name
+        if len(files) == 1:
+            return files[0]
+        if files:
+            names = ", ".join(f.name for f in files)
+            raise ValueError(f"{folder} has several files of weights: name one of {names}")
+    pickles = sorted(folder.glob("*.pkl"))
+    if pickles:
+        raise _pickled(pickles[0])
+    raise ValueError(f"{folder} has no weights: no *.safetensors, nor {', '.join(TORCH)}")
+
+
+def _open_shards(index: Path) -> dict[str, Stored]:
+    try:
+        places = json.loads(index.read_text())["weight_map"]
+        names = sorted(set(places.values()))
+        if not all(Path(name).name == name for name in names):
+            raise ValueError("it names files outside its folder")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is no index of weights: {_one_line(error)}") from error
+    found: dict[str, Stored] = {}
+    for name in names:
+        if not (index.parent / name).is_file():
+            raise ValueError(f"{index.name} names {name}, which is not in {index.parent}")
+        part = _open_file(index.parent / name)
+        wrong = sorted(part.keys() ^ {key for key, place in places.items() if place == name})
+        if wrong:
+            raise ValueError(
+                f"{name} does not hold what {index.name} says: {wrong[0]!r} is in one only"
+            )
+        found |= part
+    return found
+
+
+def _open_file(file: Path) -> dict[str, Stored]:
+    if file.suffix == ".safetensors":
+        return _open_safetensors(file)
+    if file.suffix in TORCH:
+        return _open_torch(file)
+    if file.suffix in (".pkl", ".pickle"):
+        raise _pickled(file)
+    raise ValueError(f"{file} is not of a kind that holds weights: .safetensors or {TORCH}")
+
+
+def _pickled(file: Path) -> ValueError:
+    return ValueError(
+        f"{file} is a pickle, which runs code of its author's when it is read: load it where you "
+        "trust it, and write its state_dict by safetensors.torch.save_file"
+    )
+
+
+def _open_safetensors(file: Path) -> dict[str, Stored]:
+    try:
+        opened = safe_open(file, "np")
+        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is damaged or no safetensors: {_one_line(error)}") from error
+    found = {}
+    for name, part in slices.items():
+        if part.get_dtype() not in DTYPES:
+            raise ValueError(
+                f"{file} holds {name} as {part.get_dtype()}, and only {', '.join(DTYPES)} are read"
+            )
+        dtype = np.dtype(DTYPES[part.get_dtype()])
+        found[name] = Stored(tuple(part.get_shape()), dtype, partial(opened.get_tensor, name))
+    return found
+
+
+def _open_torch(file: Path) -> dict[str, Stored]:
+    try:
+        import torch
+    except ImportError:
+        raise ValueError(
+            f"{file} takes PyTorch to read: pip install 'dgjax[torch]', or convert it to "
+            "safetensors"
+        ) from None
+    load = partial(torch.load, file, map_location="cpu", weights_only=True)
+    try:
+        try:
+            content = load(mmap=True)
+        except (RuntimeError, ValueError):  # the format before PyTorch 1.6 cannot be mapped
+            content = load()
+    except Exception as error:  # pickle, zipfile and torch raise a dozen kinds
+        raise ValueError(
+            f"{file} is damaged, or holds more than weights and is not read for safety: "
+            f"{_one_line(error)}"
+        ) from error
+    return {name: _torch_array(name, tensor) for name, tensor in _state_dict(file, content).items()}
+
+
+def _state_dict(file: Path, content: Any) -> dict[str, Any]:
+    """The one table of tensors: the content itself or, in a file of a training run, a part."""
+    import torch
+
+    def is_weights(part: Any) -> bool:
+        return (
+            isinstance(part, Mapping)
+            and len(part) > 0
+            and all(isinstance(value, torch.Tensor) for value in part.values())
+        )
+
+    if is_weights(content):
+        return content
+    parts = content if isinstance(content, Mapping) else {}
+    tables = [name for name, part in parts.items() if is_weights(part)]
+    if len(tables) != 1:
+        raise ValueError(
+            f"{file} holds {len(tables)} tables of weights ({', '.join(map(str, tables))}) where "
+            "one is wanted: save the one you mean by safetensors.torch.save_file"
+        )
+    return content[tables[0]]
+
+
+def _torch_array(name: str, tensor: Any) -> Stored:
+    import torch
+
+    half = tensor.dtype == torch.bfloat16
+
+    def read() -> np.ndarray:
+        if half:  # NumPy's own kinds do not include it
+            return tensor.contiguous().view(torch.uint16).numpy().view(jnp.bfloat16)
+        return tensor.numpy()
+
+    kind = str(tensor.dtype).removeprefix("torch.")
+    known = {np.dtype(dtype).name: np.dtype(dtype) for dtype in DTYPES.values()}
+    if kind not in known:
+        raise ValueError(f"{name} is stored as {kind}, and only {', '.join(known)} are read")
+    return Stored(tuple(tensor.shape), known[kind], read)
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
