@@ -14,9 +14,9 @@ from typing import Any, get_args, get_origin
 
 from flax import nnx
 
-from dgjax import parametrization, paths
+from dgjax import discrete, parametrization, paths
 from dgjax.fields import Field, field
-from dgjax.networks import MLP, UNet
+from dgjax.networks import MLP, UNet, UNet2D
 from dgjax.parametrization import Network
 
 __all__ = [
@@ -29,7 +29,7 @@ __all__ = [
     "unknown_name",
 ]
 
-NETWORKS: dict[str, Callable[..., Any]] = {"mlp": MLP, "unet": UNet}
+NETWORKS: dict[str, Callable[..., Any]] = {"mlp": MLP, "unet": UNet, "unet2d": UNet2D}
 PATHS: dict[str, Callable[..., Any]] = {
     "vp": paths.vp,
     "sub_vp": paths.sub_vp,
@@ -37,6 +37,7 @@ PATHS: dict[str, Callable[..., Any]] = {
     "ve": paths.ve,
     "edm": paths.edm,
     "rectified_flow": paths.rectified_flow,
+    "discrete_time": discrete.discrete_time,
 }
 PARAMETRIZATIONS: dict[str, Callable[..., Any]] = {
     "noise": parametrization.NoisePrediction,

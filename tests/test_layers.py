@@ -12,6 +12,7 @@ ORDER = [
     "typing",
     "sharding",
     "paths",
+    "discrete",
     "parametrization",
     "divergence",
     "colouring",

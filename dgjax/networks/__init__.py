@@ -2,5 +2,6 @@
 
 from dgjax.networks.mlp import MLP
 from dgjax.networks.unet import UNet
+from dgjax.networks.unet2d import UNet2D
 
-__all__ = ["MLP", "UNet"]
+__all__ = ["MLP", "UNet", "UNet2D"]
