@@ -20,6 +20,7 @@ from dgjax.analytic import (
 from dgjax.closed_loop import target_guidance
 from dgjax.colouring import Coloured
 from dgjax.contrast import autoguidance, classifier_free_guidance, temperature
+from dgjax.discrete import discrete_time
 from dgjax.divergence import (
     Exact,
     FixedProbe,
@@ -127,6 +128,7 @@ __all__ = [
     "density_guidance",
     "density_guidance_nats",
     "dequantize",
+    "discrete_time",
     "edm",
     "evaluate",
     "field",

@@ -14,6 +14,7 @@ from dgjax.cli.check import check
 from dgjax.cli.edit import edit
 from dgjax.cli.evaluate import evaluate
 from dgjax.cli.explore import explore
+from dgjax.cli.import_model import import_model
 from dgjax.cli.likelihood import likelihood
 from dgjax.cli.sample import sample
 from dgjax.cli.train import train
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 for command in (sample, edit, explore, likelihood, align, evaluate, train, check):
     app.command()(command)
+app.command("import")(import_model)  # whose name Python keeps for itself
 
 
 def main() -> None:

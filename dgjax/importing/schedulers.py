@@ -19,6 +19,7 @@ class Process(NamedTuple):
     """A path and a parametrization, as `dgjax.spec.ModelSpec` takes them.
 
     `clock` is what the network is told: "step", the number of the time step, or "level", sigma.
+    `notes` are lines on what was left out of it.
     """
 
     path: dict[str, Any]
@@ -27,6 +28,7 @@ class Process(NamedTuple):
     t_max: float
     data_range: tuple[float, float]
     clock: str
+    notes: tuple[str, ...] = ()
 
 
 # First and last beta where a config does not say. All of these share one discrete process.
@@ -93,8 +95,13 @@ def _discrete(name: str, values: dict[str, Any]) -> Process:
     if prediction not in PREDICTIONS:
         raise unknown_name("prediction_type", str(prediction), PREDICTIONS)
     table = alphas_cumprod(name, values)
-    # A step without any data, of zero terminal SNR, is a limit that no path reaches.
-    last = len(table) - (2 if values.get("rescale_betas_zero_snr") else 1)
+    notes = []
+    if clipped := [key for key in ("clip_sample", "thresholding") if values.get(key)]:
+        notes.append(f"not taken over from {name}: {' and '.join(clipped)}, which would change p")
+    last = len(table) - 1
+    if values.get("rescale_betas_zero_snr"):  # a limit that no path reaches
+        last -= 1
+        notes.append(f"the last step has no data in it: t_max is the one before, {last}")
     return Process(
         {"kind": "discrete_time", "alphas_cumprod": table[: last + 1].tolist()},
         {"kind": PREDICTIONS[prediction]},
@@ -102,6 +109,7 @@ def _discrete(name: str, values: dict[str, Any]) -> Process:
         float(last),
         (-1.0, 1.0),
         "step",
+        tuple(notes),
     )
 
 

@@ -5,8 +5,8 @@ the names that diffusers gives them, so that its weights find their places.
 """
 
 from dataclasses import replace
-from functools import partial
 from math import log
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -158,8 +158,8 @@ class UNet2D(nnx.Module):
             else Positional(widths[0], freq_shift, flip_sin_to_cos)
         )
         self.time_embedding = TimestepEmbedding(features, size, rngs=rngs)
-        self.classes, self.num_classes = class_embedding, num_classes
-        embed: nnx.Module | None = None
+        self.classes = class_embedding
+        embed: Any = None
         if num_classes is not None:
             embed = nnx.Embed(num_classes, size, rngs=rngs)
         elif class_embedding == "timestep":
@@ -171,8 +171,9 @@ class UNet2D(nnx.Module):
         self.down_blocks: nnx.List = nnx.List()
         for i, (kind, width) in enumerate(zip(down, widths, strict=True)):
             last = i == levels - 1
-            make = partial(DownBlock, kind, inputs, width, layers_per_block, last, style)
-            self.down_blocks.append(make(rngs=rngs))
+            self.down_blocks.append(
+                DownBlock(kind, inputs, width, layers_per_block, last, style, rngs=rngs)
+            )
             kept += (layers_per_block + (not last)) * [width]
             inputs = width
         mid = (style, add_attention, attn_norm_num_groups, mid_block_scale_factor)
@@ -180,8 +181,8 @@ class UNet2D(nnx.Module):
         self.up_blocks: nnx.List = nnx.List()
         for i, (kind, width) in enumerate(zip(up, widths[::-1], strict=True)):
             merged = [kept.pop() for _ in range(layers_per_block + 1)]
-            make = partial(UpBlock, kind, inputs, width, merged, i == levels - 1, style)
-            self.up_blocks.append(make(rngs=rngs))
+            last = i == levels - 1
+            self.up_blocks.append(UpBlock(kind, inputs, width, merged, last, style, rngs=rngs))
             inputs = width
         groups = few(widths[0]) if norm_num_groups is None else norm_num_groups
         self.conv_norm_out = norm(widths[0], groups, norm_eps, rngs)
@@ -222,11 +223,9 @@ class UNet2D(nnx.Module):
             return cond
         if self.classes == "timestep":
             return self.class_embedding(self.time_proj(jnp.asarray(cond, float)))
-        number = known(cond)
-        if number is not None and not ((number >= 0) & (number < self.num_classes)).all():
-            raise ValueError(
-                f"label {number} is out of range: this network takes 0 to {self.num_classes - 1}"
-            )
+        number, last = known(cond), self.class_embedding.num_embeddings - 1
+        if number is not None and not ((number >= 0) & (number <= last)).all():
+            raise ValueError(f"label {number} is out of range: this network takes 0 to {last}")
         # As a batch of one, because flax's table of a single vector takes no scalar.
         return self.class_embedding(jnp.asarray(cond)[None])[0]
 

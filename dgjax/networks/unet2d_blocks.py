@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from math import sqrt
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -103,7 +104,7 @@ class DownBlock(nnx.Module):
         fir = partial(resnet, scale=kind.scale, resample=fir_down, shortcut=True)
         thin = kind.thin and not last
         self.resnet_down = fir(rngs=rngs) if thin else None
-        self.skip_conv = conv(3, outputs, rngs, 1) if thin else None
+        self.skip_conv: Any = conv(3, outputs, rngs, 1) if thin else None
         self.downsamplers: nnx.List = nnx.List()
         if not (last or kind.thin):
             learnt = kind.resample == "conv"
@@ -192,8 +193,8 @@ class UpBlock(nnx.Module):
         fir = partial(resnet, scale=kind.scale, resample=fir_up, shortcut=True)
         draws = kind.thin and not last
         self.resnet_up = fir(rngs=rngs) if draws else None
-        self.skip_norm = norm(outputs, same[1], style.eps, rngs) if draws else None
-        self.skip_conv = conv(outputs, 3, rngs) if draws else None
+        self.skip_norm: Any = norm(outputs, same[1], style.eps, rngs) if draws else None
+        self.skip_conv: Any = conv(outputs, 3, rngs) if draws else None
         self.upsamplers: nnx.List = nnx.List()
         if not (last or kind.thin):
             learnt = kind.resample == "conv"

@@ -1,0 +1,62 @@
+"""`dgjax import`: a model that another library trained, as a checkpoint of dgjax's."""
+
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import numpy as np
+import typer
+
+from dgjax.checkpoint import save
+from dgjax.cli.options import console, table
+from dgjax.importing.diffusers import Imported, import_diffusers
+from dgjax.importing.hub import fetch
+
+
+def import_model(
+    source: Annotated[str, typer.Argument(help="A folder of diffusers', or a name on the hub.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the checkpoint; made if there is none.")],
+    scheduler: Annotated[
+        Path | None,
+        typer.Option(help="Config of the scheduler, for a network alone or in another's stead."),
+    ] = None,
+    licence: Annotated[
+        str | None,
+        typer.Option(help="In one line.", show_default="that of the model card"),
+    ] = None,
+) -> None:
+    """Make a checkpoint of a model from diffusers; every command takes it."""
+    folder = Path(source)
+    if not folder.exists():
+        folder = fetch(source)
+    found = import_diffusers(folder, scheduler=scheduler, licence=licence, source=source)
+    save(out, found.model, found.meta, dtype=found.dtype)
+    table(f"{source} as {out}", ["", ""], [list(row) for row in _facts(found).items()])
+    for note in found.notes:
+        console.print(note, style="yellow", markup=False)
+    print(f"next: dgjax sample --model {_as_folder(out)}")
+
+
+def _facts(found: Imported) -> dict[str, str]:
+    model, meta = found.model, found.meta
+    weights = jax.tree.leaves(model.network)
+    count, size = sum(w.size for w in weights), sum(w.nbytes for w in weights)
+    path = model.path
+    levels = [float(path.sigma(t) / path.alpha(t)) for t in (model.t_min, model.t_max)]
+    height, width, channels = meta.shape
+    low, high = meta.data_range
+    return {
+        "architecture": found.architecture,
+        "samples": f"{height} x {width} x {channels}, from {low:g} to {high:g}",
+        "parameters": f"{count:,} ({size / 2**20:,.1f} MiB as {np.dtype(found.dtype).name})",
+        "schedule": f"{found.scheduler}: {meta.model.path['kind']}",
+        "prediction": meta.model.parametrization["kind"],
+        "noise levels": f"sigma/alpha from {levels[0]:.4g} to {levels[1]:.4g}",
+        "licence": meta.licence,
+        "source": meta.source,
+    }
+
+
+def _as_folder(out: Path) -> str:
+    """`out` so that `--model` takes it for a folder, and not for the name of a shipped model."""
+    return str(out) if len(out.parts) > 1 else f"./{out}"

@@ -1,0 +1,162 @@
+"""Folders that diffusers saved, as dgjax's own models."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import nnx
+
+from dgjax.checkpoint import Meta, to_named
+from dgjax.fields import Field
+from dgjax.importing.names import fill
+from dgjax.importing.schedulers import Process, read_scheduler
+from dgjax.importing.unet2d import RENAMES, read_unet2d
+from dgjax.importing.weights import open_weights
+from dgjax.spec import ModelSpec, build, build_network, unknown_name
+
+__all__ = ["ARCHITECTURES", "Architecture", "Imported", "import_diffusers"]
+
+
+class Architecture(NamedTuple):
+    """How a class of diffusers' becomes a network of dgjax's.
+
+    `read` makes of its config the shape of one sample, the network of a `ModelSpec` and the
+    clock that it is told; `renames` and `constants` are those of `dgjax.importing.names.fill`.
+    """
+
+    read: Callable[[Mapping[str, Any]], tuple[tuple[int, ...], dict[str, Any], str]]
+    renames: tuple[tuple[str, str], ...] = ()
+    constants: Mapping[str, Any] = {}
+
+
+class Imported(NamedTuple):
+    """A model with NumPy weights, what is known of it, and what it was made from."""
+
+    model: Field
+    meta: Meta
+    dtype: np.dtype
+    architecture: str
+    scheduler: str
+    notes: tuple[str, ...]
+
+
+ARCHITECTURES: dict[str, Architecture] = {"UNet2DModel": Architecture(read_unet2d, RENAMES)}
+CLOCKS = {"step": "numbers of time steps", "level": "noise levels"}
+PARTS = ("unet", "transformer")  # what pipelines call their network
+
+
+def import_diffusers(
+    folder: Path, *, scheduler: Path | None = None, licence: str | None = None, source: str = ""
+) -> Imported:
+    """The model in a folder of diffusers': a pipeline, or a network alone with a `scheduler`.
+
+    Weights keep their precision and are read one array at a time into a network of which no
+    weight is drawn.
+
+    Args:
+        folder: with model_index.json, or with the config.json of a network.
+        scheduler: a scheduler's config or its folder, instead of the pipeline's.
+        licence: in one line; that of the model card unless given.
+        source: where the model came from, for its checkpoint; the folder unless given.
+
+    Raises:
+        ValueError: saying which part is missing, damaged, unknown here or does not fit another.
+    """
+    index = _read_json(folder / "model_index.json") if _has_index(folder) else {}
+    place = _network_folder(folder, index)
+    config = _read_json(place / "config.json")
+    kind = str(config.get("_class_name"))
+    if kind not in ARCHITECTURES:
+        raise unknown_name("network", kind, ARCHITECTURES)
+    architecture = ARCHITECTURES[kind]
+    name, process = _read_process(folder, scheduler)
+    shape, network, clock = architecture.read(config)
+    if clock != process.clock:
+        raise ValueError(
+            f"{name} and this {kind} do not belong together: the network is told {CLOCKS[clock]} "
+            f"and the scheduler has {CLOCKS[process.clock]}; name the right one by --scheduler"
+        )
+    spec = ModelSpec(
+        shape, network, process.path, process.parametrization, process.t_min, process.t_max
+    )
+    like = nnx.eval_shape(lambda: build_network(spec))
+    weights = fill(
+        like,
+        open_weights(place),
+        f"the {kind} in {place}",
+        renames=architecture.renames,
+        constants=architecture.constants,
+    )
+    meta = Meta(
+        model=spec,
+        dataset="not stated",
+        data_range=process.data_range,
+        licence=licence or _card_licence(folder) or "not stated",
+        steps=0,
+        source=source or str(folder),
+    )
+    dtype = next(iter(to_named(weights).values())).dtype
+    return Imported(build(spec, weights), meta, dtype, kind, name, process.notes)
+
+
+def _has_index(folder: Path) -> bool:
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}")
+    return (folder / "model_index.json").is_file()
+
+
+def _network_folder(folder: Path, index: Mapping[str, Any]) -> Path:
+    """Where the network is: a pipeline's part, or the folder itself, as in the oldest ones."""
+    if not index:
+        return folder
+    parts = [part for part in PARTS if part in index]
+    if len(parts) != 1:
+        raise ValueError(
+            f"the pipeline {index.get('_class_name')} has {len(parts)} networks called "
+            f"{' or '.join(PARTS)}, where one is wanted"
+        )
+    inside = folder / parts[0]
+    return inside if inside.is_dir() else folder
+
+
+def _read_process(folder: Path, scheduler: Path | None) -> tuple[str, Process]:
+    """Class and process of the scheduler: the one given, or the one in the folder."""
+    if scheduler is None:
+        inside = folder / "scheduler"
+        file = (inside if inside.is_dir() else folder) / "scheduler_config.json"
+        if not file.is_file():
+            raise ValueError(
+                f"{folder} has no scheduler/scheduler_config.json, which says how much noise the "
+                "network was trained on: give one by --scheduler"
+            )
+    else:
+        file = scheduler / "scheduler_config.json" if scheduler.is_dir() else scheduler
+    config = _read_json(file)
+    return str(config.get("_class_name")), read_scheduler(config)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"there is no {file.name} in {file.parent}") from None
+    except (OSError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(f"{file} cannot be read as JSON: {first}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is no table of names and values")
+    return content
+
+
+def _card_licence(folder: Path) -> str | None:
+    """The licence in the front matter of the model card, if it states one."""
+    try:
+        card = (folder / "README.md").read_text(errors="replace")
+    except OSError:
+        return None
+    front = re.match(r"---\s*\n(.*?)\n---", card, re.DOTALL)
+    stated = re.search(r"^license:\s*(\S.*?)\s*$", front[1], re.MULTILINE) if front else None
+    return stated[1].strip("\"'") if stated else None
