@@ -41,6 +41,7 @@ class DiscreteTime(Path):
         return start + s * rise + s * (1 - s) * curve
 
     def _logsnr(self, t: Scalar) -> Scalar:
+        t = jnp.asarray(t)
         k = jnp.clip(jnp.floor(jax.lax.stop_gradient(t)).astype(int), 0, self.values.size - 2)
         start = k.astype(t.dtype)
         # From t - k, not as a difference of two u, which would lose digits.

@@ -88,8 +88,9 @@ def read_scheduler(config: Mapping[str, Any]) -> Process:
 
 def _discrete(name: str, values: dict[str, Any]) -> Process:
     for key, neutral in NEUTRAL.items():
-        if values.pop(key, None) not in neutral:
-            raise ValueError(f"{name} with {key} = {values[key]!r} is a process not read here")
+        value = values.pop(key, None)
+        if value not in neutral:
+            raise ValueError(f"{name} with {key} = {value!r} is a process not read here")
     _only(name, values, PROCESS | HABITS)
     prediction = values.get("prediction_type", "epsilon")
     if prediction not in PREDICTIONS:
