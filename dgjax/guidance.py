@@ -43,6 +43,7 @@ __all__ = [
     "high_density",
     "quantile_of_forcing",
     "rate_guidance",
+    "score_weight",
     "with_score_weight",
 ]
 
@@ -79,6 +80,12 @@ def apply_guides(guides: Sequence[Guide], local: Local) -> Sample:
     for guide in guides:
         drift = guide(drift, local)
     return drift
+
+
+def score_weight(drift: Sample, local: Local) -> Scalar:
+    """The eta at which `with_score_weight` comes closest to `drift`: 1 for the flow itself."""
+    steered = drift - local.velocity
+    return 1 - 2 * (inner(steered, local.score) / local.score_norm2) / local.g2
 
 
 def with_score_weight(drift: Sample, local: Local, eta: Scalar) -> Sample:

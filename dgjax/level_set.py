@@ -32,6 +32,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dgjax.fields import Local
+from dgjax.guidance import score_weight
 from dgjax.interpolation import clock, log_w_rate, weights
 from dgjax.nodes import gain_missed
 from dgjax.noise import LevelSetNoise
@@ -128,8 +129,7 @@ def leave(
     # All that follows the score is left to the linear part, as in `dgjax.multistep`.
     per_log_w = 2 * local.sigma**2 / local.g2
     steered = drift - local.velocity
-    share = 1 - 2 * (inner(steered, local.score) / local.score_norm2) / local.g2
-    eta = jnp.clip(share, *ETA)
+    eta = jnp.clip(score_weight(drift, local), *ETA)
     slope = (steered * per_log_w - local.sigma**2 * local.score) / local.alpha
     y = local.x / local.alpha + jnp.expm1(eta * log_ratio) / eta * slope
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dgjax.fields import Local
+from dgjax.guidance import score_weight
 from dgjax.interpolation import RHO, clock, log_w_rate, weights
 from dgjax.nodes import Node, gain_missed, weighted
 from dgjax.paths import Path, coefficients
@@ -113,8 +114,7 @@ def advance(
     there = place < jnp.minimum(past.filled, memory)
     foretold = settled + weights(past.us, there, u0, u1) @ past.rates
 
-    share = 1 - 2 * (inner(steered, local.score) / local.score_norm2) / local.g2
-    eta = jnp.clip(share, 0, ETA)
+    eta = jnp.clip(score_weight(drift, local), 0, ETA)
     pull = weights(past.us, there, u0, u1, lambda u: (u1 / u) ** (RHO * eta) * log_w_rate(u))
     rest = weighted(pull, eta * past.ys - past.slopes)
     y = (u1 / u0) ** (RHO * eta) * past.ys[0] - rest

@@ -125,8 +125,10 @@ def jeffreys(
         (n,) nats.
 
     Raises:
-        ValueError: if there are fewer than two points, or their numbers differ.
+        ValueError: if there are fewer than two points, their numbers differ, or `batch` is not a
+            positive int.
     """
+    check_count("batch", batch)
     ts, xs = as_float(ts), jnp.asarray(xs)
     if ts.ndim != 1 or ts.shape[0] < 2 or xs.shape[:1] != ts.shape:
         raise ValueError(
