@@ -17,13 +17,16 @@ from dgjax.typing import Sample, Scalar, as_float, known, register_dataclass
 __all__ = [
     "DenoisedPrediction",
     "NoisePrediction",
+    "OwnClock",
     "Pair",
     "Parametrization",
     "Preconditioned",
     "ScorePrediction",
     "VPrediction",
     "VelocityPrediction",
+    "own_clock",
     "preconditioned",
+    "velocity",
 ]
 
 Network = Callable[[Sample, Scalar, Any], Sample]
@@ -144,3 +147,43 @@ def preconditioned(sigma_data: ArrayLike = 0.5) -> Preconditioned:
     if number is not None and not (number > 0).all():
         raise ValueError(f"sigma_data must be positive, got {sigma_data}")
     return Preconditioned(as_float(sigma_data))
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class OwnClock:
+    """Another parametrization, whose network counts time on a clock of its own. Made by `own_clock`.
+
+    Its velocity stays that per unit of the path's time: only what the network is told changes.
+    """
+
+    parametrization: Parametrization
+    rate: Array
+
+    def __call__(self, network, x, t, c, cond):
+        return self.parametrization(
+            lambda x, t, cond: network(x, self.rate * t, cond), x, t, c, cond
+        )
+
+
+def own_clock(parametrization: Parametrization, rate: ArrayLike) -> OwnClock:
+    """`parametrization` of a network that is told `rate` t at time t of the path.
+
+    Raises:
+        ValueError: if the rate is not positive.
+    """
+    number = known(rate)
+    if number is not None and not (number > 0).all():
+        raise ValueError(f"the rate of a network's clock must be positive, got {rate}")
+    return OwnClock(parametrization, as_float(rate))
+
+
+def velocity(rate: float = 1.0) -> Parametrization:
+    """`VelocityPrediction` of a network that is told `rate` t at time t of the path.
+
+    Flow-matching networks often count a thousand timesteps on the path's [0, 1].
+
+    Raises:
+        ValueError: if the rate is not positive.
+    """
+    return VelocityPrediction() if rate == 1 else own_clock(VelocityPrediction(), rate)
