@@ -1,7 +1,7 @@
 """A model written down as plain numbers and names, as configs and checkpoints hold it.
 
-`network`, `path` and `parametrization` are each a `kind` and that constructor's arguments; the
-three tables below are all the names there are.
+`network`, `path`, `parametrization` and `autoencoder` are each a `kind` and that constructor's
+arguments; the four tables below are all the names there are.
 """
 
 import difflib
@@ -10,18 +10,21 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from types import NoneType, UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, Protocol, get_args, get_origin
 
 from flax import nnx
 
 from dgjax import discrete, parametrization, paths
 from dgjax.fields import Field, field
-from dgjax.networks import MLP, UNet, UNet2D
+from dgjax.networks import MLP, AutoencoderKL, DiT, UNet, UNet2D, pixels
 from dgjax.parametrization import Network
+from dgjax.typing import Key, Sample
 
 __all__ = [
+    "Autoencoder",
     "ModelSpec",
     "build",
+    "build_autoencoder",
     "build_network",
     "check_names",
     "check_types",
@@ -29,7 +32,12 @@ __all__ = [
     "unknown_name",
 ]
 
-NETWORKS: dict[str, Callable[..., Any]] = {"mlp": MLP, "unet": UNet, "unet2d": UNet2D}
+NETWORKS: dict[str, Callable[..., Any]] = {
+    "mlp": MLP,
+    "unet": UNet,
+    "unet2d": UNet2D,
+    "dit": DiT,
+}
 PATHS: dict[str, Callable[..., Any]] = {
     "vp": paths.vp,
     "sub_vp": paths.sub_vp,
@@ -44,9 +52,20 @@ PARAMETRIZATIONS: dict[str, Callable[..., Any]] = {
     "denoised": parametrization.DenoisedPrediction,
     "score": parametrization.ScorePrediction,
     "v": parametrization.VPrediction,
-    "velocity": parametrization.VelocityPrediction,
+    "velocity": parametrization.velocity,
     "preconditioned": parametrization.preconditioned,
 }
+AUTOENCODERS: dict[str, Callable[..., Any]] = {"pixels": pixels, "autoencoder_kl": AutoencoderKL}
+
+
+class Autoencoder(Protocol):
+    """Between a model's samples and pictures, one at a time."""
+
+    image_shape: tuple[int, ...]
+
+    def encode(self, image: Sample, *, key: Key | None = None) -> Sample: ...
+
+    def decode(self, x: Sample) -> Sample: ...
 
 
 @dataclass(frozen=True)
@@ -114,6 +133,13 @@ def build_network(spec: ModelSpec, seed: int = 0) -> Network:
     """The network of `spec` with fresh weights from `seed`; errors as of `build`."""
     rngs = nnx.Rngs(seed)
     return construct("model.network", NETWORKS, spec.network, shape=spec.shape, rngs=rngs)
+
+
+def build_autoencoder(
+    values: Mapping[str, Any], shape: tuple[int, ...], seed: int = 0
+) -> Autoencoder:
+    """The autoencoder that `values` describes, for samples of `shape`; errors as of `build`."""
+    return construct("autoencoder", AUTOENCODERS, values, shape=shape, rngs=nnx.Rngs(seed))
 
 
 def construct(

@@ -1,7 +1,10 @@
 """Networks `net(x, t, cond) -> out` on one sample, as Flax NNX modules: pytrees of weights."""
 
+from dgjax.networks.autoencoder import AutoencoderKL
+from dgjax.networks.dit import DiT
 from dgjax.networks.mlp import MLP
+from dgjax.networks.pixels import Pixels, pixels
 from dgjax.networks.unet import UNet
 from dgjax.networks.unet2d import UNet2D
 
-__all__ = ["MLP", "UNet", "UNet2D"]
+__all__ = ["MLP", "AutoencoderKL", "DiT", "Pixels", "UNet", "UNet2D", "pixels"]
