@@ -1,5 +1,7 @@
 """A trained model as a folder: `weights` (orbax, half precision) and `config.json` beside it.
 
+The autoencoder of a model of latents is in the same folder, its weights in `autoencoder`.
+
 The folder holds everything that rebuilds the `Field`; it is written next to its place and moved
 there whole, so a reader never meets half a checkpoint.
 """
@@ -9,7 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,30 @@ from jaxtyping import Array, PyTree
 
 import dgjax
 from dgjax.fields import Field
-from dgjax.spec import ModelSpec, build, build_network, check_names
+from dgjax.spec import (
+    Autoencoder,
+    ModelSpec,
+    build,
+    build_autoencoder,
+    build_network,
+    check_autoencoder,
+    check_names,
+)
 
-__all__ = ["Meta", "digest", "from_named", "load", "read_arrays", "save", "to_named"]
+__all__ = [
+    "PIXELS",
+    "Meta",
+    "digest",
+    "from_named",
+    "load",
+    "load_autoencoder",
+    "read_arrays",
+    "save",
+    "to_named",
+]
 
 FORMAT = "dgjax-checkpoint-1"
+PIXELS = {"kind": "pixels"}  # where no autoencoder is named
 
 
 @dataclass(frozen=True)
@@ -36,12 +57,15 @@ class Meta:
     Attributes:
         model: the model without its weights.
         dataset: name of the data it was trained on.
-        data_range: (low, high), the range of the data's values in the model's coordinates.
+        data_range: (low, high), the range of the pictures' values: in the model's coordinates, or
+            as the autoencoder has them.
         licence: of the data, in one line.
         steps: of training.
         version: of dgjax that wrote it.
         held_out: fraction of a folder of images that training did not see.
         source: where an imported model came from; empty for one that dgjax trained.
+        autoencoder: between the model's samples and pictures, as in `ModelSpec`; of kind "pixels"
+            where samples are pixels.
     """
 
     model: ModelSpec
@@ -52,6 +76,12 @@ class Meta:
     version: str = dgjax.__version__
     held_out: float = 0.0
     source: str = ""
+    autoencoder: Mapping[str, Any] = field(default_factory=lambda: dict(PIXELS))
+
+    @property
+    def latent(self) -> bool:
+        """Whether the model's samples, and so its densities, are of latents and not of pixels."""
+        return self.autoencoder["kind"] != PIXELS["kind"]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -59,41 +89,57 @@ class Meta:
         return self.model.shape
 
 
-def save(folder: str | os.PathLike, model: Field, meta: Meta, *, dtype: Any = jnp.float16) -> None:
+def save(
+    folder: str | os.PathLike,
+    model: Field,
+    meta: Meta,
+    *,
+    autoencoder: Autoencoder | None = None,
+    dtype: Any = jnp.float16,
+) -> None:
     """Write `model`'s weights as `dtype` and `meta` to `folder`, replacing a checkpoint there.
 
-    float16 moves a log-density of the shipped model by about 0.4 nats, bfloat16 by about 3.
+    float16 moves a log-density of the shipped model by about 0.4 nats, bfloat16 by about 3. An
+    `autoencoder` is that of `meta.autoencoder`, and is needed if the model's samples are latents.
 
     Raises:
-        ValueError: if `folder` holds anything but a checkpoint or cannot be written, or a weight
-            does not fit `dtype`.
+        ValueError: if `folder` holds anything but a checkpoint or cannot be written, a weight
+            does not fit `dtype`, or the autoencoder is missing.
     """
+    if meta.latent and autoencoder is None:
+        raise ValueError("a model of latents is saved with its autoencoder: pass autoencoder")
     folder = Path(folder).absolute()
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         _read_meta(folder)  # raises unless it is a checkpoint, which may be replaced
-    with np.errstate(over="ignore"):
-        weights = {
-            k: np.asarray(v).astype(dtype, copy=False) for k, v in to_named(model.network).items()
-        }
-    for name, value in weights.items():
-        if not np.isfinite(value.astype(np.float32)).all():
-            raise ValueError(f"weight {name} is not finite as {jnp.dtype(dtype).name}; not saved")
+    weights = {"weights": _as_dtype(model.network, dtype)}
+    if meta.latent:
+        weights["autoencoder"] = _as_dtype(autoencoder, dtype)
     config = {"format": FORMAT, **asdict(meta), "model": meta.model.to_dict()}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
             new = Path(temporary) / "new"
             new.mkdir()
-            with _own_writer() as writer:
-                writer.save(new / "weights", weights)
-            # It names the temporary folder, for file systems that cannot rename.
-            (new / "weights" / "commit_success.txt").unlink(missing_ok=True)
+            for name, arrays in weights.items():
+                with _own_writer() as writer:
+                    writer.save(new / name, arrays)
+                # It names the temporary folder, for file systems that cannot rename.
+                (new / name / "commit_success.txt").unlink(missing_ok=True)
             (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
             if folder.exists():
                 folder.rename(Path(temporary) / "old")
             new.rename(folder)
     except OSError as error:
         raise ValueError(f"cannot write a checkpoint to {folder}: {error}") from error
+
+
+def _as_dtype(tree: PyTree[Array], dtype: Any) -> dict[str, np.ndarray]:
+    with np.errstate(over="ignore"):
+        weights = {k: np.asarray(v).astype(dtype, copy=False) for k, v in to_named(tree).items()}
+    for name, value in weights.items():
+        if not np.isfinite(value.astype(np.float32)).all():
+            raise ValueError(f"weight {name} is not finite as {jnp.dtype(dtype).name}; not saved")
+    return weights
 
 
 def _own_writer() -> ocp.Checkpointer:
@@ -123,10 +169,24 @@ def load(folder: str | os.PathLike) -> tuple[Field, Meta]:
     return build(meta.model, jax.tree.map(jnp.asarray, network)), meta
 
 
-def digest(model: Field, meta: Meta) -> str:
+def load_autoencoder(folder: str | os.PathLike) -> Autoencoder:
+    """What turns samples of the model in `folder` into pictures; errors as of `load`.
+
+    Where samples are pixels it changes nothing.
+    """
+    folder = Path(folder).absolute()
+    meta = _read_meta(folder)
+    like = nnx.eval_shape(lambda: build_autoencoder(meta.autoencoder, meta.shape))
+    if not meta.latent:
+        return like
+    weights = read_arrays(folder / "autoencoder")
+    return jax.tree.map(jnp.asarray, from_named(like, weights, f"the autoencoder in {folder}"))
+
+
+def digest(model: Field, meta: Meta, autoencoder: Autoencoder | None = None) -> str:
     """SHA-256 of a model's weights and of what is said of it: equal for copies of a checkpoint."""
     content = hashlib.sha256(json.dumps(asdict(meta), sort_keys=True).encode())
-    for name, leaf in sorted(to_named(model.network).items()):
+    for name, leaf in sorted(to_named((model.network, autoencoder)).items()):
         value = np.asarray(leaf)
         content.update(f"{name} {value.dtype} {value.shape}".encode())
         content.update(value.tobytes())
@@ -164,11 +224,12 @@ def _read_meta(folder: Path) -> Meta:
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ValueError(f"{file} is not of a dgjax checkpoint: its format is not {FORMAT!r}")
     del config["format"]
-    for name, value in (("held_out", 0.0), ("source", "")):
+    for name, value in (("held_out", 0.0), ("source", ""), ("autoencoder", PIXELS)):
         config.setdefault(name, value)  # older ones do not say
     try:
         check_names("config", config, [f.name for f in fields(Meta)], required=True)
         model = ModelSpec.from_dict(config["model"])
+        check_autoencoder(config["autoencoder"])
         low, high = config["data_range"]
         return Meta(**{**config, "model": model, "data_range": (low, high)})
     except (TypeError, ValueError) as error:

@@ -152,7 +152,7 @@ def preconditioned(sigma_data: ArrayLike = 0.5) -> Preconditioned:
 @register_dataclass
 @dataclass(frozen=True)
 class OwnClock:
-    """Another parametrization, whose network counts time on a clock of its own. Made by `own_clock`.
+    """A parametrization whose network counts time on a clock of its own. Made by `own_clock`.
 
     Its velocity stays that per unit of the path's time: only what the network is told changes.
     """

@@ -26,6 +26,7 @@ __all__ = [
     "build",
     "build_autoencoder",
     "build_network",
+    "check_autoencoder",
     "check_names",
     "check_types",
     "construct",
@@ -133,6 +134,11 @@ def build_network(spec: ModelSpec, seed: int = 0) -> Network:
     """The network of `spec` with fresh weights from `seed`; errors as of `build`."""
     rngs = nnx.Rngs(seed)
     return construct("model.network", NETWORKS, spec.network, shape=spec.shape, rngs=rngs)
+
+
+def check_autoencoder(values: Any) -> None:
+    """Raise a ValueError unless `values` describe an autoencoder."""
+    _resolve("autoencoder", AUTOENCODERS, values, ("shape", "rngs"))
 
 
 def build_autoencoder(

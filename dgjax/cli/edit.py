@@ -19,6 +19,7 @@ from dgjax.cli.options import (
     STEPS,
     as_json,
     console,
+    density_title,
     make_probes,
     make_solver,
     open_model,
@@ -26,11 +27,12 @@ from dgjax.cli.options import (
     table,
     write_json,
 )
+from dgjax.cli.pictures import from_pictures, scale_levels, to_pictures
 from dgjax.grids import grid_logsnr
 from dgjax.guidance import density_guidance
 from dgjax.images import fit_image, read_image
 from dgjax.likelihood import likelihood
-from dgjax.metrics import png_bytes
+from dgjax.metrics import png_bytes, to_uint8
 from dgjax.sampling import sample
 from dgjax.viz import image_grid
 
@@ -56,10 +58,9 @@ def edit(
     dials = jnp.asarray(sorted(q or QUANTILES), jnp.float32)
     for dial in dials:  # says early what is wrong with q
         density_guidance(dial)
-    levels = fit_image(read_image(image), chosen.meta.shape)
-    low, high = chosen.meta.data_range
+    levels = fit_image(read_image(image), chosen.image_shape)
     keys = jax.random.split(jax.random.key(seed), 3)
-    clean = low + levels.astype(np.float32) * ((high - low) / 255)
+    clean = from_pictures(chosen, scale_levels(chosen, levels))
     # The model knows pictures with the noise of t_min on them, so that is what is encoded.
     field = chosen.field
     noise = jax.random.normal(keys[0], clean.shape)
@@ -90,15 +91,18 @@ def edit(
     with output_folder(out) as folder:
         code = batches("encoding", encode, x[None], 1, field)
         found = batches("decoding", decode, dials, len(dials), field, jnp.asarray(code.latent[0]))
+        pictures = to_pictures(chosen, np.stack([np.asarray(x), *found.x]))
+        sizes = [png_bytes(picture, chosen.meta.data_range) for picture in pictures]
+        changes = np.sqrt(np.mean((pictures - pictures[0]) ** 2, axis=(1, 2, 3)))
         rows = [
             {
                 "q": round(float(dial), 6),
                 "log_density": float(value),
-                "png_bytes": png_bytes(picture, chosen.meta.data_range),
-                "rms_change": float(np.sqrt(np.mean((picture - np.asarray(x)) ** 2))),
+                "png_bytes": size,
+                "rms_change": float(change),
             }
-            for dial, value, picture in zip(
-                np.asarray(dials), found.log_density, found.x, strict=True
+            for dial, value, size, change in zip(
+                np.asarray(dials), found.log_density, sizes[1:], changes[1:], strict=True
             )
         ]
         summary = {
@@ -106,28 +110,29 @@ def edit(
             "image": image.name,
             "log_density": float(code.log_density[0]),
             "log_density_standard_error": float(code.info.standard_error[0]),
-            "png_bytes": png_bytes(np.asarray(x), chosen.meta.data_range),
+            "png_bytes": sizes[0],
             "rows": rows,
         }
-        np.savez_compressed(
-            folder / "edit.npz",
-            x=found.x,
-            q=np.asarray(dials),
-            log_density=found.log_density,
-            original=np.asarray(x),
-            original_log_density=code.log_density[0],
-            latent=code.latent[0],
-            t_min=summary["t_min"],
-        )
-        shown = [np.asarray(x), *found.x]
+        arrays = {
+            "x": found.x,
+            "q": np.asarray(dials),
+            "log_density": found.log_density,
+            "original": np.asarray(x),
+            "original_log_density": code.log_density[0],
+            "latent": code.latent[0],
+            "t_min": summary["t_min"],
+        }
+        if chosen.meta.latent:
+            arrays["pixels"] = to_uint8(pictures, chosen.meta.data_range)
+        np.savez_compressed(folder / "edit.npz", **arrays)
         texts = [f"original\n{summary['log_density']:,.0f} nats"]
         texts += [f"q = {row['q']:g}\n{row['log_density']:,.0f} nats" for row in rows]
         image_grid(
-            np.stack(shown)[None],
+            pictures[None],
             [image.name if len(image.name) < 22 else f"{image.name[:20]}…"],
             data_range=chosen.meta.data_range,
             columns=texts,
-            caption=f"{chosen.name}; log p at t_min = {summary['t_min']:g}",
+            caption=f"{chosen.name}; {density_title(summary)}",
         ).savefig(folder / "edit.png")
         write_json(folder / "edit.json", summary)
     if json:
@@ -135,7 +140,7 @@ def edit(
     else:
         original = ["original", f"{summary['log_density']:,.1f}", str(summary["png_bytes"]), ""]
         table(
-            f"{image.name} by {chosen.name}: log p at t_min = {summary['t_min']:g}",
+            f"{image.name} by {chosen.name}: {density_title(summary)}",
             ["q", "log-density, nats", "PNG bytes", "RMS change"],
             [original]
             + [

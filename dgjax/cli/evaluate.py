@@ -101,8 +101,12 @@ def evaluate(
     settings = Settings(steps, make_solver(solver), probes, batch, seed)
     if not is_image(chosen) and "png" in names:
         if only:
-            raise ValueError(f"samples of shape {chosen.meta.shape} are no images: leave png out")
+            raise ValueError(f"samples of shape {chosen.image_shape} are no images: leave png out")
         names.remove("png")
+    if chosen.meta.latent and "bits" in names:
+        if only:
+            raise ValueError("the log-density of latents has no bits per dimension: leave bits out")
+        names.remove("bits")
     # What is wrong with any of these is said before the first solve.
     space = features or ("vgg16" if is_image(chosen) else "pixels")
     vectors = make_features(space) if {"frechet", "precision-recall"} & names else pixels

@@ -12,6 +12,7 @@ from dgjax.alignment import alignment_statistics
 from dgjax.cli.batches import batches
 from dgjax.cli.material import Material, Sets
 from dgjax.cli.options import Model, console
+from dgjax.cli.pictures import from_pictures
 from dgjax.cli.solves import Settings, find_alignments, find_log_densities
 from dgjax.divergence import Hutchinson
 from dgjax.evaluation import (
@@ -180,7 +181,8 @@ def _by_level(
     settings: Settings,
 ) -> Iterator[tuple[float, Any]]:
     """Each noise level, and one(field, t, noisy x, key, label) over the first `num` of the data."""
-    facts, x, labels = chosen.facts(), material.x(0, num), material.conditions(num)
+    facts, labels = chosen.facts(), material.conditions(num)
+    x = from_pictures(chosen, material.x(0, num))
 
     @jax.jit
     def run(field, t, batch):

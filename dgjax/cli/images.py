@@ -1,5 +1,8 @@
 """Samples in the files that users hold: images of the model's own size, and npz files.
 
+Levels of 8 bits are of pictures, floats of samples: where samples are latents, pictures are
+encoded to be samples.
+
 Every file is looked at first, and read again when its samples are due: one file at a time is in
 memory, however many there are.
 """
@@ -12,15 +15,16 @@ from typing import NamedTuple
 import numpy as np
 
 from dgjax.cli.options import Model
+from dgjax.cli.pictures import from_pictures, scale_levels
 from dgjax.images import image_shape, read_image, to_colours
 
-__all__ = ["Rows", "Source", "read_samples"]
+__all__ = ["Rows", "Source", "encode_levels", "read_samples"]
 
 
 class Source(NamedTuple):
     """One file: names of its samples, whether they are uint8 levels, and what reads them.
 
-    `read` gives (n, *shape), levels or float32 in the model's coordinates.
+    `read` gives (n, *image_shape) of levels, or (n, *shape) of float32 in the model's coordinates.
     """
 
     names: list[str]
@@ -59,8 +63,19 @@ def read_samples(files: list[Path], model: Model) -> list[Source]:
     return found
 
 
+def encode_levels(source: Source, model: Model) -> Source:
+    """Samples in the place of levels, which they are the encoding of; other sources stay."""
+    if not source.levels:
+        return source
+
+    def read():
+        return from_pictures(model, scale_levels(model, source.read()))
+
+    return source._replace(read=read)
+
+
 def _read_exact(file: Path, model: Model) -> np.ndarray:
-    shape = image_shape(model.meta.shape)
+    shape = image_shape(model.image_shape)
     image = read_image(file)
     if (image.height, image.width) != shape[:2]:
         raise ValueError(
@@ -80,9 +95,12 @@ def _read_npz(file: Path, model: Model) -> np.ndarray:
         raise ValueError(f"{file} has no array x") from None
     except Exception as error:  # NumPy and zipfile raise a handful of kinds on damaged files
         raise ValueError(f"{file} cannot be read as npz: {error}") from error
-    shape = model.meta.shape
+    shape = model.image_shape if x.dtype == np.uint8 else model.meta.shape
     if x.shape[-len(shape) :] != shape:
-        raise ValueError(f"x in {file} has shape {x.shape} and {model.name} takes (..., {shape})")
+        raise ValueError(
+            f"x in {file} has shape {x.shape} and {model.name} takes (..., {shape})"
+            + (f" of {x.dtype}" if model.meta.latent else "")
+        )
     x = x.reshape(-1, *shape)
     if x.dtype != np.uint8 and not (x.dtype.kind == "f" and np.isfinite(x).all()):
         raise ValueError(f"x in {file} must be uint8 levels or finite floats, got {x.dtype}")

@@ -9,7 +9,7 @@ import numpy as np
 import typer
 
 from dgjax.cli.batches import batches
-from dgjax.cli.images import Rows, read_samples
+from dgjax.cli.images import Rows, encode_levels, read_samples
 from dgjax.cli.options import (
     BATCH,
     JSON,
@@ -19,6 +19,7 @@ from dgjax.cli.options import (
     SOLVER,
     STEPS,
     as_json,
+    density_title,
     make_probes,
     make_solver,
     open_model,
@@ -39,9 +40,16 @@ def likelihood(
     seed: SEED = 0,
     json: JSON = False,
 ) -> None:
-    """Log-density (nats) and bits per dimension of data, by the probability-flow ODE."""
+    """Log-density (nats) and bits per dimension of data, by the probability-flow ODE.
+
+    Of a model of latents it is the latent's log-density, without bits per dimension: pictures are
+    encoded first, to the mean of their latent.
+    """
     chosen, method = open_model(model), make_solver(solver)
     sources = read_samples(files, chosen)
+    latent = chosen.meta.latent
+    if latent:
+        sources = [encode_levels(source, chosen) for source in sources]
     keys = jax.random.split(jax.random.key(seed), 2)
     grid = grid_logsnr(chosen.field, steps)
     divergence = make_probes(probes, method, chosen.size)
@@ -50,8 +58,9 @@ def likelihood(
     def run(field, keys, batch):
         def one(x, levels, i):
             noise_key, key = jax.random.fold_in(keys[0], i), jax.random.fold_in(keys[1], i)
-            spread = dequantize(noise_key, x.astype(jnp.uint8), chosen.meta.data_range)
-            x = jnp.where(levels, spread, x)
+            if not latent:
+                spread = dequantize(noise_key, x.astype(jnp.uint8), chosen.meta.data_range)
+                x = jnp.where(levels, spread, x)
             return solve(field, x, grid, key=key, divergence=divergence, solver=method)
 
         found = jax.vmap(one)(*batch)
@@ -64,30 +73,34 @@ def likelihood(
     rows: list[dict[str, Any]] = [
         {
             "file": name,
-            "data": "dequantized" if rough else "as given",
+            "data": ("encoded" if latent else "dequantized") if rough else "as given",
             "log_density": float(value),
             "log_density_standard_error": float(spread),
-            "bits_per_dim": float(bits_per_dim(value, chosen.size, chosen.meta.data_range)),
-            "bits_per_dim_standard_error": float(spread / (chosen.size * np.log(2))),
         }
         for name, rough, value, spread in zip(names, levels, log_density, error, strict=True)
     ]
+    columns = [
+        ("log_density", "log-density, nats", ",.1f"),
+        ("log_density_standard_error", "+-", ".1f"),
+    ]
+    if not latent:
+        for row, value, spread in zip(rows, log_density, error, strict=True):
+            bits = bits_per_dim(value, chosen.size, chosen.meta.data_range)
+            row["bits_per_dim"] = float(bits)
+            row["bits_per_dim_standard_error"] = float(spread / (chosen.size * np.log(2)))
+        columns += [
+            ("bits_per_dim", "bits/dim", ".3f"),
+            ("bits_per_dim_standard_error", "+-", ".3f"),
+        ]
     summary = {**chosen.facts(), "steps": steps, "solver": solver, "probes": probes, "rows": rows}
     if json:
         print(as_json(summary))
         return
     table(
-        f"{chosen.name}: log p at t_min = {summary['t_min']:g}, of x as it is there",
-        ["file", "data", "log-density, nats", "+-", "bits/dim", "+-"],
+        f"{chosen.name}: {density_title(summary)}, of x as it is there",
+        ["file", "data", *(header for _, header, _ in columns)],
         [
-            [
-                row["file"],
-                row["data"],
-                f"{row['log_density']:,.1f}",
-                f"{row['log_density_standard_error']:.1f}",
-                f"{row['bits_per_dim']:.3f}",
-                f"{row['bits_per_dim_standard_error']:.3f}",
-            ]
+            [row["file"], row["data"], *(format(row[name], form) for name, _, form in columns)]
             for row in rows
         ],
     )

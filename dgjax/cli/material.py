@@ -9,6 +9,7 @@ import numpy as np
 
 from dgjax.cli.images import read_samples
 from dgjax.cli.options import Model, is_shipped
+from dgjax.cli.pictures import from_pictures, scale_levels, to_levels
 from dgjax.metrics import to_uint8
 from dgjax.spec import unknown_name
 from dgjax.training.data import DATASETS, load_data
@@ -29,7 +30,7 @@ class Material(NamedTuple):
     labels: np.ndarray | None
 
     def x(self, start: int, stop: int) -> np.ndarray:
-        """Samples in the model's coordinates, (stop - start, *shape) in float32."""
+        """Samples with values in the data range, (stop - start, *image_shape) in float32."""
         return self.data.batch(self.rows[start:stop])
 
     def conditions(self, num: int) -> np.ndarray | None:
@@ -49,8 +50,8 @@ class Sets(NamedTuple):
 
 
 def is_image(chosen: Model) -> bool:
-    """Whether samples are (H, W, 1 or 3)."""
-    shape = chosen.meta.shape
+    """Whether samples are pictures (H, W, 1 or 3), or latents of such."""
+    shape = chosen.image_shape
     return len(shape) == 3 and shape[-1] in (1, 3)
 
 
@@ -92,10 +93,10 @@ def open_material(
         source = Data("folder", 1.0, path=name, held_out=held_out)
     else:
         source = Data(name, 1.0)
-    data = load_data(source, chosen.meta.shape, part)
-    if data.shape != chosen.meta.shape:
+    data = load_data(source, chosen.image_shape, part)
+    if data.shape != chosen.image_shape:
         raise ValueError(
-            f"{name} has samples of shape {data.shape} and {chosen.name} takes {chosen.meta.shape}"
+            f"{name} has samples of shape {data.shape} and {chosen.name} takes {chosen.image_shape}"
         )
     if len(data) < num:
         raise ValueError(
@@ -152,7 +153,8 @@ def compared(chosen: Model, samples: np.ndarray, material: Material, seed: int) 
     """Samples, as many real ones and as many others, in the form that they are compared in.
 
     Samples in the model's coordinates are as the model has them at t_min, not denoised: real ones
-    then are given that noise too. Images are rounded to 8 bits, as files have them.
+    then are given that noise too. So are real pictures of a model of latents: they go through its
+    autoencoder, whose own loss is not counted. Images are rounded to 8 bits, as files have them.
 
     Raises:
         ValueError: if a sample is not finite.
@@ -164,20 +166,20 @@ def compared(chosen: Model, samples: np.ndarray, material: Material, seed: int) 
             f"{(~finite).sum()} of {num} samples are not finite: take more --steps, or another "
             "--solver"
         )
-    low, high = chosen.meta.data_range
 
     def prepare(x):
         if x.dtype == np.uint8:
-            return x if is_image(chosen) else (low + x * ((high - low) / 255)).astype(np.float32)
-        return to_uint8(x, (low, high)) if is_image(chosen) else x
+            return x if is_image(chosen) else scale_levels(chosen, x)
+        return to_levels(chosen, x) if is_image(chosen) else x
 
     def real(i):
         x = material.x(i * num, (i + 1) * num)
-        if samples.dtype != np.uint8:
-            path, t = chosen.field.path, chosen.field.t_min
-            key = jax.random.fold_in(jax.random.key(seed), i)
-            eps = jax.random.normal(key, x.shape, x.dtype)
-            x = np.asarray(path.alpha(t) * x + path.sigma(t) * eps)
-        return x
+        if samples.dtype == np.uint8:
+            return to_uint8(x, chosen.meta.data_range) if is_image(chosen) else x
+        x = from_pictures(chosen, x)
+        path, t = chosen.field.path, chosen.field.t_min
+        key = jax.random.fold_in(jax.random.key(seed), i)
+        eps = jax.random.normal(key, x.shape, x.dtype)
+        return np.asarray(path.alpha(t) * x + path.sigma(t) * eps)
 
     return Sets(prepare(samples), prepare(real(0)), prepare(real(1)) if enough else None)

@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -13,14 +13,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dgjax.checkpoint import Meta, load
+from dgjax.checkpoint import PIXELS, Meta, load, load_autoencoder
 from dgjax.colouring import Coloured
 from dgjax.divergence import Divergence, Hutchinson
 from dgjax.fields import Field, repath
 from dgjax.paths import edm
 from dgjax.pretrained import load_pretrained, pretrained_models
 from dgjax.solvers import SOLVERS, Multistep, Solver
-from dgjax.spec import unknown_name
+from dgjax.spec import Autoencoder, build_autoencoder, unknown_name
 
 __all__ = [
     "BATCH",
@@ -35,6 +35,7 @@ __all__ = [
     "STEPS",
     "Model",
     "check_label",
+    "density_title",
     "is_shipped",
     "make_probes",
     "make_solver",
@@ -68,11 +69,17 @@ class Model(NamedTuple):
     field: Field
     meta: Meta
     name: str
+    autoencoder: Autoencoder
 
     @property
     def size(self) -> int:
         """Number of elements D of one sample."""
         return int(np.prod(self.meta.shape))
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of a sample as a picture."""
+        return self.autoencoder.image_shape
 
     def facts(self) -> dict[str, Any]:
         """What every summary says of the model; noise levels as sigma/alpha."""
@@ -83,6 +90,7 @@ class Model(NamedTuple):
         return {
             "model": self.name,
             "shape": list(self.meta.shape),
+            "latent": self.meta.latent,
             "t_min": ratio[0],
             "t_max": ratio[1],
         }
@@ -96,8 +104,16 @@ def open_model(name: str) -> Model:
     """
     shipped = is_shipped("model", name, pretrained_models())
     folder = not shipped and (os.sep in name or Path(name).is_dir())
-    found = load(name) if folder else load_pretrained(name)
-    return Model(repath(found[0], edm(7.0)), found[1], name)
+    field, meta = load(name) if folder else load_pretrained(name)
+    # Those that are shipped are of pixels.
+    autoencoder = load_autoencoder(name) if folder else build_autoencoder(PIXELS, meta.shape)
+    return Model(repath(field, edm(7.0)), meta, name, autoencoder)
+
+
+def density_title(facts: Mapping[str, Any]) -> str:
+    """Which log-density it is that a summary with these `facts` of its model gives."""
+    of = " of the latent" if facts["latent"] else ""
+    return f"log p{of} at t_min = {facts['t_min']:g}"
 
 
 def is_shipped(what: str, name: str, names: Iterable[str]) -> bool:

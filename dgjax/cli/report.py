@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dgjax.cli.options import Model, console, table
+from dgjax.cli.options import Model, console, density_title, table
+from dgjax.cli.pictures import LEVELS, to_levels
 from dgjax.metrics import bits_per_dim
 from dgjax.viz import image_grid
 
@@ -58,18 +59,26 @@ def rows(
             "target_log_density" if by_target else "q": round(float(dial), 6),
             "log_density_mean": float(value),
             "log_density_std": spread,
-            "bits_per_dim": float(bits_per_dim(value, chosen.size, chosen.meta.data_range)),
             "png_bytes": float(mean["png_bytes"][i]),
             "bound_share": float(mean["bound_share"][i]),
         }
+        if not chosen.meta.latent:  # of a latent's elements there are no levels to count
+            bits = bits_per_dim(value, chosen.size, chosen.meta.data_range)
+            row["bits_per_dim"] = float(bits)
         if by_target:
             row["target_met"] = float(mean["target_met"][i])
         found.append(row)
     return found
 
 
-def write_picture(file: Path, chosen: Model, summary: dict[str, Any], x: np.ndarray) -> None:
-    """The first latents of x (dials, n, *shape), a row for each dial."""
+def write_picture(
+    file: Path, chosen: Model, summary: dict[str, Any], arrays: Mapping[str, np.ndarray]
+) -> None:
+    """The first latents of `arrays`, (dials, n, ...) each, a row for each dial."""
+    if chosen.meta.latent:
+        pixels = arrays["pixels"][:, :PICTURED]
+    else:
+        pixels = to_levels(chosen, arrays["x"][:, :PICTURED])
     name = "target" if "target_log_density" in summary["rows"][0] else "q"
     labels = [
         f"{name} = {row.get('q', row.get('target_log_density')):g}\n"
@@ -77,30 +86,34 @@ def write_picture(file: Path, chosen: Model, summary: dict[str, Any], x: np.ndar
         for row in summary["rows"]
     ]
     image_grid(
-        x[:, :PICTURED],
+        pixels,
         labels,
-        data_range=chosen.meta.data_range,
+        data_range=LEVELS,
         title="The same latents at rising log-density: detail above, smoothness below",
-        caption=f"{chosen.name}; mean log p at t_min = {summary['t_min']:g}",
+        caption=f"{chosen.name}; mean {density_title(summary)}",
     ).savefig(file)
 
 
 def show_table(summary: dict[str, Any]) -> None:
     """The summary's rows on standard output."""
     by_target = "target_log_density" in summary["rows"][0]
-    header = ["target" if by_target else "q", "log-density, nats", "spread", "bits/dim"]
-    header += ["PNG bytes", "at the bound"] + (["met"] if by_target else [])
-    cells = []
-    for row in summary["rows"]:
-        spread = row["log_density_std"]
-        line = [
-            f"{row['target_log_density' if by_target else 'q']:g}",
-            f"{row['log_density_mean']:,.1f}",
-            "" if spread is None else f"{spread:,.1f}",
-            f"{row['bits_per_dim']:.3f}",
-            f"{row['png_bytes']:,.0f}",
-            f"{row['bound_share']:.0%}",
-        ]
-        cells.append(line + ([f"{row['target_met']:.0%}"] if by_target else []))
-    title = f"{summary['model']}: log p at t_min = {summary['t_min']:g}, undenoised"
-    table(title, header, cells)
+
+    def cell(row, name, form):
+        return "" if row[name] is None else form.format(row[name])
+
+    # name in the summary's rows, header, form
+    columns = [
+        ("target_log_density", "target", "{:g}") if by_target else ("q", "q", "{:g}"),
+        ("log_density_mean", "log-density, nats", "{:,.1f}"),
+        ("log_density_std", "spread", "{:,.1f}"),
+        ("bits_per_dim", "bits/dim", "{:.3f}"),
+        ("png_bytes", "PNG bytes", "{:,.0f}"),
+        ("bound_share", "at the bound", "{:.0%}"),
+        ("target_met", "met", "{:.0%}"),
+    ]
+    columns = [column for column in columns if column[0] in summary["rows"][0]]
+    table(
+        f"{summary['model']}: {density_title(summary)}, undenoised",
+        [header for _, header, _ in columns],
+        [[cell(row, name, form) for name, _, form in columns] for row in summary["rows"]],
+    )

@@ -29,6 +29,7 @@ from dgjax.cli.options import (
     output_folder,
     write_json,
 )
+from dgjax.cli.pictures import LEVELS, to_levels
 from dgjax.cli.report import measure, rows, show_table, write_picture
 from dgjax.closed_loop import target_guidance
 from dgjax.contrast import Contrast, classifier_free_guidance
@@ -177,9 +178,9 @@ def sample(
     settings = {"num": num, "seed": seed, "steps": steps, "solver": solver, "noise": noise}
     settings |= {"class": label, "guidance": guidance}
 
-    def finish(folder, moments, x):
+    def finish(folder, moments, arrays):
         found = {**chosen.facts(), "rows": rows(chosen, dials, by_target, moments), **settings}
-        write_picture(folder / "samples.png", chosen, found, x)
+        write_picture(folder / "samples.png", chosen, found, arrays)
         write_json(folder / "summary.json", found)
         return found
 
@@ -188,17 +189,18 @@ def sample(
             with progress("sampling", num * len(dials)) as show:
                 arrays = draw(0, num, show)
             np.savez_compressed(folder / "samples.npz", **arrays)
-            summary = finish(folder, measure(arrays), arrays["x"])
+            summary = finish(folder, measure(arrays), arrays)
         made = "samples.npz"
     else:
-        options = {"model": chosen.name, "sha256": digest(chosen.field, chosen.meta), **settings}
+        sha = digest(chosen.field, chosen.meta, chosen.autoencoder)
+        options = {"model": chosen.name, "sha256": sha, **settings}
         options |= {"target_log_density" if by_target else "q": dials, "probes": probes}
         options |= {"prior_quantile": prior_quantile, "noise_window": noise_window}
         place = shards.Shards(out / "shards", num, shard_size, len(dials), chosen.meta.shape)
         shards.claim(place, {**options, "shard_size": shard_size})
         shards.fill(place, draw)
         with output_folder(out) as folder:
-            summary = finish(folder, shards.moments(place), shards.read(place, 0)["x"])
+            summary = finish(folder, shards.moments(place), shards.read(place, 0))
         made = f"{place.files} shards in shards/"
     if json:
         print(as_json(summary))
@@ -217,12 +219,17 @@ def _class_guides(chosen: Model, label: int | None, weight: float) -> tuple[Cont
 
 
 def _arrays(chosen: Model, dials: np.ndarray, by_target: bool, flat: Any) -> dict[str, Any]:
-    """What samples.npz and shards hold, q-major: (len(dials), n, ...)."""
+    """What samples.npz and shards hold, q-major: (len(dials), n, ...).
+
+    Of latents there are the pixels too, 8-bit levels.
+    """
     found = jax.tree.map(lambda a: a.reshape(len(dials), -1, *a.shape[1:]), flat)
     blank = np.full(len(dials), np.nan, np.float32)
-    sizes = [[png_bytes(image, chosen.meta.data_range) for image in row] for row in found.x]
+    pixels = to_levels(chosen, found.x)
+    sizes = [[png_bytes(image, LEVELS) for image in row] for row in pixels]
     return {
         "x": found.x,
+        **({"pixels": pixels} if chosen.meta.latent else {}),
         "q": blank if by_target else dials,
         "target_log_density": dials if by_target else blank,
         "log_density": found.log_density,
