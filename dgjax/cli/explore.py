@@ -22,6 +22,7 @@ from dgjax.cli.options import (
     open_model,
     output_folder,
 )
+from dgjax.cli.pictures import to_pictures
 from dgjax.explorer import Exploration, Setting, check_images, render_page
 from dgjax.grids import grid_logsnr
 from dgjax.guidance import density_guidance
@@ -64,7 +65,7 @@ def explore(
 ) -> None:
     """Write a page, for any browser, in which the dial is turned and samples compared."""
     chosen = open_model(model)
-    check_images(chosen.meta.shape)
+    check_images(chosen.image_shape)
     check_label(chosen, label)
     if out.is_dir():
         raise ValueError(f"{out} is a folder: name a file in it, such as {out / 'explorer.html'}")
@@ -120,8 +121,14 @@ def explore(
             return np.stack(leaves).reshape(-1, num, len(dials), *leaves[0].shape[1:])
 
         arrays = jax.tree.map(together, *parts)
+        arrays["x"] = to_pictures(chosen, arrays["x"])
         found = Exploration(
-            **arrays, logsnr=levels, q=dials, settings=settings, data_range=chosen.meta.data_range
+            **arrays,
+            logsnr=levels,
+            q=dials,
+            settings=settings,
+            data_range=chosen.meta.data_range,
+            latent=chosen.meta.latent,
         )
         if not (np.isfinite(found.x).all() and np.isfinite(found.log_density).all()):
             console.print("[yellow]some samples are not finite; the page says which[/yellow]")
@@ -159,15 +166,16 @@ def _noisy(split: float, levels: np.ndarray) -> list[Setting]:
 
 def _about(chosen: Model, label: int | None, how: str) -> dict[str, str]:
     """What the page says of how it was made."""
-    height, width, channels = chosen.meta.shape
+    height, width, channels = chosen.image_shape
     t_min = chosen.facts()["t_min"]
     condition = "" if label is None else f" for class {label}, log p(x | {label})"
     return {
         "Model": f"{chosen.name}; images {height} \u00d7 {width}, "
-        f"{'grey' if channels == 1 else 'RGB'}, D = {chosen.size:,} elements; "
+        f"{'grey' if channels == 1 else 'RGB'}, D = {chosen.size:,} elements"
+        + (" of the latent; " if chosen.meta.latent else "; ")
         + ("no class" if label is None else f"class {label}"),
         "Which density": f"The model's own{condition}, at its smallest noise level "
-        f"t_min = {t_min:g}, of the sample as it is there, not denoised. Not the density of the "
-        "data; figures compare only at one t_min.",
+        f"t_min = {t_min:g}, of the {'latent' if chosen.meta.latent else 'sample'} as it is "
+        "there, not denoised. Not the density of the data; figures compare only at one t_min.",
         "How it was made": f"dgjax {__version__}; {how}",
     }

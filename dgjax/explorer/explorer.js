@@ -21,7 +21,7 @@ const nats = ({ nats, error }) => {
   const spread = error === null ? "" : ` \u00b1 ${thousands(error, error < 1 ? 1 : 0)}`;
   return orNone(nats, (v) => minus(thousands(v)) + spread + " nats");
 };
-const bits = (sample) => orNone(sample.bits, (v) => minus(v.toFixed(2)));
+const bits = ({ bits, nats }) => (bits === null && nats !== null ? "none of a latent" : orNone(bits, (v) => minus(v.toFixed(2))));
 const bytes = (sample) => `${thousands(sample.bytes)} bytes`;
 const qText = (i) => `q = ${data.q[i].toFixed(data.q.every((q) => Math.abs(q * 100 - Math.round(q * 100)) < 1e-6) ? 2 : 4)}`;
 const noiseText = (setting) => (data.settings[setting].noise ? `${data.settings[setting].name.toLowerCase()} noise` : "no noise");

@@ -38,8 +38,8 @@ class Exploration(NamedTuple):
     """Samples of L latents by S settings at Q values of the dial, and how they came about.
 
     Attributes:
-        x: (S, L, Q, H, W, 1 or 3), in the model's coordinates.
-        log_density: (S, L, Q), of x at t_min, in nats.
+        x: (S, L, Q, H, W, 1 or 3), pictures with values in `data_range`.
+        log_density: (S, L, Q), of x at t_min or of its latent, in nats.
         standard_error: (S, L, Q), of `log_density`, in nats; not finite where it is not known.
         bound_share: (S, L, Q), share of the log-SNR range on which the guide was at its bound.
         course: (S, L, Q, steps + 1), log-density along each trajectory, in nats.
@@ -47,6 +47,7 @@ class Exploration(NamedTuple):
         q: (Q,), rising.
         settings: S of them.
         data_range: values shown as black and white.
+        latent: whether the log-density is of latents, which have no bits per dimension.
     """
 
     x: np.ndarray
@@ -58,6 +59,7 @@ class Exploration(NamedTuple):
     q: np.ndarray
     settings: Sequence[Setting]
     data_range: tuple[float, float] = (-1.0, 1.0)
+    latent: bool = False
 
 
 def check_images(shape: tuple[int, ...]) -> None:
@@ -119,6 +121,8 @@ def _data(found: Exploration) -> dict[str, Any]:
     """What the script reads; figures with digits enough to be rounded again."""
     size = int(np.prod(found.x.shape[3:]))
     bits = np.asarray(bits_per_dim(found.log_density, size, found.data_range))
+    if found.latent:
+        bits = np.full_like(bits, np.nan)
 
     def sample(at: tuple[int, ...]) -> dict[str, Any]:
         png = _png(found.x[at], found.data_range)

@@ -1,0 +1,138 @@
+"""Networks of latent diffusion give what PyTorch gives, with every weight drawn at random."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dgjax.importing.names import fill
+from dgjax.networks import AutoencoderKL, DiT
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+
+RNG = np.random.default_rng(0)
+
+
+def drawn(module):
+    """`module` with all weights drawn anew: none is zero, and no norm is the identity."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in module.named_parameters():
+            size = 0.3 if weight.ndim == 1 else 0.7 / np.sqrt(weight[0].numel())
+            one = "norm" in name and name.endswith("weight")
+            weight.copy_(float(one) + size * torch.randn(weight.shape, generator=generator))
+    return module.eval()
+
+
+def imported(module, make):
+    weights = {name: array.numpy() for name, array in module.state_dict().items()}
+    network = fill(nnx.eval_shape(make), weights, "the test")
+    return jax.tree.map(jnp.asarray, network)
+
+
+def to_torch(x):
+    return torch.tensor(np.moveaxis(x, -1, 0)[None])
+
+
+def to_numpy(x):
+    return np.moveaxis(x[0].numpy(), 0, -1)
+
+
+def assert_equal(ours, theirs):
+    assert ours.shape == theirs.shape
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * np.abs(theirs).max())
+
+
+DIT = {
+    "one patch size, learned variance": (
+        {"num_layers": 2, "out_channels": 8},
+        {"num_layers": 2, "out_channels": 8},
+    ),
+    "other patches, norm and activation": (
+        {
+            "num_layers": 1,
+            "patch_size": 4,
+            "attention_bias": False,
+            "activation_fn": "gelu",
+            "norm_elementwise_affine": True,
+            "norm_eps": 1e-2,
+        },
+        {
+            "num_layers": 1,
+            "patch_size": 4,
+            "attention_bias": False,
+            "activation": "gelu",
+            "norm_affine": True,
+            "norm_eps": 1e-2,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DIT)
+def test_dit_is_diffusers_own(case, float32):
+    theirs, ours = DIT[case]
+    size = {"num_attention_heads": 2, "attention_head_dim": 8}
+    module = drawn(
+        diffusers.DiTTransformer2DModel(**size, sample_size=8, num_embeds_ada_norm=5, **theirs)
+    )
+    network = imported(
+        module, lambda: DiT((8, 8, 4), num_classes=5, **size, **ours, rngs=nnx.Rngs(0))
+    )
+    run = jax.jit(lambda network, x, t, label: network(x, t, label))
+    for t, label in ((0.0, 1), (731.5, 4), (999.0, 5)):
+        x = RNG.standard_normal((8, 8, 4)).astype(np.float32)
+        with torch.no_grad():
+            out = module(to_torch(x), torch.tensor([t]), torch.tensor([label])).sample
+        # The variance, where there is one, is dropped.
+        assert_equal(run(network, x, jnp.float32(t), label), to_numpy(out)[..., :4])
+        if label == 5:  # no label
+            none = network(x, jnp.float32(t), None)
+            np.testing.assert_allclose(none, run(network, x, jnp.float32(t), label), atol=1e-5)
+
+
+KL = {
+    "as usual": ({}, {}),
+    "without quant convolutions": (
+        {"use_quant_conv": False, "use_post_quant_conv": False, "shift_factor": 0.1},
+        {"quant": False, "post_quant": False, "shift_factor": 0.1},
+    ),
+    "three levels, no attention": (
+        {"block_out_channels": (8, 16, 8), "mid_block_add_attention": False, "layers_per_block": 2},
+        {"channels": (8, 16, 8), "attention": False, "layers": 2},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", KL)
+def test_autoencoder_is_diffusers_own(case, float32):
+    theirs, ours = KL[case]
+    theirs = {"block_out_channels": (8, 16), **theirs}
+    ours = {"channels": (8, 16), "layers": 1, **ours}
+    levels = len(ours["channels"])
+    module = drawn(
+        diffusers.AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            norm_num_groups=4,
+            latent_channels=2,
+            scaling_factor=0.4,
+            **theirs,
+        )
+    )
+    shift = module.config.shift_factor or 0.0
+    shape = (4, 6, 2)
+    network = imported(
+        module, lambda: AutoencoderKL(shape, groups=4, scaling_factor=0.4, **ours, rngs=nnx.Rngs(0))
+    )
+    image = RNG.standard_normal(network.image_shape).astype(np.float32)
+    x = RNG.standard_normal(shape).astype(np.float32)
+    with torch.no_grad():
+        z = module.encode(to_torch(image)).latent_dist
+        decoded = to_numpy(module.decode(to_torch(x) / 0.4 + shift).sample)
+    mean, log_variance = jax.jit(lambda network, image: network.posterior(image))(network, image)
+    assert_equal(mean, (to_numpy(z.mean) - shift) * 0.4)
+    assert_equal(jnp.exp(0.5 * log_variance), to_numpy(z.std) * 0.4)
+    assert_equal(jax.jit(lambda network, x: network.decode(x))(network, x), decoded)
