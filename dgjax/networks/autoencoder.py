@@ -9,129 +9,28 @@ from math import log
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
+from dgjax.networks.unet2d_blocks import DownBlock, Kind, MidBlock
+from dgjax.networks.unet2d_parts import Image, Resnet, Style, Upsample, conv, norm
 from dgjax.typing import Key, Sample
 
 __all__ = ["AutoencoderKL"]
 
-Image = Float[Array, "1 h w c"]  # with the batch axis that flax's layers count on
-
-
-def _conv(inputs: int, outputs: int, rngs: nnx.Rngs, size: int = 3) -> nnx.Conv:
-    return nnx.Conv(inputs, outputs, (size, size), rngs=rngs)
-
-
-def _norm(channels: int, groups: int, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    return nnx.GroupNorm(
-        channels,
-        num_groups=groups,
-        epsilon=1e-6,
-        use_fast_variance=False,  # which cancels where the mean is large
-        rngs=rngs,
-    )
-
-
-class Resnet(nnx.Module):
-    """Residual block of two 3x3 convolutions."""
-
-    def __init__(self, inputs: int, outputs: int, groups: int, *, rngs: nnx.Rngs):
-        self.norm1 = _norm(inputs, groups, rngs)
-        self.conv1 = _conv(inputs, outputs, rngs)
-        self.norm2 = _norm(outputs, groups, rngs)
-        self.conv2 = _conv(outputs, outputs, rngs)
-        self.conv_shortcut = None if inputs == outputs else _conv(inputs, outputs, rngs, 1)
-
-    def __call__(self, h: Image) -> Image:
-        out = self.conv1(nnx.silu(self.norm1(h)))
-        out = self.conv2(nnx.silu(self.norm2(out)))
-        return out + (h if self.conv_shortcut is None else self.conv_shortcut(h))
-
-
-class Attention(nnx.Module):
-    """Residual self-attention over all pixels, in one head."""
-
-    def __init__(self, channels: int, groups: int, *, rngs: nnx.Rngs):
-        self.group_norm = _norm(channels, groups, rngs)
-        self.to_q = nnx.Linear(channels, channels, rngs=rngs)
-        self.to_k = nnx.Linear(channels, channels, rngs=rngs)
-        self.to_v = nnx.Linear(channels, channels, rngs=rngs)
-        self.to_out = nnx.List([nnx.Linear(channels, channels, rngs=rngs)])
-
-    def __call__(self, h: Image) -> Image:
-        pixels = self.group_norm(h).reshape(1, -1, 1, h.shape[-1])
-        query, key, value = (layer(pixels) for layer in (self.to_q, self.to_k, self.to_v))
-        out = jax.nn.dot_product_attention(query, key, value)
-        return h + self.to_out[0](out).reshape(h.shape)
-
-
-class MidBlock(nnx.Module):
-    """Two residual blocks, with attention in between where there is any."""
-
-    def __init__(self, channels: int, groups: int, attention: bool, *, rngs: nnx.Rngs):
-        self.resnets = nnx.List(Resnet(channels, channels, groups, rngs=rngs) for _ in range(2))
-        self.attentions = nnx.List([Attention(channels, groups, rngs=rngs)] if attention else [])
-
-    def __call__(self, h: Image) -> Image:
-        h = self.resnets[0](h)
-        for attention in self.attentions:
-            h = attention(h)
-        return self.resnets[1](h)
-
-
-class Downsample(nnx.Module):
-    """Half the resolution by a convolution that sees no pixel above or left of its own."""
-
-    def __init__(self, channels: int, *, rngs: nnx.Rngs):
-        self.conv = nnx.Conv(channels, channels, (3, 3), strides=2, padding="VALID", rngs=rngs)
-
-    def __call__(self, h: Image) -> Image:
-        return self.conv(jnp.pad(h, ((0, 0), (0, 1), (0, 1), (0, 0))))
-
-
-class Upsample(nnx.Module):
-    """Every pixel four times, then a convolution."""
-
-    def __init__(self, channels: int, *, rngs: nnx.Rngs):
-        self.conv = _conv(channels, channels, rngs)
-
-    def __call__(self, h: Image) -> Image:
-        return self.conv(h.repeat(2, axis=1).repeat(2, axis=2))
-
-
-def _resnets(inputs: int, outputs: int, number: int, groups: int, rngs: nnx.Rngs) -> nnx.List:
-    return nnx.List(
-        Resnet(inputs if i == 0 else outputs, outputs, groups, rngs=rngs) for i in range(number)
-    )
-
-
-class DownBlock(nnx.Module):
-    """One level of the encoder."""
-
-    def __init__(
-        self, inputs: int, outputs: int, number: int, groups: int, last: bool, *, rngs: nnx.Rngs
-    ):
-        self.resnets = _resnets(inputs, outputs, number, groups, rngs)
-        self.downsamplers = nnx.List([] if last else [Downsample(outputs, rngs=rngs)])
-
-    def __call__(self, h: Image) -> Image:
-        for layer in (*self.resnets, *self.downsamplers):
-            h = layer(h)
-        return h
-
 
 class UpBlock(nnx.Module):
-    """One level of the decoder."""
+    """Residual blocks, then twice the resolution unless it is the last level."""
 
     def __init__(
-        self, inputs: int, outputs: int, number: int, groups: int, last: bool, *, rngs: nnx.Rngs
+        self, inputs: int, outputs: int, layers: int, last: bool, style: Style, *, rngs: nnx.Rngs
     ):
-        self.resnets = _resnets(inputs, outputs, number, groups, rngs)
+        sizes = [inputs] + (layers - 1) * [outputs]
+        groups = Kind().groups(inputs, outputs, style)
+        self.resnets = nnx.List(Resnet(n, outputs, style, groups, rngs=rngs) for n in sizes)
         self.upsamplers = nnx.List([] if last else [Upsample(outputs, rngs=rngs)])
 
     def __call__(self, h: Image) -> Image:
         for layer in (*self.resnets, *self.upsamplers):
-            h = layer(h)
+            h = layer(h, None)
         return h
 
 
@@ -140,30 +39,31 @@ class Encoder(nnx.Module):
 
     def __init__(
         self,
-        channels: tuple[int, ...],
         inputs: int,
+        channels: tuple[int, ...],
         outputs: int,
-        number: int,
-        groups: int,
+        layers: int,
+        style: Style,
         attention: bool,
         *,
         rngs: nnx.Rngs,
     ):
-        self.conv_in = _conv(inputs, channels[0], rngs)
-        pairs = zip((channels[0], *channels), channels, strict=False)
+        self.conv_in = conv(inputs, channels[0], rngs)
+        above = (channels[0], *channels[:-1])
+        last = len(channels) - 1
         self.down_blocks = nnx.List(
-            DownBlock(a, b, number, groups, i == len(channels) - 1, rngs=rngs)
-            for i, (a, b) in enumerate(pairs)
+            DownBlock(Kind(), a, b, layers, i == last, style, rngs=rngs)
+            for i, (a, b) in enumerate(zip(above, channels, strict=True))
         )
-        self.mid_block = MidBlock(channels[-1], groups, attention, rngs=rngs)
-        self.conv_norm_out = _norm(channels[-1], groups, rngs)
-        self.conv_out = _conv(channels[-1], 2 * outputs, rngs)
+        self.mid_block = MidBlock(channels[-1], style, attention, style.groups, 1.0, rngs=rngs)
+        self.conv_norm_out = norm(channels[-1], style.groups, style.eps, rngs)
+        self.conv_out = conv(channels[-1], 2 * outputs, rngs)
 
     def __call__(self, image: Image) -> Image:
         h = self.conv_in(image)
         for block in self.down_blocks:
-            h = block(h)
-        return self.conv_out(nnx.silu(self.conv_norm_out(self.mid_block(h))))
+            h, *_ = block(h, image, None)
+        return self.conv_out(nnx.silu(self.conv_norm_out(self.mid_block(h, None))))
 
 
 class Decoder(nnx.Module):
@@ -171,28 +71,28 @@ class Decoder(nnx.Module):
 
     def __init__(
         self,
-        channels: tuple[int, ...],
         inputs: int,
+        channels: tuple[int, ...],
         outputs: int,
-        number: int,
-        groups: int,
+        layers: int,
+        style: Style,
         attention: bool,
         *,
         rngs: nnx.Rngs,
     ):
-        upwards = channels[::-1]
-        self.conv_in = _conv(inputs, upwards[0], rngs)
-        self.mid_block = MidBlock(upwards[0], groups, attention, rngs=rngs)
-        pairs = zip((upwards[0], *upwards), upwards, strict=False)
+        self.conv_in = conv(inputs, channels[0], rngs)
+        self.mid_block = MidBlock(channels[0], style, attention, style.groups, 1.0, rngs=rngs)
+        above = (channels[0], *channels[:-1])
+        last = len(channels) - 1
         self.up_blocks = nnx.List(
-            UpBlock(a, b, number + 1, groups, i == len(channels) - 1, rngs=rngs)
-            for i, (a, b) in enumerate(pairs)
+            UpBlock(a, b, layers + 1, i == last, style, rngs=rngs)
+            for i, (a, b) in enumerate(zip(above, channels, strict=True))
         )
-        self.conv_norm_out = _norm(channels[0], groups, rngs)
-        self.conv_out = _conv(channels[0], outputs, rngs)
+        self.conv_norm_out = norm(channels[-1], style.groups, style.eps, rngs)
+        self.conv_out = conv(channels[-1], outputs, rngs)
 
     def __call__(self, latent: Image) -> Image:
-        h = self.mid_block(self.conv_in(latent))
+        h = self.mid_block(self.conv_in(latent), None)
         for block in self.up_blocks:
             h = block(h)
         return self.conv_out(nnx.silu(self.conv_norm_out(h)))
@@ -247,11 +147,13 @@ class AutoencoderKL(nnx.Module):
         self.image_shape = (factor * height, factor * width, image_channels)
         self.scaling_factor = scaling_factor
         self.shift_factor = shift_factor
-        sizes = (layers, groups, attention)
-        self.encoder = Encoder(tuple(channels), image_channels, inside, *sizes, rngs=rngs)
-        self.decoder = Decoder(tuple(channels), inside, image_channels, *sizes, rngs=rngs)
-        self.quant_conv = _conv(2 * inside, 2 * inside, rngs, 1) if quant else None
-        self.post_quant_conv = _conv(inside, inside, rngs, 1) if post_quant else None
+        channels = tuple(channels)
+        style = Style(None, groups, 1e-6, False, None, "silu", 0)
+        options = (layers, style, attention)
+        self.encoder = Encoder(image_channels, channels, inside, *options, rngs=rngs)
+        self.decoder = Decoder(inside, channels[::-1], image_channels, *options, rngs=rngs)
+        self.quant_conv = conv(2 * inside, 2 * inside, rngs, 1) if quant else None
+        self.post_quant_conv = conv(inside, inside, rngs, 1) if post_quant else None
 
     def posterior(self, image: Sample) -> tuple[Sample, Sample]:
         """Mean and log-variance of the image's Gaussian latent, (h, w, c) each."""

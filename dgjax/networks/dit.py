@@ -4,21 +4,19 @@ Peebles and Xie 2023, "Scalable Diffusion Models with Transformers", with adaLN-
 attributes have the names of diffusers' `DiTTransformer2DModel`, whose weights this network takes.
 """
 
-from math import log
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from dgjax.networks.unet2d import Positional, TimestepEmbedding
 from dgjax.typing import Cond, Sample, Scalar, known
 
 __all__ = ["DiT"]
 
 Tokens = Float[Array, "1 n d"]  # with the batch axis that flax's layers count on
 
-FREQUENCIES = 128  # of the timestep's sinusoids
 GELU = {"gelu": False, "gelu-approximate": True}
 
 
@@ -58,21 +56,6 @@ class PatchEmbed(nnx.Module):
         return h.reshape(1, height * width, self.size) + place
 
 
-class TimestepEmbedding(nnx.Module):
-    """Cosines and sines of the timestep, then an MLP."""
-
-    def __init__(self, size: int, *, rngs: nnx.Rngs):
-        self.linear_1 = nnx.Linear(2 * FREQUENCIES, size, rngs=rngs)
-        self.linear_2 = nnx.Linear(size, size, rngs=rngs)
-
-    def __call__(self, t: Scalar) -> Float[Array, "1 d"]:
-        # In float32, as they were in training: times a thousand their rounding is seen.
-        steps = np.arange(FREQUENCIES, dtype=np.float32) / np.float32(FREQUENCIES - 1)
-        angles = t * jnp.asarray(np.exp(np.float32(-log(1e4)) * steps), t.dtype)
-        waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)])[None]
-        return self.linear_2(nnx.silu(self.linear_1(waves)))
-
-
 class LabelEmbedding(nnx.Module):
     """A vector for each label, and one more for none."""
 
@@ -94,11 +77,12 @@ class Conditioning(nnx.Module):
     """The timestep and the label as one vector."""
 
     def __init__(self, num_classes: int, size: int, *, rngs: nnx.Rngs):
-        self.timestep_embedder = TimestepEmbedding(size, rngs=rngs)
+        self.time_proj = Positional(256, shift=1.0, cosines_first=True)
+        self.timestep_embedder = TimestepEmbedding(256, size, rngs=rngs)
         self.class_embedder = LabelEmbedding(num_classes, size, rngs=rngs)
 
     def __call__(self, t: Scalar, label: Cond) -> Float[Array, "1 d"]:
-        return self.timestep_embedder(t) + self.class_embedder(label)
+        return self.timestep_embedder(self.time_proj(t)) + self.class_embedder(label)
 
 
 class Modulation(nnx.Module):

@@ -114,7 +114,9 @@ class DownBlock(nnx.Module):
                 else resnet(resample=pool, rngs=rngs)
             )
 
-    def __call__(self, h: Image, thin: Image, embedding: Array) -> tuple[Image, Image, list[Image]]:
+    def __call__(
+        self, h: Image, thin: Image, embedding: Array | None
+    ) -> tuple[Image, Image, list[Image]]:
         """The image, its thin copy, and all images that are kept for the way up."""
         kept = []
         for i, resnet in enumerate(self.resnets):
@@ -156,7 +158,7 @@ class MidBlock(nnx.Module):
             [Attention(channels, style, attention_groups, scale, rngs=rngs)] if attention else []
         )
 
-    def __call__(self, h: Image, embedding: Array) -> Image:
+    def __call__(self, h: Image, embedding: Array | None) -> Image:
         h = self.resnets[0](h, embedding)
         for attention in self.attentions:
             h = attention(h)

@@ -1,4 +1,4 @@
-"""The parts of `UNet2D`: residual blocks, attention and resampling.
+"""The parts of `UNet2D` and `AutoencoderKL`: residual blocks, attention and resampling.
 
 Attributes have the names that diffusers gives them, so that its weights find their places.
 """
@@ -43,10 +43,11 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 class Style:
     """What all blocks of a network share.
 
-    `head` is the channels of one attention head, or None for one head of them all.
+    `head` is the channels of one attention head, or None for one head of them all; `embedding` the
+    length of the vector that tells the noise level, or None where there is no noise.
     """
 
-    embedding: int
+    embedding: int | None
     groups: int | None
     eps: float
     scale_shift: bool
@@ -122,8 +123,10 @@ class Resnet(nnx.Module):
     ):
         self.norm1 = norm(inputs, groups[0], style.eps, rngs)
         self.conv1 = conv(inputs, outputs, rngs)
-        self.time_emb_proj = nnx.Linear(
-            style.embedding, (1 + style.scale_shift) * outputs, rngs=rngs
+        self.time_emb_proj = (
+            None
+            if style.embedding is None
+            else nnx.Linear(style.embedding, (1 + style.scale_shift) * outputs, rngs=rngs)
         )
         self.norm2 = norm(outputs, groups[1], style.eps, rngs)
         self.conv2 = conv(outputs, outputs, rngs)
@@ -131,14 +134,16 @@ class Resnet(nnx.Module):
         self.conv_shortcut = conv(inputs, outputs, rngs, 1) if changes else None
         self.style, self.scale, self.resample = style, scale, resample
 
-    def __call__(self, h: Image, embedding: Array) -> Image:
+    def __call__(self, h: Image, embedding: Array | None) -> Image:
         activate = ACTIVATIONS[self.style.activation]
         out = activate(self.norm1(h))
         if self.resample is not None:
             h, out = self.resample(h), self.resample(out)
         out = self.conv1(out)
-        told = self.time_emb_proj(activate(embedding))
-        if self.style.scale_shift:
+        told = None if self.time_emb_proj is None else self.time_emb_proj(activate(embedding))
+        if told is None:
+            out = self.norm2(out)
+        elif self.style.scale_shift:
             factor, shift = jnp.split(told, 2)
             out = self.norm2(out) * (1 + factor) + shift
         else:
@@ -184,7 +189,7 @@ class Downsample(nnx.Module):
             channels, channels, (3, 3), strides=2, padding=(sides, sides), rngs=rngs
         )
 
-    def __call__(self, h: Image, embedding: Array) -> Image:
+    def __call__(self, h: Image, embedding: Array | None) -> Image:
         return self.conv(h)
 
 
@@ -194,5 +199,5 @@ class Upsample(nnx.Module):
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
         self.conv = conv(channels, channels, rngs)
 
-    def __call__(self, h: Image, embedding: Array) -> Image:
+    def __call__(self, h: Image, embedding: Array | None) -> Image:
         return self.conv(nearest(h))
