@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from dgjax.checkpoint import load
+from dgjax.divergence import Untracked
+from dgjax.importing.diffusers import import_diffusers
 from dgjax.importing.names import fill
 from dgjax.networks import AutoencoderKL, DiT
+from dgjax.sampling import sample
+from dgjax.solvers import SOLVERS
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -135,3 +140,108 @@ def test_autoencoder_is_diffusers_own(case, float32):
     assert_equal(mean, (to_numpy(z.mean) - shift) * 0.4)
     assert_equal(jnp.exp(0.5 * log_variance), to_numpy(z.std) * 0.4)
     assert_equal(jax.jit(lambda network, x: network.decode(x))(network, x), decoded)
+
+
+@pytest.fixture(scope="module")
+def dit_folder(tmp_path_factory):
+    """A pipeline of random weights, as diffusers saves it."""
+    transformer = drawn(
+        diffusers.DiTTransformer2DModel(
+            num_attention_heads=2,
+            attention_head_dim=4,
+            in_channels=2,
+            out_channels=4,
+            num_layers=1,
+            sample_size=4,
+            num_embeds_ada_norm=3,
+        )
+    )
+    with torch.no_grad():  # of the size of noise
+        transformer.proj_out_2.weight.mul_(0.02)
+    vae = drawn(
+        diffusers.AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(4, 4),
+            norm_num_groups=2,
+            latent_channels=2,
+            scaling_factor=0.3,
+        )
+    )
+    with torch.no_grad():
+        vae.decoder.conv_out.weight.mul_(0.3)
+    pipeline = diffusers.DiTPipeline(
+        transformer, vae, diffusers.DDIMScheduler(), id2label={0: "cat", 1: "dog", 2: "owl"}
+    )
+    folder = tmp_path_factory.mktemp("dit")
+    pipeline.save_pretrained(folder)
+    return folder, transformer, vae
+
+
+def test_a_dit_pipeline_samples_latents_and_shows_pixels(dit_folder, tmp_path, run):
+    folder, transformer, vae = dit_folder
+    code, printed, complaint = run("import", folder, tmp_path / "model")
+    assert code == 0, complaint
+    assert "latents 4 x 4 x 2" in printed
+    assert "8 x 8 x 3" in printed
+    model, meta = load(tmp_path / "model")
+    assert meta.latent
+    t = 437.0
+    x = RNG.standard_normal((4, 4, 2)).astype(np.float32)
+    with torch.no_grad():
+        out = transformer(to_torch(x), torch.tensor([t]), torch.tensor([2])).sample
+    assert_equal(model.pair(jnp.float32(t), x, 2).eps, to_numpy(out)[..., :2])
+    options = ("--class", 1, "--num", 2, "--q", 0.5, "--steps", 8, "--out", tmp_path / "out")
+    code, _, complaint = run("sample", "--model", tmp_path / "model", *options)
+    assert code == 0, complaint
+    with np.load(tmp_path / "out" / "samples.npz") as arrays:
+        x, pixels = arrays["x"][0], arrays["pixels"][0]
+    with torch.no_grad():
+        images = vae.decode(torch.tensor(np.moveaxis(x, -1, 1)) / 0.3).sample.numpy()
+    expected = np.clip(127.5 * np.moveaxis(images, 1, -1) + 127.5, 0, 255)
+    assert expected.std() > 5
+    assert np.abs(pixels - expected).max() < 1
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_matching_is_diffusers_own(shift, tmp_path, float32):
+    """The network's velocity, its clock, the noise it was trained on, and a run of Euler steps."""
+    unet = drawn(
+        diffusers.UNet2DModel(
+            sample_size=8,
+            in_channels=1,
+            out_channels=1,
+            layers_per_block=1,
+            block_out_channels=(4, 4),
+            norm_num_groups=2,
+            down_block_types=("DownBlock2D",) * 2,
+            up_block_types=("UpBlock2D",) * 2,
+        )
+    )
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+    unet.save_pretrained(tmp_path / "unet")
+    scheduler.save_pretrained(tmp_path / "scheduler")
+    model = import_diffusers(tmp_path / "unet", scheduler=tmp_path / "scheduler").model
+    model = jax.tree.map(jnp.asarray, model)
+    assert float(model.t_min) == pytest.approx(scheduler.sigma_min, rel=1e-6)
+    grid = jnp.linspace(model.t_max, model.t_min, 7)
+    x, eps = RNG.standard_normal((2, 8, 8, 1)).astype(np.float32)
+    t = scheduler.timesteps[300]
+    noisy = to_numpy(scheduler.scale_noise(to_torch(x), t[None], to_torch(eps)))
+    sigma = jnp.float32(t / 1000)
+    np.testing.assert_allclose(
+        model.path.alpha(sigma) * x + model.path.sigma(sigma) * eps, noisy, atol=1e-5
+    )
+
+    # A shift would move these sigmas too: they are given as they are after it.
+    unshifted = np.asarray(grid) / (shift - (shift - 1) * np.asarray(grid))
+    scheduler.set_timesteps(sigmas=unshifted)
+    state = to_torch(eps)
+    with torch.no_grad():
+        for t in scheduler.timesteps[:-1]:
+            state = scheduler.step(unet(state, t).sample, t, state).prev_sample
+    found = sample(
+        model, eps, grid, key=jax.random.key(0), divergence=Untracked(), solver=SOLVERS["euler"]()
+    )
+    assert np.abs(to_numpy(state) - eps).max() > 0.1
+    assert_equal(found.x, to_numpy(state))

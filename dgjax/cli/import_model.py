@@ -1,10 +1,9 @@
 """`dgjax import`: a model that another library trained, as a checkpoint of dgjax's."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
-import numpy as np
 import typer
 
 from dgjax.checkpoint import save
@@ -30,7 +29,7 @@ def import_model(
     if not folder.exists():
         folder = fetch(source)
     found = import_diffusers(folder, scheduler=scheduler, licence=licence, source=source)
-    save(out, found.model, found.meta, dtype=found.dtype)
+    save(out, found.model, found.meta, autoencoder=found.autoencoder, dtype=None)
     table(f"{source} as {out}", ["", ""], [list(row) for row in _facts(found).items()])
     for note in found.notes:
         console.print(note, style="yellow", markup=False)
@@ -39,22 +38,40 @@ def import_model(
 
 def _facts(found: Imported) -> dict[str, str]:
     model, meta = found.model, found.meta
-    weights = jax.tree.leaves(model.network)
-    count, size = sum(w.size for w in weights), sum(w.nbytes for w in weights)
     path = model.path
     levels = [float(path.sigma(t) / path.alpha(t)) for t in (model.t_min, model.t_max)]
-    height, width, channels = meta.shape
     low, high = meta.data_range
+    autoencoder = found.autoencoder
+    latents = (
+        {}
+        if autoencoder is None
+        else {
+            "samples": f"latents {_size(meta.shape)}",
+            "pictures": f"{_size(autoencoder.image_shape)}, from {low:g} to {high:g}",
+            "autoencoder": _weights(autoencoder),
+        }
+    )
     return {
         "architecture": found.architecture,
-        "samples": f"{height} x {width} x {channels}, from {low:g} to {high:g}",
-        "parameters": f"{count:,} ({size / 2**20:,.1f} MiB as {np.dtype(found.dtype).name})",
+        "samples": f"{_size(meta.shape)}, from {low:g} to {high:g}",
+        **latents,
+        "parameters": _weights(model.network),
         "schedule": f"{found.scheduler}: {meta.model.path['kind']}",
         "prediction": meta.model.parametrization["kind"],
         "noise levels": f"sigma/alpha from {levels[0]:.4g} to {levels[1]:.4g}",
         "licence": meta.licence,
         "source": meta.source,
     }
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _weights(network: Any) -> str:
+    weights = jax.tree.leaves(network)
+    count, size = sum(w.size for w in weights), sum(w.nbytes for w in weights)
+    return f"{count:,} ({size / 2**20:,.1f} MiB as {weights[0].dtype.name})"
 
 
 def _as_folder(out: Path) -> str:

@@ -9,13 +9,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import nnx
 
-from dgjax.checkpoint import Meta, to_named
+from dgjax.checkpoint import PIXELS, Meta, to_named
 from dgjax.fields import Field
+from dgjax.importing.autoencoder import read_autoencoder
+from dgjax.importing.dit import read_dit, stored_positions
 from dgjax.importing.names import fill
 from dgjax.importing.schedulers import Process, read_scheduler
 from dgjax.importing.unet2d import RENAMES, read_unet2d
 from dgjax.importing.weights import open_weights
-from dgjax.spec import ModelSpec, build, build_network, unknown_name
+from dgjax.spec import (
+    Autoencoder,
+    ModelSpec,
+    build,
+    build_autoencoder,
+    build_network,
+    unknown_name,
+)
 
 __all__ = ["ARCHITECTURES", "Architecture", "Imported", "import_diffusers"]
 
@@ -24,18 +33,25 @@ class Architecture(NamedTuple):
     """How a class of diffusers' becomes a network of dgjax's.
 
     `read` makes of its config the shape of one sample, the network of a `ModelSpec` and the
-    clock that it is told; `renames` and `constants` are those of `dgjax.importing.names.fill`.
+    clock that it is told; `renames` and, of shape and network, `constants` are those of
+    `dgjax.importing.names.fill`.
     """
 
     read: Callable[[Mapping[str, Any]], tuple[tuple[int, ...], dict[str, Any], str]]
     renames: tuple[tuple[str, str], ...] = ()
-    constants: Mapping[str, Any] = {}
+    constants: Callable[[tuple[int, ...], Mapping[str, Any]], Mapping[str, Any]] = (
+        lambda shape, network: {}
+    )
 
 
 class Imported(NamedTuple):
-    """A model with NumPy weights, what is known of it, and what it was made from."""
+    """A model with NumPy weights, what is known of it, and what it was made from.
+
+    `autoencoder` is that of a model of latents, and None for one of pixels.
+    """
 
     model: Field
+    autoencoder: Autoencoder | None
     meta: Meta
     dtype: np.dtype
     architecture: str
@@ -43,9 +59,14 @@ class Imported(NamedTuple):
     notes: tuple[str, ...]
 
 
-ARCHITECTURES: dict[str, Architecture] = {"UNet2DModel": Architecture(read_unet2d, RENAMES)}
+ARCHITECTURES: dict[str, Architecture] = {
+    "UNet2DModel": Architecture(read_unet2d, RENAMES),
+    "DiTTransformer2DModel": Architecture(read_dit, constants=stored_positions),
+    "Transformer2DModel": Architecture(read_dit, constants=stored_positions),  # its older name
+}
 CLOCKS = {"step": "numbers of time steps", "level": "noise levels"}
 PARTS = ("unet", "transformer")  # what pipelines call their network
+OTHER_PARTS = ("scheduler", "vae")
 
 
 def import_diffusers(
@@ -69,6 +90,11 @@ def import_diffusers(
     place = _network_folder(folder, index)
     config = _read_json(place / "config.json")
     kind = str(config.get("_class_name"))
+    if config.get("cross_attention_dim") is not None:
+        raise ValueError(
+            f"{kind} attends to a text or the like (cross_attention_dim), which is not read here: "
+            "models without a condition, or of classes, are"
+        )
     if kind not in ARCHITECTURES:
         raise unknown_name("network", kind, ARCHITECTURES)
     architecture = ARCHITECTURES[kind]
@@ -82,14 +108,20 @@ def import_diffusers(
     spec = ModelSpec(
         shape, network, process.path, process.parametrization, process.t_min, process.t_max
     )
+    pictures = _read_pictures(folder, index, shape)
     like = nnx.eval_shape(lambda: build_network(spec))
     weights = fill(
         like,
         open_weights(place),
         f"the {kind} in {place}",
         renames=architecture.renames,
-        constants=architecture.constants,
+        constants=architecture.constants(shape, network),
     )
+    autoencoder = None
+    if pictures != PIXELS:
+        like = nnx.eval_shape(lambda: build_autoencoder(pictures, shape))
+        what = f"the autoencoder in {folder / 'vae'}"
+        autoencoder = fill(like, open_weights(folder / "vae"), what, renames=RENAMES)
     meta = Meta(
         model=spec,
         dataset="not stated",
@@ -97,9 +129,10 @@ def import_diffusers(
         licence=licence or _card_licence(folder) or "not stated",
         steps=0,
         source=source or str(folder),
+        autoencoder=pictures,
     )
     dtype = next(iter(to_named(weights).values())).dtype
-    return Imported(build(spec, weights), meta, dtype, kind, name, process.notes)
+    return Imported(build(spec, weights), autoencoder, meta, dtype, kind, name, process.notes)
 
 
 def _has_index(folder: Path) -> bool:
@@ -112,6 +145,12 @@ def _network_folder(folder: Path, index: Mapping[str, Any]) -> Path:
     """Where the network is: a pipeline's part, or the folder itself, as in the oldest ones."""
     if not index:
         return folder
+    for part, value in index.items():
+        if part not in (*PARTS, *OTHER_PARTS) and isinstance(value, list) and any(value):
+            raise ValueError(
+                f"the pipeline {index.get('_class_name')} has a part {part!r} ({value[-1]}), which "
+                "is not read here: the model would be another without it"
+            )
     parts = [part for part in PARTS if part in index]
     if len(parts) != 1:
         raise ValueError(
@@ -120,6 +159,23 @@ def _network_folder(folder: Path, index: Mapping[str, Any]) -> Path:
         )
     inside = folder / parts[0]
     return inside if inside.is_dir() else folder
+
+
+def _read_pictures(
+    folder: Path, index: Mapping[str, Any], shape: tuple[int, ...]
+) -> dict[str, Any]:
+    """The pipeline's autoencoder as `dgjax.checkpoint.Meta` describes it."""
+    if not any(index.get("vae") or ()):
+        return dict(PIXELS)
+    config = _read_json(folder / "vae" / "config.json")
+    spec = read_autoencoder(config)
+    inside = config.get("latent_channels", 4)
+    if inside != shape[-1]:
+        raise ValueError(
+            f"the autoencoder in {folder / 'vae'} has latents of {inside} channels and the "
+            f"network takes {shape[-1]}: they do not belong together"
+        )
+    return spec
 
 
 def _read_process(folder: Path, scheduler: Path | None) -> tuple[str, Process]:

@@ -66,6 +66,12 @@ PROCESS = {
     *("beta_start", "beta_end", "beta_schedule", "trained_betas", "num_train_timesteps"),
     *("prediction_type", "rescale_betas_zero_snr"),
 }
+FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+FLOW_HABITS = {
+    *("base_image_seq_len", "base_shift", "max_image_seq_len", "max_shift", "shift_terminal"),
+    *("stochastic_sampling", "time_shift_type", "use_beta_sigmas", "use_dynamic_shifting"),
+    *("use_exponential_sigmas", "use_karras_sigmas"),
+}
 # Keys that would make another process of it, with the values that do not.
 NEUTRAL = {"use_flow_sigmas": (False, None), "timestep_type": ("discrete", None)}
 
@@ -83,7 +89,9 @@ def read_scheduler(config: Mapping[str, Any]) -> Process:
         return _variance_exploding(values)
     if name in DISCRETE:
         return _discrete(name, values)
-    raise unknown_name("scheduler", str(name), [*DISCRETE, "ScoreSdeVeScheduler"])
+    if name in FLOW:
+        return _flow_matching(name, values)
+    raise unknown_name("scheduler", str(name), [*DISCRETE, "ScoreSdeVeScheduler", *FLOW])
 
 
 def _discrete(name: str, values: dict[str, Any]) -> Process:
@@ -160,6 +168,34 @@ def _variance_exploding(values: dict[str, Any]) -> Process:
         float(values.get("sigma_max", 1348.0)),
         (0.0, 1.0),
         "level",
+    )
+
+
+def _flow_matching(name: str, values: dict[str, Any]) -> Process:
+    """Rectified flow, whose network is told N sigma and predicts eps - x0, a unit of sigma.
+
+    A `shift` moves the sampler's sigmas, and with them what the network is told: the relation of
+    the two stays, and so does the path. Only the least sigma that the network is asked at depends
+    on it, which is t_min. The greatest is 1, where no data is left: t_max is 1/N below.
+    """
+    if values.pop("invert_sigmas", False):
+        raise ValueError(f"{name} with invert_sigmas counts from noise to data: not read here")
+    _only(name, values, {"num_train_timesteps", "shift"} | FLOW_HABITS)
+    steps, shift = values.get("num_train_timesteps", 1000), values.get("shift", 1.0)
+    if not (isinstance(steps, int) and steps > 1):
+        raise ValueError(f"num_train_timesteps of {name} must be above 1, got {steps!r}")
+    if values.get("use_dynamic_shifting"):
+        shift = 1.0  # that of the sampler, for each size of image
+    if not (isinstance(shift, int | float) and 0 < shift < steps):
+        raise ValueError(f"shift of {name} must be a number between 0 and {steps}, got {shift!r}")
+    return Process(
+        {"kind": "rectified_flow"},
+        {"kind": "velocity", "rate": float(steps)},
+        shift / (steps + shift - 1),
+        1 - 1 / steps,
+        (-1.0, 1.0),
+        "step",
+        (f"nothing of the data is left at sigma = 1: t_max is {1 - 1 / steps:g}",),
     )
 
 

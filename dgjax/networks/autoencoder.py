@@ -17,6 +17,18 @@ from dgjax.typing import Key, Sample
 __all__ = ["AutoencoderKL"]
 
 
+def _style(groups: int) -> Style:
+    return Style(
+        embedding=None,
+        groups=groups,
+        eps=1e-6,
+        scale_shift=False,
+        head=None,
+        activation="silu",
+        padding=0,
+    )
+
+
 class UpBlock(nnx.Module):
     """Residual blocks, then twice the resolution unless it is the last level."""
 
@@ -43,11 +55,12 @@ class Encoder(nnx.Module):
         channels: tuple[int, ...],
         outputs: int,
         layers: int,
-        style: Style,
+        groups: int,
         attention: bool,
         *,
         rngs: nnx.Rngs,
     ):
+        style = _style(groups)
         self.conv_in = conv(inputs, channels[0], rngs)
         above = (channels[0], *channels[:-1])
         last = len(channels) - 1
@@ -55,8 +68,8 @@ class Encoder(nnx.Module):
             DownBlock(Kind(), a, b, layers, i == last, style, rngs=rngs)
             for i, (a, b) in enumerate(zip(above, channels, strict=True))
         )
-        self.mid_block = MidBlock(channels[-1], style, attention, style.groups, 1.0, rngs=rngs)
-        self.conv_norm_out = norm(channels[-1], style.groups, style.eps, rngs)
+        self.mid_block = MidBlock(channels[-1], style, attention, groups, 1.0, rngs=rngs)
+        self.conv_norm_out = norm(channels[-1], groups, style.eps, rngs)
         self.conv_out = conv(channels[-1], 2 * outputs, rngs)
 
     def __call__(self, image: Image) -> Image:
@@ -75,20 +88,21 @@ class Decoder(nnx.Module):
         channels: tuple[int, ...],
         outputs: int,
         layers: int,
-        style: Style,
+        groups: int,
         attention: bool,
         *,
         rngs: nnx.Rngs,
     ):
+        style = _style(groups)
         self.conv_in = conv(inputs, channels[0], rngs)
-        self.mid_block = MidBlock(channels[0], style, attention, style.groups, 1.0, rngs=rngs)
+        self.mid_block = MidBlock(channels[0], style, attention, groups, 1.0, rngs=rngs)
         above = (channels[0], *channels[:-1])
         last = len(channels) - 1
         self.up_blocks = nnx.List(
             UpBlock(a, b, layers + 1, i == last, style, rngs=rngs)
             for i, (a, b) in enumerate(zip(above, channels, strict=True))
         )
-        self.conv_norm_out = norm(channels[-1], style.groups, style.eps, rngs)
+        self.conv_norm_out = norm(channels[-1], groups, style.eps, rngs)
         self.conv_out = conv(channels[-1], outputs, rngs)
 
     def __call__(self, latent: Image) -> Image:
@@ -148,8 +162,7 @@ class AutoencoderKL(nnx.Module):
         self.scaling_factor = scaling_factor
         self.shift_factor = shift_factor
         channels = tuple(channels)
-        style = Style(None, groups, 1e-6, False, None, "silu", 0)
-        options = (layers, style, attention)
+        options = (layers, groups, attention)
         self.encoder = Encoder(image_channels, channels, inside, *options, rngs=rngs)
         self.decoder = Decoder(inside, channels[::-1], image_channels, *options, rngs=rngs)
         self.quant_conv = conv(2 * inside, 2 * inside, rngs, 1) if quant else None

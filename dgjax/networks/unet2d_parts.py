@@ -140,7 +140,9 @@ class Resnet(nnx.Module):
         if self.resample is not None:
             h, out = self.resample(h), self.resample(out)
         out = self.conv1(out)
-        told = None if self.time_emb_proj is None else self.time_emb_proj(activate(embedding))
+        told = None
+        if self.time_emb_proj is not None and embedding is not None:
+            told = self.time_emb_proj(activate(embedding))
         if told is None:
             out = self.norm2(out)
         elif self.style.scale_shift:
