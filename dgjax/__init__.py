@@ -68,6 +68,7 @@ from dgjax.parametrization import (
     ScorePrediction,
     VelocityPrediction,
     VPrediction,
+    own_clock,
     preconditioned,
 )
 from dgjax.paths import cosine, custom, edm, logsnr, rectified_flow, sub_vp, ve, vp
@@ -159,6 +160,7 @@ __all__ = [
     "node_quadrature",
     "noise_matched",
     "normality",
+    "own_clock",
     "pilot",
     "png_bytes",
     "posterior",

@@ -214,6 +214,7 @@ def test_flow_matching_is_diffusers_own(shift, tmp_path, float32):
             layers_per_block=1,
             block_out_channels=(4, 4),
             norm_num_groups=2,
+            attention_head_dim=4,
             down_block_types=("DownBlock2D",) * 2,
             up_block_types=("UpBlock2D",) * 2,
         )
