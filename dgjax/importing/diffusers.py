@@ -119,9 +119,13 @@ def import_diffusers(
     )
     autoencoder = None
     if pictures != PIXELS:
-        like = nnx.eval_shape(lambda: build_autoencoder(pictures, shape))
-        what = f"the autoencoder in {folder / 'vae'}"
-        autoencoder = fill(like, open_weights(folder / "vae"), what, renames=RENAMES)
+        place = folder / "vae"
+        autoencoder = fill(
+            nnx.eval_shape(lambda: build_autoencoder(pictures, shape)),
+            open_weights(place),
+            f"the autoencoder in {place}",
+            renames=RENAMES,
+        )
     meta = Meta(
         model=spec,
         dataset="not stated",
