@@ -66,6 +66,7 @@ class Meta:
         source: where an imported model came from; empty for one that dgjax trained.
         autoencoder: between the model's samples and pictures, as in `ModelSpec`; of kind "pixels"
             where samples are pixels.
+        labels: names of the classes, synonyms separated by commas; empty if they have none.
     """
 
     model: ModelSpec
@@ -77,6 +78,7 @@ class Meta:
     held_out: float = 0.0
     source: str = ""
     autoencoder: Mapping[str, Any] = field(default_factory=lambda: dict(PIXELS))
+    labels: tuple[str, ...] = ()
 
     @property
     def latent(self) -> bool:
@@ -227,14 +229,15 @@ def _read_meta(folder: Path) -> Meta:
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ValueError(f"{file} is not of a dgjax checkpoint: its format is not {FORMAT!r}")
     del config["format"]
-    for name, value in (("held_out", 0.0), ("source", ""), ("autoencoder", PIXELS)):
-        config.setdefault(name, value)  # older ones do not say
+    older = {"held_out": 0.0, "source": "", "autoencoder": PIXELS, "labels": ()}
+    config = {**older, **config}  # older ones do not say
     try:
         check_names("config", config, [f.name for f in fields(Meta)], required=True)
         model = ModelSpec.from_dict(config["model"])
         check_autoencoder(config["autoencoder"])
         low, high = config["data_range"]
-        return Meta(**{**config, "model": model, "data_range": (low, high)})
+        labels = tuple(map(str, config["labels"]))
+        return Meta(**{**config, "model": model, "data_range": (low, high), "labels": labels})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file}: {_first_line(error)}") from error
 

@@ -191,7 +191,7 @@ def test_a_dit_pipeline_samples_latents_and_shows_pixels(dit_folder, tmp_path, r
     with torch.no_grad():
         out = transformer(to_torch(x), torch.tensor([t]), torch.tensor([2])).sample
     assert_equal(model.pair(jnp.float32(t), x, 2).eps, to_numpy(out)[..., :2])
-    options = ("--class", 1, "--num", 2, "--q", 0.5, "--steps", 8, "--out", tmp_path / "out")
+    options = ("--class", "dog", "--num", 2, "--q", 0.5, "--steps", 8, "--out", tmp_path / "out")
     code, _, complaint = run("sample", "--model", tmp_path / "model", *options)
     assert code == 0, complaint
     with np.load(tmp_path / "out" / "samples.npz") as arrays:

@@ -8,6 +8,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from dgjax.checkpoint import load, load_autoencoder, to_named
+from dgjax.cli.options import find_label, open_model
 from dgjax.importing.autoencoder import read_autoencoder
 from dgjax.importing.diffusers import import_diffusers
 from dgjax.importing.dit import read_dit, stored_positions
@@ -39,7 +40,7 @@ KL = {
 }
 INDEX = {
     "_class_name": "DiTPipeline",
-    "id2label": {"0": "cat", "1": "dog", "2": "owl"},
+    "id2label": {"0": "cat, house cat", "1": "Dog", "2": "owl"},
     "scheduler": ["diffusers", "DDIMScheduler"],
     "transformer": ["diffusers", "DiTTransformer2DModel"],
     "vae": ["diffusers", "AutoencoderKL"],
@@ -106,6 +107,18 @@ def test_a_pipeline_becomes_one_checkpoint(folder, run):
     found = import_diffusers(folder)
     assert {leaf.dtype for leaf in to_named(found.model.network).values()} == {np.dtype("float32")}
     assert {leaf.dtype for leaf in to_named(found.autoencoder).values()} == {np.dtype("float16")}
+
+
+def test_a_class_is_drawn_by_number_or_name(folder, run):
+    run("import", folder, folder / "out")
+    chosen = open_model(str(folder / "out"))
+    assert chosen.meta.labels == ("cat, house cat", "Dog", "owl")
+    names = ("2", "house cat", "cat", "dog", "OWL", None)
+    assert [find_label(chosen, name) for name in names] == [2, 0, 0, 1, 2, None]
+    with pytest.raises(ValueError, match="no class called 'dgo'; did you mean 'dog'"):
+        find_label(chosen, "dgo")
+    with pytest.raises(ValueError, match="class 3 is out of range"):
+        find_label(chosen, "3")
 
 
 def test_the_older_name_of_the_network_is_read(folder):

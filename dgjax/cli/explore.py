@@ -11,13 +11,14 @@ from dgjax import __version__
 from dgjax.cli.batches import progress, walker
 from dgjax.cli.options import (
     BATCH,
+    CLASS,
     MODEL,
     PROBES,
     SEED,
     STEPS,
     Model,
-    check_label,
     console,
+    find_label,
     make_probes,
     open_model,
     output_folder,
@@ -46,9 +47,7 @@ def explore(
             show_default="0.1, 0.15, ..., 0.9",
         ),
     ] = None,
-    label: Annotated[
-        int | None, typer.Option("--class", help="Class to draw, for a model that takes labels.")
-    ] = None,
+    class_: CLASS = None,
     noise: Annotated[
         float,
         typer.Option(min=0.0, help="Noise along the level set, relative to g; 0 is none."),
@@ -66,7 +65,7 @@ def explore(
     """Write a page, for any browser, in which the dial is turned and samples compared."""
     chosen = open_model(model)
     check_images(chosen.image_shape)
-    check_label(chosen, label)
+    label = find_label(chosen, class_)
     if out.is_dir():
         raise ValueError(f"{out} is a folder: name a file in it, such as {out / 'explorer.html'}")
     dials = np.asarray(sorted(set(q or QUANTILES)), np.float32)

@@ -1,5 +1,6 @@
 """What the commands share: loading a model, choosing a solver, folders, tables."""
 
+import difflib
 import json
 import os
 import tempfile
@@ -24,6 +25,7 @@ from dgjax.spec import Autoencoder, build_autoencoder, unknown_name
 
 __all__ = [
     "BATCH",
+    "CLASS",
     "JSON",
     "MODEL",
     "OUT",
@@ -34,8 +36,8 @@ __all__ = [
     "SOLVER_HELP",
     "STEPS",
     "Model",
-    "check_label",
     "density_title",
+    "find_label",
     "is_shipped",
     "make_probes",
     "make_solver",
@@ -56,6 +58,12 @@ BATCH = Annotated[
 ]
 PROBES_HELP = "Hutchinson probes per step; with multistep one to each colour of the pixels."
 PROBES = Annotated[int, typer.Option(min=1, help=PROBES_HELP)]
+CLASS = Annotated[
+    str | None,
+    typer.Option(
+        "--class", help="Class to draw, by number or name, for a model that takes labels."
+    ),
+]
 SEED = Annotated[int, typer.Option(help="Everything random follows from it.")]
 OUT = Annotated[Path, typer.Option(help="Folder for the results; made if there is none.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print the summary as JSON, not as a table.")]
@@ -130,20 +138,42 @@ def is_shipped(what: str, name: str, names: Iterable[str]) -> bool:
     return True
 
 
-def check_label(chosen: Model, label: int | None) -> None:
-    """Raise a ValueError unless `chosen` takes `label`, or there is none."""
-    if label is None:
-        return
+def find_label(chosen: Model, name: str | None) -> int | None:
+    """The label that `name` stands for, its number or one of its names; None for no class.
+
+    Raises:
+        ValueError: if `chosen` takes no labels, or not this one.
+    """
+    if name is None:
+        return None
     classes = chosen.meta.model.network.get("num_classes")
     if classes is None:
         raise ValueError(
             f"the model {chosen.name} takes no class labels: leave --class out, or choose a model "
             "trained with num_classes"
         )
+    try:
+        label = int(name)
+    except ValueError:
+        return _named_label(chosen, name)
     if not 0 <= label < classes:
         raise ValueError(
             f"class {label} is out of range: the model {chosen.name} takes 0 to {classes - 1}"
         )
+    return label
+
+
+def _named_label(chosen: Model, name: str) -> int:
+    found = {
+        word.strip().lower(): label
+        for label, words in enumerate(chosen.meta.labels)
+        for word in words.split(",")
+    }
+    if name.strip().lower() not in found:
+        near = difflib.get_close_matches(name.lower(), found, n=3)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise ValueError(f"the model {chosen.name} knows no class called {name!r}{hint}")
+    return found[name.strip().lower()]
 
 
 def make_solver(name: str) -> Any:

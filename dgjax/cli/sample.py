@@ -13,6 +13,7 @@ from dgjax.cli import shards
 from dgjax.cli.batches import progress, walker
 from dgjax.cli.options import (
     BATCH,
+    CLASS,
     JSON,
     MODEL,
     OUT,
@@ -21,8 +22,8 @@ from dgjax.cli.options import (
     SOLVER_HELP,
     Model,
     as_json,
-    check_label,
     console,
+    find_label,
     make_probes,
     make_solver,
     open_model,
@@ -61,9 +62,7 @@ def sample(
         float | None,
         typer.Option(help="Rescale the latents to this quantile of the prior log-density."),
     ] = None,
-    label: Annotated[
-        int | None, typer.Option("--class", help="Class to draw, for a model that takes labels.")
-    ] = None,
+    class_: CLASS = None,
     guidance: Annotated[
         float,
         typer.Option(help="Classifier-free weight on --class; 1 is none, above 1 stronger."),
@@ -118,6 +117,7 @@ def sample(
     if solver is None:
         solver = default_name(by_target, term)
     chosen, method = open_model(model), make_solver(solver)
+    label = find_label(chosen, class_)
     before = _class_guides(chosen, label, guidance)
     if prior_quantile is not None:
         chi_quantile(prior_quantile, chosen.size)  # says early what is wrong with it
@@ -210,7 +210,6 @@ def sample(
 
 
 def _class_guides(chosen: Model, label: int | None, weight: float) -> tuple[Contrast, ...]:
-    check_label(chosen, label)
     if weight == 1:
         return ()
     if label is None:

@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from flax import nnx
 
-from dgjax.checkpoint import PIXELS, Meta, to_named
+from dgjax.checkpoint import PIXELS, Meta
 from dgjax.fields import Field
 from dgjax.importing.autoencoder import read_autoencoder
 from dgjax.importing.dit import read_dit, stored_positions
@@ -53,7 +52,6 @@ class Imported(NamedTuple):
     model: Field
     autoencoder: Autoencoder | None
     meta: Meta
-    dtype: np.dtype
     architecture: str
     scheduler: str
     notes: tuple[str, ...]
@@ -134,9 +132,9 @@ def import_diffusers(
         steps=0,
         source=source or str(folder),
         autoencoder=pictures,
+        labels=_read_labels(index, network.get("num_classes")),
     )
-    dtype = next(iter(to_named(weights).values())).dtype
-    return Imported(build(spec, weights), autoencoder, meta, dtype, kind, name, process.notes)
+    return Imported(build(spec, weights), autoencoder, meta, kind, name, process.notes)
 
 
 def _has_index(folder: Path) -> bool:
@@ -163,6 +161,15 @@ def _network_folder(folder: Path, index: Mapping[str, Any]) -> Path:
         )
     inside = folder / parts[0]
     return inside if inside.is_dir() else folder
+
+
+def _read_labels(index: Mapping[str, Any], classes: int | None) -> tuple[str, ...]:
+    """Names of the classes where the pipeline says all of them."""
+    names = index.get("id2label")
+    if classes is None or not isinstance(names, dict):
+        return ()
+    found = [names.get(str(label)) for label in range(classes)]
+    return tuple(map(str, found)) if None not in found else ()
 
 
 def _read_pictures(
