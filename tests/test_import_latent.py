@@ -1,5 +1,7 @@
 """Networks of latent diffusion give what PyTorch gives, with every weight drawn at random."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -170,11 +172,13 @@ def dit_folder(tmp_path_factory):
     )
     with torch.no_grad():
         vae.decoder.conv_out.weight.mul_(0.3)
-    pipeline = diffusers.DiTPipeline(
-        transformer, vae, diffusers.DDIMScheduler(), id2label={0: "cat", 1: "dog", 2: "owl"}
-    )
+    pipeline = diffusers.DiTPipeline(transformer, vae, diffusers.DDIMScheduler())
     folder = tmp_path_factory.mktemp("dit")
     pipeline.save_pretrained(folder)
+    # Published ones name their classes, and diffusers reads the names but does not save them.
+    index = folder / "model_index.json"
+    names = {"id2label": {"0": "cat", "1": "dog", "2": "owl"}}
+    index.write_text(json.dumps(json.loads(index.read_text()) | names))
     return folder, transformer, vae
 
 
