@@ -221,7 +221,7 @@ def spoil_scheduler(**changes):
         (spoil_unet(norm_num_groups=3), "groups"),
         (spoil_unet(time_embedding_type="fourier"), "do not belong together"),
         (spoil_scheduler(_class_name="ScoreSdeVeScheduler"), "setting 'beta_end'"),
-        (spoil_scheduler(_class_name="FlowMatchHeunDiscreteScheduler"), "scheduler '.*unknown"),
+        (spoil_scheduler(_class_name="CMStochasticIterativeScheduler"), "scheduler '.*unknown"),
         (spoil_weights(lambda w: w.update(extra=np.zeros(2, np.float32))), "'extra' has no place"),
         (spoil_weights(lambda w: w.pop("conv_in.bias")), "'conv_in.bias' is missing"),
         (
