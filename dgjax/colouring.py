@@ -8,6 +8,7 @@ lattice colouring never see two neighbours at once (probing: Tang and Saad 2012)
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -24,21 +25,26 @@ REACH = 6  # neighbours that a colouring looks at, along each axis
 
 @lru_cache
 def colouring(shape: tuple[int, ...], colours: int) -> Int[np.ndarray, "..."]:
-    """The colour of each place of an array: (p_1 + a p_2 + a^2 p_3 + ...) mod `colours`.
+    """Colour of each place of an array: (p_1 + a p_2 + a^2 p_3 + ... + c channel) mod `colours`.
 
-    Of all a the one whose places of one colour are farthest apart: with the least sum of
-    |distance|^-3 over pairs, which is how the squares of a denoiser's couplings fall. Axes count
-    alike, a channel being as far from the next as a pixel is.
+    Of all a and c those whose places of one colour are farthest apart: with the least sum of
+    |distance|^-3 over pairs, which is how the squares of a denoiser's couplings fall. The last
+    axis of three is of channels, each as far from any other as a pixel is from the next.
     """
     reach = [min(REACH, n - 1) for n in shape]
     offsets = np.argwhere(np.ones([2 * r + 1 for r in reach])) - reach
     offsets = offsets[offsets.any(1)]
-    strength = np.linalg.norm(offsets, axis=1) ** -3.0
     places = np.moveaxis(np.indices(shape), 0, -1)
+    channels = len(shape) > 2
+    lengths = np.abs(offsets)
+    if channels:
+        lengths[:, -1] = np.minimum(lengths[:, -1], 1)
+    strength = np.linalg.norm(lengths, axis=1) ** -3.0
 
     def steps() -> Iterator[np.ndarray]:
-        for a in range(colours):
-            yield np.array([pow(a, axis, colours) for axis in range(len(shape))])
+        for a, c in product(range(colours), range(colours) if channels else (1,)):
+            pixel = [pow(a, axis, colours) for axis in range(len(shape) - channels)]
+            yield np.array([*pixel, c] if channels else pixel)
 
     best = min(steps(), key=lambda step: strength[(offsets @ step) % colours == 0].sum())
     return (places @ best) % colours

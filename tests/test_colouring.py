@@ -57,6 +57,14 @@ def test_places_of_one_colour_are_as_far_apart_as_can_be(colours, least):
     assert sizes.max() - sizes.min() < 28
 
 
+@pytest.mark.parametrize("colours", range(3, 17))
+def test_channels_of_a_pixel_differ_in_colour(colours):
+    """A denoiser couples them most of all, the first and the last as much as the rest."""
+    colour = colouring((32, 32, 3), colours)
+    for first, second in ((0, 1), (1, 2), (0, 2)):
+        assert (colour[..., first] != colour[..., second]).all()
+
+
 def test_a_vector_has_a_colouring_too():
     np.testing.assert_array_equal(colouring((7,), 3), [0, 1, 2, 0, 1, 2, 0])
 
