@@ -16,7 +16,16 @@ from flax import nnx
 
 from dgjax import discrete, parametrization, paths
 from dgjax.fields import Field, field
-from dgjax.networks import MLP, AutoencoderKL, DiT, UNet, UNet2D, pixels
+from dgjax.networks import (
+    MLP,
+    AutoencoderKL,
+    DhariwalUNet,
+    DiT,
+    SongUNet,
+    UNet,
+    UNet2D,
+    pixels,
+)
 from dgjax.parametrization import Network
 from dgjax.typing import Key, Sample
 
@@ -38,6 +47,8 @@ NETWORKS: dict[str, Callable[..., Any]] = {
     "unet": UNet,
     "unet2d": UNet2D,
     "dit": DiT,
+    "song_unet": SongUNet,
+    "dhariwal_unet": DhariwalUNet,
 }
 PATHS: dict[str, Callable[..., Any]] = {
     "vp": paths.vp,

@@ -8,12 +8,16 @@ import typer
 
 from dgjax.checkpoint import save
 from dgjax.cli.options import console, table
-from dgjax.importing.diffusers import Imported, import_diffusers
+from dgjax.importing.diffusers import import_diffusers
+from dgjax.importing.edm import import_edm, is_edm
+from dgjax.importing.folder import Imported
 from dgjax.importing.hub import fetch
 
 
 def import_model(
-    source: Annotated[str, typer.Argument(help="A folder of diffusers', or a name on the hub.")],
+    source: Annotated[
+        str, typer.Argument(help="A folder of diffusers' or EDM's, or a name on the hub.")
+    ],
     out: Annotated[Path, typer.Argument(help="Folder for the checkpoint; made if there is none.")],
     scheduler: Annotated[
         Path | None,
@@ -24,11 +28,16 @@ def import_model(
         typer.Option(help="In one line.", show_default="that of the model card"),
     ] = None,
 ) -> None:
-    """Make a checkpoint of a model from diffusers; every command takes it."""
+    """Make a checkpoint of a model from diffusers or EDM; every command takes it."""
     folder = Path(source)
     if not folder.exists():
         folder = fetch(source)
-    found = import_diffusers(folder, scheduler=scheduler, licence=licence, source=source)
+    if is_edm(folder):
+        if scheduler is not None:
+            raise ValueError("a model of EDM's takes no --scheduler: its config.json has precond")
+        found = import_edm(folder, licence=licence, source=source)
+    else:
+        found = import_diffusers(folder, scheduler=scheduler, licence=licence, source=source)
     save(out, found.model, found.meta, autoencoder=found.autoencoder, dtype=None)
     table(f"{source} as {out}", ["", ""], [list(row) for row in _facts(found).items()])
     for note in found.notes:

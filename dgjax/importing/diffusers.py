@@ -1,7 +1,5 @@
 """Folders that diffusers saved, as dgjax's own models."""
 
-import json
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,15 +7,14 @@ from typing import Any, NamedTuple
 from flax import nnx
 
 from dgjax.checkpoint import PIXELS, Meta
-from dgjax.fields import Field
 from dgjax.importing.autoencoder import read_autoencoder
 from dgjax.importing.dit import read_dit, stored_positions
+from dgjax.importing.folder import Imported, card_licence, read_json
 from dgjax.importing.names import fill
 from dgjax.importing.schedulers import Process, read_scheduler
 from dgjax.importing.unet2d import RENAMES, read_unet2d
 from dgjax.importing.weights import open_weights
 from dgjax.spec import (
-    Autoencoder,
     ModelSpec,
     build,
     build_autoencoder,
@@ -25,7 +22,7 @@ from dgjax.spec import (
     unknown_name,
 )
 
-__all__ = ["ARCHITECTURES", "Architecture", "Imported", "import_diffusers"]
+__all__ = ["ARCHITECTURES", "Architecture", "import_diffusers"]
 
 
 class Architecture(NamedTuple):
@@ -41,20 +38,6 @@ class Architecture(NamedTuple):
     constants: Callable[[tuple[int, ...], Mapping[str, Any]], Mapping[str, Any]] = (
         lambda shape, network: {}
     )
-
-
-class Imported(NamedTuple):
-    """A model with NumPy weights, what is known of it, and what it was made from.
-
-    `autoencoder` is that of a model of latents, and None for one of pixels.
-    """
-
-    model: Field
-    autoencoder: Autoencoder | None
-    meta: Meta
-    architecture: str
-    scheduler: str
-    notes: tuple[str, ...]
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -84,9 +67,9 @@ def import_diffusers(
     Raises:
         ValueError: saying which part is missing, damaged, unknown here or does not fit another.
     """
-    index = _read_json(folder / "model_index.json") if _has_index(folder) else {}
+    index = read_json(folder / "model_index.json") if _has_index(folder) else {}
     place = _network_folder(folder, index)
-    config = _read_json(place / "config.json")
+    config = read_json(place / "config.json")
     kind = str(config.get("_class_name"))
     if config.get("cross_attention_dim") is not None:
         raise ValueError(
@@ -128,7 +111,7 @@ def import_diffusers(
         model=spec,
         dataset="not stated",
         data_range=process.data_range,
-        licence=licence or _card_licence(folder) or "not stated",
+        licence=licence or card_licence(folder) or "not stated",
         steps=0,
         source=source or str(folder),
         autoencoder=pictures,
@@ -178,7 +161,7 @@ def _read_pictures(
     """The pipeline's autoencoder as `dgjax.checkpoint.Meta` describes it."""
     if not any(index.get("vae") or ()):
         return dict(PIXELS)
-    config = _read_json(folder / "vae" / "config.json")
+    config = read_json(folder / "vae" / "config.json")
     spec = read_autoencoder(config)
     inside = config.get("latent_channels", 4)
     if inside != shape[-1]:
@@ -201,29 +184,5 @@ def _read_process(folder: Path, scheduler: Path | None) -> tuple[str, Process]:
             )
     else:
         file = scheduler / "scheduler_config.json" if scheduler.is_dir() else scheduler
-    config = _read_json(file)
+    config = read_json(file)
     return str(config.get("_class_name")), read_scheduler(config)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"there is no {file.name} in {file.parent}") from None
-    except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise ValueError(f"{file} cannot be read as JSON: {first}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} is no table of names and values")
-    return content
-
-
-def _card_licence(folder: Path) -> str | None:
-    """The licence in the front matter of the model card, if it states one."""
-    try:
-        card = (folder / "README.md").read_text(errors="replace")
-    except OSError:
-        return None
-    front = re.match(r"---\s*\n(.*?)\n---", card, re.DOTALL)
-    stated = re.search(r"^license:\s*(\S.*?)\s*$", front[1], re.MULTILINE) if front else None
-    return stated[1].strip("\"'") if stated else None
