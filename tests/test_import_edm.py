@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from dgjax.checkpoint import load, to_named
 from dgjax.importing.edm import import_edm
 from dgjax.networks import DhariwalUNet, SongUNet
+from dgjax.networks.resampling import grow, shrink
 
 pytestmark = pytest.mark.usefixtures("float32")
 
@@ -171,6 +172,30 @@ def original(config):
     with torch.no_grad():
         out = network(images, torch.from_numpy(t), hot, **more)
     return out.numpy().transpose(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("row", [(1, 1), (1, 3, 3, 1), (1, 2, 4, 1), (1.0, 2, 3, 4, 5, 7)])
+def test_resampling_is_a_convolution(row):
+    h = jax.random.normal(jax.random.key(0), (1, 6, 8, 2))
+    half = len(row) // 2
+
+    def convolved(row, gain, padding, **options):
+        kernel = jnp.outer(jnp.array(row), jnp.array(row))[..., None, None] * gain / sum(row) ** 2
+        return jax.lax.conv_general_dilated(
+            h,
+            jnp.tile(kernel.astype(h.dtype), (1, 1, 1, 2)),
+            padding=2 * [(padding, padding)],
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=2,
+            **options,
+        )
+
+    right = convolved(row, 1, half - 1, window_strides=(2, 2))
+    np.testing.assert_allclose(shrink(h, row), right, atol=1e-6)
+    right = convolved(row, 1, half, window_strides=(2, 2))
+    np.testing.assert_allclose(shrink(h, row, half), right, atol=1e-6)
+    right = convolved(row[::-1], 4, half, window_strides=(1, 1), lhs_dilation=(2, 2))
+    np.testing.assert_allclose(grow(h, row), right, atol=1e-6)
 
 
 # PhysicsNeMo 2.2.2 (PyTorch 2.13): two values of its outputs, and their standard deviation.
@@ -340,9 +365,11 @@ def test_trouble_is_one_line_and_nothing_is_written(spoil, message, tmp_path, ru
     ],
 )
 def test_networks_refuse_what_does_not_fit(arguments, message):
+    small = {"model_channels": 8, "channel_mult": (1,), **arguments}
     with pytest.raises(ValueError, match=message):
-        SongUNet(
-            (8, 8, 3), **{"model_channels": 8, "channel_mult": (1,), **arguments}, rngs=nnx.Rngs(0)
-        )
-    with pytest.raises(ValueError, match="heads of 64"):
+        SongUNet((8, 8, 3), **small, rngs=nnx.Rngs(0))
+
+
+def test_heads_take_their_channels():
+    with pytest.raises(ValueError, match="32 channels does not split into heads of 64"):
         DhariwalUNet((8, 8, 3), model_channels=32, channel_mult=(1,), rngs=nnx.Rngs(0))

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from dgjax.networks.resampling import grow, shrink
+
 __all__ = [
     "ACTIVATIONS",
     "Attention",
@@ -79,28 +81,8 @@ def nearest(h: Image) -> Image:
     return h.repeat(2, axis=1).repeat(2, axis=2)
 
 
-def _filter(h: Image, gain: float, **options) -> Image:
-    """The smoothing filter (1, 3, 3, 1) x (1, 3, 3, 1), of sum `gain`, on each channel."""
-    row = jnp.array([1, 3, 3, 1], h.dtype) / 8
-    channels = h.shape[-1]
-    kernel = jnp.broadcast_to(gain * jnp.outer(row, row)[..., None, None], (4, 4, 1, channels))
-    return jax.lax.conv_general_dilated(
-        h,
-        kernel,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=channels,
-        **options,
-    )
-
-
-def fir_down(h: Image) -> Image:
-    """Smoothed, then every second pixel."""
-    return _filter(h, 1.0, window_strides=(2, 2), padding=((1, 1), (1, 1)))
-
-
-def fir_up(h: Image) -> Image:
-    """Zeros between the pixels, then smoothed."""
-    return _filter(h, 4.0, window_strides=(1, 1), padding=((2, 2), (2, 2)), lhs_dilation=(2, 2))
+fir_down = partial(shrink, row=(1, 3, 3, 1))
+fir_up = partial(grow, row=(1, 3, 3, 1))
 
 
 class Resnet(nnx.Module):
