@@ -1,0 +1,233 @@
+"""Speed of imported networks: Flax compiled by XLA against PyTorch, eager and compiled.
+
+Each network of diffusers gets random weights, is saved and imported, and then runs on the same
+images and cores on all sides, in turn in one process. Figures are medians over the rounds of the
+time of a batch, and ratios of PyTorch's to ours: above 1 Flax is the faster. Peak memory is that of
+a process for each side alone, above what it has before there is a network.
+
+    python experiments/import_speed.py
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+BATCHES, ROUNDS, TIME = (1, 4, 16), 5, 431
+SIDES = ("flax", "eager", "compile")
+NAMES = {"flax": "dgjax", "eager": "PyTorch", "compile": "torch.compile"}
+SCHEDULER = {"_class_name": "DDIMScheduler", "clip_sample": False}
+# "small" is for trying this script out; the others are as published (CIFAR-10's DDPM, DiT-S/2).
+NETWORKS = {
+    "small": (
+        "UNet2DModel",
+        {
+            "sample_size": 16,
+            "block_out_channels": (32, 64),
+            "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+            "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        },
+    ),
+    "ddpm": (
+        "UNet2DModel",
+        {
+            "sample_size": 32,
+            "block_out_channels": (128, 256, 256, 256),
+            "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+            "attention_head_dim": None,
+            "downsample_padding": 0,
+            "flip_sin_to_cos": False,
+            "freq_shift": 1,
+            "norm_eps": 1e-6,
+        },
+    ),
+    "dit": (
+        "DiTTransformer2DModel",
+        {
+            "sample_size": 32,
+            "in_channels": 4,
+            "out_channels": 8,
+            "num_layers": 12,
+            "num_attention_heads": 6,
+            "attention_head_dim": 64,
+            "num_embeds_ada_norm": 1000,
+        },
+    ),
+}
+OUT = Path(__file__).parent / "figures" / "import_speed.md"
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["ddpm", "dit"])
+    parser.add_argument("--sides", nargs="+", choices=SIDES[1:], default=SIDES[1:])
+    parser.add_argument("--batches", nargs="+", type=int, default=BATCHES)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of which the median counts")
+    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)  # side, folder and batch
+    return parser.parse_args()
+
+
+def write(name, folder):
+    """The network of that name with random weights, as diffusers saves it."""
+    import diffusers
+    import torch
+
+    kind, config = NETWORKS[name]
+    torch.manual_seed(0)
+    network = getattr(diffusers, kind)(**config)
+    with torch.no_grad():  # what starts as zero would be all that is compared
+        for weights in network.parameters():
+            weights.add_(0.02 * torch.randn_like(weights))
+    network.save_pretrained(folder)
+    (folder / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
+
+
+def images(folder, batch):
+    """Channels first, and labels if it takes any."""
+    config = json.loads((folder / "config.json").read_text())
+    size, labels = config["sample_size"], config.get("num_embeds_ada_norm")
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((batch, config["in_channels"], size, size)).astype(np.float32)
+    return x, None if labels is None else rng.integers(labels, size=batch)
+
+
+def runner(side, folder, batch):
+    """A function of nothing that waits for a batch and returns it, channels first."""
+    x, labels = images(folder, batch)
+    if side == "flax":
+        return flax_runner(folder, x, labels)
+    import diffusers
+    import torch
+
+    kind = json.loads((folder / "config.json").read_text())["_class_name"]
+    network = getattr(diffusers, kind).from_pretrained(folder, low_cpu_mem_usage=False).eval()
+    call = torch.compile(network) if side == "compile" else network
+    given = [torch.from_numpy(x), torch.full((batch,), TIME)]
+    if labels is not None:
+        given.append(torch.from_numpy(labels))
+
+    def run():
+        with torch.inference_mode():
+            out = call(*given).sample
+        return out.numpy()[:, : x.shape[1]]
+
+    return run
+
+
+def flax_runner(folder, x, labels):
+    import jax
+    import jax.numpy as jnp
+
+    from dgjax.importing.diffusers import import_diffusers
+
+    found = import_diffusers(folder, scheduler=folder / "scheduler_config.json")
+    network = jax.tree.map(jnp.asarray, found.model.network)
+    over = (0, None, None if labels is None else 0)
+    batched = jax.jit(lambda network, *given: jax.vmap(network, over)(*given))
+    given = (jnp.asarray(x.transpose(0, 2, 3, 1)), jnp.float32(TIME), labels)
+
+    def run():
+        return np.asarray(batched(network, *given)).transpose(0, 3, 1, 2)
+
+    return run
+
+
+def seconds(run):
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def compared(folder, batch, sides, rounds):
+    """Median seconds of each side, and how far ours is from PyTorch's, over its greatest."""
+    runs = {side: runner(side, folder, batch) for side in sides}
+    outs = {side: run() for side, run in runs.items()}  # compiles, too
+    for run in runs.values():
+        run()
+    times = {side: [] for side in sides}
+    for _ in range(rounds):
+        for side, run in runs.items():
+            times[side].append(seconds(run))
+    right = outs[sides[1]]
+    far = np.abs(outs["flax"] - right).max() / np.abs(right).max()
+    return {side: np.median(found) for side, found in times.items()}, far
+
+
+def peak_of(side, folder, batch):
+    """MiB that one side alone takes at most, in a process of its own."""
+    command = [sys.executable, __file__, "--peak", side, str(folder), str(batch)]
+    found = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(found.stdout.split()[-1])
+
+
+def peak():
+    """MiB so far; `getrusage` would count what the process had that started this one."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
+
+
+def print_peak(side, folder, batch):
+    import jax
+    import torch
+
+    jax.block_until_ready(jax.numpy.zeros(1))
+    torch.zeros(1)
+    before = peak()
+    run = runner(side, Path(folder), int(batch))
+    run()
+    run()
+    print(peak() - before)
+
+
+def main():
+    args = arguments()
+    if args.peak:
+        return print_peak(*args.peak)
+    # Before either library counts the cores.
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
+    import torch
+
+    from dgjax.importing.diffusers import ARCHITECTURES
+
+    torch.set_num_threads(args.cores)
+    compiler = shutil.which("c++") or shutil.which("g++")
+    sides = ["flax", *(s for s in args.sides if compiler or s != "compile")]
+    head = ["network", "batch", *(f"{NAMES[s]} (ms)" for s in sides)]
+    head += [f"{NAMES[s]} / dgjax" for s in sides[1:]]
+    head += [f"peak of {NAMES[s]} (MiB)" for s in sides] + ["greatest difference"]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for name in args.networks:
+        if NETWORKS[name][0] not in ARCHITECTURES:
+            print(f"no {NETWORKS[name][0]} here")
+            continue
+        with tempfile.TemporaryDirectory() as made:
+            folder = Path(made)
+            write(name, folder)
+            for batch in args.batches:
+                times, far = compared(folder, batch, sides, args.rounds)
+                peaks = {side: peak_of(side, folder, batch) for side in sides}
+                cells = [name, str(batch), *(f"{1000 * times[s]:.1f}" for s in sides)]
+                cells += [f"{times[s] / times['flax']:.2f}" for s in sides[1:]]
+                cells += [f"{peaks[s]:.0f}" for s in sides] + [f"{far:.1e}"]
+                lines.append(f"| {' | '.join(cells)} |")
+                print(lines[-1], flush=True)
+    notes = [f"{args.cores} cores, PyTorch {torch.__version__}, medians of {args.rounds} rounds."]
+    if not compiler:
+        notes.append("No C++ compiler here, which torch.compile takes.")
+    text = "\n".join([*lines, "", *notes]) + "\n"
+    print(text)
+    OUT.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
