@@ -271,7 +271,7 @@ def test_preconditionings_are_those_of_edm(tmp_path):
         sigma = np.sqrt(np.expm1(0.5 * 19.9 * t**2 + 0.1 * t))
         alpha = 1 / np.sqrt(1 + sigma**2)
         right = y - sigma * model.network(y * alpha, jnp.float32(999 * t), label)
-        x0 = model.pair(jnp.float32(999 * t), np.float32(y * alpha), label).x0
+        x0 = model.pair(jnp.float32(999 * t), jnp.float32(y * alpha), label).x0
         np.testing.assert_allclose(x0, right, atol=1e-3 * np.abs(right).max())
     assert float(model.t_max) == 999
 
@@ -359,7 +359,7 @@ def test_trouble_is_one_line_and_nothing_is_written(spoil, message, tmp_path, ru
         ({"encoder_type": "both"}, "encoder_type 'both' is unknown"),
         ({"embedding_type": "none"}, "embedding_type 'none' is unknown"),
         ({"resample_filter": (1, 2, 1)}, "must be of even length"),
-        ({"model_channels": 6}, "6 channels do not split into groups"),
+        ({"model_channels": 14}, "14 channels do not split into groups"),
         ({"channel_mult": (1,) * 5}, "multiples of 16"),
         ({"num_blocks": 0}, "needs levels and blocks"),
     ],
