@@ -10,8 +10,10 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
+from jax.sharding import Sharding
 from jaxtyping import Array, PyTree
 
 import dgjax
@@ -48,6 +51,9 @@ __all__ = [
 
 FORMAT = "dgjax-checkpoint-1"
 PIXELS = {"kind": "pixels"}  # where no autoencoder is named
+PART = 2**24  # bytes of weights read at a time, and of a file of weights
+# Of all arrays, or of each by its shape.
+Placement = Sharding | Callable[[tuple[int, ...]], Sharding]
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,8 @@ def save(
             new.mkdir()
             for name, arrays in weights.items():
                 with _own_writer() as writer:
-                    writer.save(new / name, arrays)
+                    args = ocp.args.PyTreeSave(arrays, ocdbt_target_data_file_size=PART)
+                    writer.save(new / name, args=args)
                 # It names the temporary folder, for file systems that cannot rename.
                 (new / name / "commit_success.txt").unlink(missing_ok=True)
             (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -136,6 +143,13 @@ def save(
         raise ValueError(f"cannot write a checkpoint to {folder}: {error}") from error
 
 
+class _Unchanged(np.ndarray):
+    """An array that nobody changes while it is written, which orbax would copy first."""
+
+    def __deepcopy__(self, memo: dict[int, Any] | None) -> "_Unchanged":
+        return self
+
+
 def _as_dtype(tree: PyTree[Array], dtype: Any) -> dict[str, np.ndarray]:
     with np.errstate(over="ignore"):
         weights = {
@@ -144,7 +158,7 @@ def _as_dtype(tree: PyTree[Array], dtype: Any) -> dict[str, np.ndarray]:
     for name, value in weights.items():
         if not np.isfinite(value.astype(np.float32)).all():
             raise ValueError(f"weight {name} is not finite as {value.dtype.name}; not saved")
-    return weights
+    return {name: value.view(_Unchanged) for name, value in weights.items()}
 
 
 def _own_writer() -> ocp.Checkpointer:
@@ -157,25 +171,31 @@ def _own_writer() -> ocp.Checkpointer:
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
-def load(folder: str | os.PathLike) -> tuple[Field, Meta]:
+def load(folder: str | os.PathLike, sharding: Placement | None = None) -> tuple[Field, Meta]:
     """The model in `folder` with float32 weights, and what is known of it.
 
-    Weights come to the default device, whatever devices wrote them.
+    The host holds no second copy of the weights on the way.
+
+    Args:
+        folder: that `save` wrote, on whatever devices.
+        sharding: of all weights, or a function from a weight's shape to its own, such as
+            `dgjax.sharding.weight_sharding(mesh)`: each device is then sent its part alone. The
+            default device has all of them unless told.
 
     Raises:
-        ValueError: if the folder is missing, foreign, truncated or does not fit its own config.
+        ValueError: if the folder is missing, foreign, truncated or does not fit its own config, or
+            `sharding` does not divide a weight.
     """
     folder = Path(folder).absolute()
     meta = _read_meta(folder)
     # Shapes only: no weight is drawn that would be thrown away.
     like = nnx.eval_shape(lambda: build_network(meta.model))
-    weights = read_arrays(folder / "weights")
-    network = from_named(like, weights, f"the checkpoint {folder}")
-    return build(meta.model, jax.tree.map(jnp.asarray, network)), meta
+    network = _restore(folder / "weights", like, f"the checkpoint {folder}", sharding)
+    return build(meta.model, network), meta
 
 
-def load_autoencoder(folder: str | os.PathLike) -> Autoencoder:
-    """What turns samples of the model in `folder` into pictures; errors as of `load`.
+def load_autoencoder(folder: str | os.PathLike, sharding: Placement | None = None) -> Autoencoder:
+    """What turns samples of the model in `folder` into pictures; arguments and errors as of `load`.
 
     Where samples are pixels it changes nothing.
     """
@@ -184,8 +204,38 @@ def load_autoencoder(folder: str | os.PathLike) -> Autoencoder:
     like = nnx.eval_shape(lambda: build_autoencoder(meta.autoencoder, meta.shape))
     if not meta.latent:
         return like
-    weights = read_arrays(folder / "autoencoder")
-    return jax.tree.map(jnp.asarray, from_named(like, weights, f"the autoencoder in {folder}"))
+    return _restore(folder / "autoencoder", like, f"the autoencoder in {folder}", sharding)
+
+
+def _restore(
+    folder: Path, like: PyTree[Any], what: str, sharding: Placement | None
+) -> PyTree[Array]:
+    """A pytree like `like` of JAX arrays, from those in `folder`; errors as of `load`."""
+    expected = to_named(like)
+    _check_fit(expected, _stored_shapes(folder), what)
+    sizes = np.cumsum([leaf.size * leaf.dtype.itemsize for leaf in expected.values()])
+    leaves = []
+    for _, part in groupby(zip(expected.items(), sizes // PART, strict=True), lambda item: item[1]):
+        wanted = dict(item for item, _ in part)
+        how = {name: _how(name, leaf, sharding) for name, leaf in wanted.items()}
+        found = _read(folder, how)
+        leaves += [jnp.asarray(found.pop(name), leaf.dtype) for name, leaf in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _how(name: str, leaf: Any, sharding: Placement | None) -> ocp.RestoreArgs:
+    """How orbax restores an array; neither way needs a mesh like the one it was written on."""
+    if sharding is None:
+        return ocp.RestoreArgs(restore_type=np.ndarray)
+    where = sharding(leaf.shape) if callable(sharding) else sharding
+    try:
+        where.shard_shape(leaf.shape)
+    except ValueError as error:
+        raise ValueError(
+            f"weight {name} of shape {leaf.shape} cannot be cut as {where}: take a sharding by "
+            "shape, such as dgjax.sharding.weight_sharding(mesh)"
+        ) from error
+    return ocp.ArrayRestoreArgs(sharding=where)
 
 
 def digest(model: Field, meta: Meta, autoencoder: Autoencoder | None = None) -> str:
@@ -204,11 +254,29 @@ def read_arrays(folder: Path) -> dict[str, np.ndarray]:
     Raises:
         ValueError: if the folder is missing or damaged.
     """
+    how = {name: _how(name, leaf, None) for name, leaf in _stored_shapes(folder).items()}
+    return _read(folder, how)
+
+
+def _stored_shapes(folder: Path) -> dict[str, Any]:
+    """What orbax says of the arrays in `folder`: their shapes by name."""
+    with _naming_damage(folder):
+        return dict(ocp.PyTreeCheckpointHandler().metadata(folder).tree)
+
+
+def _read(folder: Path, wanted: dict[str, ocp.RestoreArgs]) -> dict[str, Any]:
+    """The arrays of these names, each restored in its way."""
+    args = ocp.args.PyTreeRestore(
+        item=dict.fromkeys(wanted, 0), restore_args=wanted, partial_restore=True
+    )
+    with _naming_damage(folder):
+        return ocp.PyTreeCheckpointHandler().restore(folder, args=args)
+
+
+@contextmanager
+def _naming_damage(folder: Path) -> Iterator[None]:
     try:
-        reader = ocp.PyTreeCheckpointHandler()
-        # Asked for as NumPy arrays, they need no mesh like the one they were written on.
-        numpy = {n: ocp.RestoreArgs(restore_type=np.ndarray) for n in reader.metadata(folder).tree}
-        return reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=numpy))
+        yield
     except Exception as error:  # orbax and tensorstore raise bare Exceptions on damaged files
         raise ValueError(
             f"the arrays in {folder} are missing or damaged ({_first_line(error)}); "
@@ -265,6 +333,12 @@ def from_named(like: PyTree[Any], named: Mapping[str, Any], what: str) -> PyTree
         ValueError: if the names or the shapes differ; `what` says of what.
     """
     expected = to_named(like)
+    _check_fit(expected, named, what)
+    leaves = [np.asarray(named[name], leaf.dtype) for name, leaf in expected.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _check_fit(expected: Mapping[str, Any], named: Mapping[str, Any], what: str) -> None:
     if missing := sorted(expected.keys() ^ named.keys()):
         raise ValueError(
             f"{what} does not fit its config: {missing[0]!r} is on one side only "
@@ -276,5 +350,3 @@ def from_named(like: PyTree[Any], named: Mapping[str, Any], what: str) -> PyTree
                 f"{what} does not fit its config: {name!r} has shape {named[name].shape} "
                 f"where {leaf.shape} is expected"
             )
-    leaves = [np.asarray(named[name], leaf.dtype) for name, leaf in expected.items()]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)

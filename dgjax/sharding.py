@@ -10,6 +10,10 @@ the model placed by `replicate`, runs on every device without a word between the
 The exception is an adaptive step-size controller: the loop of a batch ends when all of its samples
 have, which devices must tell each other at every step. Wrap what runs by `over_devices` there, and
 each device stops by itself.
+
+A model too large for one device is placed by `weight_sharding` instead of `replicate`, from the
+start by `dgjax.checkpoint.load(folder, weight_sharding(over))`; the compiler then
+adds what devices must tell each other.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,9 +25,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 T = TypeVar("T")
 
-__all__ = ["AXIS", "device_mesh", "over_devices", "replicate", "shard_batch"]
+__all__ = ["AXIS", "device_mesh", "over_devices", "replicate", "shard_batch", "weight_sharding"]
 
 AXIS = "data"
+SMALL = 2**12  # elements; below, a copy on each device costs less than to gather it
 
 
 def device_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -49,6 +54,23 @@ def shard_batch(tree: T, mesh: Mesh) -> T:
 def replicate(tree: T, mesh: Mesh) -> T:
     """`tree` with a whole copy of every leaf on every device."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def weight_sharding(mesh: Mesh) -> Callable[[tuple[int, ...]], NamedSharding]:
+    """From a weight's shape to where it lies when weights are cut over the devices of `mesh`.
+
+    It is cut along its longest axis that the devices divide; small ones are whole everywhere.
+    """
+
+    def find(shape: tuple[int, ...]) -> NamedSharding:
+        axes = [axis for axis, length in enumerate(shape) if length % mesh.size == 0]
+        if not axes or np.prod(shape) < SMALL:
+            return NamedSharding(mesh, PartitionSpec())
+        longest = max(axes, key=lambda axis: shape[axis])
+        spec = [AXIS if axis == longest else None for axis in range(len(shape))]
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return find
 
 
 def over_devices(function: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[[Any, Any], Any]:

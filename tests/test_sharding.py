@@ -92,6 +92,50 @@ print(json.dumps(found))
 )
 
 
+CHECKPOINT = (
+    PRELUDE
+    + """
+import tempfile
+from jax.sharding import NamedSharding, PartitionSpec
+from dgjax.checkpoint import Meta, from_named, load, save, to_named
+from dgjax.sharding import weight_sharding
+from dgjax.spec import ModelSpec, build, build_network
+from flax import nnx
+
+network = {"kind": "mlp", "width": 64, "depth": 3}
+preconditioned = {"kind": "preconditioned", "sigma_data": 0.7}
+spec = ModelSpec((5,), network, {"kind": "edm"}, preconditioned, 0.02, 80.0)
+like = nnx.eval_shape(lambda: build_network(spec))
+rng = np.random.default_rng(0)
+drawn = {k: 0.2 * rng.standard_normal(v.shape) for k, v in to_named(like).items()}
+run = jax.jit(lambda model, x: model.pair(jnp.float32(0.5), x).x0)
+x, out = jnp.arange(5.0), {}
+with tempfile.TemporaryDirectory() as folder:
+    model = build(spec, from_named(like, drawn, "the test"))
+    save(folder, model, Meta(spec, "none", (-1.0, 1.0), "none", 0))
+    whole = load(folder)[0]
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    for name, sharding in (("cut", weight_sharding(mesh)), ("everywhere", everywhere)):
+        placed = load(folder, sharding)[0]
+        pairs = zip(*(jax.tree.leaves(m.network) for m in (whole, placed)), strict=True)
+        out[name] = {
+            "equal": all(a.dtype == b.dtype and (a == np.asarray(b)).all() for a, b in pairs),
+            "parts": {
+                k: [list(v.shape), sorted({s.data.shape for s in v.addressable_shards})]
+                for k, v in to_named(placed.network).items()
+            },
+            "devices": sorted({len(v.devices()) for v in jax.tree.leaves(placed.network)}),
+            "apart": float(jnp.abs(run(whole, x) - np.asarray(run(placed, x))).max()),
+        }
+    try:
+        load(folder, NamedSharding(mesh, PartitionSpec("data")))
+    except ValueError as error:
+        out["refused"] = str(error)
+print(json.dumps(out))
+"""
+)
+
+
 def on_eight_devices(program):
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
@@ -120,6 +164,24 @@ def test_a_loop_until_all_are_done_is_each_devices_own():
     assert any("all-reduce" in word for word in found["together"]["words"])  # the search finds one
     assert found["apart"]["words"] == []
     assert found["apart"]["result"] == found["together"]["result"] == list(range(1, 17))
+
+
+def test_weights_come_from_disk_cut_over_the_devices():
+    found = on_eight_devices(CHECKPOINT)
+    for name in ("cut", "everywhere"):
+        assert found[name]["equal"]
+        assert found[name]["devices"] == [8]
+        assert found[name]["apart"] < 1e-5
+    assert all(parts == [whole] for whole, parts in found["everywhere"]["parts"].values())
+    cut = {
+        name: parts for name, (whole, parts) in found["cut"]["parts"].items() if parts != [whole]
+    }
+    # Of the large ones an eighth is on each device.
+    large = {n for n, (whole, _) in found["cut"]["parts"].items() if np.prod(whole) >= 64 * 64}
+    assert large
+    assert cut == {name: [[8, 64]] for name in large}
+    assert "cannot be cut as" in found["refused"]
+    assert "weight_sharding(mesh)" in found["refused"]
 
 
 def test_a_batch_is_placed_along_its_leading_axis_and_a_model_whole():

@@ -119,19 +119,25 @@ def _pickled(file: Path) -> ValueError:
 
 def _open_safetensors(file: Path) -> dict[str, Stored]:
     try:
-        opened = safe_open(file, "np")
-        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+        with safe_open(file, "np") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            facts = {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file} is damaged or no safetensors: {_one_line(error)}") from error
     found = {}
-    for name, part in slices.items():
-        if part.get_dtype() not in DTYPES:
+    for name, (shape, dtype) in facts.items():
+        if dtype not in DTYPES:
             raise ValueError(
-                f"{file} holds {name} as {part.get_dtype()}, and only {', '.join(DTYPES)} are read"
+                f"{file} holds {name} as {dtype}, and only {', '.join(DTYPES)} are read"
             )
-        dtype = np.dtype(DTYPES[part.get_dtype()])
-        found[name] = Stored(tuple(part.get_shape()), dtype, partial(opened.get_tensor, name))
+        found[name] = Stored(shape, np.dtype(DTYPES[dtype]), partial(_read_tensor, file, name))
     return found
+
+
+def _read_tensor(file: Path, name: str) -> np.ndarray:
+    # Opened anew: what an open file has mapped of it stays in memory.
+    with safe_open(file, "np") as opened:
+        return opened.get_tensor(name)
 
 
 def _open_torch(file: Path) -> dict[str, Stored]:

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
-from dgjax.sharding import AXIS
+from dgjax.sharding import AXIS, weight_sharding
 from dgjax.spec import unknown_name
 from dgjax.training.pipeline import HostBatch
 from dgjax.training.step import Batch, Differentiated
@@ -35,7 +35,6 @@ __all__ = [
 
 T = TypeVar("T")
 PLACEMENTS = ("replicated", "sharded")
-SMALL = 2**12  # elements; below, a copy on each device costs less than to gather it
 
 
 def shardings(tree: PyTree[Array], mesh: Mesh, parameters: str) -> PyTree[NamedSharding]:
@@ -46,20 +45,10 @@ def shardings(tree: PyTree[Array], mesh: Mesh, parameters: str) -> PyTree[NamedS
     """
     if parameters not in PLACEMENTS:
         raise unknown_name("parameters", parameters, PLACEMENTS)
-
-    def one(leaf):
-        spec = PartitionSpec() if parameters == "replicated" else _cut(leaf.shape, mesh.size)
-        return NamedSharding(mesh, spec)
-
-    return jax.tree.map(one, tree)
-
-
-def _cut(shape: tuple[int, ...], devices: int) -> PartitionSpec:
-    axes = [axis for axis, length in enumerate(shape) if length % devices == 0]
-    if not axes or np.prod(shape) < SMALL:
-        return PartitionSpec()
-    longest = max(axes, key=lambda axis: shape[axis])
-    return PartitionSpec(*[AXIS if axis == longest else None for axis in range(len(shape))])
+    if parameters == "replicated":
+        return jax.tree.map(lambda leaf: NamedSharding(mesh, PartitionSpec()), tree)
+    cut = weight_sharding(mesh)
+    return jax.tree.map(lambda leaf: cut(leaf.shape), tree)
 
 
 def place(tree: T, where: PyTree[NamedSharding]) -> T:
