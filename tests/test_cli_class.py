@@ -1,4 +1,4 @@
-"""`dgjax sample --class --guidance` draws what the library draws with that condition and guide."""
+"""With `--class`, and `--guidance`, commands do what the library does with condition and guide."""
 
 import json
 import re
@@ -7,14 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
+from dgjax.alignment import alignment_statistics
 from dgjax.checkpoint import load
+from dgjax.cli.options import open_model
+from dgjax.cli.solves import Settings, find_alignments
 from dgjax.closed_loop import target_guidance
 from dgjax.contrast import classifier_free_guidance
 from dgjax.divergence import Hutchinson
 from dgjax.fields import repath
 from dgjax.grids import grid_logsnr
 from dgjax.guidance import density_guidance
+from dgjax.likelihood import likelihood
 from dgjax.paths import edm
 from dgjax.prior import prior_sample
 from dgjax.sampling import sample
@@ -79,3 +84,70 @@ def test_trouble_with_classes_is_one_clear_line(folder, tmp_path, run, small_mod
         assert len(complaint.splitlines()) == 1
         assert re.search(message, complaint)
         assert not (tmp_path / "out").exists()
+
+
+def measured(folder, tmp_path, run, command, label, *extra):
+    """What `command` says in JSON of class `label`, and what it prints without --json."""
+    options = ["--model", folder, "--seed", SEED, "--steps", STEPS, "--solver", "rk4"]
+    options += ["--probes", 2, "--class", label, *extra]
+    status, printed, complaint = run(*command, *options, "--json")
+    assert status == 0, complaint
+    return json.loads(printed), run(*command, *options)[1]
+
+
+def test_likelihoods_are_those_of_the_class(folder, tmp_path, run):
+    x = np.random.default_rng(0).normal(size=(NUM, *SHAPE)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x=x)
+    command = ("likelihood", tmp_path / "data.npz")
+    model = repath(load(folder)[0], edm(7.0))
+    grid, keys = grid_logsnr(model, STEPS), jax.random.split(jax.random.key(SEED), 2)
+    solve = {"divergence": Hutchinson(2), "solver": RK4()}
+    one = lambda x, i, label: likelihood(
+        model, x, grid, key=jax.random.fold_in(keys[1], i), cond=label, **solve
+    )
+    expected = jax.jit(jax.vmap(one, (0, 0, None)))
+    given = [expected(x, jnp.arange(NUM), label).log_density for label in (1, 2)]
+    summary, shown = measured(folder, tmp_path, run, command, 2)
+    found = [row["log_density"] for row in summary["rows"]]
+    np.testing.assert_allclose(found, given[1], atol=0.05)
+    assert np.abs(given[0] - given[1]).min() > 0.2  # the class tells
+    assert summary["class"] == 2
+    assert "log p(x | class 2) at t_min" in shown
+
+
+def test_an_edit_is_under_the_class(folder, tmp_path, run):
+    levels = np.random.default_rng(0).integers(0, 256, SHAPE[:2]).astype(np.uint8)
+    Image.fromarray(levels).save(tmp_path / "image.png")
+    command = ("edit", tmp_path / "image.png", "--out", tmp_path / "out", "--q", 0.5)
+    summary, shown = measured(folder, tmp_path, run, command, 2)
+    assert summary["class"] == 2
+    assert "log p(x | class 2) at t_min" in shown
+    model = repath(load(folder)[0], edm(7.0))
+    solve = {"divergence": Hutchinson(2), "solver": RK4()}
+    grid, keys = grid_logsnr(model, STEPS), jax.random.split(jax.random.key(SEED), 3)
+    with np.load(tmp_path / "out" / "edit.npz") as found:
+        x, latent, decoded = found["original"], found["latent"], found["x"][0]
+    code = likelihood(model, x, grid, key=keys[1], cond=2, **solve)
+    assert summary["log_density"] == pytest.approx(float(code.log_density), abs=0.05)
+    np.testing.assert_allclose(latent, code.latent, rtol=1e-3, atol=1e-3)
+    guides = (density_guidance(jnp.float32(0.5)),)
+    again, other = (
+        sample(model, latent, grid, key=keys[2], guides=guides, cond=c, **solve).x for c in (2, 1)
+    )
+    np.testing.assert_allclose(decoded, again, atol=1e-3)
+    assert np.abs(again - other).max() > 0.02
+
+
+def test_alignment_is_of_the_class(folder, tmp_path, run):
+    command = ("align", "--num", NUM)
+    summary, shown = measured(folder, tmp_path, run, command, 2)
+    assert summary["class"] == 2
+    assert "score alignment of class 2 from" in shown
+    chosen = open_model(str(folder))
+    settings = Settings(STEPS, RK4(), 2, NUM, SEED)
+    right, other = (
+        alignment_statistics(find_alignments(chosen, NUM, np.full(NUM, label), settings))
+        for label in (2, 1)
+    )
+    assert summary["mean_angle"] == pytest.approx(float(right.mean_angle), abs=0.01)
+    assert abs(right.mean_angle - other.mean_angle) > 0.05

@@ -7,6 +7,7 @@ import typer
 from dgjax.alignment import alignment_statistics
 from dgjax.cli.options import (
     BATCH,
+    CLASS,
     JSON,
     MODEL,
     PROBES,
@@ -15,6 +16,7 @@ from dgjax.cli.options import (
     STEPS,
     as_json,
     make_solver,
+    of_class,
     open_model,
     table,
 )
@@ -23,6 +25,7 @@ from dgjax.cli.solves import Settings, find_alignments
 
 def align(
     model: MODEL = "fashion-mnist",
+    class_: CLASS = None,
     num: Annotated[int, typer.Option(min=1, help="Number of latents.")] = 64,
     confidence: Annotated[float, typer.Option(help="Of the interval, in (0, 1).")] = 0.95,
     batch: BATCH = 16,
@@ -35,7 +38,7 @@ def align(
     """Score alignment: the share of latents with <score, pushed prior score> > 0 at t_min."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie strictly between 0 and 1, got {confidence}")
-    chosen = open_model(model)
+    chosen = of_class(open_model(model), class_)
     settings = Settings(steps, make_solver(solver), probes, batch, seed)
     found = find_alignments(chosen, num, None, settings)
     statistics = alignment_statistics(found, confidence=confidence)
@@ -44,8 +47,9 @@ def align(
     if json:
         print(as_json(summary))
         return
+    of = "" if chosen.label is None else f" of class {chosen.label}"
     table(
-        f"{chosen.name}: score alignment from t_max = {summary['t_max']:g} "
+        f"{chosen.name}: score alignment{of} from t_max = {summary['t_max']:g} "
         f"to t_min = {summary['t_min']:g}",
         ["latents", "aligned", f"{confidence:.0%} interval", "mean angle", "largest", "agree"],
         [

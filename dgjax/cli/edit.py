@@ -10,6 +10,7 @@ import typer
 
 from dgjax.cli.batches import batches
 from dgjax.cli.options import (
+    CLASS,
     JSON,
     MODEL,
     OUT,
@@ -22,6 +23,7 @@ from dgjax.cli.options import (
     density_title,
     make_probes,
     make_solver,
+    of_class,
     open_model,
     output_folder,
     table,
@@ -46,6 +48,7 @@ def edit(
         list[float] | None,
         typer.Option(help="Dial in (0, 1), repeatable; 0.5 is the reconstruction."),
     ] = None,
+    class_: CLASS = None,
     steps: STEPS = 32,
     solver: SOLVER = "multistep",
     probes: PROBES = 5,
@@ -54,7 +57,7 @@ def edit(
     json: JSON = False,
 ) -> None:
     """Encode a picture to its latent and decode it at other log-densities."""
-    chosen, method = open_model(model), make_solver(solver)
+    chosen, method = of_class(open_model(model), class_), make_solver(solver)
     dials = jnp.asarray(sorted(q or QUANTILES), jnp.float32)
     for dial in dials:  # says early what is wrong with q
         density_guidance(dial)

@@ -12,6 +12,7 @@ from dgjax.cli.batches import batches
 from dgjax.cli.images import Rows, encode_levels, read_samples
 from dgjax.cli.options import (
     BATCH,
+    CLASS,
     JSON,
     MODEL,
     PROBES_HELP,
@@ -22,6 +23,7 @@ from dgjax.cli.options import (
     density_title,
     make_probes,
     make_solver,
+    of_class,
     open_model,
     table,
 )
@@ -33,6 +35,7 @@ from dgjax.metrics import bits_per_dim, dequantize
 def likelihood(
     files: Annotated[list[Path], typer.Argument(help="Images of the model's size, or npz with x.")],
     model: MODEL = "fashion-mnist",
+    class_: CLASS = None,
     batch: BATCH = 8,
     steps: STEPS = 32,
     solver: SOLVER = "multistep",
@@ -43,9 +46,9 @@ def likelihood(
     """Log-density (nats) and bits per dimension of data, by the probability-flow ODE.
 
     Of a model of latents it is the latent's log-density, without bits per dimension: pictures are
-    encoded first, to the mean of their latent.
+    encoded first, to the mean of their latent. With --class it is the conditional log p(x | class).
     """
-    chosen, method = open_model(model), make_solver(solver)
+    chosen, method = of_class(open_model(model), class_), make_solver(solver)
     sources = read_samples(files, chosen)
     latent = chosen.meta.latent
     if latent:

@@ -17,7 +17,7 @@ from rich.table import Table
 from dgjax.checkpoint import PIXELS, Meta, load, load_autoencoder
 from dgjax.colouring import Coloured
 from dgjax.divergence import Divergence, Hutchinson
-from dgjax.fields import Field, repath
+from dgjax.fields import Field, condition, repath
 from dgjax.paths import edm
 from dgjax.pretrained import load_pretrained, pretrained_models
 from dgjax.solvers import SOLVERS, Multistep, Solver
@@ -41,6 +41,7 @@ __all__ = [
     "is_shipped",
     "make_probes",
     "make_solver",
+    "of_class",
     "open_model",
     "output_folder",
     "table",
@@ -61,7 +62,7 @@ PROBES = Annotated[int, typer.Option(min=1, help=PROBES_HELP)]
 CLASS = Annotated[
     str | None,
     typer.Option(
-        "--class", help="Class to draw, by number or name, for a model that takes labels."
+        "--class", help="Condition on this class, by number or name, if the model takes labels."
     ),
 ]
 SEED = Annotated[int, typer.Option(help="Everything random follows from it.")]
@@ -72,12 +73,16 @@ console = Console(stderr=True)
 
 
 class Model(NamedTuple):
-    """A loaded model in sampling coordinates, and what its checkpoint says of it."""
+    """A loaded model in sampling coordinates, and what its checkpoint says of it.
+
+    With a `label` the field is that of the conditional density, and every log-density is of it.
+    """
 
     field: Field
     meta: Meta
     name: str
     autoencoder: Autoencoder
+    label: int | None = None
 
     @property
     def size(self) -> int:
@@ -99,6 +104,7 @@ class Model(NamedTuple):
             "model": self.name,
             "shape": list(self.meta.shape),
             "latent": self.meta.latent,
+            "class": self.label,
             "t_min": ratio[0],
             "t_max": ratio[1],
         }
@@ -120,8 +126,9 @@ def open_model(name: str) -> Model:
 
 def density_title(facts: Mapping[str, Any]) -> str:
     """Which log-density it is that a summary with these `facts` of its model gives."""
+    what = "log p" if facts["class"] is None else f"log p(x | class {facts['class']})"
     of = " of the latent" if facts["latent"] else ""
-    return f"log p{of} at t_min = {facts['t_min']:g}"
+    return f"{what}{of} at t_min = {facts['t_min']:g}"
 
 
 def is_shipped(what: str, name: str, names: Iterable[str]) -> bool:
@@ -136,6 +143,12 @@ def is_shipped(what: str, name: str, names: Iterable[str]) -> bool:
         note = f"taking the {what} {name} that comes with dgjax; for the one here write ./{name}"
         console.print(note, style="yellow", markup=False)
     return True
+
+
+def of_class(chosen: Model, name: str | None) -> Model:
+    """`chosen` given the class `name`, as of `find_label`; as it is without one."""
+    label = find_label(chosen, name)
+    return chosen._replace(field=condition(chosen.field, label), label=label)
 
 
 def find_label(chosen: Model, name: str | None) -> int | None:
