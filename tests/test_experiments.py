@@ -18,11 +18,15 @@ if not FOLDER.exists():
 sys.path.insert(0, str(FOLDER))  # they import `claims` from beside them
 
 import claims  # noqa: E402
+import class_guidance  # noqa: E402
 import high_density  # noqa: E402
+import imperfect_score  # noqa: E402
 import noise_windows  # noqa: E402
 import normality  # noqa: E402
+import other_samplers  # noqa: E402
 import out_of_distribution  # noqa: E402
 import png_size  # noqa: E402
+import prior_guidance  # noqa: E402
 import score_alignment  # noqa: E402
 
 SHAPE = (4, 4, 1)
@@ -203,3 +207,81 @@ def test_images_from_elsewhere_have_the_shape_of_the_model():
             assert found.std() > 10
     flat = np.full((2, 8, 8, 1), 77, np.uint8)
     np.testing.assert_array_equal(out_of_distribution.blurred(flat, 2.0), flat)
+
+
+def test_norm_and_temperature_raise_the_log_density_and_it_is_tracked(sphere, keys):
+    grid = dgjax.grid_logsnr(sphere, 32)
+    for name, dial in list(prior_guidance.dials(0.5).items())[1:3]:
+        low, high, settings = dial.settings[0], dial.settings[-1], jnp.array(dial.settings[::3])
+        assert settings[jnp.array([0, -1])].tolist() == pytest.approx([low, high])
+        assert dial.neutral in dial.settings
+        one = partial(prior_guidance.sampled, sphere, *keys[:2], turn=dial.turn)
+        run = jax.vmap(lambda setting, one=one: one(setting, shape=SHAPE, grid=grid))
+        x, log_density, _ = jax.jit(run)(settings)
+        assert (np.diff(log_density) > 0.5).all(), name
+        # E[x0 | x] of N(0, v I) is v/(v + sigma^2) x.
+        noisy = x * (1 + sphere.path.sigma(sphere.t_min) ** 2 / 0.25)
+        true = jax.vmap(lambda x: dgjax.log_density(sphere, sphere.t_min, x))(noisy)
+        np.testing.assert_allclose(log_density, true, atol=0.05)
+
+
+def test_quality_is_read_off_where_the_size_is_asked_for():
+    def setting(size, value):
+        quality = tuple(claims.Estimate(value + i, value + i - 1, value + i + 2) for i in range(3))
+        return prior_guidance.Setting(np.zeros(9), np.zeros(9), np.full(9, size), quality)
+
+    group = {0.2: setting(300.0, 5.0), 0.5: setting(200.0, 1.0), 0.8: setting(100.0, 2.0)}
+    assert prior_guidance.at_size(group, 250.0) == ((3, 2, 5), (4, 3, 6), (5, 4, 7))
+    assert prior_guidance.at_size(group, 100.0)[0] == (2, 1, 4)
+    assert prior_guidance.at_size(group, 301.0) is None
+
+
+@pytest.mark.parametrize("name", other_samplers.SAMPLERS)
+def test_other_samplers_end_in_the_data(name):
+    variance, sampler = 0.3, other_samplers.SAMPLERS[name]
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(20_000)
+    x *= np.sqrt(variance + 80.0**2) / x.std()
+    errors = []
+    for steps in (64, 128):
+        sigmas = other_samplers.karras(0.02, 80.0, steps)
+        points = sampler(lambda x, sigma: variance / (variance + sigma**2) * x, x, sigmas, rng)
+        assert points.shape == (steps + 1, x.size)
+        errors.append(abs(points[-1].std() / np.sqrt(variance + 0.02**2) - 1))
+    assert errors[1] < 0.05
+    order = {"DDIM": 1, "DPM-Solver++(2M)": 2}.get(name)  # noise hides that of the others
+    if order:
+        assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.25)
+
+
+def test_quadrature_of_other_samplers_is_right_where_their_sum_is_not():
+    mixture = dgjax.gaussian_mixture(
+        jnp.ones(2), jnp.array([[0.0] * 4, [1.0] * 4]), jnp.stack([jnp.eye(4), 0.1 * jnp.eye(4)])
+    )
+    model = dgjax.closed_form(mixture, dgjax.edm(), t_min=0.02, t_max=80.0)
+    true, *found, naive = other_samplers.of_mixture(model, mixture, other_samplers.ddim, 32, 2)
+    two, three = (np.abs(by - true).max() for by in found)
+    assert three < two < 0.01
+    assert np.abs(naive - true).min() > 0.1
+
+
+def test_error_of_the_score_is_of_the_size_asked_for(keys):
+    mixture = imperfect_score.small()
+    many = jax.random.split(keys[0], 512)
+    for size in (0.0, 0.2):
+        model = imperfect_score.wrong(mixture, size, keys[1])
+        found = imperfect_score.score_error(model, mixture, many)
+        assert found == pytest.approx(size, rel=0.15, abs=1e-6)
+    exact = imperfect_score.wrong(mixture, 0.0, keys[1])
+    found = imperfect_score.reached(exact, (dgjax.density_guidance(0.8),), mixture, keys[:4])
+    np.testing.assert_allclose(found.tracked, found.true, atol=0.02)
+    assert (found.true < imperfect_score.summit(mixture)).all()
+
+
+def test_classes_are_told_apart_from_features():
+    pytest.importorskip("sklearn")
+    rng = np.random.default_rng(0)
+    labels = np.arange(120) % 3
+    seen = rng.normal(size=(120, 8)) + 6 * np.eye(3, 8)[labels]
+    predict = class_guidance.classifier(seen[:60], labels[:60])
+    assert (predict(seen[60:]) == labels[60:]).mean() > 0.95
