@@ -23,7 +23,7 @@ from dgjax.evaluation import share_interval
 
 WEIGHTS, QUANTILES = (1.0, 2.0, 4.0), (0.2, 0.5, 0.8)  # 1 and 0.5 are no guidance
 TAUGHT = 2000  # training images that the classifier sees; a quarter as many test it
-DIVERGENCE = dgjax.Coloured()
+DIVERGENCE = dgjax.Coloured(2)
 
 
 def sampled(field, latent_key, key, label, weight, q, *, shape, grid):

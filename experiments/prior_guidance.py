@@ -11,6 +11,7 @@ Published: prior guidance moves log-density over a narrow range, density guidanc
     python experiments/prior_guidance.py --preset cifar10 --model FOLDER
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import claims
@@ -31,7 +32,7 @@ from dgjax.evaluation import (
 
 FINE = 0.1  # the finer scale of temperature, of data in [-1, 1]
 CHANGES = (-0.2, -0.1, -0.05, 0.05, 0.1, 0.2)  # of PNG size, at which dials are compared
-DIVERGENCE = dgjax.Coloured()
+DIVERGENCE = dgjax.Coloured(2)
 QUALITIES = ("Fréchet VGG16 distance", "precision", "recall")
 
 
@@ -44,7 +45,7 @@ class Dial(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """Of one setting: log p and its probes' error (n,), PNG sizes (n,) and quality."""
+    """Of one setting: log p and its probes' error (n/4,), PNG sizes (n,) and quality."""
 
     log_density: np.ndarray
     error: np.ndarray
@@ -71,21 +72,43 @@ def by_temperature(scale):
 
 def dials(scale):
     """The dials by name, for data of standard deviation `scale`."""
-    heat = (2.0, 1.4, 1.2, 1.0, 0.8, 0.6, 0.4)
+    heat = (1.8, 1.3, 1.0, 0.75, 0.5)
     return {
         "density guidance, q": Dial((0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9), 0.5, by_density),
-        "prior guidance, quantile": Dial((1e-4, 0.02, 0.2, 0.5, 0.8, 0.98, 0.9999), 0.5, by_prior),
+        "prior guidance, quantile": Dial((1e-4, 0.05, 0.5, 0.95, 0.9999), 0.5, by_prior),
         f"temperature, scale {scale:.2g}": Dial(heat, 1.0, by_temperature(scale)),
         f"temperature, scale {FINE:g}": Dial(heat, 1.0, by_temperature(FINE)),
     }
 
 
-def sampled(field, latent_key, key, setting, *, turn, shape, grid):
+def sampled(field, latent_key, key, setting, *, turn, shape, grid, divergence=DIVERGENCE):
     """(image without the noise of t_min, log p, its standard error) of one latent."""
     x = dgjax.prior_guidance(field, dgjax.prior_sample(field, latent_key, shape), 0.5)
     x, guides = turn(field, x, setting)
-    found = dgjax.sample(field, x, grid, key=key, guides=guides, divergence=DIVERGENCE)
+    found = dgjax.sample(field, x, grid, key=key, guides=guides, divergence=divergence)
     return field.pair(grid[-1], found.x).x0, found.log_density, found.info.standard_error
+
+
+def turned(setup, name, turn, settings, count):
+    """Results of `sampled`, (settings, latents, ...): `count` images, a quarter with log p."""
+    few = -(-count // 4)
+    grid = dgjax.grid_logsnr(setup.model.field, 3 * setup.preset.steps // 4)
+    latents, probes = claims.keys(setup, count), claims.keys(setup, count, 1)
+    parts = []
+    for which, divergence in ((slice(few), DIVERGENCE), (slice(few, count), dgjax.Untracked())):
+        options = {"turn": turn, "grid": grid, "divergence": divergence}
+        one = partial(sampled, shape=setup.model.meta.shape, **options)
+        found = claims.each(
+            name,
+            one,
+            setup,
+            jnp.tile(latents[which], len(settings)),
+            jnp.tile(probes[which], len(settings)),
+            np.repeat(np.float32(settings), len(latents[which])),
+        )
+        parts.append([a.reshape(len(settings), -1, *a.shape[1:]) for a in found])
+    (x, log_density, error), (others, *_) = parts
+    return np.concatenate([x, others], 1), log_density, error
 
 
 def sizes(setup, x):
@@ -106,35 +129,21 @@ def qualities(seen, real):
 
 def measure(setup):
     """{dial: {setting: Setting}}, sizes of the real images, and what other real ones score."""
-    count, field = 4 * setup.preset.count, setup.model.field
-    grid = dgjax.grid_logsnr(field, 3 * setup.preset.steps // 4)
+    count = 4 * setup.preset.count
     pictures = claims.images(setup, 2 * count)
     count = min(count, len(pictures) // 2)
     seen = features(setup, pictures)
     real, others = seen[:count], seen[count:]
-    latents, probes = claims.keys(setup, count), claims.keys(setup, count, 1)
     groups, neutral = {}, None
     for name, dial in dials(float(pictures.std())).items():
-        groups[name] = {}
         asked = [s for s in dial.settings if neutral is None or s != dial.neutral]
-        options = {"turn": dial.turn, "shape": setup.model.meta.shape, "grid": grid}
-        found = claims.each(
-            name,
-            lambda *item, options=options: sampled(*item, **options),
-            setup,
-            jnp.tile(latents, len(asked)),
-            jnp.tile(probes, len(asked)),
-            np.repeat(np.float32(asked), count),
-        )
-        for setting, parts in zip(
-            asked, zip(*(np.split(a, len(asked)) for a in found), strict=True), strict=True
-        ):
-            x, log_density, error = parts
+        found = turned(setup, name, dial.turn, asked, count)
+        measured = {}
+        for setting, x, log_density, error in zip(asked, *found, strict=True):
             quality = qualities(features(setup, x), real)
-            groups[name][setting] = Setting(log_density, error, sizes(setup, x), quality)
-        if neutral is None:
-            neutral = groups[name][dial.neutral]
-        groups[name] = {s: groups[name].get(s, neutral) for s in dial.settings}
+            measured[setting] = Setting(log_density, error, sizes(setup, x), quality)
+        neutral = neutral or measured[dial.neutral]
+        groups[name] = {s: measured.get(s, neutral) for s in dial.settings}
     shares = precision_recall(others, real)
     best = frechet_distance(others, real), shares.precision.value, shares.recall.value
     return groups, neutral, sizes(setup, pictures[:count]), best
