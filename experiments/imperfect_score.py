@@ -1,11 +1,11 @@
 """High densities by an imperfect score: how much of what is tracked is there?
 
 On a 16-D mixture of five Gaussians, whose log-density is known, the score is made wrong in two
-ways: by a smooth random error of chosen size at every noise level, and as an MLP's that was trained
-for too few steps. The same latents go through the PF-ODE, density guidance and the high-density
-sampler of each model. *Tracked* is what the model says of its sample, *true* what the mixture says;
-their difference is the bias. The question is ours: whoever looks for the highest density that a
-model knows may find the places where it is most wrong.
+ways: by a smooth random error of chosen size at every noise level, another one for each latent, and
+as an MLP's that was trained for too few steps. The same latents go through the PF-ODE, density
+guidance and the high-density sampler of each model. *Tracked* is what the model says of its sample,
+*true* what the mixture says; their difference is the bias. The question is ours: whoever looks for
+the highest density that a model knows may find the places where it is most wrong.
 
     python experiments/imperfect_score.py
     python experiments/imperfect_score.py --latents 16 --training 50 200     see that it runs
@@ -35,6 +35,7 @@ from dgjax.typing import register_dataclass
 
 SIZES, TRAINING = (0.0, 0.025, 0.05, 0.1, 0.2, 0.4), (100, 400, 1600, 6400)
 LATENTS, STEPS, SIGMAS = 128, 128, (0.05, 20.0)
+LEVELS = 64  # noise levels at which a score is held against the true one
 WAVES, LENGTH = 64, 2.0  # of the error, in units of the noisy data's deviation
 WIDTH, BATCH = 128, 512  # of the MLP
 GUIDES = {
@@ -123,33 +124,40 @@ def trained(mixture, steps, seed=0):
     return model(run((weights, rule.init(weights)), keys)[0])
 
 
+def copies(model, count):
+    """(count,) times the same model, as there are `count` random errors."""
+    return jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *jnp.shape(a))), model)
+
+
 @jax.jit
-def score_error(model, mixture, keys):
+def score_error(models, mixture, key):
     """RMS error of eps = -sigma score per dimension, on data at all noise levels."""
 
-    def one(key, u):
+    def one(model, key, u):
         sigma = UniformLogSNR(*SIGMAS)(u)
         x = mixture.sample(key, sigma)
         return jnp.mean((model.pair(sigma, x).eps - mixture.pair(x, sigma).eps) ** 2)
 
-    levels = (jnp.arange(len(keys)) + 0.5) / len(keys)
-    return jnp.sqrt(jnp.mean(jax.vmap(one)(keys, levels)))
+    keys = jax.random.split(key, (models.t_min.size, LEVELS))
+    levels = (jnp.arange(LEVELS) + 0.5) / LEVELS
+    every = jax.vmap(jax.vmap(one, (None, 0, 0)), (0, 0, None))
+    return jnp.sqrt(jnp.mean(every(models, keys, levels)))
 
 
 @jax.jit
-def reached(model, guides, mixture, keys):
-    """`Found` for a latent of every key."""
-    grid = dgjax.grid_logsnr(model, STEPS)
+def reached(models, guides, mixture, keys):
+    """`Found` for a latent of every key, each with its own of the `models`."""
 
-    def one(key):
+    def one(model, key):
         latent, probes = jax.random.split(key)
         x = mixture.sample(latent, SIGMAS[1])
+        grid = dgjax.grid_logsnr(model, STEPS)
         found = dgjax.sample(
             model, x, grid, key=probes, guides=guides, divergence=dgjax.Exact(chunk=16)
         )
         return Found(found.log_density, mixture.log_density(found.x, SIGMAS[0]))
 
-    return jax.vmap(one)(keys)
+    return jax.vmap(one)(models, keys)
 
 
 def summit(mixture):
@@ -199,6 +207,7 @@ def draw(groups, top):
         axis.set_xscale("symlog", linthresh=0.02)
         axis.set_xlim(0)
     axes[0].axhline(0, color="black", lw=0.8)
+    axes[0].set_yscale("symlog", linthresh=0.1)
     axes[1].axhline(top, color="black", lw=0.8, ls="--", label="highest there is")
     axes[1].plot([], [], ":", color="0.4", marker="o", mfc="white", label="MLPs")
     axes[1].legend(fontsize=8)
@@ -212,11 +221,15 @@ def main():
     asked = parser.parse_args()
     plt.rcParams["axes.grid"], plt.rcParams["grid.alpha"] = True, 0.3
     mixture = small()
-    models = {f"error {size:g}": wrong(mixture, size, jax.random.key(2)) for size in SIZES}
-    models |= {f"MLP, {steps:,} steps": trained(mixture, steps) for steps in asked.training}
     keys, top, groups = jax.random.split(jax.random.key(1), asked.latents), summit(mixture), {}
+    draws = jax.random.split(jax.random.key(2), asked.latents)
+    models = {f"error {size:g}": jax.vmap(partial(wrong, mixture, size))(draws) for size in SIZES}
+    models |= {
+        f"MLP, {steps:,} steps": copies(trained(mixture, steps), asked.latents)
+        for steps in asked.training
+    }
     for name, model in models.items():
-        error = float(score_error(model, mixture, jax.random.split(jax.random.key(3), 4096)))
+        error = float(score_error(model, mixture, jax.random.key(3)))
         for sampler, guides in GUIDES.items():
             found = reached(model, guides, mixture, keys)
             groups[name, error, sampler] = Found(*map(np.asarray, found))

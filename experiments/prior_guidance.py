@@ -72,12 +72,12 @@ def by_temperature(scale):
 
 def dials(scale):
     """The dials by name, for data of standard deviation `scale`."""
-    heat = (1.8, 1.3, 1.0, 0.75, 0.5)
+    coarse, fine = (1.3, 1.1, 1.0, 0.8, 0.5), (2.5, 1.5, 1.0, 0.5, 0.2)
     return {
         "density guidance, q": Dial((0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9), 0.5, by_density),
         "prior guidance, quantile": Dial((1e-4, 0.05, 0.5, 0.95, 0.9999), 0.5, by_prior),
-        f"temperature, scale {scale:.2g}": Dial(heat, 1.0, by_temperature(scale)),
-        f"temperature, scale {FINE:g}": Dial(heat, 1.0, by_temperature(FINE)),
+        f"temperature, scale {scale:.2g}": Dial(coarse, 1.0, by_temperature(scale)),
+        f"temperature, scale {FINE:g}": Dial(fine, 1.0, by_temperature(FINE)),
     }
 
 

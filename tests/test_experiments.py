@@ -209,20 +209,18 @@ def test_images_from_elsewhere_have_the_shape_of_the_model():
     np.testing.assert_array_equal(out_of_distribution.blurred(flat, 2.0), flat)
 
 
-def test_norm_and_temperature_raise_the_log_density_and_it_is_tracked(sphere, keys):
-    grid = dgjax.grid_logsnr(sphere, 32)
-    for name, dial in list(prior_guidance.dials(0.5).items())[1:3]:
-        low, high, settings = dial.settings[0], dial.settings[-1], jnp.array(dial.settings[::2])
-        assert settings[jnp.array([0, -1])].tolist() == pytest.approx([low, high])
-        assert dial.neutral in dial.settings
-        one = partial(prior_guidance.sampled, sphere, *keys[:2], turn=dial.turn)
-        run = jax.vmap(lambda setting, one=one: one(setting, shape=SHAPE, grid=grid))
-        x, log_density, _ = jax.jit(run)(settings)
-        assert (np.diff(log_density) > 0.5).all(), name
-        # E[x0 | x] of N(0, v I) is v/(v + sigma^2) x.
-        noisy = x * (1 + sphere.path.sigma(sphere.t_min) ** 2 / 0.25)
-        true = jax.vmap(lambda x: dgjax.log_density(sphere, sphere.t_min, x))(noisy)
-        np.testing.assert_allclose(log_density, true, atol=0.05)
+def test_a_smaller_norm_raises_the_log_density_and_it_is_tracked(sphere, keys):
+    dials = prior_guidance.dials(0.5)
+    assert all(dial.neutral in dial.settings for dial in dials.values())
+    dial, grid = dials["prior guidance, quantile"], dgjax.grid_logsnr(sphere, 16)
+    one = partial(prior_guidance.sampled, sphere, *keys[:2], turn=dial.turn)
+    run = jax.vmap(lambda setting: one(setting, shape=SHAPE, grid=grid))
+    x, log_density, _ = jax.jit(run)(jnp.array(dial.settings))
+    assert (np.diff(log_density) > 0.5).all()
+    # E[x0 | x] of N(0, v I) is v/(v + sigma^2) x.
+    noisy = x * (1 + sphere.path.sigma(sphere.t_min) ** 2 / 0.25)
+    true = jax.vmap(lambda x: dgjax.log_density(sphere, sphere.t_min, x))(noisy)
+    np.testing.assert_allclose(log_density, true, atol=0.05)
 
 
 def test_quality_is_read_off_where_the_size_is_asked_for():
@@ -267,15 +265,12 @@ def test_quadrature_of_other_samplers_is_right_where_their_sum_is_not():
 
 def test_error_of_the_score_is_of_the_size_asked_for(keys):
     mixture = imperfect_score.small()
-    many = jax.random.split(keys[0], 512)
     for size in (0.0, 0.2):
-        model = imperfect_score.wrong(mixture, size, keys[1])
-        found = imperfect_score.score_error(model, mixture, many)
+        models = jax.vmap(partial(imperfect_score.wrong, mixture, size))(keys[:4])
+        found = imperfect_score.score_error(models, mixture, keys[4])
         assert found == pytest.approx(size, rel=0.15, abs=1e-6)
-    exact = imperfect_score.wrong(mixture, 0.0, keys[1])
-    found = imperfect_score.reached(exact, (dgjax.density_guidance(0.8),), mixture, keys[:4])
-    np.testing.assert_allclose(found.tracked, found.true, atol=0.02)
-    assert (found.true < imperfect_score.summit(mixture)).all()
+    top, low = imperfect_score.summit(mixture), imperfect_score.SIGMAS[0]
+    assert top >= max(mixture.log_density(mean, low) for mean in mixture.means)
 
 
 def test_classes_are_told_apart_from_features():
