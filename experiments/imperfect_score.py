@@ -182,35 +182,39 @@ def row(name, error, sampler, found, top):
 
 def draw(groups, top):
     """Bias, and true log-density reached, against the error of the score."""
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
-    shown = {
-        "bias: tracked less true, nats (mean)": lambda f: np.mean(f.tracked - f.true),
-        "true log p reached, nats (mean)": lambda f: np.mean(f.true),
-    }
-    for axis, (label, of) in zip(axes, shown.items(), strict=True):
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
+    bias, reach = lambda f: np.mean(f.tracked - f.true), lambda f: np.mean(f.true)
+    for axis, kind, of, line in (
+        (axes[0], "error", bias, "-"),
+        (axes[1], "MLP", bias, ":"),
+        (axes[2], "error", reach, "-"),
+        (axes[2], "MLP", reach, ":"),
+    ):
         for i, sampler in enumerate(GUIDES):
-            for kind, line in (("error", "-"), ("MLP", ":")):
-                points = sorted(
-                    (e, of(found))
-                    for (name, e, s), found in groups.items()
-                    if s == sampler and name.startswith(kind)
-                )
-                style = {"color": claims.COLOURS[i], "marker": "osD^vP"[i], "ms": 5, "ls": line}
-                mlp = kind == "MLP"
-                axis.plot(
-                    *zip(*points, strict=True),
-                    **style,
-                    mfc="white" if mlp else None,
-                    label=None if mlp else sampler,
-                )
-        axis.set(xlabel="error of sigma times the score, per dimension (RMS)", ylabel=label)
-        axis.set_xscale("symlog", linthresh=0.02)
-        axis.set_xlim(0)
-    axes[0].axhline(0, color="black", lw=0.8)
-    axes[0].set_yscale("symlog", linthresh=0.1)
-    axes[1].axhline(top, color="black", lw=0.8, ls="--", label="highest there is")
-    axes[1].plot([], [], ":", color="0.4", marker="o", mfc="white", label="MLPs")
-    axes[1].legend(fontsize=8)
+            points = sorted(
+                (e, of(found))
+                for (name, e, s), found in groups.items()
+                if s == sampler and name.startswith(kind) and e > 1e-9
+            )
+            style = {"color": claims.COLOURS[i], "marker": "osD^vP"[i], "ms": 5, "ls": line}
+            style["mfc"] = "white" if kind == "MLP" else None
+            axis.plot(*zip(*points, strict=True), **style, label=sampler)
+    for axis, title in zip(
+        axes, ("Bias, random errors", "Bias, MLPs", "Reached (dotted: MLPs)"), strict=True
+    ):
+        axis.set(xlabel="error of sigma times the score, per dimension (RMS)", title=title)
+        axis.set_xscale("log")
+        axis.set_xticks(SIZES[1:], [f"{size:g}" for size in SIZES[1:]])
+        axis.minorticks_off()
+        axis.set_xlim(0.02, 0.5)
+    axes[0].set(ylabel="tracked less true log p, nats (mean)", yscale="log")
+    axes[1].set(ylabel="tracked less true log p, nats (mean)")
+    axes[1].set_yscale("symlog", linthresh=0.3)
+    axes[1].axhline(0, color="black", lw=0.8)
+    axes[2].axhline(top, color="black", lw=0.8, ls="--")
+    axes[2].annotate("highest there is", (0.022, top), fontsize=8, va="bottom")
+    axes[2].set(ylabel="true log p, nats (mean)")
+    axes[0].legend(fontsize=8)
     claims.save(figure, "imperfect_score")
 
 

@@ -23,7 +23,7 @@ from reverse_sde import cloud
 import dgjax
 
 STEPS, NODES, RANGE, PATHS = (16, 32, 64), (2, 3), (0.02, 80.0), 4  # on the mixture
-DIVERGENCE = dgjax.Coloured(2)
+PROBES, DIVERGENCE = dgjax.Hutchinson(2), dgjax.Coloured()  # of quadrature, and of the PF-ODE
 
 
 def ddim(denoise, x, sigmas, rng):
@@ -160,7 +160,7 @@ def of_images(setup, sampler, steps):
 
     def one(field, xs, key):
         keys = jax.random.split(key)
-        found = dgjax.quadrature(field, ts, xs, key=keys[0], divergence=DIVERGENCE, batch=1)
+        found = dgjax.quadrature(field, ts, xs, key=keys[0], divergence=PROBES, batch=1)
         again = dgjax.likelihood(field, xs[-1], grid, key=keys[1], divergence=DIVERGENCE)
         denoised = field.pair(grid[-1], xs[-1]).x0
         error = found.standard_error[-1]
