@@ -47,7 +47,11 @@ def classifier(seen, labels):
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    return make_pipeline(StandardScaler(), LogisticRegression(C=0.01)).fit(seen, labels).predict
+    return (
+        make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+        .fit(seen, labels)
+        .predict
+    )
 
 
 def measure(setup):

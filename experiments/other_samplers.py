@@ -3,9 +3,10 @@
 DDIM, DPM-Solver++(2M), ancestral sampling of DDPM and the churned Heun of EDM are written below as
 their users would: NumPy, a loop over noise levels, a denoiser to call. Spacetime quadrature finds
 the log-density of the last point. On a mixture (256-D, float64, exact divergence) its error is
-against the closed form, beside that of summing the divergence of the PF-ODE over the very steps,
-which is meant for deterministic samplers. On fashion-mnist it is the gap to the log-density of the
-same images by the PF-ODE.
+against the closed form; for deterministic samplers beside that of summing the divergence of the
+PF-ODE over the very steps. On fashion-mnist it is the gap to the log-density of the same images by
+the PF-ODE. Churn adds as much noise as there is, and a straight line over such a jump cuts through
+where there is less: its points after the noise belong to the trajectory.
 
     python experiments/other_samplers.py
     python experiments/other_samplers.py --preset cifar10 --model FOLDER
@@ -18,7 +19,7 @@ import claims
 import jax
 import jax.numpy as jnp
 import numpy as np
-from reverse_sde import cloud
+from reverse_sde import cloud, rms
 
 import dgjax
 
@@ -34,7 +35,7 @@ def ddim(denoise, x, sigmas, rng):
         x0 = denoise(x, now)
         x = x0 + after / now * (x - x0)
         points.append(x)
-    return np.stack(points)
+    return sigmas, np.stack(points)
 
 
 def dpm_solver(denoise, x, sigmas, rng):
@@ -48,7 +49,7 @@ def dpm_solver(denoise, x, sigmas, rng):
         x = after / now * x - np.expm1(-h) * guess
         before, last = x0, h
         points.append(x)
-    return np.stack(points)
+    return sigmas, np.stack(points)
 
 
 def ancestral(denoise, x, sigmas, rng):
@@ -65,21 +66,32 @@ def ancestral(denoise, x, sigmas, rng):
         x = mean / (1 - now) + np.sqrt(variance) * rng.standard_normal(x.shape)
         points.append(x)
     # Back to the scale of the data: what is handed over is x/alpha at sigma/alpha.
-    return np.stack([p / np.sqrt(a) for p, a in zip(points, products, strict=True)])
+    return sigmas, np.stack([p / np.sqrt(a) for p, a in zip(points, products, strict=True)])
 
 
 def churned_heun(denoise, x, sigmas, rng, churn=40.0, least=0.05, most=50.0, noise=1.003):
-    """Karras et al. 2022, algorithm 2; points before the noise is added are left out."""
-    points = [x]
+    """Karras et al. 2022, algorithm 2, with the points after each addition of noise."""
+    levels, points = [sigmas[0]], [x]
     for now, after in pairwise(sigmas):
         gamma = min(churn / (len(sigmas) - 1), np.sqrt(2) - 1) if least <= now <= most else 0.0
         higher = now * (1 + gamma)
-        x = x + np.sqrt(higher**2 - now**2) * noise * rng.standard_normal(x.shape)
+        if gamma:
+            x = x + np.sqrt(higher**2 - now**2) * noise * rng.standard_normal(x.shape)
+            levels.append(higher)
+            points.append(x)
         slope = (x - denoise(x, higher)) / higher
         guess = x + (after - higher) * slope
         x = x + (after - higher) * 0.5 * (slope + (guess - denoise(guess, after)) / after)
+        levels.append(after)
         points.append(x)
-    return np.stack(points)
+    return np.array(levels), np.stack(points)
+
+
+def churned_heun_on_grid(denoise, x, sigmas, rng):
+    """The same, of which only the points at `sigmas` are handed over."""
+    levels, points = churned_heun(denoise, x, sigmas, rng)
+    kept = np.isin(levels, sigmas)
+    return levels[kept], points[kept]
 
 
 SAMPLERS = {
@@ -87,6 +99,7 @@ SAMPLERS = {
     "DPM-Solver++(2M)": dpm_solver,
     "ancestral (DDPM)": ancestral,
     "churned Heun (EDM)": churned_heun,
+    "churned Heun, without the points after noise": churned_heun_on_grid,
 }
 
 
@@ -122,8 +135,8 @@ def of_mixture(model, data, sampler, steps, paths=PATHS):
     sigmas = karras(*RANGE, steps)
     keys = jax.random.split(jax.random.key(1), paths)
     x = np.asarray(jax.vmap(lambda key: data.sample(key, RANGE[1]))(keys))
-    xs = sampler(denoiser(model), x, sigmas, np.random.default_rng(0)).swapaxes(0, 1)
-    ts = jnp.asarray(sigmas)
+    levels, xs = sampler(denoiser(model), x, sigmas, np.random.default_rng(0))
+    ts = jnp.asarray(levels)
 
     @jax.jit
     def run(xs):
@@ -131,7 +144,7 @@ def of_mixture(model, data, sampler, steps, paths=PATHS):
         by = [find(nodes=nodes).log_density[-1] for nodes in NODES]
         return dgjax.log_density(model, ts[-1], xs[-1]), *by, summed(model, ts, xs)
 
-    return np.array([run(jnp.asarray(one)) for one in xs]).T
+    return np.array([run(jnp.asarray(one)) for one in xs.swapaxes(0, 1)]).T
 
 
 def mixture_rows():
@@ -140,10 +153,10 @@ def mixture_rows():
     for name, sampler in SAMPLERS.items():
         for steps in STEPS:
             true, *found, naive = of_mixture(model, data, sampler, steps)
-            errors = [np.sqrt(np.mean((f - true) ** 2)) for f in (naive, *found)]
-            calls = steps * (2 if sampler is churned_heun else 1)
-            cells = [name, str(steps), str(calls), claims.mean_error(true)]
-            yield cells + [f"{error:.2g}" for error in errors]
+            cells = [f"{rms(f - true):.2g}" for f in (naive, *found)]
+            if sampler not in (ddim, dpm_solver):
+                cells[0] = ""
+            yield [name, str(steps), claims.mean_error(true), *cells]
 
 
 def of_images(setup, sampler, steps):
@@ -153,8 +166,8 @@ def of_images(setup, sampler, steps):
     latents = jax.vmap(lambda key: dgjax.prior_sample(field, key, setup.model.meta.shape))
     x = np.asarray(latents(claims.keys(setup, count)))
     rng = np.random.default_rng(setup.seed)
-    xs = sampler(denoiser(field), x, sigmas, rng).astype(np.float32).swapaxes(0, 1)
-    ts = jax.vmap(field.path.time)(-2 * jnp.log(jnp.asarray(sigmas, jnp.float32)))
+    levels, xs = sampler(denoiser(field), x, sigmas, rng)
+    ts = jax.vmap(field.path.time)(-2 * jnp.log(jnp.asarray(levels, jnp.float32)))
     ts = ts.at[0].set(field.t_max).at[-1].set(field.t_min)  # to the last digit
     grid = dgjax.grid_logsnr(field, 2 * setup.preset.steps)
 
@@ -166,7 +179,9 @@ def of_images(setup, sampler, steps):
         error = found.standard_error[-1]
         return denoised, found.log_density[-1], error, again.log_density, again.info.standard_error
 
-    return claims.each("quadrature", one, setup, xs, claims.keys(setup, count, 1))
+    return claims.each(
+        "quadrature", one, setup, xs.astype(np.float32).swapaxes(0, 1), claims.keys(setup, count, 1)
+    )
 
 
 def image_row(setup, name, steps, denoised, found, error, again, again_error):
@@ -200,6 +215,7 @@ def main():
     rows = [image_row(setup, *key, *group) for key, group in groups.items()]
     claims.report("other_samplers", header, rows)
     shown = {name: group for (name, n), group in groups.items() if n == steps}
+    del shown["churned Heun, without the points after noise"]  # the same images
     figure = dgjax.viz.image_grid(
         np.stack([group[0][:8] for group in shown.values()]),
         [f"{name}\nlog p {group[1].mean():,.0f}" for name, group in shown.items()],
@@ -210,7 +226,7 @@ def main():
     claims.save(figure, "other_samplers")
     print()
     jax.config.update("jax_enable_x64", True)
-    header = ["sampler", "steps", "calls", "true log p, nats", "error, divergence summed"]
+    header = ["sampler", "steps", "true log p, nats", "error, divergence summed"]
     header += [f"error, quadrature with {nodes} nodes" for nodes in NODES]
     claims.report("other_samplers_mixture", header, mixture_rows())
 

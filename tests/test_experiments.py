@@ -243,8 +243,10 @@ def test_other_samplers_end_in_the_data(name):
     errors = []
     for steps in (64, 128):
         sigmas = other_samplers.karras(0.02, 80.0, steps)
-        points = sampler(lambda x, sigma: variance / (variance + sigma**2) * x, x, sigmas, rng)
-        assert points.shape == (steps + 1, x.size)
+        denoise = lambda x, sigma: variance / (variance + sigma**2) * x
+        levels, points = sampler(denoise, x, sigmas, rng)
+        assert points.shape == (len(levels), x.size)
+        assert set(sigmas) <= set(levels)
         errors.append(abs(points[-1].std() / np.sqrt(variance + 0.02**2) - 1))
     assert errors[1] < 0.05
     order = {"DDIM": 1, "DPM-Solver++(2M)": 2}.get(name)  # noise hides that of the others
