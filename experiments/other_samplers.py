@@ -5,8 +5,8 @@ their users would: NumPy, a loop over noise levels, a denoiser to call. Spacetim
 the log-density of the last point. On a mixture (256-D, float64, exact divergence) its error is
 against the closed form; for deterministic samplers beside that of summing the divergence of the
 PF-ODE over the very steps. On fashion-mnist it is the gap to the log-density of the same images by
-the PF-ODE. Churn adds as much noise as there is, and a straight line over such a jump cuts through
-where there is less: its points after the noise belong to the trajectory.
+the PF-ODE. Churn adds as much noise as there is in one step, a jump that asks for more nodes; it is
+measured with the points after the noise and without them.
 
     python experiments/other_samplers.py
     python experiments/other_samplers.py --preset cifar10 --model FOLDER
@@ -23,7 +23,7 @@ from reverse_sde import cloud, rms
 
 import dgjax
 
-STEPS, NODES, RANGE, PATHS = (16, 32, 64), (2, 3), (0.02, 80.0), 4  # on the mixture
+STEPS, NODES, RANGE, PATHS = (16, 32, 64), (2, 3, 4), (0.02, 80.0), 8  # on the mixture
 PROBES, DIVERGENCE = dgjax.Hutchinson(2), dgjax.Coloured()  # of quadrature, and of the PF-ODE
 
 

@@ -260,19 +260,17 @@ def test_quadrature_of_other_samplers_is_right_where_their_sum_is_not():
     )
     model = dgjax.closed_form(mixture, dgjax.edm(), t_min=0.02, t_max=80.0)
     true, *found, naive = other_samplers.of_mixture(model, mixture, other_samplers.ddim, 32, 2)
-    two, three = (np.abs(by - true).max() for by in found)
-    assert three < two < 0.01
+    two, three, four = (np.abs(by - true).max() for by in found)
+    assert four < three < two < 0.01
     assert np.abs(naive - true).min() > 0.1
 
 
 def test_error_of_the_score_is_of_the_size_asked_for(keys):
-    mixture = imperfect_score.small()
+    mixture = jax.jit(imperfect_score.small)()
+    make = jax.jit(jax.vmap(partial(imperfect_score.wrong, mixture), (None, 0)))
     for size in (0.0, 0.2):
-        models = jax.vmap(partial(imperfect_score.wrong, mixture, size))(keys[:4])
-        found = imperfect_score.score_error(models, mixture, keys[4])
+        found = imperfect_score.score_error(make(size, keys[:4]), mixture, keys[4])
         assert found == pytest.approx(size, rel=0.15, abs=1e-6)
-    top, low = imperfect_score.summit(mixture), imperfect_score.SIGMAS[0]
-    assert top >= max(mixture.log_density(mean, low) for mean in mixture.means)
 
 
 def test_classes_are_told_apart_from_features():
