@@ -271,6 +271,8 @@ def test_error_of_the_score_is_of_the_size_asked_for(keys):
     for size in (0.0, 0.2):
         found = imperfect_score.score_error(make(size, keys[:4]), mixture, keys[4])
         assert found == pytest.approx(size, rel=0.15, abs=1e-6)
+    top, low = imperfect_score.summit(mixture), imperfect_score.SIGMAS[0]
+    assert top >= max(mixture.log_density(mean, low) for mean in mixture.means)
 
 
 def test_classes_are_told_apart_from_features():
