@@ -211,7 +211,9 @@ def main():
             print(f"no {NETWORKS[name][0]} here")
             continue
         with tempfile.TemporaryDirectory() as made:
-            folder = Path(made)
+            folder = Path(made) / name
+            # Of its own, since what an interrupted compilation leaves there fails the next one.
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(made) / "compiled")
             write(name, folder)
             for batch in args.batches:
                 times, far = compared(folder, batch, sides, args.rounds)
