@@ -10,8 +10,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from dgjax.networks.labels import check_label
 from dgjax.networks.unet2d import Positional, TimestepEmbedding
-from dgjax.typing import Cond, Sample, Scalar, known
+from dgjax.typing import Cond, Sample, Scalar
 
 __all__ = ["DiT"]
 
@@ -64,13 +65,9 @@ class LabelEmbedding(nnx.Module):
 
     def __call__(self, label: Cond) -> Float[Array, "1 d"]:
         null = self.embedding_table.num_embeddings - 1
-        number = known(null if label is None else label)
-        if number is not None and not ((number >= 0) & (number <= null)).all():
-            raise ValueError(
-                f"label {number} is out of range: this network takes 0 to {null - 1}, or {null} "
-                "for no label"
-            )
-        return self.embedding_table(jnp.asarray(null if label is None else label)[None])
+        label = null if label is None else label
+        check_label(label, null - 1, null)
+        return self.embedding_table(jnp.asarray(label)[None])
 
 
 class Conditioning(nnx.Module):

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dgjax.typing import Cond, known
+from dgjax.networks import unet2d_parts
+from dgjax.networks.labels import check_label
+from dgjax.typing import Cond
 
 __all__ = ["Block", "Image", "Style", "conv", "norm", "one_hot"]
 
@@ -57,12 +59,7 @@ def one_hot(cond: Cond, num_classes: int | None) -> Array | None:
         return None
     if cond is None:
         return jnp.zeros(num_classes)
-    number = known(cond)
-    if number is not None and not ((number >= 0) & (number <= num_classes)).all():
-        raise ValueError(
-            f"label {number} is out of range: this network takes 0 to {num_classes - 1}, or "
-            f"{num_classes} for no label"
-        )
+    check_label(cond, num_classes - 1, num_classes)
     return jax.nn.one_hot(jnp.asarray(cond), num_classes)
 
 
@@ -81,10 +78,7 @@ def norm(channels: int, eps: float, rngs: nnx.Rngs) -> nnx.GroupNorm:
             f"{channels} channels do not split into groups: take multiples of 4 below 128, and of "
             "32 above"
         )
-    # The fast variance, a difference of two squares, cancels where the mean is large.
-    return nnx.GroupNorm(
-        channels, num_groups=groups, epsilon=eps, use_fast_variance=False, rngs=rngs
-    )
+    return unet2d_parts.norm(channels, groups, eps, rngs)
 
 
 class Block(nnx.Module):

@@ -5,7 +5,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from dgjax.typing import Cond, Scalar, known
+from dgjax.networks.labels import check_label
+from dgjax.typing import Cond, Scalar
 
 __all__ = ["Embedding"]
 
@@ -57,12 +58,8 @@ class Embedding(nnx.Module):
 
 
 def _vector(vectors: nnx.Embed, label: Cond) -> Array:
-    null, number = vectors.num_embeddings, known(label)
-    if number is not None and not ((number >= 0) & (number <= null)).all():
-        raise ValueError(
-            f"label {number} is out of range: this network takes 0 to {null - 1}, or {null} "
-            "for no label"
-        )
+    null = vectors.num_embeddings
+    check_label(label, null - 1, null)
     dropped = jnp.asarray(label) == null
     # As a batch of one, because flax's table of a single vector takes no scalar.
     return jnp.where(dropped, 0.0, vectors(jnp.where(dropped, 0, label)[None])[0])

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
+from dgjax.networks.labels import check_label
 from dgjax.networks.unet2d_blocks import DOWN, UP, DownBlock, Kind, MidBlock, UpBlock, few
 from dgjax.networks.unet2d_parts import ACTIVATIONS, Style, conv, norm
-from dgjax.typing import Cond, Sample, Scalar, known
+from dgjax.typing import Cond, Sample, Scalar
 
 __all__ = ["UNet2D"]
 
@@ -223,9 +224,7 @@ class UNet2D(nnx.Module):
             return cond
         if self.classes == "timestep":
             return self.class_embedding(self.time_proj(jnp.asarray(cond, float)))
-        number, last = known(cond), self.class_embedding.num_embeddings - 1
-        if number is not None and not ((number >= 0) & (number <= last)).all():
-            raise ValueError(f"label {number} is out of range: this network takes 0 to {last}")
+        check_label(cond, self.class_embedding.num_embeddings - 1)
         # As a batch of one, because flax's table of a single vector takes no scalar.
         return self.class_embedding(jnp.asarray(cond)[None])[0]
 
