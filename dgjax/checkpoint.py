@@ -10,22 +10,26 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import nnx
-from jax.sharding import Sharding
-from jaxtyping import Array, PyTree
 
 import dgjax
+from dgjax.arrays import (
+    Placement,
+    as_dtype,
+    first_line,
+    from_named,
+    read_arrays,
+    restore,
+    to_named,
+    write_arrays,
+)
 from dgjax.fields import Field
 from dgjax.spec import (
     Autoencoder,
@@ -51,9 +55,6 @@ __all__ = [
 
 FORMAT = "dgjax-checkpoint-1"
 PIXELS = {"kind": "pixels"}  # where no autoencoder is named
-PART = 2**24  # bytes of weights read at a time, and of a file of weights
-# Of all arrays, or of each by its shape.
-Placement = Sharding | Callable[[tuple[int, ...]], Sharding]
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,9 @@ def save(
     folder = Path(folder).absolute()
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         _read_meta(folder)  # raises unless it is a checkpoint, which may be replaced
-    weights = {"weights": _as_dtype(model.network, dtype)}
+    weights = {"weights": as_dtype(model.network, dtype)}
     if meta.latent:
-        weights["autoencoder"] = _as_dtype(autoencoder, dtype)
+        weights["autoencoder"] = as_dtype(autoencoder, dtype)
     config = {"format": FORMAT, **asdict(meta), "model": meta.model.to_dict()}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -130,45 +131,13 @@ def save(
             new = Path(temporary) / "new"
             new.mkdir()
             for name, arrays in weights.items():
-                with _own_writer() as writer:
-                    args = ocp.args.PyTreeSave(arrays, ocdbt_target_data_file_size=PART)
-                    writer.save(new / name, args=args)
-                # It names the temporary folder, for file systems that cannot rename.
-                (new / name / "commit_success.txt").unlink(missing_ok=True)
+                write_arrays(new / name, arrays)
             (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
             if folder.exists():
                 folder.rename(Path(temporary) / "old")
             new.rename(folder)
     except OSError as error:
         raise ValueError(f"cannot write a checkpoint to {folder}: {error}") from error
-
-
-class _Unchanged(np.ndarray):
-    """An array that nobody changes while it is written, which orbax would copy first."""
-
-    def __deepcopy__(self, memo: dict[int, Any] | None) -> "_Unchanged":
-        return self
-
-
-def _as_dtype(tree: PyTree[Array], dtype: Any) -> dict[str, np.ndarray]:
-    with np.errstate(over="ignore"):
-        weights = {
-            k: np.asarray(v).astype(dtype or v.dtype, copy=False) for k, v in to_named(tree).items()
-        }
-    for name, value in weights.items():
-        if not np.isfinite(value.astype(np.float32)).all():
-            raise ValueError(f"weight {name} is not finite as {value.dtype.name}; not saved")
-    return {name: value.view(_Unchanged) for name, value in weights.items()}
-
-
-def _own_writer() -> ocp.Checkpointer:
-    """One that does not wait for other hosts, which need not save what they hold too."""
-    here = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"host{here}"
-    )
-    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
-    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def load(folder: str | os.PathLike, sharding: Placement | None = None) -> tuple[Field, Meta]:
@@ -190,7 +159,7 @@ def load(folder: str | os.PathLike, sharding: Placement | None = None) -> tuple[
     meta = _read_meta(folder)
     # Shapes only: no weight is drawn that would be thrown away.
     like = nnx.eval_shape(lambda: build_network(meta.model))
-    network = _restore(folder / "weights", like, f"the checkpoint {folder}", sharding)
+    network = restore(folder / "weights", like, f"the checkpoint {folder}", sharding)
     return build(meta.model, network), meta
 
 
@@ -204,38 +173,7 @@ def load_autoencoder(folder: str | os.PathLike, sharding: Placement | None = Non
     like = nnx.eval_shape(lambda: build_autoencoder(meta.autoencoder, meta.shape))
     if not meta.latent:
         return like
-    return _restore(folder / "autoencoder", like, f"the autoencoder in {folder}", sharding)
-
-
-def _restore(
-    folder: Path, like: PyTree[Any], what: str, sharding: Placement | None
-) -> PyTree[Array]:
-    """A pytree like `like` of JAX arrays, from those in `folder`; errors as of `load`."""
-    expected = to_named(like)
-    _check_fit(expected, _stored_shapes(folder), what)
-    sizes = np.cumsum([leaf.size * leaf.dtype.itemsize for leaf in expected.values()])
-    leaves = []
-    for _, part in groupby(zip(expected.items(), sizes // PART, strict=True), lambda item: item[1]):
-        wanted = dict(item for item, _ in part)
-        how = {name: _how(name, leaf, sharding) for name, leaf in wanted.items()}
-        found = _read(folder, how)
-        leaves += [jnp.asarray(found.pop(name), leaf.dtype) for name, leaf in wanted.items()]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-
-def _how(name: str, leaf: Any, sharding: Placement | None) -> ocp.RestoreArgs:
-    """How orbax restores an array; neither way needs a mesh like the one it was written on."""
-    if sharding is None:
-        return ocp.RestoreArgs(restore_type=np.ndarray)
-    where = sharding(leaf.shape) if callable(sharding) else sharding
-    try:
-        where.shard_shape(leaf.shape)
-    except ValueError as error:
-        raise ValueError(
-            f"weight {name} of shape {leaf.shape} cannot be cut as {where}: take a sharding by "
-            "shape, such as dgjax.sharding.weight_sharding(mesh)"
-        ) from error
-    return ocp.ArrayRestoreArgs(sharding=where)
+    return restore(folder / "autoencoder", like, f"the autoencoder in {folder}", sharding)
 
 
 def digest(model: Field, meta: Meta, autoencoder: Autoencoder | None = None) -> str:
@@ -248,42 +186,6 @@ def digest(model: Field, meta: Meta, autoencoder: Autoencoder | None = None) -> 
     return content.hexdigest()
 
 
-def read_arrays(folder: Path) -> dict[str, np.ndarray]:
-    """The named arrays that orbax wrote to `folder`, whatever devices they were on.
-
-    Raises:
-        ValueError: if the folder is missing or damaged.
-    """
-    how = {name: _how(name, leaf, None) for name, leaf in _stored_shapes(folder).items()}
-    return _read(folder, how)
-
-
-def _stored_shapes(folder: Path) -> dict[str, Any]:
-    """What orbax says of the arrays in `folder`: their shapes by name."""
-    with _naming_damage(folder):
-        return dict(ocp.PyTreeCheckpointHandler().metadata(folder).tree)
-
-
-def _read(folder: Path, wanted: dict[str, ocp.RestoreArgs]) -> dict[str, Any]:
-    """The arrays of these names, each restored in its way."""
-    args = ocp.args.PyTreeRestore(
-        item=dict.fromkeys(wanted, 0), restore_args=wanted, partial_restore=True
-    )
-    with _naming_damage(folder):
-        return ocp.PyTreeCheckpointHandler().restore(folder, args=args)
-
-
-@contextmanager
-def _naming_damage(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # orbax and tensorstore raise bare Exceptions on damaged files
-        raise ValueError(
-            f"the arrays in {folder} are missing or damaged ({_first_line(error)}); "
-            "copy the checkpoint again, or go back to an earlier one"
-        ) from error
-
-
 def _read_meta(folder: Path) -> Meta:
     file = folder / "config.json"
     if not folder.is_dir():
@@ -293,7 +195,7 @@ def _read_meta(folder: Path) -> Meta:
     except FileNotFoundError:
         raise ValueError(f"{folder} is no dgjax checkpoint: it has no config.json") from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read as JSON: {_first_line(error)}") from error
+        raise ValueError(f"{file} cannot be read as JSON: {first_line(error)}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ValueError(f"{file} is not of a dgjax checkpoint: its format is not {FORMAT!r}")
     del config["format"]
@@ -307,46 +209,4 @@ def _read_meta(folder: Path) -> Meta:
         labels = tuple(map(str, config["labels"]))
         return Meta(**{**config, "model": model, "data_range": (low, high), "labels": labels})
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{file}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
-
-
-def to_named(tree: PyTree[Array]) -> dict[str, Array]:
-    """The leaves of any pytree by their place in it, such as 'down.0.1.conv_in.kernel'."""
-    # Down to flax's variables only: what they call their inside has changed between releases.
-    places = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_variable)
-    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in places]
-    return dict(zip(names, jax.tree.leaves(tree), strict=True))
-
-
-def _is_variable(node: Any) -> bool:
-    return isinstance(node, nnx.Variable)
-
-
-def from_named(like: PyTree[Any], named: Mapping[str, Any], what: str) -> PyTree[Array]:
-    """A pytree of NumPy arrays like `like` in structure, shapes and dtypes, from `named`.
-
-    Raises:
-        ValueError: if the names or the shapes differ; `what` says of what.
-    """
-    expected = to_named(like)
-    _check_fit(expected, named, what)
-    leaves = [np.asarray(named[name], leaf.dtype) for name, leaf in expected.items()]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-
-def _check_fit(expected: Mapping[str, Any], named: Mapping[str, Any], what: str) -> None:
-    if missing := sorted(expected.keys() ^ named.keys()):
-        raise ValueError(
-            f"{what} does not fit its config: {missing[0]!r} is on one side only "
-            f"({len(missing)} such arrays)"
-        )
-    for name, leaf in expected.items():
-        if named[name].shape != leaf.shape:
-            raise ValueError(
-                f"{what} does not fit its config: {name!r} has shape {named[name].shape} "
-                f"where {leaf.shape} is expected"
-            )
+        raise ValueError(f"{file}: {first_line(error)}") from error

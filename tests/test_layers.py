@@ -45,6 +45,7 @@ ORDER = [
     "networks",
     "spec",
     "evaluation",
+    "arrays",
     "checkpoint",
     "pretrained",
     "importing",
