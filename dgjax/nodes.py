@@ -48,6 +48,7 @@ def gain(
     return c.alpha * inner(score, dy) + heat * dlog_w
 
 
+@jax.jit  # hundreds of small operations, which called outside of a jit are compiled one by one
 def along_drift(
     path: Path,
     ts: Float[Array, " n+1"],

@@ -32,6 +32,8 @@ jax.config.update("jax_enable_x64", True)
 CACHE = "JAX_COMPILATION_CACHE_DIR"
 _made = None if CACHE in os.environ else tempfile.mkdtemp(prefix="dgjax-tests-")
 jax.config.update("jax_compilation_cache_dir", os.environ.setdefault(CACHE, str(_made)))
+LEAST = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+jax.config.update(LEAST.lower(), float(os.environ.setdefault(LEAST, "0.1")))
 
 # Nearly all of a test's time is XLA's, and a quarter of that is spent on optimising what runs once.
 # `JAX_DISABLE_MOST_OPTIMIZATIONS=0 pytest` tests the programs as users run them.

@@ -70,9 +70,10 @@ def train(devices, **execution):
         batch = bring(HostBatch(data, np.arange(16, dtype=np.int32) % 3), mesh)
         arguments = (state, batch, jax.random.fold_in(key, i))
         if i == 0:
-            text = step.lower(*arguments).compile().as_text()
+            step = step.lower(*arguments).compile()
         state, metrics = step(*arguments)
         losses.append(float(metrics.loss))
+    text = step.as_text()
     cut = [s.spec for s in jax.tree.leaves(where.network) if any(s.spec)]
     moments = [leaf for leaf in jax.tree.leaves(state.optimiser) if leaf.size >= 2**12]
     return {
