@@ -32,6 +32,7 @@ jax.config.update("jax_enable_x64", True)
 CACHE = "JAX_COMPILATION_CACHE_DIR"
 _made = None if CACHE in os.environ else tempfile.mkdtemp(prefix="dgjax-tests-")
 jax.config.update("jax_compilation_cache_dir", os.environ.setdefault(CACHE, str(_made)))
+# Most programs of the tests compile in less than the second from which JAX keeps them.
 LEAST = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 jax.config.update(LEAST.lower(), float(os.environ.setdefault(LEAST, "0.1")))
 
