@@ -31,14 +31,16 @@ CONFIG = {
     "sample_size": 32,
     "out_channels": 8,
 }
+# `getrusage` would count what this process had when it started the other.
 PRELUDE = """
-import resource, sys
+import re, sys
+from pathlib import Path
 import jax, numpy as np
 from dgjax.checkpoint import load
 from dgjax.cli import app
 folder, out = {folder!r}, {out!r}
 {program}
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024)
 """
 PROGRAMS = {
     "libraries": "np.asarray(jax.numpy.zeros(3))",

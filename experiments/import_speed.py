@@ -1,11 +1,13 @@
 """Speed of imported networks: Flax compiled by XLA against PyTorch, eager and compiled.
 
 Each network of diffusers gets random weights, is saved and imported, and then runs on the same
-images and cores on all sides, in turn in one process. Figures are medians over the rounds of the
-time of a batch, and ratios of PyTorch's to ours: above 1 Flax is the faster. Peak memory is that of
-a process for each side alone, above what it has before there is a network.
+images and cores, or the same accelerator, on all sides, in turn in one process. Figures are medians
+over the rounds of the time of a batch, and ratios of PyTorch's to ours: above 1 Flax is the faster.
+Peak memory is that of a process for each side alone, above what it has before there is a network;
+on an accelerator it is what is taken there. On a CPU the precision of products changes nothing.
 
     python experiments/import_speed.py
+    python experiments/import_speed.py --batches 16 64 256 --precision tf32    on a GPU
 """
 
 import argparse
@@ -24,6 +26,8 @@ import numpy as np
 BATCHES, ROUNDS, TIME = (1, 4, 16), 5, 431
 SIDES = ("flax", "eager", "compile")
 NAMES = {"flax": "dgjax", "eager": "PyTorch", "compile": "torch.compile"}
+PRECISIONS = {"float32": "highest", "tf32": "tensorfloat32"}  # of products, and JAX's name
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU is shared by all sides
 SCHEDULER = {"_class_name": "DDIMScheduler", "clip_sample": False}
 # "small" is for trying this script out; the others are as published (CIFAR-10's DDPM, DiT-S/2).
 NETWORKS = {
@@ -73,6 +77,7 @@ def arguments():
     parser.add_argument("--batches", nargs="+", type=int, default=BATCHES)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of which the median counts")
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of products")
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)  # side, folder and batch
     return parser.parse_args()
 
@@ -101,6 +106,22 @@ def images(folder, batch):
     return x, None if labels is None else rng.integers(labels, size=batch)
 
 
+def device():
+    """PyTorch's name of where JAX runs."""
+    import jax
+
+    return {"gpu": "cuda"}.get(jax.default_backend(), "cpu")
+
+
+def set_precision(name):
+    """The same products on all sides."""
+    import jax
+    import torch
+
+    jax.config.update("jax_default_matmul_precision", PRECISIONS[name])
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
+
+
 def runner(side, folder, batch):
     """A function of nothing that waits for a batch and returns it, channels first."""
     x, labels = images(folder, batch)
@@ -111,15 +132,17 @@ def runner(side, folder, batch):
 
     kind = json.loads((folder / "config.json").read_text())["_class_name"]
     network = getattr(diffusers, kind).from_pretrained(folder, low_cpu_mem_usage=False).eval()
+    network = network.to(device())
     call = torch.compile(network) if side == "compile" else network
     given = [torch.from_numpy(x), torch.full((batch,), TIME)]
     if labels is not None:
         given.append(torch.from_numpy(labels))
+    given = [a.to(device()) for a in given]
 
     def run():
         with torch.inference_mode():
             out = call(*given).sample
-        return out.numpy()[:, : x.shape[1]]
+        return out.cpu().numpy()[:, : x.shape[1]]
 
     return run
 
@@ -163,15 +186,22 @@ def compared(folder, batch, sides, rounds):
     return {side: np.median(found) for side, found in times.items()}, far
 
 
-def peak_of(side, folder, batch):
+def peak_of(side, folder, batch, precision):
     """MiB that one side alone takes at most, in a process of its own."""
-    command = [sys.executable, __file__, "--peak", side, str(folder), str(batch)]
+    command = [sys.executable, __file__, "--precision", precision]
+    command += ["--peak", side, str(folder), str(batch)]
     found = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(found.stdout.split()[-1])
 
 
-def peak():
+def peak(side):
     """MiB so far; `getrusage` would count what the process had that started this one."""
+    import jax
+    import torch
+
+    if device() == "cuda":
+        taken = jax.devices()[0].memory_stats()["peak_bytes_in_use"]
+        return (taken if side == "flax" else torch.cuda.max_memory_allocated()) / 1024**2
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
 
@@ -182,19 +212,21 @@ def print_peak(side, folder, batch):
 
     jax.block_until_ready(jax.numpy.zeros(1))
     torch.zeros(1)
-    before = peak()
+    before = peak(side)
     run = runner(side, Path(folder), int(batch))
     run()
     run()
-    print(peak() - before)
+    print(peak(side) - before)
 
 
 def main():
     args = arguments()
-    if args.peak:
-        return print_peak(*args.peak)
     # Before either library counts the cores.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
+    set_precision(args.precision)
+    if args.peak:
+        return print_peak(*args.peak)
+    import jax
     import torch
 
     from dgjax.importing.diffusers import ARCHITECTURES
@@ -217,13 +249,18 @@ def main():
             write(name, folder)
             for batch in args.batches:
                 times, far = compared(folder, batch, sides, args.rounds)
-                peaks = {side: peak_of(side, folder, batch) for side in sides}
+                peaks = {side: peak_of(side, folder, batch, args.precision) for side in sides}
                 cells = [name, str(batch), *(f"{1000 * times[s]:.1f}" for s in sides)]
                 cells += [f"{times[s] / times['flax']:.2f}" for s in sides[1:]]
                 cells += [f"{peaks[s]:.0f}" for s in sides] + [f"{far:.1e}"]
                 lines.append(f"| {' | '.join(cells)} |")
                 print(lines[-1], flush=True)
-    notes = [f"{args.cores} cores, PyTorch {torch.__version__}, medians of {args.rounds} rounds."]
+    kind, releases = (
+        jax.devices()[0].device_kind,
+        f"jax {jax.__version__}, PyTorch {torch.__version__}",
+    )
+    where = f"{args.cores} cores" if device() == "cpu" else f"{kind}, {args.precision}"
+    notes = [f"{where}, {releases}, medians of {args.rounds} rounds."]
     if not compiler:
         notes.append("No C++ compiler here, which torch.compile takes.")
     text = "\n".join([*lines, "", *notes]) + "\n"

@@ -4,7 +4,8 @@ On a shipped model, with everything but the network in float32: the same latents
 probes, sampled at q = 0.5 and measured by likelihood. Every matrix product and convolution of the
 network, and of its jvps, has its operands rounded as an accelerator rounds them and is summed in
 float32: once to bfloat16, once to TF32, and by three products of bfloat16 parts. *Layers in
-bfloat16* is what training may do, where results are rounded too. The error is split: *values* has
+bfloat16* is what training may do, where results are rounded too. *This device* is not rounded here:
+it multiplies as JAX has it by default, where nobody asks for more. The error is split: *values* has
 them alone from the rounded network, so that the trajectory moves and with it what is integrated,
 *jvps* only the divergence, along the same trajectory.
 
@@ -107,6 +108,18 @@ class Rounded:
 
 @register_dataclass
 @dataclass(frozen=True)
+class ByDefault:
+    """A network with the products that JAX takes on this device by default."""
+
+    network: Network
+
+    def __call__(self, x, t, cond):
+        with jax.default_matmul_precision("default"):
+            return self.network(x, t, cond)
+
+
+@register_dataclass
+@dataclass(frozen=True)
 class Mixed:
     """The values of one network and the derivatives of another."""
 
@@ -154,6 +167,7 @@ def networks(model, meta):
     yield "layers in bfloat16", in_bfloat16(model.network)
     for name, product in PRODUCTS.items():
         yield name, Rounded(model.network, product)
+    yield f"this device, {jax.devices()[0].device_kind}", ByDefault(model.network)
 
 
 def rms(a):
