@@ -10,6 +10,7 @@ them alone from the rounded network, so that the trajectory moves and with it wh
 *jvps* only the divergence, along the same trajectory.
 
     python experiments/precision.py
+    python experiments/precision.py --only TF32 "this device"
 """
 
 import argparse
@@ -167,7 +168,7 @@ def networks(model, meta):
     yield "layers in bfloat16", in_bfloat16(model.network)
     for name, product in PRODUCTS.items():
         yield name, Rounded(model.network, product)
-    yield f"this device, {jax.devices()[0].device_kind}", ByDefault(model.network)
+    yield "this device", ByDefault(model.network)
 
 
 def rms(a):
@@ -178,6 +179,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=STEPS, help="of Multistep")
     parser.add_argument("--count", type=int, default=COUNT, help="latents")
+    parser.add_argument("--only", nargs="+", help="names of precisions, for all")
     asked = parser.parse_args()
     jax.config.update("jax_default_matmul_precision", "highest")  # for what is not rounded here
     model, meta = dgjax.load_pretrained(MODEL)
@@ -187,12 +189,19 @@ def main():
     runs = solves(asked.steps)
     starts = {"sampling": latents, "likelihood": runs["sampling"](model, latents, keys)[0]}
     exact = {what: run(model, starts[what], keys) for what, run in runs.items()}
+    device = jax.devices()[0]
     lines = [
+        f"{device.device_kind} ({device.platform}), jax {jax.__version__}",
+        "",
         "| precision | | error, nats (RMS) | nats per dimension | mean, nats | from values | "
         "from jvps | end moved (RMS) |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name, network in track(list(networks(model, meta)), "precision"):
+    rounded = dict(networks(model, meta))
+    if unknown := set(asked.only or ()) - set(rounded):
+        parser.error(f"no precision {', '.join(unknown)}: there are {', '.join(rounded)}")
+    for name in track(asked.only or list(rounded), "precision"):
+        network = rounded[name]
         kinds = network, Mixed(network, model.network), Mixed(model.network, network)
         for what, run in runs.items():
             found = [run(replace(model, network=n), starts[what], keys) for n in kinds]
