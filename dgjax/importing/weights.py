@@ -21,14 +21,15 @@ STANDARD = ("diffusion_pytorch_model", "model", "pytorch_model")  # names that l
 INDEX = ".index.json"
 TORCH = (".bin", ".pt", ".pth", ".ckpt")
 # As safetensors calls what networks are stored in. Eight-bit weights need their scales besides.
-DTYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": jnp.bfloat16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "BOOL": np.bool_,
+# By the name that safetensors has for it; NumPy knows bfloat16 through JAX.
+DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype("float64"),
+    "F32": np.dtype("float32"),
+    "F16": np.dtype("float16"),
+    "BF16": jnp.dtype("bfloat16"),
+    "I64": np.dtype("int64"),
+    "I32": np.dtype("int32"),
+    "BOOL": np.dtype("bool"),
 }
 
 
@@ -130,7 +131,7 @@ def _open_safetensors(file: Path) -> dict[str, Stored]:
             raise ValueError(
                 f"{file} holds {name} as {dtype}, and only {', '.join(DTYPES)} are read"
             )
-        found[name] = Stored(shape, np.dtype(DTYPES[dtype]), partial(_read_tensor, file, name))
+        found[name] = Stored(shape, DTYPES[dtype], partial(_read_tensor, file, name))
     return found
 
 
@@ -196,7 +197,7 @@ def _torch_array(name: str, tensor: Any) -> Stored:
         return tensor.numpy()
 
     kind = str(tensor.dtype).removeprefix("torch.")
-    known = {np.dtype(dtype).name: np.dtype(dtype) for dtype in DTYPES.values()}
+    known = {dtype.name: dtype for dtype in DTYPES.values()}
     if kind not in known:
         raise ValueError(f"{name} is stored as {kind}, and only {', '.join(known)} are read")
     return Stored(tuple(tensor.shape), known[kind], read)
