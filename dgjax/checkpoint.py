@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -51,6 +52,7 @@ __all__ = [
     "read_arrays",
     "save",
     "to_named",
+    "weight_bytes",
 ]
 
 FORMAT = "dgjax-checkpoint-1"
@@ -161,6 +163,17 @@ def load(folder: str | os.PathLike, sharding: Placement | None = None) -> tuple[
     like = nnx.eval_shape(lambda: build_network(meta.model))
     network = restore(folder / "weights", like, f"the checkpoint {folder}", sharding)
     return build(meta.model, network), meta
+
+
+def weight_bytes(folder: str | os.PathLike) -> int:
+    """Bytes of the float32 weights that `load` makes of `folder`, without reading them.
+
+    Raises:
+        ValueError: if the folder is missing or foreign.
+    """
+    meta = _read_meta(Path(folder).absolute())
+    like = nnx.eval_shape(lambda: build_network(meta.model))
+    return sum(4 * leaf.size for leaf in jax.tree.leaves(like))
 
 
 def load_autoencoder(folder: str | os.PathLike, sharding: Placement | None = None) -> Autoencoder:

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from dgjax.checkpoint import load, to_named
+from dgjax.cli.options import open_model
 from dgjax.importing.diffusers import import_diffusers
 from dgjax.importing.unet2d import read_unet2d
 from dgjax.spec import ModelSpec, build_network
@@ -92,6 +93,7 @@ def test_a_pipeline_becomes_a_checkpoint_that_says_what_it_is(source, tmp_path, 
     assert "clip_sample" in complaint
     model, meta = load(tmp_path / "out")
     assert (meta.licence, meta.source, meta.data_range) == ("apache-2.0", str(source), (-1, 1))
+    assert open_model(str(tmp_path / "out")).facts()["source"] == str(source)
     assert (float(model.t_min), float(model.t_max)) == (0, 49)
     np.testing.assert_array_equal(output(model), output(import_diffusers(source).model))
     level = float(model.path.sigma(model.t_max) / model.path.alpha(model.t_max))

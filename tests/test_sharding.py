@@ -92,13 +92,10 @@ print(json.dumps(found))
 )
 
 
-CHECKPOINT = (
+MODEL = (
     PRELUDE
     + """
-import tempfile
-from jax.sharding import NamedSharding, PartitionSpec
-from dgjax.checkpoint import Meta, from_named, load, save, to_named
-from dgjax.sharding import weight_sharding
+from dgjax.checkpoint import Meta, from_named, load, save, to_named, weight_bytes
 from dgjax.spec import ModelSpec, build, build_network
 from flax import nnx
 
@@ -106,41 +103,73 @@ network = {"kind": "mlp", "width": 64, "depth": 3}
 preconditioned = {"kind": "preconditioned", "sigma_data": 0.7}
 spec = ModelSpec((5,), network, {"kind": "edm"}, preconditioned, 0.02, 80.0)
 like = nnx.eval_shape(lambda: build_network(spec))
-rng = np.random.default_rng(0)
+rng, out = np.random.default_rng(0), {}
 drawn = {k: 0.2 * rng.standard_normal(v.shape) for k, v in to_named(like).items()}
+model = build(spec, from_named(like, drawn, "the test"))
+folder = "./model"
+save(folder, model, Meta(spec, "none", (-1.0, 1.0), "none", 0))
+"""
+)
+
+CHECKPOINT = (
+    MODEL
+    + """
+from jax.sharding import NamedSharding, PartitionSpec
+from dgjax.sharding import weight_sharding
+
 run = jax.jit(lambda model, x: model.pair(jnp.float32(0.5), x).x0)
-x, out = jnp.arange(5.0), {}
-with tempfile.TemporaryDirectory() as folder:
-    model = build(spec, from_named(like, drawn, "the test"))
-    save(folder, model, Meta(spec, "none", (-1.0, 1.0), "none", 0))
-    whole = load(folder)[0]
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    for name, sharding in (("cut", weight_sharding(mesh)), ("everywhere", everywhere)):
-        placed = load(folder, sharding)[0]
-        pairs = zip(*(jax.tree.leaves(m.network) for m in (whole, placed)), strict=True)
-        out[name] = {
-            "equal": all(a.dtype == b.dtype and (a == np.asarray(b)).all() for a, b in pairs),
-            "parts": {
-                k: [list(v.shape), sorted({s.data.shape for s in v.addressable_shards})]
-                for k, v in to_named(placed.network).items()
-            },
-            "devices": sorted({len(v.devices()) for v in jax.tree.leaves(placed.network)}),
-            "apart": float(jnp.abs(run(whole, x) - np.asarray(run(placed, x))).max()),
-        }
-    try:
-        load(folder, NamedSharding(mesh, PartitionSpec("data")))
-    except ValueError as error:
-        out["refused"] = str(error)
+x = jnp.arange(5.0)
+whole = load(folder)[0]
+everywhere = NamedSharding(mesh, PartitionSpec())
+for name, sharding in (("cut", weight_sharding(mesh)), ("everywhere", everywhere)):
+    placed = load(folder, sharding)[0]
+    pairs = zip(*(jax.tree.leaves(m.network) for m in (whole, placed)), strict=True)
+    out[name] = {
+        "equal": all(a.dtype == b.dtype and (a == np.asarray(b)).all() for a, b in pairs),
+        "parts": {
+            k: [list(v.shape), sorted({s.data.shape for s in v.addressable_shards})]
+            for k, v in to_named(placed.network).items()
+        },
+        "devices": sorted({len(v.devices()) for v in jax.tree.leaves(placed.network)}),
+        "apart": float(jnp.abs(run(whole, x) - np.asarray(run(placed, x))).max()),
+    }
+try:
+    load(folder, NamedSharding(mesh, PartitionSpec("data")))
+except ValueError as error:
+    out["refused"] = str(error)
+print(json.dumps(out))
+"""
+)
+
+COMMAND = (
+    MODEL
+    + """
+from dgjax.cli import placement
+from dgjax.cli.batches import batches
+from dgjax.cli.options import open_model
+
+x = rng.standard_normal((11, 5)).astype(np.float32)
+run = jax.jit(lambda model, x: jax.vmap(lambda x: model.pair(jnp.float32(0.9), x).x0)(x))
+size = weight_bytes(folder)
+assert size == sum(leaf.nbytes for leaf in jax.tree.leaves(model.network))
+for name, room in (("says nothing", None), ("fits", 2 * size), ("too large", 2 * size - 1)):
+    placement.memory = lambda devices: room
+    field = open_model(folder).field
+    kept = max(jax.tree.leaves(field.network), key=lambda leaf: leaf.size)
+    shard = kept.addressable_shards[0].data
+    found = batches("test", run, x, 8, field)
+    out[name] = [kept.size // shard.size, len(kept.devices()), found.tolist()]
 print(json.dumps(out))
 """
 )
 
 
-def on_eight_devices(program):
+def on_eight_devices(program, folder):
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, **flags},
+        cwd=folder,
         capture_output=True,
         text=True,
         check=False,
@@ -150,8 +179,8 @@ def on_eight_devices(program):
 
 
 @pytest.mark.slow
-def test_samples_and_likelihoods_need_no_communication():
-    for found in on_eight_devices(DENSITY).values():
+def test_samples_and_likelihoods_need_no_communication(tmp_path):
+    for found in on_eight_devices(DENSITY, tmp_path).values():
         assert found["words"] == []
         assert found["rows a device"] == [2] * 8
         assert found["axes"] == [["data"], ["data"]]
@@ -159,15 +188,15 @@ def test_samples_and_likelihoods_need_no_communication():
         assert found["spread"] > 0.1  # they differ from each other by more
 
 
-def test_a_loop_until_all_are_done_is_each_devices_own():
-    found = on_eight_devices(LOOP)
+def test_a_loop_until_all_are_done_is_each_devices_own(tmp_path):
+    found = on_eight_devices(LOOP, tmp_path)
     assert any("all-reduce" in word for word in found["together"]["words"])  # the search finds one
     assert found["apart"]["words"] == []
     assert found["apart"]["result"] == found["together"]["result"] == list(range(1, 17))
 
 
-def test_weights_come_from_disk_cut_over_the_devices():
-    found = on_eight_devices(CHECKPOINT)
+def test_weights_come_from_disk_cut_over_the_devices(tmp_path):
+    found = on_eight_devices(CHECKPOINT, tmp_path)
     for name in ("cut", "everywhere"):
         assert found[name]["equal"]
         assert found[name]["devices"] == [8]
@@ -182,6 +211,15 @@ def test_weights_come_from_disk_cut_over_the_devices():
     assert cut == {name: [[8, 64]] for name in large}
     assert "cannot be cut as" in found["refused"]
     assert "weight_sharding(mesh)" in found["refused"]
+
+
+def test_commands_cut_a_model_that_one_device_is_too_small_for(tmp_path):
+    found = on_eight_devices(COMMAND, tmp_path)
+    whole = found["says nothing"]
+    assert whole[:2] == found["fits"][:2] == [1, 1]  # copied to the others when it is used
+    assert found["too large"][:2] == [8, 8]
+    assert found["fits"][2] == whole[2]
+    np.testing.assert_allclose(found["too large"][2], whole[2], atol=1e-5)
 
 
 def test_a_batch_is_placed_along_its_leading_axis_and_a_model_whole():

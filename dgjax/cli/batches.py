@@ -9,7 +9,8 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dgjax.cli.options import console
-from dgjax.sharding import device_mesh, replicate, shard_batch
+from dgjax.cli.placement import everywhere
+from dgjax.sharding import device_mesh, shard_batch
 
 __all__ = ["Show", "Walk", "batches", "progress", "walker"]
 
@@ -32,12 +33,12 @@ def walker(run: Callable[..., Any], size: int, *shared: Any) -> Walk:
     """A function `(items, show) -> results` that calls `run(*shared, batch)` for `size` at a time.
 
     Each batch is spread over the local devices, whose number `size` is rounded up to a multiple
-    of, with a copy of `shared` on every one. The last batch is padded, so that one compilation
-    serves all of them, and all further items.
+    of, with a copy of `shared` on every one but for what is cut over them already. The last batch
+    is padded, so that one compilation serves all of them, and all further items.
     """
     devices = device_mesh(jax.local_devices())
     size = -(-size // devices.size) * devices.size
-    everywhere = replicate(shared, devices)
+    placed = everywhere(shared, devices)
 
     def walk(items: Any, show: Show) -> Any:
         count = _count(items)
@@ -45,7 +46,7 @@ def walker(run: Callable[..., Any], size: int, *shared: Any) -> Walk:
         for start in range(0, count, size):
             index = np.minimum(np.arange(start, start + size), count - 1)
             batch = jax.tree.map(lambda a, index=index: a[index], items)
-            result = run(*everywhere, shard_batch(batch, devices))
+            result = run(*placed, shard_batch(batch, devices))
             kept = min(size, count - start)
             done.append(jax.tree.map(lambda a, kept=kept: np.asarray(a)[:kept], result))
             show(kept)

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dgjax.checkpoint import PIXELS, Meta, load, load_autoencoder
+from dgjax.cli.placement import placement
 from dgjax.colouring import Coloured
 from dgjax.divergence import Divergence, Hutchinson
 from dgjax.fields import Field, condition, repath
@@ -102,6 +103,7 @@ class Model(NamedTuple):
         ratio = [float(f"{path.sigma(t) / path.alpha(t):.6g}") for t in ends]
         return {
             "model": self.name,
+            "source": self.meta.source or None,  # of an imported one
             "shape": list(self.meta.shape),
             "latent": self.meta.latent,
             "class": self.label,
@@ -113,12 +115,14 @@ class Model(NamedTuple):
 def open_model(name: str) -> Model:
     """The model by name or folder, on EDM coordinates with the clock sigma^(1/7).
 
+    One in a folder is cut over the devices here if it is too large for one, as by `placement`.
+
     Raises:
         ValueError: if there is no such model or it cannot be read.
     """
     shipped = is_shipped("model", name, pretrained_models())
     folder = not shipped and (os.sep in name or Path(name).is_dir())
-    field, meta = load(name) if folder else load_pretrained(name)
+    field, meta = load(name, placement(name)) if folder else load_pretrained(name)
     # Those that are shipped are of pixels.
     autoencoder = load_autoencoder(name) if folder else build_autoencoder(PIXELS, meta.shape)
     return Model(repath(field, edm(7.0)), meta, name, autoencoder)
