@@ -12,8 +12,9 @@ have, which devices must tell each other at every step. Wrap what runs by `over_
 each device stops by itself.
 
 A model too large for one device is placed by `weight_sharding` instead of `replicate`, from the
-start by `dgjax.checkpoint.load(folder, weight_sharding(over))`; the compiler then
-adds what devices must tell each other.
+start by `dgjax.checkpoint.load(folder, weight_sharding(over))`. Its batch is placed by `replicate`:
+all devices work on the same samples and tell each other what they found. Were it cut as well, every
+device would gather all the weights.
 """
 
 from collections.abc import Callable, Sequence

@@ -110,7 +110,7 @@ def device():
     """PyTorch's name of where JAX runs."""
     import jax
 
-    return {"gpu": "cuda"}.get(jax.default_backend(), "cpu")
+    return {"cpu": "cpu", "gpu": "cuda"}[jax.default_backend()]
 
 
 def set_precision(name):
@@ -210,8 +210,13 @@ def print_peak(side, folder, batch):
     import jax
     import torch
 
+    # Both libraries, and of what reads a network only what this side takes.
     jax.block_until_ready(jax.numpy.zeros(1))
     torch.zeros(1)
+    if side == "flax":
+        from dgjax.importing.diffusers import import_diffusers  # noqa: F401
+    else:
+        from diffusers import DiTTransformer2DModel, UNet2DModel  # noqa: F401
     before = peak(side)
     run = runner(side, Path(folder), int(batch))
     run()

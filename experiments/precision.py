@@ -183,6 +183,9 @@ def main():
     asked = parser.parse_args()
     jax.config.update("jax_default_matmul_precision", "highest")  # for what is not rounded here
     model, meta = dgjax.load_pretrained(MODEL)
+    rounded = dict(networks(model, meta))
+    if unknown := set(asked.only or ()) - set(rounded):
+        parser.error(f"no precision {', '.join(unknown)}: there are {', '.join(rounded)}")
     size = int(np.prod(meta.shape))
     keys = jax.random.split(jax.random.key(0), asked.count)
     latents = jax.vmap(lambda key: dgjax.prior_sample(model, key, meta.shape))(keys)
@@ -197,9 +200,6 @@ def main():
         "from jvps | end moved (RMS) |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    rounded = dict(networks(model, meta))
-    if unknown := set(asked.only or ()) - set(rounded):
-        parser.error(f"no precision {', '.join(unknown)}: there are {', '.join(rounded)}")
     for name in track(asked.only or list(rounded), "precision"):
         network = rounded[name]
         kinds = network, Mixed(network, model.network), Mixed(model.network, network)

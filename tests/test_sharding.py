@@ -7,12 +7,14 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from dgjax.cli.placement import memory
 from dgjax.sharding import device_mesh, replicate, shard_batch
 
 # Each also begins the names of its asynchronous halves, such as all-gather-start.
@@ -147,18 +149,45 @@ COMMAND = (
 from dgjax.cli import placement
 from dgjax.cli.batches import batches
 from dgjax.cli.options import open_model
+from dgjax.sharding import weight_sharding
 
 x = rng.standard_normal((11, 5)).astype(np.float32)
 run = jax.jit(lambda model, x: jax.vmap(lambda x: model.pair(jnp.float32(0.9), x).x0)(x))
 size = weight_bytes(folder)
 assert size == sum(leaf.nbytes for leaf in jax.tree.leaves(model.network))
+
+def parts(tree):
+    largest = max(jax.tree.leaves(tree), key=lambda leaf: leaf.size)
+    return largest.size // largest.addressable_shards[0].data.size
+
 for name, room in (("says nothing", None), ("fits", 2 * size), ("too large", 2 * size - 1)):
     placement.memory = lambda devices: room
     field = open_model(folder).field
-    kept = max(jax.tree.leaves(field.network), key=lambda leaf: leaf.size)
-    shard = kept.addressable_shards[0].data
+    placed = placement.place(field, mesh)[0]
+    devices = sorted({len(leaf.devices()) for leaf in jax.tree.leaves(placed)})
     found = batches("test", run, x, 8, field)
-    out[name] = [kept.size // shard.size, len(kept.devices()), found.tolist()]
+    out[name] = [parts(field.network), parts(placed.network), devices, found.tolist()]
+
+# What a device needs for a solve, as users compile it, in sizes of the weights.
+jax.config.update("jax_disable_most_optimizations", False)
+unet = {"kind": "unet", "channels": [128], "blocks": 1, "embedding": 32}
+spec = ModelSpec((8, 8, 1), unet, {"kind": "edm"}, preconditioned, 0.02, 80.0)
+large = build(spec)
+size = sum(leaf.nbytes for leaf in jax.tree.leaves(large.network))
+grid, images = dgjax.grid_logsnr(large, 4), jnp.zeros((8, 8, 8, 1))
+
+def solve(model, x, key):
+    return dgjax.sample(model, x, grid, key=key, divergence=dgjax.Untracked()).x
+
+for name, sharding in (("whole", None), ("cut", weight_sharding(mesh))):
+    shared = large if sharding is None else jax.tree.map(
+        lambda a: jax.device_put(a, sharding(a.shape)), large
+    )
+    placed, put = placement.place(shared, mesh)
+    batch = put((images, jax.random.split(jax.random.key(0), 8)), mesh)
+    needs = jax.jit(jax.vmap(solve, (None, 0, 0))).lower(placed, *batch).compile()
+    needs = needs.memory_analysis()
+    out[name] = (needs.argument_size_in_bytes + needs.temp_size_in_bytes) / size
 print(json.dumps(out))
 """
 )
@@ -216,10 +245,21 @@ def test_weights_come_from_disk_cut_over_the_devices(tmp_path):
 def test_commands_cut_a_model_that_one_device_is_too_small_for(tmp_path):
     found = on_eight_devices(COMMAND, tmp_path)
     whole = found["says nothing"]
-    assert whole[:2] == found["fits"][:2] == [1, 1]  # copied to the others when it is used
-    assert found["too large"][:2] == [8, 8]
-    assert found["fits"][2] == whole[2]
-    np.testing.assert_allclose(found["too large"][2], whole[2], atol=1e-5)
+    assert whole[:3] == found["fits"][:3] == [1, 1, [8]]
+    assert found["too large"][:3] == [8, 8, [8]]
+    assert found["fits"][3] == whole[3]
+    np.testing.assert_allclose(found["too large"][3], whole[3], atol=1e-5)
+    assert found["whole"] > 1
+    assert found["cut"] < 0.5
+
+
+def test_memory_is_that_of_the_smallest_device_that_says():
+    def device(stats):
+        return SimpleNamespace(memory_stats=lambda: stats)
+
+    silent = device(None)
+    assert memory([device({"bytes_limit": 5}), device({"bytes_limit": 3}), silent]) == 3
+    assert memory([silent, device({})]) is None
 
 
 def test_a_batch_is_placed_along_its_leading_axis_and_a_model_whole():

@@ -9,8 +9,8 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dgjax.cli.options import console
-from dgjax.cli.placement import everywhere
-from dgjax.sharding import device_mesh, shard_batch
+from dgjax.cli.placement import place
+from dgjax.sharding import device_mesh
 
 __all__ = ["Show", "Walk", "batches", "progress", "walker"]
 
@@ -32,13 +32,13 @@ def batches(what: str, run: Callable[..., Any], items: Any, size: int, *shared: 
 def walker(run: Callable[..., Any], size: int, *shared: Any) -> Walk:
     """A function `(items, show) -> results` that calls `run(*shared, batch)` for `size` at a time.
 
-    Each batch is spread over the local devices, whose number `size` is rounded up to a multiple
-    of, with a copy of `shared` on every one but for what is cut over them already. The last batch
-    is padded, so that one compilation serves all of them, and all further items.
+    Each batch is spread over the local devices, as `place` says, whose number `size` is rounded up
+    to a multiple of. The last batch is padded, so that one compilation serves all of them, and all
+    further items.
     """
     devices = device_mesh(jax.local_devices())
     size = -(-size // devices.size) * devices.size
-    placed = everywhere(shared, devices)
+    placed, put = place(shared, devices)
 
     def walk(items: Any, show: Show) -> Any:
         count = _count(items)
@@ -46,7 +46,7 @@ def walker(run: Callable[..., Any], size: int, *shared: Any) -> Walk:
         for start in range(0, count, size):
             index = np.minimum(np.arange(start, start + size), count - 1)
             batch = jax.tree.map(lambda a, index=index: a[index], items)
-            result = run(*placed, shard_batch(batch, devices))
+            result = run(*placed, put(batch, devices))
             kept = min(size, count - start)
             done.append(jax.tree.map(lambda a, kept=kept: np.asarray(a)[:kept], result))
             show(kept)

@@ -1,6 +1,6 @@
 """Where a command's model lies: whole on every device, or cut over them if it is large."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,11 +9,12 @@ from jax.sharding import Mesh
 
 from dgjax.arrays import Placement
 from dgjax.checkpoint import weight_bytes
-from dgjax.sharding import device_mesh, replicate, weight_sharding
+from dgjax.sharding import device_mesh, replicate, shard_batch, weight_sharding
 
-__all__ = ["everywhere", "placement"]
+__all__ = ["Put", "place", "placement"]
 
 T = TypeVar("T")
+Put = Callable[[T, Mesh], T]
 
 SHARE = 0.5  # of a device's memory for whole weights; samples and their products need the rest
 
@@ -21,7 +22,7 @@ SHARE = 0.5  # of a device's memory for whole weights; samples and their product
 def placement(folder: str | Path) -> Placement | None:
     """The sharding for `dgjax.checkpoint.load`: None unless one device has too little memory.
 
-    Then each local device has a part of the weights, and tells the others of it where it is used.
+    Then each local device has a part of the weights.
     """
     mesh = device_mesh(jax.local_devices())
     room = memory(list(mesh.devices.flat))
@@ -31,16 +32,25 @@ def placement(folder: str | Path) -> Placement | None:
 
 
 def memory(devices: Sequence[jax.Device]) -> int | None:
-    """Bytes of the smallest of `devices`; None where they do not say, as a CPU."""
+    """Bytes that JAX may take of the smallest of `devices`; None if they do not say, as a CPU."""
     found = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
     return min((limit for limit in found if limit is not None), default=None)
 
 
-def everywhere(tree: T, mesh: Mesh) -> T:
-    """`tree` with a copy of every leaf on every device, but for those that are cut over `mesh`."""
+def place(shared: T, mesh: Mesh) -> tuple[T, Put]:
+    """`shared` over the devices of `mesh`, and how batches that it is used with are put there.
 
-    def place(leaf):
-        cut = isinstance(leaf, jax.Array) and leaf.sharding.device_set == set(mesh.devices.flat)
-        return leaf if cut else replicate(leaf, mesh)
+    With a copy of `shared` on every device each takes its own samples. What is cut over them
+    already stays so, and all work on the same samples: were these cut as well, every device would
+    have to gather all weights.
+    """
+    devices = set(mesh.devices.flat)
 
-    return jax.tree.map(place, tree)
+    def is_cut(leaf):
+        if not isinstance(leaf, jax.Array) or leaf.sharding.device_set != devices:
+            return False
+        return not leaf.sharding.is_fully_replicated
+
+    cut = mesh.size > 1 and any(is_cut(leaf) for leaf in jax.tree.leaves(shared))
+    placed = jax.tree.map(lambda leaf: leaf if is_cut(leaf) else replicate(leaf, mesh), shared)
+    return placed, replicate if cut else shard_batch

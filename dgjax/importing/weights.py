@@ -21,7 +21,6 @@ STANDARD = ("diffusion_pytorch_model", "model", "pytorch_model")  # names that l
 INDEX = ".index.json"
 TORCH = (".bin", ".pt", ".pth", ".ckpt")
 # As safetensors calls what networks are stored in. Eight-bit weights need their scales besides.
-# By the name that safetensors has for it; NumPy knows bfloat16 through JAX.
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype("float64"),
     "F32": np.dtype("float32"),
