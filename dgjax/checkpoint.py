@@ -32,6 +32,7 @@ from dgjax.arrays import (
     write_arrays,
 )
 from dgjax.fields import Field
+from dgjax.parametrization import Network
 from dgjax.spec import (
     Autoencoder,
     ModelSpec,
@@ -159,8 +160,7 @@ def load(folder: str | os.PathLike, sharding: Placement | None = None) -> tuple[
     """
     folder = Path(folder).absolute()
     meta = _read_meta(folder)
-    # Shapes only: no weight is drawn that would be thrown away.
-    like = nnx.eval_shape(lambda: build_network(meta.model))
+    like = _network_shapes(meta)
     network = restore(folder / "weights", like, f"the checkpoint {folder}", sharding)
     return build(meta.model, network), meta
 
@@ -171,8 +171,7 @@ def weight_bytes(folder: str | os.PathLike) -> int:
     Raises:
         ValueError: if the folder is missing or foreign.
     """
-    meta = _read_meta(Path(folder).absolute())
-    like = nnx.eval_shape(lambda: build_network(meta.model))
+    like = _network_shapes(_read_meta(Path(folder).absolute()))
     return sum(4 * leaf.size for leaf in jax.tree.leaves(like))
 
 
@@ -197,6 +196,11 @@ def digest(model: Field, meta: Meta, autoencoder: Autoencoder | None = None) -> 
         content.update(f"{name} {value.dtype} {value.shape}".encode())
         content.update(value.tobytes())
     return content.hexdigest()
+
+
+def _network_shapes(meta: Meta) -> Network:
+    # Shapes only: no weight is drawn that would be thrown away.
+    return nnx.eval_shape(lambda: build_network(meta.model))
 
 
 def _read_meta(folder: Path) -> Meta:

@@ -110,7 +110,10 @@ def device():
     """PyTorch's name of where JAX runs."""
     import jax
 
-    return {"cpu": "cpu", "gpu": "cuda"}[jax.default_backend()]
+    found = {"cpu": "cpu", "gpu": "cuda"}.get(jax.default_backend())
+    if found is None:
+        sys.exit(f"PyTorch is not compared on a {jax.default_backend()}: set JAX_PLATFORMS=cpu")
+    return found
 
 
 def set_precision(name):

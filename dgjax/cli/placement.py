@@ -51,6 +51,7 @@ def place(shared: T, mesh: Mesh) -> tuple[T, Put]:
             return False
         return not leaf.sharding.is_fully_replicated
 
-    cut = mesh.size > 1 and any(is_cut(leaf) for leaf in jax.tree.leaves(shared))
+    if not any(map(is_cut, jax.tree.leaves(shared))):
+        return replicate(shared, mesh), shard_batch
     placed = jax.tree.map(lambda leaf: leaf if is_cut(leaf) else replicate(leaf, mesh), shared)
-    return placed, replicate if cut else shard_batch
+    return placed, replicate
