@@ -6,28 +6,8 @@ Functions act on one sample; batch with `jax.vmap`. Log-densities are nats, of t
 marginal at its smallest noise level t_min.
 """
 
-__version__ = "0.1.0"
-
-from dgjax.alignment import Alignment, AlignmentStatistics, align, alignment_statistics
-from dgjax.analytic import (
-    GaussianMixture,
-    closed_form,
-    gaussian,
-    gaussian_mixture,
-    kernel_density,
-    log_density,
-)
-from dgjax.closed_loop import target_guidance
-from dgjax.colouring import Coloured
-from dgjax.contrast import autoguidance, classifier_free_guidance, temperature
-from dgjax.discrete import discrete_time
-from dgjax.divergence import (
-    Exact,
-    FixedProbe,
-    Hutchinson,
-    HutchPP,
-    Untracked,
-)
+from dgjax._version import __version__
+from dgjax.checkpoints.pretrained import load_pretrained, pretrained_models
 from dgjax.evaluation import (
     Estimate,
     InconsistencyStatistics,
@@ -41,9 +21,11 @@ from dgjax.evaluation import (
     normality,
     precision_recall,
 )
-from dgjax.fields import Field, Local, condition, evaluate, field, gaussian_prior, log_prior, repath
-from dgjax.grids import grid_karras, grid_logsnr, grid_uniform
-from dgjax.guidance import (
+from dgjax.evaluation.alignment import Alignment, AlignmentStatistics, align, alignment_statistics
+from dgjax.evaluation.geodesics import Geodesic, Posterior, geodesic, jeffreys, posterior
+from dgjax.evaluation.inconsistency import Inconsistency, heat_residual, inconsistency
+from dgjax.guidance.classifier_free import autoguidance, classifier_free_guidance, temperature
+from dgjax.guidance.density import (
     density_guidance,
     density_guidance_nats,
     forcing_nats,
@@ -51,10 +33,7 @@ from dgjax.guidance import (
     quantile_of_forcing,
     rate_guidance,
 )
-from dgjax.inconsistency import Inconsistency, heat_residual, inconsistency
-from dgjax.likelihood import Likelihood, likelihood
-from dgjax.metrics import bits_per_dim, dequantize, png_bytes
-from dgjax.noise import (
+from dgjax.guidance.noise import (
     churn,
     level_set_noise,
     noise_matched,
@@ -62,7 +41,36 @@ from dgjax.noise import (
     reverse_sde,
     reverse_sde_ito,
 )
-from dgjax.parametrization import (
+from dgjax.guidance.schedules import schedule, window
+from dgjax.guidance.target import target_guidance
+from dgjax.model.closed_form import (
+    GaussianMixture,
+    closed_form,
+    gaussian,
+    gaussian_mixture,
+    kernel_density,
+    log_density,
+)
+from dgjax.model.coloured_probes import Coloured
+from dgjax.model.discrete_time import discrete_time
+from dgjax.model.divergence import (
+    Exact,
+    FixedProbe,
+    Hutchinson,
+    HutchPP,
+    Untracked,
+)
+from dgjax.model.field import (
+    Field,
+    Local,
+    condition,
+    evaluate,
+    field,
+    gaussian_prior,
+    log_prior,
+    repath,
+)
+from dgjax.model.parametrization import (
     DenoisedPrediction,
     NoisePrediction,
     ScorePrediction,
@@ -71,15 +79,15 @@ from dgjax.parametrization import (
     own_clock,
     preconditioned,
 )
-from dgjax.paths import cosine, custom, edm, logsnr, rectified_flow, sub_vp, ve, vp
-from dgjax.pretrained import load_pretrained, pretrained_models
-from dgjax.prior import chi_quantile, prior_guidance, prior_sample, with_norm
-from dgjax.quadrature import chord, node_quadrature, quadrature
-from dgjax.sampling import Info, Sampled, Trajectory, sample
-from dgjax.schedules import schedule, window
-from dgjax.solvers import RK4, LevelSetEuler, Multistep
-from dgjax.spacetime import Geodesic, Posterior, geodesic, jeffreys, posterior
-from dgjax.targets import Shot, pilot, shoot
+from dgjax.model.paths import cosine, custom, edm, logsnr, rectified_flow, sub_vp, ve, vp
+from dgjax.model.prior import chi_quantile, prior_guidance, prior_sample, with_norm
+from dgjax.pictures.pixels import bits_per_dim, dequantize, png_bytes
+from dgjax.sampling.likelihood import Likelihood, likelihood
+from dgjax.sampling.sample import Info, Sampled, Trajectory, sample
+from dgjax.sampling.shooting import Shot, pilot, shoot
+from dgjax.sampling.solvers import RK4, LevelSetEuler, Multistep
+from dgjax.sampling.spacetime_quadrature import chord, node_quadrature, quadrature
+from dgjax.sampling.time_grids import grid_karras, grid_logsnr, grid_uniform
 from dgjax.typing import register_dataclass
 
 __all__ = [
@@ -114,6 +122,7 @@ __all__ = [
     "Untracked",
     "VPrediction",
     "VelocityPrediction",
+    "__version__",
     "align",
     "alignment_statistics",
     "autoguidance",

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import dgjax
-from dgjax.solvers import FORWARD
-from dgjax.spec import ModelSpec, build
+from dgjax.checkpoints.spec import ModelSpec, build
+from dgjax.sampling.solvers import FORWARD
 
 STEPS, Q, REPEATS = 256, 0.6, 3
 SIDE, WIDTH = 16, 16

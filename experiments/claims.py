@@ -10,10 +10,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy import stats
 
-from dgjax.cli.batches import batches
-from dgjax.cli.material import open_material
-from dgjax.cli.options import Model, open_model
+from dgjax.checkpoints.opened import Model, open_model
+from dgjax.devices.batches import batches
 from dgjax.evaluation import Estimate
+from dgjax.evaluation.material import open_material
 
 FIGURES = Path(__file__).parent / "figures"
 # Of Okabe and Ito, told apart by colour-blind readers.

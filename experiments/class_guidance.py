@@ -18,8 +18,8 @@ import numpy as np
 from prior_guidance import QUALITIES, features, qualities, sizes
 
 import dgjax
-from dgjax.cli.material import open_material
 from dgjax.evaluation import share_interval
+from dgjax.evaluation.material import open_material
 
 WEIGHTS, QUANTILES = (1.0, 2.0, 4.0), (0.2, 0.5, 0.8)  # 1 and 0.5 are no guidance
 TAUGHT = 2000  # training images that the classifier sees; a quarter as many test it
@@ -102,7 +102,7 @@ def row(setup, pair, group, labels, predict, seen_real):
 def draw(setup, groups, labels):
     """Rows of images by weight and q, a column a class."""
     shown = [int(np.flatnonzero(labels == label)[0]) for label in np.unique(labels)[:10]]
-    figure = dgjax.viz.image_grid(
+    figure = dgjax.pictures.grid.image_grid(
         np.stack([group[0][shown] for group in groups.values()]),
         [f"weight {w:g}, q = {q:g}\nlog p {g[1].mean():,.0f}" for (w, q), g in groups.items()],
         data_range=setup.model.meta.data_range,

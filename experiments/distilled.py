@@ -26,9 +26,9 @@ from flax import nnx
 from rich.progress import track
 
 import dgjax
+from dgjax.data.load import load_dataset
+from dgjax.model.paths import coefficients
 from dgjax.networks.unet import Block, fold, unfold
-from dgjax.paths import coefficients
-from dgjax.training.data import load_dataset
 
 MODEL, STEPS, BATCH, RATE = "fashion-mnist", 3000, 32, 2e-3
 WIDTH, BLOCKS, REACH = 64, 2, 2  # channels and blocks of the head, and pixels to each side

@@ -20,8 +20,8 @@ from rich.progress import track
 from scipy import stats
 
 import dgjax
-from dgjax.training.data import load_dataset
-from dgjax.viz import image_grid
+from dgjax.data.load import load_dataset
+from dgjax.pictures.grid import image_grid
 
 MODEL, PAIRS, STEPS, SEGMENTS, KNOTS, SHOWN = "fashion-mnist", 24, 60, 12, 4, 5
 OUT = Path(__file__).parent / "figures"

@@ -131,7 +131,7 @@ def picture(setup, groups):
         f"{f'below {sigma:g}' if 0 < sigma < np.inf else name(sigma)}\nlog p {group[1].mean():,.0f}"
         for sigma, group in groups.items()
     ]
-    figure = dgjax.viz.image_grid(
+    figure = dgjax.pictures.grid.image_grid(
         x,
         rows,
         data_range=setup.model.meta.data_range,

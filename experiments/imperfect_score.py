@@ -27,8 +27,8 @@ from scipy.optimize import minimize
 from stochastic import small
 
 import dgjax
+from dgjax.model.parametrization import NoisePrediction, preconditioned
 from dgjax.networks import MLP
-from dgjax.parametrization import NoisePrediction, preconditioned
 from dgjax.training.levels import UniformLogSNR, lattice
 from dgjax.training.loss import EDMWeighting, denoising_loss
 from dgjax.typing import register_dataclass

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from dgjax.checkpoint import to_named
+from dgjax.checkpoints.checkpoint import to_named
 from dgjax.importing.dit import read_dit
 from dgjax.networks import DiT
 
@@ -36,7 +36,7 @@ PRELUDE = """
 import re, sys
 from pathlib import Path
 import jax, numpy as np
-from dgjax.checkpoint import load
+from dgjax.checkpoints.checkpoint import load
 from dgjax.cli import app
 folder, out = {folder!r}, {out!r}
 {program}

@@ -23,7 +23,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import dgjax
-from dgjax.metrics import to_uint8
+from dgjax.pictures.pixels import to_uint8
 
 Q = 0.5  # the reverse SDE has no other
 BLOCK = 4  # pixels
@@ -43,7 +43,7 @@ def fixed_schedule(field, x, key, *, grid, q=Q):
     course = dgjax.sample(field, x, grid, key=key, save=dgjax.Trajectory, **options).trajectory
     levels = jax.vmap(lambda t: dgjax.logsnr(field.path, t))(course.t)
     rates = jnp.diff(course.log_density) / jnp.diff(levels)
-    return dgjax.schedules.schedule(rates, 0.5 * (levels[1:] + levels[:-1]))
+    return dgjax.guidance.schedules.schedule(rates, 0.5 * (levels[1:] + levels[:-1]))
 
 
 def along_level_set(field, x, key, low, high, *, grid, guide):

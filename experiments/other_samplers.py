@@ -216,7 +216,7 @@ def main():
     claims.report("other_samplers", header, rows)
     shown = {name: group for (name, n), group in groups.items() if n == steps}
     del shown["churned Heun, without the points after noise"]  # the same images
-    figure = dgjax.viz.image_grid(
+    figure = dgjax.pictures.grid.image_grid(
         np.stack([group[0][:8] for group in shown.values()]),
         [f"{name}\nlog p {group[1].mean():,.0f}" for name, group in shown.items()],
         data_range=setup.model.meta.data_range,

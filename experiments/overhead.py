@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import dgjax
-from dgjax.spec import ModelSpec, build
+from dgjax.checkpoints.spec import ModelSpec, build
 
 MODEL, Q, STEPS, BATCH, ROUNDS = "fashion-mnist", 0.7, 24, 16, 5
 SMALL = {"kind": "mlp", "width": 32, "depth": 1}

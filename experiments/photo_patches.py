@@ -30,9 +30,9 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from dgjax.images import read_image, to_colours
-from dgjax.metrics import png_bytes
-from dgjax.training.folder import is_held_out
+from dgjax.data.folder import is_held_out
+from dgjax.pictures.files import read_image, to_colours
+from dgjax.pictures.pixels import png_bytes
 
 SIDE, STRIDE = 32, 16
 FACTOR, SHORT_SIDE = 4, 400  # reduced less where the shorter side would fall below

@@ -25,8 +25,8 @@ from jax.extend.core import Literal
 from rich.progress import track
 
 import dgjax
-from dgjax.parametrization import Network
-from dgjax.spec import build_network
+from dgjax.checkpoints.spec import build_network
+from dgjax.model.parametrization import Network
 from dgjax.training.precision import in_precision
 from dgjax.typing import register_dataclass
 

@@ -19,7 +19,7 @@ import numpy as np
 from rich.progress import track
 
 import dgjax
-from dgjax.divergence import gaussian, sphere
+from dgjax.model.divergence import gaussian, sphere
 
 STEPS, LATENTS, DRAWS = 24, 2, 16
 ESTIMATORS = {  # products to a draw, and the estimator

@@ -22,8 +22,8 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 import dgjax
-from dgjax.sharding import device_mesh, replicate, shard_batch
-from dgjax.spec import ModelSpec, build
+from dgjax.checkpoints.spec import ModelSpec, build
+from dgjax.devices.sharding import device_mesh, replicate, shard_batch
 
 Q, REPEATS, SIDE = 0.6, 3, 28
 SIDES = (8, 16, 32, 64)  # of grey images

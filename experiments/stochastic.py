@@ -34,7 +34,7 @@ OUT = Path(__file__).parent / "figures"
 class Scheme(NamedTuple):
     each: int  # evaluations a step
     more: int  # and beyond
-    path: dgjax.paths.Path
+    path: dgjax.model.paths.Path
     solver: diffrax.AbstractSolver
     noise: object
 
@@ -73,7 +73,7 @@ class PublishedWithProbe:
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class Kappa(dgjax.paths.Path):
+class Kappa(dgjax.model.paths.Path):
     """The state is x/sigma and time linear in 1/sigma, which makes steps exponential."""
 
     def alpha(self, t):
@@ -135,7 +135,7 @@ def errors_of(case, scheme, evaluations):
     model = dgjax.closed_form(case.mixture, dgjax.edm(), t_min=low, t_max=high)
     model = dgjax.repath(model, scheme.path)
     steps = (evaluations - scheme.more) // scheme.each
-    published = isinstance(scheme.path, dgjax.paths.VP)
+    published = isinstance(scheme.path, dgjax.model.paths.VP)
     grid = (dgjax.grid_logsnr if published else dgjax.grid_karras)(model, steps)
     probed = isinstance(scheme.noise, PublishedWithProbe)
     guides, exact = (dgjax.density_guidance(Q),), dgjax.Exact(chunk=64)
@@ -144,7 +144,7 @@ def errors_of(case, scheme, evaluations):
     def rate(t, x, log_density):
         """log sigma and d log p/d log sigma, as asked for at one point."""
         at = dgjax.evaluate(model, t, x, divergence=exact, key=jax.random.key(0))
-        away = dgjax.guidance.apply_guides(guides, at) - at.velocity
+        away = dgjax.guidance.density.apply_guides(guides, at) - at.velocity
         asked = jnp.sum(away * at.score) - at.divergence
         return -0.5 * at.logsnr, asked * 2 * at.sigma**2 / at.g2
 

@@ -48,7 +48,7 @@ class Case(NamedTuple):
     model: dgjax.Field
     latents: jax.Array
     targets: jax.Array
-    divergence: dgjax.divergence.Divergence
+    divergence: dgjax.model.divergence.Divergence
     measure: Callable[..., jax.Array] | None  # exact log-density of a sample
 
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dgjax.sharding import device_mesh
+from dgjax.data.load import load_data
+from dgjax.devices.sharding import device_mesh
 from dgjax.training import fit, load_config
-from dgjax.training.data import load_data
 from dgjax.training.pipeline import batches
 from dgjax.training.placement import bring, own_rows, shardings
 from dgjax.training.setup import (

@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dgjax import analytic, paths
-from dgjax.checkpoint import Meta, from_named, save, to_named
+import dgjax
+from dgjax.checkpoints.checkpoint import Meta, from_named, save, to_named
+from dgjax.checkpoints.spec import ModelSpec, build, build_network
 from dgjax.cli import main
-from dgjax.spec import ModelSpec, build, build_network
 
 jax.config.update("jax_enable_x64", True)
 
@@ -83,24 +83,24 @@ class Span(NamedTuple):
     """A path and the times on it at which w = sigma/alpha is W_MIN and W_MAX."""
 
     name: str
-    path: paths.Path
+    path: dgjax.model.paths.Path
     t_min: jax.Array
     t_max: jax.Array
 
 
 def custom_path():
     """Like no other path here: alpha = exp(-t), sigma = t."""
-    return paths.custom(lambda t: jnp.exp(-t), lambda t: t, 0.0, 4.0)
+    return dgjax.custom(lambda t: jnp.exp(-t), lambda t: t, 0.0, 4.0)
 
 
 PATHS = {
-    "vp": paths.vp,
-    "sub_vp": paths.sub_vp,
-    "cosine": paths.cosine,
-    "ve": paths.ve,
-    "edm": paths.edm,
-    "edm7": lambda: paths.edm(7.0),
-    "rectified_flow": paths.rectified_flow,
+    "vp": dgjax.vp,
+    "sub_vp": dgjax.sub_vp,
+    "cosine": dgjax.cosine,
+    "ve": dgjax.ve,
+    "edm": dgjax.edm,
+    "edm7": lambda: dgjax.edm(7.0),
+    "rectified_flow": dgjax.rectified_flow,
     "custom": custom_path,
 }
 
@@ -129,7 +129,7 @@ class Mixture(NamedTuple):
     weights: np.ndarray
     means: np.ndarray
     covariances: np.ndarray
-    model: analytic.GaussianMixture
+    model: dgjax.GaussianMixture
 
 
 def make_mixture(seed, size, count, shape=None):
@@ -142,7 +142,7 @@ def make_mixture(seed, size, count, shape=None):
     covariances = np.einsum("kij,kj,klj->kil", rotation, scales**2, rotation)
     shaped = means if shape is None else means.reshape(count, *shape)
     return Mixture(
-        weights, means, covariances, analytic.gaussian_mixture(weights, shaped, covariances)
+        weights, means, covariances, dgjax.gaussian_mixture(weights, shaped, covariances)
     )
 
 

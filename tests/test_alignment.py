@@ -12,30 +12,31 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dgjax import analytic, divergence, fields, grids, guidance, parametrization, paths
-from dgjax.alignment import Alignment, align, alignment_statistics
-from dgjax.sampling import sample
+import dgjax
+from dgjax.evaluation.alignment import Alignment, align, alignment_statistics
+from dgjax.guidance.density import with_score_weight
+from dgjax.sampling.sample import sample
 from dgjax.typing import inner
 
-EXACT = divergence.Exact()
+EXACT = dgjax.Exact()
 KEY = jax.random.key(0)
 W_MIN, W_MAX = 0.05, 20.0
 
 
 def model_of(mixture):
-    path = paths.edm(7.0)
-    return analytic.closed_form(mixture, path, t_min=W_MIN ** (1 / 7), t_max=W_MAX ** (1 / 7))
+    path = dgjax.edm(7.0)
+    return dgjax.closed_form(mixture, path, t_min=W_MIN ** (1 / 7), t_max=W_MAX ** (1 / 7))
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "solver"))
 @functools.partial(jax.vmap, in_axes=(None, 0, None, None))
 def aligned(model, x, steps, solver):
-    grid = grids.grid_karras(model, steps)
+    grid = dgjax.grid_karras(model, steps)
     return align(model, x, grid, key=KEY, divergence=EXACT, solver=solver)
 
 
 def score(model, t, x):
-    return jax.grad(lambda x: analytic.log_density(model, t, x))(x)
+    return jax.grad(lambda x: dgjax.log_density(model, t, x))(x)
 
 
 def correlation(a, b):
@@ -45,10 +46,10 @@ def correlation(a, b):
 def test_gaussian_flow_in_closed_form_and_order():
     """On a path with alpha below 1, so that the flow scales by alpha as well."""
     variances = jnp.array([4.0, 1.0, 0.25, 0.01])
-    mixture = analytic.gaussian(jnp.ones(4), jnp.diag(variances))
-    path = paths.rectified_flow()
+    mixture = dgjax.gaussian(jnp.ones(4), jnp.diag(variances))
+    path = dgjax.rectified_flow()
     ends = [path.time(jnp.asarray(-2 * np.log(w))) for w in (W_MIN, W_MAX)]
-    model = analytic.closed_form(mixture, path, t_min=ends[0], t_max=ends[1])
+    model = dgjax.closed_form(mixture, path, t_min=ends[0], t_max=ends[1])
     alphas = [path.alpha(t) for t in ends]
     latents = alphas[1] * jax.vmap(lambda key: mixture.sample(key, W_MAX))(jax.random.split(KEY, 5))
     starts = jax.vmap(lambda x: score(model, model.t_max, x))(latents)
@@ -83,14 +84,14 @@ def test_gaussian_flow_in_closed_form_and_order():
 
 def test_quantile_map_and_latents_that_are_not_aligned():
     """Two modes: what moves into a mode's far side goes down where the prior went up."""
-    mixture = analytic.kernel_density(jnp.array([[-1.0], [1.2]]), 0.3, jnp.array([0.4, 0.6]))
+    mixture = dgjax.kernel_density(jnp.array([[-1.0], [1.2]]), 0.3, jnp.array([0.4, 0.6]))
     model = model_of(mixture)
     latents = jnp.linspace(-30, 30, 40)[:, None]
     run = aligned(model, latents, 96, diffrax.Dopri5())
     start = jax.vmap(lambda x: score(model, model.t_max, x))(latents)[:, 0]
     end = jax.vmap(lambda x: score(model, model.t_min, x))(run.x)[:, 0]
     log_p = [
-        jax.vmap(lambda x, t=t: analytic.log_density(model, t, x))(x)
+        jax.vmap(lambda x, t=t: dgjax.log_density(model, t, x))(x)
         for t, x in ((model.t_max, latents), (model.t_min, run.x))
     ]
     slope = jnp.exp(log_p[0] - log_p[1])
@@ -137,8 +138,8 @@ def test_the_two_forms_agree(model16, latents16):
 
 def test_pushed_is_the_derivative_of_the_flow(model16, latents16):
     """Finite differences of the sampler itself: of its sample, and of its tracked log-density."""
-    grid = grids.grid_karras(model16, 16)
-    steer = guidance.density_guidance(0.6)
+    grid = dgjax.grid_karras(model16, 16)
+    steer = dgjax.density_guidance(0.6)
     options = {"key": KEY, "divergence": EXACT, "guides": (steer,)}
 
     @jax.jit
@@ -159,13 +160,13 @@ def test_pushed_is_the_derivative_of_the_flow(model16, latents16):
 
 def test_guided_flow_has_both_forms_too(model16, latents16):
     """The tracked log-density is log p_t under any drift, and omega is its derivative."""
-    grid = grids.grid_karras(model16, 64)
+    grid = dgjax.grid_karras(model16, 64)
 
     @jax.jit
     @jax.vmap
     def guided(x):
         # Half the score everywhere: a drift without a kink.
-        halve = lambda drift, local: guidance.with_score_weight(drift, local, 0.5)
+        halve = lambda drift, local: with_score_weight(drift, local, 0.5)
         options = {"guides": (halve,), "solver": diffrax.Dopri5()}
         return align(model16, x, grid, key=KEY, divergence=EXACT, **options)
 
@@ -177,12 +178,12 @@ def test_guided_flow_has_both_forms_too(model16, latents16):
 
 def test_probes(model16, latents16):
     """omega is unbiased and states its error; v and the cosine have no probe in them."""
-    grid = grids.grid_karras(model16, 16)
+    grid = dgjax.grid_karras(model16, 16)
 
     @jax.jit
     @jax.vmap
     def runs(key):
-        probes = divergence.Hutchinson(8)
+        probes = dgjax.Hutchinson(8)
         return align(model16, latents16[0], grid, key=key, divergence=probes)
 
     run = runs(jax.random.split(jax.random.key(2), 200))
@@ -198,11 +199,11 @@ def test_condition_reaches_flow_and_scores(mixture2):
     def denoiser(y, w, cond):
         return mixture2.model(y - cond, w) + cond
 
-    conditional = fields.field(
-        denoiser, paths.edm(), parametrization.DenoisedPrediction(), t_min=0.1, t_max=10.0
+    conditional = dgjax.field(
+        denoiser, dgjax.edm(), dgjax.DenoisedPrediction(), t_min=0.1, t_max=10.0
     )
-    plain = analytic.closed_form(mixture2.model, paths.edm(), t_min=0.1, t_max=10.0)
-    grid, x, shift = grids.grid_karras(plain, 8), jnp.array([6.0, -8.0]), jnp.array([0.5, 2.0])
+    plain = dgjax.closed_form(mixture2.model, dgjax.edm(), t_min=0.1, t_max=10.0)
+    grid, x, shift = dgjax.grid_karras(plain, 8), jnp.array([6.0, -8.0]), jnp.array([0.5, 2.0])
     moved = align(conditional, x + shift, grid, key=KEY, divergence=EXACT, cond=shift)
     still = align(plain, x, grid, key=KEY, divergence=EXACT)
     for name in ("cosine", "product", "omega", "prior", "pushed"):
@@ -235,7 +236,7 @@ def test_statistics_count_what_failed_and_give_wilsons_interval():
 
 def test_wrong_use(mixture2):
     model = model_of(mixture2.model)
-    grid, x = grids.grid_karras(model, 4), jnp.ones(2)
+    grid, x = dgjax.grid_karras(model, 4), jnp.ones(2)
     with pytest.raises(ValueError, match="NaN"):
         align(model, x * jnp.nan, grid, key=KEY)
     with pytest.raises(ValueError, match="floating"):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from dgjax import analytic, fields, paths
-from dgjax.analytic import closed_form, gaussian, gaussian_mixture, kernel_density
-from dgjax.divergence import Exact
-from dgjax.parametrization import NoisePrediction
+import dgjax
+from dgjax.model.closed_form import closed_form, gaussian, gaussian_mixture, kernel_density
+from dgjax.model.divergence import Exact
+from dgjax.model.parametrization import NoisePrediction
 
 LEVELS = [0.01, 0.3, 10.0]
 
@@ -170,7 +170,7 @@ def test_log_density_on_a_path_is_that_of_the_scaled_and_noisy_mixture(span, mix
         means=alpha * mixture2.means, covariances=alpha**2 * mixture2.covariances
     )
     expected = scipy_log_density(scaled, x, sigma)
-    np.testing.assert_allclose(analytic.log_density(model, t, x), expected, rtol=1e-10)
+    np.testing.assert_allclose(dgjax.log_density(model, t, x), expected, rtol=1e-10)
 
 
 @pytest.fixture(scope="module", params=[1e-3, 0.1])
@@ -197,8 +197,8 @@ def test_float32_at_small_noise(rounded, float32):
 def test_the_fields_score_is_as_exact_in_float32(rounded, float32):
     """From (y - x0)/w it would lose a hundredfold at w = 0.001."""
     single, y, w, (_, score, _, _) = rounded
-    model = closed_form(single, paths.edm(), t_min=1e-3, t_max=80.0)
-    local = fields.evaluate(model, w, y, divergence=Exact(), key=jax.random.key(0))
+    model = closed_form(single, dgjax.edm(), t_min=1e-3, t_max=80.0)
+    local = dgjax.evaluate(model, w, y, divergence=Exact(), key=jax.random.key(0))
     np.testing.assert_allclose(local.score, single.score(y, w), atol=1e-6 * np.abs(score).max())
 
 
@@ -267,6 +267,6 @@ def test_a_sample_of_another_shape_is_refused(mixture16, method, shape):
 
 
 def test_only_a_closed_form_field_has_an_exact_log_density():
-    model = fields.field(lambda x, t, cond: x, paths.vp(), NoisePrediction(), t_min=0.1, t_max=1.0)
+    model = dgjax.field(lambda x, t, cond: x, dgjax.vp(), NoisePrediction(), t_min=0.1, t_max=1.0)
     with pytest.raises(ValueError, match="closed_form"):
-        analytic.log_density(model, 0.5, jnp.zeros(2))
+        dgjax.log_density(model, 0.5, jnp.zeros(2))

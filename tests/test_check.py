@@ -18,14 +18,14 @@ import numpy as np
 import pytest
 
 from dgjax import check
-from dgjax.analytic import GaussianMixture
 from dgjax.check import closed_forms, guidance, solves
 from dgjax.check.finding import MEND, judge
-from dgjax.divergence import Hutchinson, gaussian, rademacher
-from dgjax.guidance import density_guidance
-from dgjax.pretrained import pretrained_models
-from dgjax.results import Info, Sampled
-from dgjax.solvers import SOLVERS
+from dgjax.checkpoints.pretrained import pretrained_models
+from dgjax.guidance.density import density_guidance
+from dgjax.model.closed_form import GaussianMixture
+from dgjax.model.divergence import Hutchinson, gaussian, rademacher
+from dgjax.sampling.results import Info, Sampled
+from dgjax.sampling.solvers import SOLVERS
 from dgjax.typing import register_dataclass
 
 NETWORK = (check.network_precision, check.network_batched)

@@ -12,9 +12,9 @@ import pytest
 from flax import nnx
 
 import dgjax
-from dgjax.checkpoint import Meta, from_named, load, save, to_named
-from dgjax.pretrained import load_pretrained, pretrained_models
-from dgjax.spec import ModelSpec, build, build_network
+from dgjax.checkpoints.checkpoint import Meta, from_named, load, save, to_named
+from dgjax.checkpoints.pretrained import load_pretrained, pretrained_models
+from dgjax.checkpoints.spec import ModelSpec, build, build_network
 
 SPEC = ModelSpec(
     shape=(8, 8, 1),
@@ -219,7 +219,7 @@ def test_a_shipped_model_loads_is_small_and_has_a_card(name):
     eps = jax.jit(model.pair)(model.t_min, x).eps
     # A blank image with a little noise: the model sees how much noise there is.
     assert 0.5 < float(jnp.std(eps)) < 1.5
-    folder = Path(dgjax.__file__).parent / "models" / name
+    folder = Path(dgjax.__file__).parent / "pretrained" / name
     assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 12e6
     card = (folder / "CARD.md").read_text()
     assert licence in card

@@ -12,10 +12,9 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from dgjax.cli.options import make_probes
-from dgjax.colouring import Coloured
-from dgjax.divergence import Hutchinson
-from dgjax.solvers import RK4, Multistep
+from dgjax.model.coloured_probes import Coloured
+from dgjax.model.divergence import Hutchinson
+from dgjax.sampling.solvers import RK4, Multistep, default_divergence
 
 SHAPE, SPREAD, T_MIN = (8, 8, 1), 0.7, 0.02
 SIZE = 64
@@ -286,6 +285,6 @@ def test_misspelt_options_exit_with_2(run):
 
 
 def test_probes_fit_the_solver_and_the_size():
-    assert make_probes(5, Multistep(), 2) == Coloured(2)  # no more colours than elements
-    assert make_probes(5, Multistep(), 784) == Coloured(5)
-    assert make_probes(5, RK4(), 2) == Hutchinson(5)  # whose standard error is their spread
+    assert default_divergence(5, Multistep(), 2) == Coloured(2)  # no more colours than elements
+    assert default_divergence(5, Multistep(), 784) == Coloured(5)
+    assert default_divergence(5, RK4(), 2) == Hutchinson(5)  # whose standard error is their spread

@@ -9,22 +9,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dgjax.alignment import alignment_statistics
-from dgjax.checkpoint import load
-from dgjax.cli.options import open_model
-from dgjax.cli.solves import Settings, find_alignments
-from dgjax.closed_loop import target_guidance
-from dgjax.contrast import classifier_free_guidance
-from dgjax.divergence import Hutchinson
-from dgjax.fields import repath
-from dgjax.grids import grid_logsnr
-from dgjax.guidance import density_guidance
-from dgjax.likelihood import likelihood
-from dgjax.paths import edm
-from dgjax.prior import prior_sample
-from dgjax.sampling import sample
-from dgjax.solvers import RK4
-from dgjax.targets import pilot
+from dgjax.checkpoints.checkpoint import load
+from dgjax.checkpoints.opened import open_model
+from dgjax.evaluation.alignment import alignment_statistics
+from dgjax.evaluation.solves import Settings, find_alignments
+from dgjax.guidance.classifier_free import classifier_free_guidance
+from dgjax.guidance.density import density_guidance
+from dgjax.guidance.target import target_guidance
+from dgjax.model.divergence import Hutchinson
+from dgjax.model.field import repath
+from dgjax.model.paths import edm
+from dgjax.model.prior import prior_sample
+from dgjax.sampling.likelihood import likelihood
+from dgjax.sampling.sample import sample
+from dgjax.sampling.shooting import pilot
+from dgjax.sampling.solvers import RK4
+from dgjax.sampling.time_grids import grid_logsnr
 
 SHAPE, SEED, NUM, STEPS = (4, 4, 1), 5, 2, 6
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from dgjax.checkpoint import digest, load, save
+from dgjax.checkpoints.checkpoint import digest, load, save
 from dgjax.cli.report import MEASURED, Moments, measure
 from dgjax.cli.shards import Shards, claim, fill
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dgjax.colouring import Coloured, colouring
-from dgjax.divergence import Hutchinson
+from dgjax.model.coloured_probes import Coloured, colouring
+from dgjax.model.divergence import Hutchinson
 
 SHAPE, COUNT = (6, 5, 2), 2000
 SIZE = int(np.prod(SHAPE))

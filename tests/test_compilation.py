@@ -11,26 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dgjax import (
-    analytic,
-    closed_loop,
-    divergence,
-    grids,
-    guidance,
-    noise,
-    paths,
-    prior,
-    targets,
-)
-from dgjax.likelihood import likelihood
-from dgjax.sampling import sample
-from dgjax.solvers import RK4
+import dgjax
+from dgjax.guidance.density import HighDensity
+from dgjax.guidance.target import Profile
+from dgjax.sampling.likelihood import likelihood
+from dgjax.sampling.sample import sample
+from dgjax.sampling.solvers import RK4
 
 
 @pytest.fixture(scope="module")
 def model():
-    return analytic.closed_form(
-        analytic.gaussian(jnp.zeros(4), 1.0), paths.edm(7.0), t_min=0.6, t_max=1.4
+    return dgjax.closed_form(
+        dgjax.gaussian(jnp.zeros(4), 1.0), dgjax.edm(7.0), t_min=0.6, t_max=1.4
     )
 
 
@@ -52,12 +44,12 @@ def test_the_counter_counts(model, latents):
     """What must never happen, made to happen: a number that is static."""
 
     def solve(x, guide):
-        return sample(model, x, grids.grid_uniform(model, 2), key=KEYS[0], guides=(guide,)).x
+        return sample(model, x, dgjax.grid_uniform(model, 2), key=KEYS[0], guides=(guide,)).x
 
     run = counted(solve)
-    run.trace(latents[0], guidance.high_density(0.0))
+    run.trace(latents[0], dgjax.high_density(0.0))
     with pytest.raises(AssertionError, match="traced > 1"):
-        run.trace(latents[0], guidance.HighDensity(0.0))  # a Python number: weakly typed
+        run.trace(latents[0], HighDensity(0.0))  # a Python number: weakly typed
 
 
 def test_sweeping_a_sampler(model, latents):
@@ -65,35 +57,35 @@ def test_sweeping_a_sampler(model, latents):
 
     @counted
     def run(model, x, guides, term, key):
-        grid = grids.grid_karras(model, 3)
+        grid = dgjax.grid_karras(model, 3)
         return sample(model, x, grid, key=key, guides=guides, noise=term, solver=RK4())
 
-    path = paths.edm(7.0)
+    path = dgjax.edm(7.0)
     for i, (q, low, high, height) in enumerate(
         [(0.2, -1.0, 1.0, 1), (0.5, -jnp.inf, 0, 0.0), (np.float32(0.7), 0, np.inf, jnp.ones(()))]
     ):
-        guides = guidance.high_density(low), guidance.density_guidance(q, bound=1 + i)
-        term = noise.level_set_noise(noise.window(height, low=low, high=high))
-        mixture = analytic.gaussian(jnp.full(4, 1.0 * i), 1.0 + i)
-        swept = analytic.closed_form(mixture, path, t_min=0.6 + 0.01 * i, t_max=1.4)
+        guides = dgjax.high_density(low), dgjax.density_guidance(q, bound=1 + i)
+        term = dgjax.level_set_noise(dgjax.window(height, low=low, high=high))
+        mixture = dgjax.gaussian(jnp.full(4, 1.0 * i), 1.0 + i)
+        swept = dgjax.closed_form(mixture, path, t_min=0.6 + 0.01 * i, t_max=1.4)
         run.trace(swept, latents[0] + i, guides, term, KEYS[i])
 
 
 def test_sweeping_each_constructor(model):
     """Whatever is given, a Python number, NumPy's or an array, the leaves are of one type."""
-    profile = closed_loop.Profile(*jnp.ones((3, 4)))
+    profile = Profile(*jnp.ones((3, 4)))
     makers = {
-        "q": guidance.density_guidance,
-        "nats": lambda v: guidance.density_guidance_nats(v, model, 4),
-        "rate": guidance.rate_guidance,
-        "high density": guidance.high_density,
-        "target": lambda v: closed_loop.target_guidance(v, model, profile),
-        "level set": noise.level_set_noise,
-        "matched": noise.noise_matched,
-        "published": noise.published_stochastic,
-        "reverse": noise.reverse_sde,
-        "churn": lambda v: noise.churn(v, low=-v, high=2 * v),
-        "window": lambda v: noise.window(v, low=-v, high=2 * v),
+        "q": dgjax.density_guidance,
+        "nats": lambda v: dgjax.density_guidance_nats(v, model, 4),
+        "rate": dgjax.rate_guidance,
+        "high density": dgjax.high_density,
+        "target": lambda v: dgjax.target_guidance(v, model, profile),
+        "level set": dgjax.level_set_noise,
+        "matched": dgjax.noise_matched,
+        "published": dgjax.published_stochastic,
+        "reverse": dgjax.reverse_sde,
+        "churn": lambda v: dgjax.churn(v, low=-v, high=2 * v),
+        "window": lambda v: dgjax.window(v, low=-v, high=2 * v),
     }
     for name, make in makers.items():
         kinds = [
@@ -104,19 +96,19 @@ def test_sweeping_each_constructor(model):
 
 
 def test_sweeping_targets(model, latents):
-    profile = closed_loop.Profile(jnp.linspace(-5, 7, 4), 3 * jnp.arange(3.0, -1, -1), jnp.ones(4))
+    profile = Profile(jnp.linspace(-5, 7, 4), 3 * jnp.arange(3.0, -1, -1), jnp.ones(4))
 
     @counted
     def loop(x, guide, key):
-        grid = grids.grid_karras(model, 3)
+        grid = dgjax.grid_karras(model, 3)
         return sample(model, x, grid, key=key, guides=(guide,))
 
     @counted
     def shot(x, target, low, key):
-        return targets.shoot(model, x, grids.grid_karras(model, 3), target, low=low, key=key)
+        return dgjax.shoot(model, x, dgjax.grid_karras(model, 3), target, low=low, key=key)
 
     for i, target in enumerate((-4.0, -5.0)):
-        loop.trace(latents[0], closed_loop.target_guidance(target, model, profile), KEYS[i])
+        loop.trace(latents[0], dgjax.target_guidance(target, model, profile), KEYS[i])
         shot.trace(latents[0], jnp.asarray(target), jnp.asarray(0.1 + 0.1 * i), KEYS[i])
 
 
@@ -124,9 +116,9 @@ def test_sweeping_likelihood_and_the_prior(model, latents):
     @counted
     def run(model, x, key, quantile, tolerance):
         control = diffrax.PIDController(rtol=tolerance, atol=tolerance)
-        grid = grids.grid_logsnr(model, 3)
+        grid = dgjax.grid_logsnr(model, 3)
         out = likelihood(model, x, grid, key=key, controller=control)
-        return out, prior.prior_guidance(model, out.latent, quantile)
+        return out, dgjax.prior_guidance(model, out.latent, quantile)
 
     for i, quantile in enumerate((0.3, 0.5)):
         run.trace(model, latents[i], KEYS[i], jnp.asarray(quantile), jnp.asarray(0.1**i))
@@ -135,16 +127,16 @@ def test_sweeping_likelihood_and_the_prior(model, latents):
 def test_an_unread_divergence_costs_nothing(mixture16):
     """XLA drops it when the log-density is not kept. Methods that look back, such as Dopri5 and
     Multistep, carry it along: for them there is `Untracked`."""
-    edm = analytic.closed_form(mixture16.model, paths.edm(), t_min=0.05, t_max=20.0)
+    edm = dgjax.closed_form(mixture16.model, dgjax.edm(), t_min=0.05, t_max=20.0)
 
     def flops(trace, keep):
         def run(x, key):
-            grid = grids.grid_karras(edm, 8)
+            grid = dgjax.grid_karras(edm, 8)
             return keep(sample(edm, x, grid, key=key, divergence=trace, solver=diffrax.Heun()))
 
         compiled = jax.jit(run).lower(jnp.ones((2, 8)), KEYS[0]).compile()
         return compiled.cost_analysis()["flops"]
 
-    free = flops(divergence.Untracked(), lambda out: out.x)
-    assert flops(divergence.Hutchinson(8), lambda out: out.x) < 1.02 * free
-    assert flops(divergence.Hutchinson(8), lambda out: (out.x, out.log_density)) > 2 * free
+    free = flops(dgjax.Untracked(), lambda out: out.x)
+    assert flops(dgjax.Hutchinson(8), lambda out: out.x) < 1.02 * free
+    assert flops(dgjax.Hutchinson(8), lambda out: (out.x, out.log_density)) > 2 * free

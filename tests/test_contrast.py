@@ -14,21 +14,10 @@ import numpy as np
 import pytest
 from jaxtyping import Array
 
-from dgjax import (
-    analytic,
-    closed_loop,
-    contrast,
-    divergence,
-    fields,
-    grids,
-    guidance,
-    parametrization,
-    paths,
-    schedules,
-    targets,
-)
-from dgjax.sampling import sample
-from dgjax.solvers import RK4
+import dgjax
+from dgjax.guidance.density import apply_guides
+from dgjax.sampling.sample import sample
+from dgjax.sampling.solvers import RK4
 from dgjax.typing import register_dataclass
 
 SHAPE, W_MIN, W_MAX = (2, 3), 0.1, 10.0
@@ -40,7 +29,7 @@ SHARES = np.array([0.3, 0.7])
 class Labelled:
     """The denoiser of `parts[label]`, a mixture whose leaves lead with the label, or of all."""
 
-    parts: analytic.GaussianMixture
+    parts: dgjax.GaussianMixture
     shares: jax.Array
 
     def of(self, label):
@@ -63,16 +52,14 @@ def labelled(seed, widest=1.5):
         rotation = np.linalg.qr(rng.normal(size=(3, size, size)))[0]
         variances = rng.permuted(np.tile(np.geomspace(0.3, widest, size) ** 2, (3, 1)), axis=1)
         covariances = np.einsum("kij,kj,klj->kil", rotation, variances, rotation)
-        return analytic.gaussian_mixture(
+        return dgjax.gaussian_mixture(
             rng.dirichlet(np.full(3, 5.0)), rng.normal(size=(3, *SHAPE)), covariances
         )
 
     parts = jax.tree.map(lambda *leaves: jnp.stack(leaves), part(), part())
     network = Labelled(parts, jnp.asarray(SHARES))
-    model = fields.field(
-        network, paths.edm(), parametrization.DenoisedPrediction(), t_min=W_MIN, t_max=W_MAX
-    )
-    return fields.repath(model, paths.edm(7.0))
+    model = dgjax.field(network, dgjax.edm(), dgjax.DenoisedPrediction(), t_min=W_MIN, t_max=W_MAX)
+    return dgjax.repath(model, dgjax.edm(7.0))
 
 
 @pytest.fixture(scope="module")
@@ -102,11 +89,11 @@ def solve(model, guides, x, label, steps, log_density=None):
     return sample(
         model,
         x,
-        grids.grid_uniform(model, steps),
+        dgjax.grid_uniform(model, steps),
         key=jax.random.key(1),
         log_density=log_density,
         guides=guides,
-        divergence=divergence.Exact(),
+        divergence=dgjax.Exact(),
         cond=label,
         solver=RK4(),
     )
@@ -118,15 +105,15 @@ def solve(model, guides, x, label, steps, log_density=None):
 @pytest.fixture(scope="module")
 def local(model):
     """Everything at one point of the VP path, under label 1; the guides' fields are on EDM's."""
-    on_vp = fields.repath(model, paths.vp())
+    on_vp = dgjax.repath(model, dgjax.vp())
     x = jax.random.normal(jax.random.key(2), SHAPE)
-    options = {"divergence": divergence.Exact(), "key": jax.random.key(0), "cond": 1}
-    return jax.jit(lambda x: fields.evaluate(on_vp, 0.4, x, **options)._replace(jvp=None))(x)
+    options = {"divergence": dgjax.Exact(), "key": jax.random.key(0), "cond": 1}
+    return jax.jit(lambda x: dgjax.evaluate(on_vp, 0.4, x, **options)._replace(jvp=None))(x)
 
 
 @jax.jit
 def guided(guides, local):
-    return guidance.apply_guides(guides, local)
+    return apply_guides(guides, local)
 
 
 @jax.jit
@@ -146,10 +133,10 @@ def test_the_guided_score_is_the_published_combination(model, weak, local):
     own = score(model, 1, local)
     for weight in (0.3, 1.0, 2.5):
         for guide, other in [
-            (contrast.classifier_free_guidance(weight, model), score(model, None, local)),
-            (contrast.classifier_free_guidance(weight, model, null=0), score(model, 0, local)),
-            (contrast.autoguidance(weight, weak), score(weak, None, local)),
-            (contrast.autoguidance(weight, weak, cond=1), score(weak, 1, local)),
+            (dgjax.classifier_free_guidance(weight, model), score(model, None, local)),
+            (dgjax.classifier_free_guidance(weight, model, null=0), score(model, 0, local)),
+            (dgjax.autoguidance(weight, weak), score(weak, None, local)),
+            (dgjax.autoguidance(weight, weak, cond=1), score(weak, 1, local)),
         ]:
             assert jnp.abs(other - own).max() > 0.01
             expected = drift_of(local, weight * own + (1 - weight) * other)
@@ -157,8 +144,8 @@ def test_the_guided_score_is_the_published_combination(model, weak, local):
 
 
 def test_contrasts_add_to_the_drift_they_receive(model, weak, local):
-    free = contrast.classifier_free_guidance(2.0, model)
-    auto = contrast.autoguidance(1.7, weak, cond=1)
+    free = dgjax.classifier_free_guidance(2.0, model)
+    auto = dgjax.autoguidance(1.7, weak, cond=1)
     u = local.velocity
     changes = (guided((free,), local) - u) + (guided((auto,), local) - u)
     np.testing.assert_allclose(guided((free, auto), local) - u, changes, atol=1e-12)
@@ -166,25 +153,25 @@ def test_contrasts_add_to_the_drift_they_receive(model, weak, local):
 
 
 def test_the_weight_may_vary_with_the_noise_level(model, local):
-    varying = schedules.schedule([1.0, 3.0], [local.logsnr - 1, local.logsnr + 3])
-    given = contrast.classifier_free_guidance(varying, model)
-    constant = contrast.classifier_free_guidance(1.5, model)
+    varying = dgjax.schedule([1.0, 3.0], [local.logsnr - 1, local.logsnr + 3])
+    given = dgjax.classifier_free_guidance(varying, model)
+    constant = dgjax.classifier_free_guidance(1.5, model)
     np.testing.assert_allclose(guided((given,), local), guided((constant,), local), rtol=1e-12)
 
 
 def test_the_other_field_may_be_on_any_path(weak, local, span):
     """Compared at equal log-SNR, where only the scale of x differs."""
-    there = contrast.autoguidance(1.7, fields.repath(weak, span.path), cond=0)
-    here = contrast.autoguidance(1.7, weak, cond=0)
+    there = dgjax.autoguidance(1.7, dgjax.repath(weak, span.path), cond=0)
+    here = dgjax.autoguidance(1.7, weak, cond=0)
     np.testing.assert_allclose(guided((there,), local), guided((here,), local), rtol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["free", "auto", "temperature"])
 def test_the_interval_is_closed_below_and_open_above(kind, model, local):
     make = {
-        "free": lambda **edges: contrast.classifier_free_guidance(2.0, model, **edges),
-        "auto": lambda **edges: contrast.autoguidance(2.0, model, **edges),
-        "temperature": lambda **edges: contrast.temperature(0.5, scale=1.0, **edges),
+        "free": lambda **edges: dgjax.classifier_free_guidance(2.0, model, **edges),
+        "auto": lambda **edges: dgjax.autoguidance(2.0, model, **edges),
+        "temperature": lambda **edges: dgjax.temperature(0.5, scale=1.0, **edges),
     }[kind]
     here = float(local.logsnr)
     acts = guided((make(),), local)
@@ -206,8 +193,8 @@ def test_temperature_multiplies_all_the_guidance_that_it_receives(model, local):
     a, b, scale, T = local.alpha, local.sigma, 0.8, 0.6
     factor = (a**2 * scale**2 + b**2) / (a**2 * scale**2 * T + b**2)
     own, whole = score(model, 1, local), score(model, None, local)
-    cool = contrast.temperature(T, scale=scale)
-    free = contrast.classifier_free_guidance(2.5, model)
+    cool = dgjax.temperature(T, scale=scale)
+    free = dgjax.classifier_free_guidance(2.5, model)
     extrapolated = 2.5 * own - 1.5 * whole
     for guides, s in [
         ((cool,), factor * own),
@@ -216,11 +203,11 @@ def test_temperature_multiplies_all_the_guidance_that_it_receives(model, local):
     ]:
         expected = drift_of(local, s)
         np.testing.assert_allclose(guided(guides, local), expected, rtol=1e-9, atol=1e-9)
-    none = contrast.temperature(1.0, scale=0.3)
+    none = dgjax.temperature(1.0, scale=0.3)
     np.testing.assert_array_equal(guided((none,), local), local.velocity)
     # The high-density sampler halves the temperature of all of the data at once.
-    half = contrast.temperature(0.5, scale=jnp.inf, low=local.logsnr)
-    double = guidance.high_density(local.logsnr - 1e-9)
+    half = dgjax.temperature(0.5, scale=jnp.inf, low=local.logsnr)
+    double = dgjax.high_density(local.logsnr - 1e-9)
     np.testing.assert_allclose(guided((half,), local), guided((double,), local), rtol=1e-12)
 
 
@@ -256,14 +243,14 @@ def test_the_second_field_costs_one_pass_and_no_divergence(model, local):
         start = jnp.zeros(())
         return jax.eval_shape(lambda x: solve(model, guides, x, 0, 2, start), local.x)
 
-    guide = contrast.autoguidance(2.0, counting, cond=0)
+    guide = dgjax.autoguidance(2.0, counting, cond=0)
     traced(model, (guide,))
     with_one = len(calls)
     traced(model, (guide, guide))
     assert len(calls) == 2 * with_one
     with pytest.raises(AssertionError, match="was differentiated"):
-        fields.evaluate(
-            counting, W_MIN, local.x, divergence=divergence.Exact(), key=jax.random.key(0), cond=0
+        dgjax.evaluate(
+            counting, W_MIN, local.x, divergence=dgjax.Exact(), key=jax.random.key(0), cond=0
         )
     calls.clear()
     jax.eval_shape(guide, local.velocity, local)
@@ -280,35 +267,35 @@ def test_one_trace_serves_every_number_and_label(model, weak):
     for i, (number, low, high) in enumerate(given):
         edges = {"low": low, "high": high}
         guides = (
-            contrast.classifier_free_guidance(number, model, **edges),
-            contrast.autoguidance(jnp.asarray(number), weak, cond=i % 2, **edges),
-            contrast.temperature(number, scale=number, **edges),
+            dgjax.classifier_free_guidance(number, model, **edges),
+            dgjax.autoguidance(jnp.asarray(number), weak, cond=i % 2, **edges),
+            dgjax.temperature(number, scale=number, **edges),
         )
         run.trace(guides, jnp.asarray(i % 2), LATENTS[0])
 
 
 def test_wrong_use_is_refused(model):
     makers = [
-        lambda weight=2.0, **edges: contrast.classifier_free_guidance(weight, model, **edges),
-        lambda weight=2.0, **edges: contrast.autoguidance(weight, model, **edges),
+        lambda weight=2.0, **edges: dgjax.classifier_free_guidance(weight, model, **edges),
+        lambda weight=2.0, **edges: dgjax.autoguidance(weight, model, **edges),
     ]
     for make in makers:
-        for bad in (jnp.nan, jnp.inf, schedules.schedule([1.0, jnp.nan], [0.0, 1.0])):
+        for bad in (jnp.nan, jnp.inf, dgjax.schedule([1.0, jnp.nan], [0.0, 1.0])):
             with pytest.raises(ValueError, match="weight must be finite"):
                 make(bad)
-    for make in (*makers, lambda **edges: contrast.temperature(2.0, scale=1.0, **edges)):
+    for make in (*makers, lambda **edges: dgjax.temperature(2.0, scale=1.0, **edges)):
         with pytest.raises(ValueError, match="low < high"):
             make(low=1.0, high=1.0)
     for T in (0.0, -1.0, jnp.inf, jnp.nan):
         with pytest.raises(ValueError, match="T must be positive and finite"):
-            contrast.temperature(T, scale=1.0)
+            dgjax.temperature(T, scale=1.0)
     for scale in (0.0, -1.0, jnp.nan):
         with pytest.raises(ValueError, match="scale must be positive"):
-            contrast.temperature(0.5, scale=scale)
-    conditioned = fields.condition(model, 1)
+            dgjax.temperature(0.5, scale=scale)
+    conditioned = dgjax.condition(model, 1)
     with pytest.raises(ValueError, match="has a condition already"):
-        contrast.classifier_free_guidance(2.0, conditioned)
-    contrast.classifier_free_guidance(2.0, conditioned, null=0)
+        dgjax.classifier_free_guidance(2.0, conditioned)
+    dgjax.classifier_free_guidance(2.0, conditioned, null=0)
 
 
 # ---------------------------------------------------------------------------- whole solves
@@ -326,9 +313,9 @@ class Dials(NamedTuple):
 
 def stack(model, weak, label, dials, last=()):
     return (
-        contrast.classifier_free_guidance(dials.free, model, low=dials.low, high=dials.high),
-        contrast.autoguidance(dials.auto, weak, cond=label),
-        contrast.temperature(dials.T, scale=1.0),
+        dgjax.classifier_free_guidance(dials.free, model, low=dials.low, high=dials.high),
+        dgjax.autoguidance(dials.auto, weak, cond=label),
+        dgjax.temperature(dials.T, scale=1.0),
         *last,
     )
 
@@ -408,20 +395,20 @@ def check_under(last, model, weak):
 
 
 def test_density_guidance_composes_with_them(model, weak):
-    dial = lambda model, label: (guidance.density_guidance(0.45, bound=jnp.inf),)
+    dial = lambda model, label: (dgjax.density_guidance(0.45, bound=jnp.inf),)
     check_under(dial, model, weak)
 
 
 def test_targets_compose_with_them(model, weak):
     """And the true conditional log-density is the one asked for."""
-    grid = grids.grid_uniform(model, 96)
-    options = {"divergence": divergence.Exact(), "key": jax.random.key(3), "solver": RK4()}
-    pilot = lambda label: targets.pilot(model, LATENTS[:2], grid, cond=label, **options)
+    grid = dgjax.grid_uniform(model, 96)
+    options = {"divergence": dgjax.Exact(), "key": jax.random.key(3), "solver": RK4()}
+    pilot = lambda label: dgjax.pilot(model, LATENTS[:2], grid, cond=label, **options)
     profiles = jax.jit(jax.vmap(pilot))(jnp.arange(2))
 
     def steer(model, label):
         profile = jax.tree.map(lambda a: a[label], profiles)
-        return (closed_loop.target_guidance(-7.0, model, profile),)
+        return (dgjax.target_guidance(-7.0, model, profile),)
 
     out = check_under(steer, model, weak)
     assert (np.abs(truth(model, out.x) + 7) < 0.02).all()
@@ -455,17 +442,17 @@ def test_temperature_on_a_gaussian_is_known():
     """
     mean, eigenvalues = np.array([0.5, -1.0, 0.2]), np.array([0.09, 0.64, 2.0])
     rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
-    mixture = analytic.gaussian(mean, rotation @ np.diag(eigenvalues) @ rotation.T)
-    model = analytic.closed_form(
-        mixture, paths.edm(7.0), t_min=W_MIN ** (1 / 7), t_max=W_MAX ** (1 / 7)
+    mixture = dgjax.gaussian(mean, rotation @ np.diag(eigenvalues) @ rotation.T)
+    model = dgjax.closed_form(
+        mixture, dgjax.edm(7.0), t_min=W_MIN ** (1 / 7), t_max=W_MAX ** (1 / 7)
     )
     x = W_MAX * jax.random.normal(jax.random.key(4), (3,))
     T = jnp.array([0.5, 0.8, 1.5])
     scale = jnp.append(jnp.sqrt(eigenvalues), jnp.inf)
 
     def one(T, scale):
-        start = analytic.log_density(model, model.t_max, x)
-        return solve(model, (contrast.temperature(T, scale=scale),), x, None, 96, start)
+        start = dgjax.log_density(model, model.t_max, x)
+        return solve(model, (dgjax.temperature(T, scale=scale),), x, None, 96, start)
 
     out = jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))(T, scale)
     along = (out.x - mean) @ rotation / ((x - mean) @ rotation)  # (T, scale, eigenvector)
@@ -474,5 +461,5 @@ def test_temperature_on_a_gaussian_is_known():
     np.testing.assert_allclose(np.einsum("tkk->tk", along[:, :3]), np.sqrt(matched), rtol=1e-5)
     plain = ((eigenvalues + W_MIN**2) / (eigenvalues + W_MAX**2)) ** (0.5 / T)
     np.testing.assert_allclose(along[:, 3], plain, rtol=1e-5)
-    exact = jax.vmap(jax.vmap(lambda x: analytic.log_density(model, model.t_min, x)))(out.x)
+    exact = jax.vmap(jax.vmap(lambda x: dgjax.log_density(model, model.t_min, x)))(out.x)
     np.testing.assert_allclose(out.log_density, exact, atol=1e-5)

@@ -8,8 +8,8 @@ import pytest
 from scipy.interpolate import CubicHermiteSpline, CubicSpline
 
 import dgjax
-from dgjax.discrete import discrete_time
-from dgjax.paths import coefficients, logsnr
+from dgjax.model.discrete_time import discrete_time
+from dgjax.model.paths import coefficients, logsnr
 
 STEPS = 1000
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dgjax import fields, paths
-from dgjax.divergence import (
+import dgjax
+from dgjax.model.divergence import (
     Exact,
     FixedProbe,
     Hutchinson,
@@ -17,7 +17,7 @@ from dgjax.divergence import (
     rademacher,
     sphere,
 )
-from dgjax.parametrization import NoisePrediction
+from dgjax.model.parametrization import NoisePrediction
 
 SHAPE, SIZE = (3, 4), 12
 MATRIX = np.random.default_rng(0).normal(size=(SIZE, SIZE)) + np.diag(np.arange(SIZE) / 4)
@@ -201,13 +201,13 @@ each = pytest.mark.parametrize(
     "estimator", [Exact(8), Hutchinson(5), HutchPP(3, 2)], ids=["exact", "hutchinson", "hutchpp"]
 )
 WEIGHTS = jnp.asarray(np.random.default_rng(4).normal(size=(64, 64)))
-MODEL = fields.field(
-    lambda x, t, cond: jnp.sin(WEIGHTS @ x), paths.vp(), NoisePrediction(), t_min=0.01, t_max=1.0
+MODEL = dgjax.field(
+    lambda x, t, cond: jnp.sin(WEIGHTS @ x), dgjax.vp(), NoisePrediction(), t_min=0.01, t_max=1.0
 )
 
 
 def evaluate(x, estimator):
-    return fields.evaluate(MODEL, 0.3, x, divergence=estimator, key=jax.random.key(0))
+    return dgjax.evaluate(MODEL, 0.3, x, divergence=estimator, key=jax.random.key(0))
 
 
 def count(jaxpr, name):

@@ -16,7 +16,12 @@ if not DOCS.is_dir():
 PAGES = sorted(p for p in DOCS.rglob("*.md") if not p.is_symlink())
 LINKED = sorted(p for p in DOCS.rglob("*.md") if p.is_symlink())
 REFERENCE = sorted((DOCS / "api").glob("*.md"))
-ALSO = ["dgjax.checkpoint", "dgjax.evaluation", "dgjax.networks", "dgjax.sharding"]
+ALSO = [
+    "dgjax.checkpoints.checkpoint",
+    "dgjax.evaluation",
+    "dgjax.networks",
+    "dgjax.devices.sharding",
+]
 ALSO += ["dgjax.training"]
 
 
@@ -118,7 +123,11 @@ def test_the_checks_can_fail():
     assert len(PAGES) > 15
     assert len(LINKED) == 5
     check_code("import dgjax\ndgjax.sample(m, x, g, key=k)\nfrom dgjax.training import fit\nfit(c)")
-    for wrong in ("dgjax.smaple", "dgjax.sharding.nothing", "from dgjax.training import fitt"):
+    for wrong in (
+        "dgjax.smaple",
+        "dgjax.devices.sharding.nothing",
+        "from dgjax.training import fitt",
+    ):
         with pytest.raises(AttributeError):
             check_code(wrong + "\nfitt" if "fitt" in wrong else wrong)
     with pytest.raises(AssertionError, match="does not take"):

@@ -8,7 +8,7 @@ import pytest
 import scipy.integrate
 from typer.testing import CliRunner
 
-from dgjax.checkpoint import load, to_named
+from dgjax.checkpoints.checkpoint import load, to_named
 from dgjax.cli import app
 from dgjax.training import TrainConfig, averages, ema, export, fit, load_config, loop
 

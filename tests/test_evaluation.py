@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import linalg, stats
 
-from dgjax import analytic, divergence, paths
+import dgjax
 from dgjax.evaluation import (
     VGG16,
     frechet_distance,
@@ -27,8 +27,8 @@ from dgjax.evaluation import (
     share_interval,
     vgg16,
 )
+from dgjax.evaluation.inconsistency import Inconsistency
 from dgjax.evaluation.vgg16 import BLOCKS, read_weights
-from dgjax.inconsistency import Inconsistency
 
 
 def spd(rng, size, rank=None):
@@ -348,20 +348,20 @@ LAMBDA = jnp.array([4.0, 1.0, 0.25, 0.01, 0.0001, 2.0])
 
 
 def gaussian_model(path=None):
-    path = paths.edm() if path is None else path
+    path = dgjax.edm() if path is None else path
     ends = [path.time(jnp.asarray(-2 * np.log(w))) for w in (0.02, 20.0)]
-    mixture = analytic.gaussian(jnp.ones(6), jnp.diag(LAMBDA))
-    return analytic.closed_form(mixture, path, t_min=ends[0], t_max=ends[1])
+    mixture = dgjax.gaussian(jnp.ones(6), jnp.diag(LAMBDA))
+    return dgjax.closed_form(mixture, path, t_min=ends[0], t_max=ends[1])
 
 
 @jax.jit
 def h_of(model, t, xs):
     """Exact h of several samples, (n, 1)."""
     key = jax.random.key(0)
-    return jax.vmap(lambda x: h_statistic(model, t, x, divergence=divergence.Exact(), key=key))(xs)
+    return jax.vmap(lambda x: h_statistic(model, t, x, divergence=dgjax.Exact(), key=key))(xs)
 
 
-@pytest.mark.parametrize("path", [paths.edm(), paths.rectified_flow()], ids=["edm", "flow"])
+@pytest.mark.parametrize("path", [dgjax.edm(), dgjax.rectified_flow()], ids=["edm", "flow"])
 def test_h_of_gaussian_data_is_in_closed_form(path):
     model = gaussian_model(path)
     for w in (0.05, 1.0):
@@ -376,13 +376,13 @@ def test_h_of_gaussian_data_is_in_closed_form(path):
 
 
 def test_estimates_of_h_are_unbiased_and_independent():
-    mixture = analytic.gaussian_mixture(
+    mixture = dgjax.gaussian_mixture(
         [0.4, 0.6], np.array([[0.0, 0, 0], [1, 1, 0]]), np.stack([np.eye(3), np.eye(3) * 0.2])
     )
-    model = analytic.closed_form(mixture, paths.edm(), t_min=0.02, t_max=20.0)
+    model = dgjax.closed_form(mixture, dgjax.edm(), t_min=0.02, t_max=20.0)
     x, t, key = jnp.array([0.6, 0.2, 0.3]), 0.3, jax.random.key(0)
     exact = h_of(model, t, x[None])[0, 0]
-    probes = divergence.Hutchinson(4000)
+    probes = dgjax.Hutchinson(4000)
     found = jax.jit(lambda x: h_statistic(model, t, x, divergence=probes, key=key))(x)
     assert found.shape == (4000,)
     assert abs(found.mean() - exact) < 4 * found.std() / np.sqrt(4000)

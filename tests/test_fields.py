@@ -13,12 +13,13 @@ from jax.tree_util import Partial
 from jaxtyping import Array
 from scipy import stats
 
-from dgjax import fields, paths
-from dgjax.analytic import closed_form, log_density
-from dgjax.divergence import Exact, Hutchinson
-from dgjax.fields import condition, evaluate, gaussian_prior, log_prior, repath
+import dgjax
+from dgjax.model.closed_form import closed_form, log_density
+from dgjax.model.divergence import Exact, Hutchinson
+from dgjax.model.field import condition, evaluate, gaussian_prior, log_prior, repath
+from dgjax.model.parametrization import DenoisedPrediction, NoisePrediction, VelocityPrediction
+from dgjax.model.paths import coefficients
 from dgjax.networks import MLP
-from dgjax.parametrization import DenoisedPrediction, NoisePrediction, VelocityPrediction
 from dgjax.typing import inner, register_dataclass
 
 KEY = jax.random.key(0)
@@ -50,7 +51,7 @@ def truth(model, t, x, z):
 
     By the chain rule, so that one compilation of `derivatives` serves every path.
     """
-    c = paths.coefficients(model.path, t)
+    c = coefficients(model.path, t)
     y, w = x / c.alpha, c.sigma / c.alpha
     slope, gradient, hessian = derivatives(model.network, y, w)
     dw = (c.dsigma - w * c.dalpha) / c.alpha
@@ -85,7 +86,7 @@ def points(span, mixture2):
 def test_local_is_the_closed_form_on_every_path(points):
     span, rows = points
     for t, x, (got, product, divergence, laplacian), (score, hessian, trace, _) in rows:
-        c = paths.coefficients(span.path, t)
+        c = coefficients(span.path, t)
         np.testing.assert_allclose(got.score, score, rtol=1e-7, atol=1e-9)
         np.testing.assert_allclose(product, hessian, rtol=1e-7, atol=1e-9)
         np.testing.assert_allclose(got.velocity, c.f * x - c.g2 / 2 * score, rtol=1e-7, atol=1e-9)
@@ -118,7 +119,7 @@ def test_local_is_the_closed_form_in_more_dimensions(spans, mixture16):
 
 
 def test_estimates_stay_apart_and_their_mean_is_the_value(mixture16):
-    model = closed_form(mixture16.model, paths.vp(), t_min=0.01, t_max=1.0)
+    model = closed_form(mixture16.model, dgjax.vp(), t_min=0.01, t_max=1.0)
     x = jax.random.normal(KEY, (2, 8))
     tracked = jnp.array([1.0, 2.0, 6.0])
     z = Hutchinson(3).sample(jax.random.split(KEY, 3)[1], x)
@@ -145,7 +146,7 @@ def test_estimates_stay_apart_and_their_mean_is_the_value(mixture16):
 
 def moved(model, target, t, x):
     """The same point on the path of `target`: equal log-SNR, x rescaled."""
-    s = target.path.time(paths.logsnr(model.path, t))
+    s = target.path.time(dgjax.logsnr(model.path, t))
     return s, x * target.path.alpha(s) / model.path.alpha(t)
 
 
@@ -155,7 +156,7 @@ def same_model(model, target, t, x):
     both = []
     for m, time, point in ((model, t, x), (target, s, y)):
         got, _, divergence, laplacian = local(m, time, point, jnp.ones_like(point))
-        c = paths.coefficients(m.path, time)
+        c = coefficients(m.path, time)
         # d(x/alpha)/d logsnr, its divergence, and the score of x/alpha.
         both.append(
             (
@@ -176,7 +177,7 @@ def trained():
     def network(x, t, cond):
         return jnp.tanh(weights @ x + t) + 0.3 * x
 
-    return fields.field(network, paths.vp(), NoisePrediction(), t_min=0.004, t_max=0.7)
+    return dgjax.field(network, dgjax.vp(), NoisePrediction(), t_min=0.004, t_max=0.7)
 
 
 def test_a_repathed_network_is_the_same_model(span):
@@ -184,8 +185,8 @@ def test_a_repathed_network_is_the_same_model(span):
     target = repath(model, span.path)
     for end in ("t_min", "t_max"):
         np.testing.assert_allclose(
-            paths.logsnr(target.path, getattr(target, end)),
-            paths.logsnr(model.path, getattr(model, end)),
+            dgjax.logsnr(target.path, getattr(target, end)),
+            dgjax.logsnr(model.path, getattr(model, end)),
             rtol=1e-9,
         )
     x = jnp.array([0.3, -1.1])
@@ -199,17 +200,17 @@ def test_a_repathed_network_is_the_same_model(span):
 
 def test_repathed_twice_is_repathed_once():
     model = trained()
-    once = repath(model, paths.rectified_flow())
-    twice = repath(repath(model, paths.edm(7.0)), paths.rectified_flow())
+    once = repath(model, dgjax.rectified_flow())
+    twice = repath(repath(model, dgjax.edm(7.0)), dgjax.rectified_flow())
     assert jax.tree.structure(once) == jax.tree.structure(twice)
     for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(twice), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10)
-    same_model(model, repath(twice, paths.vp()), jnp.array(0.2), jnp.array([0.3, -1.1]))
+    same_model(model, repath(twice, dgjax.vp()), jnp.array(0.2), jnp.array([0.3, -1.1]))
 
 
 def test_a_repathed_closed_form_has_its_density_there(span, mixture2):
     """log p on the new path is that of the mixture scaled by its alpha: the volume term."""
-    model = closed_form(mixture2.model, paths.edm(), t_min=W_MIN, t_max=W_MAX)
+    model = closed_form(mixture2.model, dgjax.edm(), t_min=W_MIN, t_max=W_MAX)
     target = repath(model, span.path)
     direct = closed_form(mixture2.model, span.path, t_min=span.t_min, t_max=span.t_max)
     x = jnp.array([0.3, -1.1])
@@ -239,7 +240,7 @@ def labelled():
     def network(x, t, cond):
         return jnp.sin(x) * (0.0 if cond is None else cond)
 
-    return fields.field(network, paths.vp(), NoisePrediction(), t_min=0.01, t_max=1.0)
+    return dgjax.field(network, dgjax.vp(), NoisePrediction(), t_min=0.01, t_max=1.0)
 
 
 def test_condition_is_what_the_network_is_called_with():
@@ -257,7 +258,7 @@ def test_condition_is_what_the_network_is_called_with():
     assert condition(model, None) is model
     # It is a leaf: sweeping it is one trace, and it survives re-pathing.
     assert any(leaf is fixed.network.cond for leaf in jax.tree.leaves(fixed))
-    target = repath(fixed, paths.edm())
+    target = repath(fixed, dgjax.edm())
     s, y = moved(model, target, t, x)
     np.testing.assert_allclose(target.pair(s, y).eps, 3 * np.sin(x), rtol=1e-8)
 
@@ -282,9 +283,9 @@ def apply(weights, x, t, cond):
 def test_gradients_reach_the_parameters(wrap):
     """x0 = W x: the score is (alpha W x - x)/sigma^2, and Lap log p (alpha tr W - D)/sigma^2."""
     weights = jnp.asarray(np.random.default_rng(1).normal(size=(3, 3)))
-    model = fields.field(wrap(weights), paths.vp(), DenoisedPrediction(), t_min=0.01, t_max=1.0)
+    model = dgjax.field(wrap(weights), dgjax.vp(), DenoisedPrediction(), t_min=0.01, t_max=1.0)
     t, x = jnp.array(0.3), jnp.array([1.0, -2.0, 0.5])
-    c = paths.coefficients(model.path, t)
+    c = coefficients(model.path, t)
     assert any(leaf is weights for leaf in jax.tree.leaves(model))
 
     @jax.jit
@@ -306,7 +307,7 @@ def test_a_plain_function_is_static_and_a_module_brings_its_leaves():
         return x
 
     def make(network):
-        return fields.field(network, paths.edm(), NoisePrediction(), t_min=0.1, t_max=1.0)
+        return dgjax.field(network, dgjax.edm(), NoisePrediction(), t_min=0.1, t_max=1.0)
 
     assert jax.tree.leaves(make(network).network) == []
     module = MLP((2,), width=4, depth=1, rngs=nnx.Rngs(0))
@@ -323,7 +324,7 @@ def test_changed_numbers_do_not_retrace(mixture2):
 
     x = jnp.ones(2)
     outs = [
-        velocity(closed_form(mixture2.model, paths.vp(0.1, high), t_min=low, t_max=1), t, x, key)
+        velocity(closed_form(mixture2.model, dgjax.vp(0.1, high), t_min=low, t_max=1), t, x, key)
         for high, low, t, key in [
             (20.0, 0.01, jnp.array(0.3), jax.random.key(0)),
             (10, 0.1, jnp.array(0.5), jax.random.key(1)),
@@ -337,23 +338,23 @@ def test_changed_numbers_do_not_retrace(mixture2):
 
 
 def make_field(path, low, high):
-    return fields.field(lambda x, t, cond: x, path, VelocityPrediction(), t_min=low, t_max=high)
+    return dgjax.field(lambda x, t, cond: x, path, VelocityPrediction(), t_min=low, t_max=high)
 
 
 @pytest.mark.parametrize(
     ("path", "low", "high", "message"),
     [
-        (paths.vp(), 0.5, 0.5, "t_min must be below t_max, got 0.5 and 0.5"),
-        (paths.vp(), 1.0, 0.01, "swap them"),
-        (paths.vp(), 0.0, 1.0, "at t_min = 0"),
-        (paths.edm(), 0, 80, "at t_min = 0"),
-        (paths.cosine(), 0.01, 1.0, "at t_max = 1"),
-        (paths.rectified_flow(), 0.01, 1.0, "at t_max = 1"),
-        (paths.rectified_flow(), 0.01, 1.5, "at t_max = 1.5"),
-        (paths.edm(), 0.01, np.inf, "at t_max = inf"),
-        (paths.vp(), np.nan, 1.0, "t_min must be below t_max"),
-        (paths.ve(50.0, 0.01), 0.1, 0.9, "log-SNR must fall"),
-        (paths.edm(-1.0), 0.1, 0.9, "log-SNR must fall"),
+        (dgjax.vp(), 0.5, 0.5, "t_min must be below t_max, got 0.5 and 0.5"),
+        (dgjax.vp(), 1.0, 0.01, "swap them"),
+        (dgjax.vp(), 0.0, 1.0, "at t_min = 0"),
+        (dgjax.edm(), 0, 80, "at t_min = 0"),
+        (dgjax.cosine(), 0.01, 1.0, "at t_max = 1"),
+        (dgjax.rectified_flow(), 0.01, 1.0, "at t_max = 1"),
+        (dgjax.rectified_flow(), 0.01, 1.5, "at t_max = 1.5"),
+        (dgjax.edm(), 0.01, np.inf, "at t_max = inf"),
+        (dgjax.vp(), np.nan, 1.0, "t_min must be below t_max"),
+        (dgjax.ve(50.0, 0.01), 0.1, 0.9, "log-SNR must fall"),
+        (dgjax.edm(-1.0), 0.1, 0.9, "log-SNR must fall"),
     ],
 )
 def test_times_outside_the_path_are_refused(path, low, high, message):
@@ -363,22 +364,22 @@ def test_times_outside_the_path_are_refused(path, low, high, message):
 
 def short_path():
     """w = sigma/alpha goes no further than 1."""
-    return paths.custom(lambda t: 1 - 0.5 * t, lambda t: 0.5 * t)
+    return dgjax.custom(lambda t: 1 - 0.5 * t, lambda t: 0.5 * t)
 
 
 @pytest.mark.parametrize(
     ("t_max", "path"),
-    [(1e20, paths.cosine()), (1e20, paths.rectified_flow()), (1e20, paths.vp())],
+    [(1e20, dgjax.cosine()), (1e20, dgjax.rectified_flow()), (1e20, dgjax.vp())],
     ids=["cosine", "rectified_flow", "vp"],
 )
 def test_repath_onto_a_vanishing_alpha_is_refused(t_max, path):
     with pytest.raises(ValueError, match="at t_max"):
-        repath(make_field(paths.edm(), 0.01, t_max), path)
+        repath(make_field(dgjax.edm(), 0.01, t_max), path)
 
 
 def test_repath_onto_a_path_that_ends_before_the_models_noise_is_refused():
     """Else the model would be called at another noise level than the one it is asked for."""
-    target = repath(make_field(paths.edm(), 0.02, 0.9), short_path())
-    np.testing.assert_allclose(paths.logsnr(target.path, target.t_max), -2 * np.log(0.9))
+    target = repath(make_field(dgjax.edm(), 0.02, 0.9), short_path())
+    np.testing.assert_allclose(dgjax.logsnr(target.path, target.t_max), -2 * np.log(0.9))
     with pytest.raises(ValueError, match="log-SNR"):
-        repath(make_field(paths.edm(), 0.02, 20.0), short_path())
+        repath(make_field(dgjax.edm(), 0.02, 20.0), short_path())

@@ -11,10 +11,10 @@ import pytest
 import scipy.stats
 from PIL import Image
 
-from dgjax.images import read_image, to_colours
+from dgjax.data.dataset import Uncut
+from dgjax.data.folder import is_held_out, load_folder
+from dgjax.pictures.files import read_image, to_colours
 from dgjax.training import TrainConfig, export, fit, load_data
-from dgjax.training.dataset import Uncut
-from dgjax.training.folder import is_held_out, load_folder
 from dgjax.training.pipeline import batches
 from dgjax.training.setup import make_augment
 

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dgjax import divergence, fields, grids, guidance, noise, parametrization, paths
-from dgjax.sampling import sample
-from dgjax.solvers import RK4
+import dgjax
+from dgjax.sampling.sample import sample
+from dgjax.sampling.solvers import RK4
 from dgjax.typing import register_dataclass
 
 SIZE, WIDTH, STEPS = 3, 8, 6
@@ -49,8 +49,8 @@ def point():
 
 METHODS = {
     "ode": (None, RK4()),
-    "level_set": (noise.level_set_noise(0.5), RK4()),
-    "noise_matched": (noise.noise_matched(0.5), diffrax.Euler()),
+    "level_set": (dgjax.level_set_noise(0.5), RK4()),
+    "noise_matched": (dgjax.noise_matched(0.5), diffrax.Euler()),
 }
 ADJOINTS = {
     "recursive": diffrax.RecursiveCheckpointAdjoint(),
@@ -61,17 +61,15 @@ ADJOINTS = {
 
 def value(x, q, network, *, method, adjoint=None):
     term, solver = METHODS[method]
-    model = fields.field(
-        network, paths.edm(), parametrization.DenoisedPrediction(), t_min=0.2, t_max=4.0
-    )
+    model = dgjax.field(network, dgjax.edm(), dgjax.DenoisedPrediction(), t_min=0.2, t_max=4.0)
     return sample(
         model,
         x,
-        grids.grid_karras(model, STEPS),
+        dgjax.grid_karras(model, STEPS),
         key=jax.random.key(1),
-        guides=(guidance.density_guidance(q),),
+        guides=(dgjax.density_guidance(q),),
         noise=term,
-        divergence=divergence.Exact(),
+        divergence=dgjax.Exact(),
         solver=solver,
         adjoint=adjoint,
     ).log_density

@@ -5,15 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dgjax import analytic, fields, grids, paths
+import dgjax
 
 
 def on_path(path):
     """A model with w = sigma/alpha from 0.02 to 20 on `path`."""
-    model = analytic.closed_form(
-        analytic.gaussian(jnp.zeros(2), 1.0), paths.edm(), t_min=0.02, t_max=20.0
+    model = dgjax.closed_form(
+        dgjax.gaussian(jnp.zeros(2), 1.0), dgjax.edm(), t_min=0.02, t_max=20.0
     )
-    return fields.repath(model, path)
+    return dgjax.repath(model, path)
 
 
 def scaled_noise(model, grid):
@@ -23,9 +23,9 @@ def scaled_noise(model, grid):
 @pytest.mark.parametrize(
     ("make", "clock"),
     [
-        (grids.grid_uniform, lambda model, t: t),
-        (grids.grid_logsnr, lambda model, t: jnp.log(scaled_noise(model, t))),
-        (grids.grid_karras, lambda model, t: scaled_noise(model, t) ** (1 / 7)),
+        (dgjax.grid_uniform, lambda model, t: t),
+        (dgjax.grid_logsnr, lambda model, t: jnp.log(scaled_noise(model, t))),
+        (dgjax.grid_karras, lambda model, t: scaled_noise(model, t) ** (1 / 7)),
     ],
     ids=["uniform", "logsnr", "karras"],
 )
@@ -46,17 +46,17 @@ def test_karras_is_equation_5():
     """Karras et al. 2022, eq. 5, and the same grid as equal steps on the clock sigma^(1/7)."""
     i = np.arange(9) / 8
     expected = (20 ** (1 / 5) + i * (0.02 ** (1 / 5) - 20 ** (1 / 5))) ** 5
-    grid = grids.grid_karras(on_path(paths.edm()), 8, rho=5)
+    grid = dgjax.grid_karras(on_path(dgjax.edm()), 8, rho=5)
     np.testing.assert_allclose(grid, expected, rtol=1e-12)
 
-    model = on_path(paths.edm(7.0))
+    model = on_path(dgjax.edm(7.0))
     np.testing.assert_allclose(
-        grids.grid_karras(model, 8), grids.grid_uniform(model, 8), rtol=1e-12
+        dgjax.grid_karras(model, 8), dgjax.grid_uniform(model, 8), rtol=1e-12
     )
 
 
 @pytest.mark.parametrize("steps", [0, -3, 2.5, "8"])
-@pytest.mark.parametrize("make", [grids.grid_uniform, grids.grid_logsnr, grids.grid_karras])
+@pytest.mark.parametrize("make", [dgjax.grid_uniform, dgjax.grid_logsnr, dgjax.grid_karras])
 def test_steps_must_be_a_positive_int(make, steps):
     with pytest.raises(ValueError, match="steps must be a positive int"):
-        make(on_path(paths.edm()), steps)
+        make(on_path(dgjax.edm()), steps)

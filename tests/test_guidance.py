@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dgjax import analytic, divergence, fields, grids, guidance, paths, schedules
-from dgjax.sampling import Trajectory, sample
-from dgjax.solvers import RK4
+import dgjax
+from dgjax.guidance.density import apply_guides
+from dgjax.sampling.sample import Trajectory, sample
+from dgjax.sampling.solvers import RK4
 from dgjax.typing import inner, register_dataclass
 
 
@@ -38,13 +39,13 @@ class Push:
 @pytest.fixture(scope="module")
 def local(mixture16):
     """Everything at one point of the VP path, where f and alpha matter."""
-    model = analytic.closed_form(mixture16.model, paths.vp(), t_min=1e-3, t_max=1.0)
+    model = dgjax.closed_form(mixture16.model, dgjax.vp(), t_min=1e-3, t_max=1.0)
 
     @jax.jit
     def at(key):
         x = jax.random.normal(key, (2, 8))
-        options = {"divergence": divergence.Exact(), "key": key}
-        return fields.evaluate(model, 0.4, x, **options)._replace(jvp=None)
+        options = {"divergence": dgjax.Exact(), "key": key}
+        return dgjax.evaluate(model, 0.4, x, **options)._replace(jvp=None)
 
     return at(jax.random.key(0))
 
@@ -65,8 +66,8 @@ def test_closest_drift_with_a_given_rate(local):
     b = rate * (-local.g2 / local.sigma**2)
     miss = b + local.divergence - inner(v - local.velocity, local.score)
     expected = v + miss * local.score / jnp.sum(local.score**2)
-    for given in (rate, schedules.schedule([2.0, 3.0], [-8.0, 8.0 + 2 * local.logsnr])):
-        guided = guidance.rate_guidance(given)(v, local)
+    for given in (rate, dgjax.schedule([2.0, 3.0], [-8.0, 8.0 + 2 * local.logsnr])):
+        guided = dgjax.rate_guidance(given)(v, local)
         np.testing.assert_allclose(guided, expected, rtol=1e-9)
         np.testing.assert_allclose(rate_of(guided, local), b, rtol=1e-9)
 
@@ -76,7 +77,7 @@ def test_density_guidance_is_equation_17(local, q):
     """f x - g^2/2 eta s, whose rate is -div u - g^2/2 sqrt(2D)/sigma^2 Phi^-1(q)."""
     forcing = np.sqrt(2 * 16) * stats.norm.ppf(q)
     eta = 1 + forcing / jnp.sum((local.sigma * local.score) ** 2)
-    guided = guidance.density_guidance(q, bound=jnp.inf)(local.velocity, local)
+    guided = dgjax.density_guidance(q, bound=jnp.inf)(local.velocity, local)
     expected = local.f * local.x - 0.5 * local.g2 * eta * local.score
     np.testing.assert_allclose(guided, expected, rtol=1e-9, atol=1e-12)
     b = -local.divergence - 0.5 * local.g2 * forcing / local.sigma**2
@@ -92,8 +93,8 @@ def test_density_guidance_is_a_rate_of_its_own(local):
 
     v = tilted(local)
     np.testing.assert_allclose(
-        guidance.rate_guidance(rate)(v, local),
-        guidance.density_guidance(0.3, bound=jnp.inf)(v, local),
+        dgjax.rate_guidance(rate)(v, local),
+        dgjax.density_guidance(0.3, bound=jnp.inf)(v, local),
         rtol=1e-9,
     )
 
@@ -101,10 +102,10 @@ def test_density_guidance_is_a_rate_of_its_own(local):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda bound: guidance.density_guidance(0.9, bound=bound),
-        lambda bound: guidance.density_guidance(0.1, bound=bound),
-        lambda bound: guidance.rate_guidance(40.0, bound=bound),
-        lambda bound: guidance.rate_guidance(-40.0, bound=bound),
+        lambda bound: dgjax.density_guidance(0.9, bound=bound),
+        lambda bound: dgjax.density_guidance(0.1, bound=bound),
+        lambda bound: dgjax.rate_guidance(40.0, bound=bound),
+        lambda bound: dgjax.rate_guidance(-40.0, bound=bound),
     ],
     ids=["q high", "q low", "rate high", "rate low"],
 )
@@ -124,14 +125,14 @@ def test_eta_stops_at_its_bound_and_says_so(local, make):
 
 def test_the_last_to_fix_the_rate_decides(local):
     """Whatever came before, the component along the score is the last guide's."""
-    last = guidance.density_guidance(0.3)
-    plain = guidance.apply_guides([last], local)
-    assert guidance.apply_guides([], local) is local.velocity
-    for before in (Push(2.0), guidance.high_density(-jnp.inf), guidance.density_guidance(0.9)):
-        guided = guidance.apply_guides([before, last], local)
+    last = dgjax.density_guidance(0.3)
+    plain = apply_guides([last], local)
+    assert apply_guides([], local) is local.velocity
+    for before in (Push(2.0), dgjax.high_density(-jnp.inf), dgjax.density_guidance(0.9)):
+        guided = apply_guides([before, last], local)
         np.testing.assert_allclose(rate_of(guided, local), rate_of(plain, local), rtol=1e-9)
     # What is not along the score passes through untouched.
-    change = guidance.apply_guides([Push(2.0), last], local) - plain
+    change = apply_guides([Push(2.0), last], local) - plain
     pushed = Push(2.0)(local.velocity, local) - local.velocity
     s = local.score / jnp.sqrt(jnp.sum(local.score**2))
     np.testing.assert_allclose(change, pushed - inner(pushed, s) * s, atol=1e-10)
@@ -139,43 +140,43 @@ def test_the_last_to_fix_the_rate_decides(local):
 
 def test_high_density_doubles_the_score_nearer_the_data(local):
     doubled = local.f * local.x - local.g2 * local.score
-    past = guidance.high_density(local.logsnr - 0.1)
-    before = guidance.high_density(local.logsnr + 0.1)
+    past = dgjax.high_density(local.logsnr - 0.1)
+    before = dgjax.high_density(local.logsnr + 0.1)
     np.testing.assert_allclose(past(local.velocity, local), doubled, rtol=1e-9, atol=1e-12)
     np.testing.assert_array_equal(before(local.velocity, local), local.velocity)
 
 
 def test_a_vanishing_score_stays_finite(local):
     flat = local._replace(score=jnp.zeros_like(local.score))
-    for guide in (guidance.density_guidance(0.9), guidance.rate_guidance(3.0, bound=1.0)):
+    for guide in (dgjax.density_guidance(0.9), dgjax.rate_guidance(3.0, bound=1.0)):
         assert jnp.isfinite(guide(flat.velocity, flat)).all()
         assert guide.excess(flat) > 0
 
 
 def test_schedules_are_linear_in_logsnr():
-    q = guidance.density_guidance([0.2, 0.6], knots=[-4.0, 4.0])
+    q = dgjax.density_guidance([0.2, 0.6], knots=[-4.0, 4.0])
     low, high = stats.norm.ppf([0.2, 0.6])
     for x, expected in [(-9, low), (-4, low), (0, 0.5 * (low + high)), (4, high), (9, high)]:
         assert float(q.probit(jnp.asarray(float(x)))) == pytest.approx(expected)
-    constant = schedules.schedule(3.0)
+    constant = dgjax.schedule(3.0)
     assert float(constant(jnp.asarray(-7.0))) == 3.0
-    assert schedules.schedule(constant) is constant
+    assert dgjax.schedule(constant) is constant
 
 
 @pytest.mark.parametrize("q", [0.0, 1.0, -0.2, 1.3, float("nan"), [0.5, 1.0]])
 def test_q_must_lie_inside_0_and_1(q):
     knots = [-1.0, 1.0] if isinstance(q, list) else None
     with pytest.raises(ValueError, match="q must lie strictly between 0 and 1"):
-        guidance.density_guidance(q, knots=knots)
+        dgjax.density_guidance(q, knots=knots)
 
 
 def test_bad_schedules_and_targets():
     with pytest.raises(ValueError, match="knots must increase"):
-        guidance.density_guidance([0.2, 0.4], knots=[1.0, -1.0])
+        dgjax.density_guidance([0.2, 0.4], knots=[1.0, -1.0])
     with pytest.raises(ValueError, match="needs knots"):
-        guidance.density_guidance([0.2, 0.4])
+        dgjax.density_guidance([0.2, 0.4])
     with pytest.raises(ValueError, match=r"knots \(3,\) and values \(2,\)"):
-        schedules.schedule([0.2, 0.4], [0.0, 1.0, 2.0])
+        dgjax.schedule([0.2, 0.4], [0.0, 1.0, 2.0])
 
 
 # ---------------------------------------------------------------------------- whole solves
@@ -184,16 +185,14 @@ def test_bad_schedules_and_targets():
 @pytest.fixture(scope="module")
 def gaussian():
     """N(0, I) of shape (8, 8) on the VE path, on which log-SNR is linear in t."""
-    path = paths.ve(0.02, 20.0)
-    model = analytic.closed_form(
-        analytic.gaussian(jnp.zeros((8, 8)), 1.0), path, t_min=0.0, t_max=1.0
-    )
+    path = dgjax.ve(0.02, 20.0)
+    model = dgjax.closed_form(dgjax.gaussian(jnp.zeros((8, 8)), 1.0), path, t_min=0.0, t_max=1.0)
     return model, 20.0 * jax.random.normal(jax.random.key(1), (3, 8, 8))
 
 
 def runner(model, steps, solver, save=None):
     """A jitted `run(x, guides)` over a batch of latents and a batch of guides, guides first."""
-    grid = grids.grid_uniform(model, steps)
+    grid = dgjax.grid_uniform(model, steps)
 
     def one(x, guides):
         return sample(
@@ -202,7 +201,7 @@ def runner(model, steps, solver, save=None):
             grid,
             key=jax.random.key(0),
             guides=guides,
-            divergence=divergence.Exact(),
+            divergence=dgjax.Exact(),
             solver=solver,
             save=save,
         )
@@ -211,7 +210,7 @@ def runner(model, steps, solver, save=None):
 
 
 def truth(model, x):
-    exact = lambda x: analytic.log_density(model, model.t_min, x)
+    exact = lambda x: dgjax.log_density(model, model.t_min, x)
     return jax.jit(jax.vmap(jax.vmap(exact)))(x)
 
 
@@ -223,18 +222,18 @@ def run_gaussian(gaussian):
 def test_the_dial_in_nats_is_what_it_forces(gaussian, run_gaussian):
     model, latents = gaussian
     nats = jnp.array([0.0, -8.0, 5.0])
-    by_nats = jax.vmap(lambda n: guidance.density_guidance_nats(n, model, 64, bound=jnp.inf))(nats)
+    by_nats = jax.vmap(lambda n: dgjax.density_guidance_nats(n, model, 64, bound=jnp.inf))(nats)
     out = run_gaussian(latents, (by_nats,))
     gained = out.log_density - out.log_density[0]
     np.testing.assert_allclose(gained, jnp.broadcast_to(nats[:, None], gained.shape), atol=1e-9)
     np.testing.assert_allclose(out.log_density, truth(model, out.x), rtol=0, atol=5e-5)
 
     # The same dial as a quantile: sqrt(2D)/2 Phi^-1(q) for each unit of log-SNR.
-    q = jax.vmap(lambda n: guidance.quantile_of_forcing(n, model, 64))(nats)
+    q = jax.vmap(lambda n: dgjax.quantile_of_forcing(n, model, 64))(nats)
     span = 2 * np.log(20 / 0.02)
     expected = stats.norm.cdf(nats / (0.5 * np.sqrt(2 * 64) * span))
     np.testing.assert_allclose(q, expected, rtol=1e-9)
-    by_q = jax.vmap(lambda q: guidance.density_guidance(q, bound=jnp.inf))(q)
+    by_q = jax.vmap(lambda q: dgjax.density_guidance(q, bound=jnp.inf))(q)
     np.testing.assert_allclose(run_gaussian(latents, (by_q,)).x, out.x, rtol=1e-9, atol=1e-12)
 
 
@@ -244,7 +243,7 @@ def test_a_schedule_forces_its_integral(gaussian, run_gaussian):
     ends = -2 * np.log(20.0), -2 * np.log(0.02)
     knots = jnp.linspace(*ends, 5)
     q = jnp.array([[0.5, 0.5, 0.5, 0.5, 0.5], [0.5, 0.45, 0.6, 0.4, 0.48]])
-    guide = jax.vmap(lambda q: guidance.density_guidance(q, knots=knots, bound=jnp.inf))(q)
+    guide = jax.vmap(lambda q: dgjax.density_guidance(q, knots=knots, bound=jnp.inf))(q)
     out = run_gaussian(latents, (guide,))
     gained = out.log_density[1] - out.log_density[0]
     expected = 0.5 * np.sqrt(2 * 64) * np.trapezoid(stats.norm.ppf(q[1]), knots)
@@ -256,7 +255,7 @@ def test_a_schedule_forces_its_integral(gaussian, run_gaussian):
 def test_guides_before_density_guidance_move_x_but_not_the_rate(gaussian, run_gaussian):
     model, latents = gaussian
     push = jax.vmap(Push)(jnp.array([0.0, 1.0]))
-    dial = jax.vmap(lambda q: guidance.density_guidance(q, bound=jnp.inf))(jnp.array([0.45] * 2))
+    dial = jax.vmap(lambda q: dgjax.density_guidance(q, bound=jnp.inf))(jnp.array([0.45] * 2))
     out = run_gaussian(latents, (push, dial))
     assert (rms(out.x[1] - out.x[0]) > 0.1).all()
     np.testing.assert_allclose(out.log_density[1], out.log_density[0], atol=1e-9)
@@ -270,7 +269,7 @@ def rms(x):
 @pytest.fixture(scope="module")
 def mixture(mixture16):
     """The 16-D mixture on the VE path from w = 20 to 0.05, and latents."""
-    model = analytic.closed_form(mixture16.model, paths.ve(0.05, 20.0), t_min=0.0, t_max=1.0)
+    model = dgjax.closed_form(mixture16.model, dgjax.ve(0.05, 20.0), t_min=0.0, t_max=1.0)
     keys = jax.random.split(jax.random.key(2), 6)
     return model, jax.jit(jax.vmap(lambda k: mixture16.model.sample(k, 20.0)))(keys)
 
@@ -287,7 +286,7 @@ def unguided(mixture, run_mixture):
 
 
 def test_q_half_is_the_flow_itself(mixture, run_mixture, unguided):
-    out = run_mixture(mixture[1], (jax.vmap(guidance.density_guidance)(jnp.array([0.5])),))
+    out = run_mixture(mixture[1], (jax.vmap(dgjax.density_guidance)(jnp.array([0.5])),))
     np.testing.assert_allclose(out.x, unguided.x, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(out.log_density, unguided.log_density, rtol=1e-11)
     assert (out.info.bound_share == 0).all()
@@ -308,10 +307,10 @@ def test_the_tracked_log_density_follows_the_rate_asked_for(mixture, run_mixture
     # A little off what the flow of a unit Gaussian gains, D/2 w^2/(1 + w^2).
     own = 8 / (1 + jnp.exp(knots))
     asked = jnp.stack([own + 0.4, 0.9 * own + 0.2])
-    guide = jax.vmap(lambda r: guidance.rate_guidance(schedules.schedule(r, knots)))(asked)
+    guide = jax.vmap(lambda r: dgjax.rate_guidance(dgjax.schedule(r, knots)))(asked)
     out = run_mixture(latents, (guide,))
 
-    start = jax.jit(jax.vmap(lambda x: fields.log_prior(model, x)))(latents)
+    start = jax.jit(jax.vmap(lambda x: dgjax.log_prior(model, x)))(latents)
     at = np.linspace(-2 * np.log(20.0), -2 * np.log(0.05), 257)
     rates = np.stack([np.interp(at, knots, r) for r in asked])
     gained = np.cumsum(0.5 * (rates[:, 1:] + rates[:, :-1]) * np.diff(at), axis=1)
@@ -323,7 +322,7 @@ def test_the_tracked_log_density_follows_the_rate_asked_for(mixture, run_mixture
 def test_high_density_sampler_is_tracked_and_reaches_higher(mixture, run_mixture, unguided):
     model, latents = mixture
     thresholds = jnp.array([jnp.inf, 0.0, -3.0])
-    out = run_mixture(latents, (jax.vmap(guidance.high_density)(thresholds),))
+    out = run_mixture(latents, (jax.vmap(dgjax.high_density)(thresholds),))
     np.testing.assert_allclose(out.x[0], unguided.x[0], rtol=1e-10, atol=1e-12)
     # The drift jumps at the threshold, inside a step: one step of order 1.
     np.testing.assert_allclose(out.log_density, truth(model, out.x), rtol=0, atol=1e-3)
@@ -334,13 +333,13 @@ def test_high_density_sampler_is_tracked_and_reaches_higher(mixture, run_mixture
 def test_a_bounded_eta_survives_where_the_published_rule_diverges(mixture64):
     """q = 0.7 in 64-D, three components ([DG]'s rule is bound = inf)."""
     rho = 7.0
-    model = analytic.closed_form(
-        mixture64.model, paths.edm(rho), t_min=0.02 ** (1 / rho), t_max=20 ** (1 / rho)
+    model = dgjax.closed_form(
+        mixture64.model, dgjax.edm(rho), t_min=0.02 ** (1 / rho), t_max=20 ** (1 / rho)
     )
     keys = jax.random.split(jax.random.key(3), 3)
     latents = jax.jit(jax.vmap(lambda k: mixture64.model.sample(k, 20.0)))(keys)
     bounds = jnp.array([1.0, jnp.inf])
-    guides = jax.vmap(lambda b: guidance.density_guidance(0.7, bound=b))(bounds)
+    guides = jax.vmap(lambda b: dgjax.density_guidance(0.7, bound=b))(bounds)
     out = runner(model, 128, diffrax.Dopri5())(latents, (guides,))
     error = np.abs(out.log_density - truth(model, out.x))
     assert out.info.finite[0].all()

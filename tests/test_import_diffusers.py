@@ -13,11 +13,11 @@ from flax import nnx
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from dgjax.checkpoint import load, to_named
-from dgjax.cli.options import open_model
+from dgjax.checkpoints.checkpoint import load, to_named
+from dgjax.checkpoints.opened import open_model
+from dgjax.checkpoints.spec import ModelSpec, build_network
 from dgjax.importing.diffusers import import_diffusers
 from dgjax.importing.unet2d import read_unet2d
-from dgjax.spec import ModelSpec, build_network
 
 CONFIG = {
     "_class_name": "UNet2DModel",

@@ -15,7 +15,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from dgjax.checkpoint import load, to_named
+from dgjax.checkpoints.checkpoint import load, to_named
 from dgjax.importing.edm import import_edm
 from dgjax.networks import DhariwalUNet, SongUNet
 from dgjax.networks.resampling import grow, shrink

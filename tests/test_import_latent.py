@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dgjax.checkpoint import load
-from dgjax.divergence import Untracked
+from dgjax.checkpoints.checkpoint import load
 from dgjax.importing.diffusers import import_diffusers
 from dgjax.importing.names import fill
+from dgjax.model.divergence import Untracked
 from dgjax.networks import AutoencoderKL, DiT
-from dgjax.sampling import sample
-from dgjax.solvers import SOLVERS
+from dgjax.sampling.sample import sample
+from dgjax.sampling.solvers import SOLVERS
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 
+from dgjax.checkpoints.spec import ModelSpec, build
 from dgjax.importing.schedulers import DISCRETE, alphas_cumprod, read_scheduler
-from dgjax.spec import ModelSpec, build
 
 DDIM = {"_class_name": "DDIMScheduler", "_diffusers_version": "0.30.0", "clip_sample": False}
 

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dgjax.fields import repath
+from dgjax.checkpoints.spec import build
 from dgjax.importing.diffusers import import_diffusers
-from dgjax.paths import edm
-from dgjax.sampling import sample
-from dgjax.spec import build
+from dgjax.model.field import repath
+from dgjax.model.paths import edm
+from dgjax.sampling.sample import sample
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

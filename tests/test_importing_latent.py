@@ -7,14 +7,14 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
-from dgjax.checkpoint import load, load_autoencoder, to_named
-from dgjax.cli.options import find_label, open_model
+from dgjax.checkpoints.checkpoint import load, load_autoencoder, to_named
+from dgjax.checkpoints.opened import find_label, open_model
+from dgjax.checkpoints.spec import NETWORKS as KINDS
+from dgjax.checkpoints.spec import build_autoencoder, construct
 from dgjax.importing.autoencoder import read_autoencoder
 from dgjax.importing.diffusers import import_diffusers
 from dgjax.importing.dit import read_dit, stored_positions
 from dgjax.importing.schedulers import read_scheduler
-from dgjax.spec import NETWORKS as KINDS
-from dgjax.spec import build_autoencoder, construct
 
 DIT = {
     "_class_name": "DiTTransformer2DModel",

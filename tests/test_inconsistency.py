@@ -5,18 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dgjax import analytic, fields, parametrization, paths
-from dgjax.divergence import Exact
-from dgjax.inconsistency import heat_residual, inconsistency
-from dgjax.quadrature import quadrature
+import dgjax
+from dgjax.evaluation.inconsistency import heat_residual, inconsistency
+from dgjax.model.divergence import Exact
+from dgjax.sampling.spacetime_quadrature import quadrature
 
 KEY = jax.random.key(0)
 
 
 def denoiser_field(network):
-    return fields.field(
-        network, paths.edm(), parametrization.DenoisedPrediction(), t_min=0.02, t_max=20.0
-    )
+    return dgjax.field(network, dgjax.edm(), dgjax.DenoisedPrediction(), t_min=0.02, t_max=20.0)
 
 
 @jax.jit
@@ -34,7 +32,7 @@ def at(model, w, y):
 @pytest.mark.parametrize("name", ["rectified_flow", "custom"])
 def test_a_true_score_is_consistent_to_rounding(spans, mixture16, name):
     span = spans[name]
-    model = analytic.closed_form(mixture16.model, span.path, t_min=span.t_min, t_max=span.t_max)
+    model = dgjax.closed_form(mixture16.model, span.path, t_min=span.t_min, t_max=span.t_max)
     for w in (0.03, 0.5, 10.0):
         found = at(model, w, mixture16.model.sample(jax.random.key(1), w))
         assert np.abs(found[:3]).max() < 1e-20  # squares
@@ -54,7 +52,7 @@ def twist(size):
 
 def test_a_twisted_score_in_closed_form():
     """s = -y/v + A y/w^2 with v = w^2 + 0.7: J_D - J_D^T = 2A, w r = 2 (A^T A + A) y/w."""
-    model, A = fields.repath(denoiser_field(twisted), paths.vp()), np.asarray(twist(5))
+    model, A = dgjax.repath(denoiser_field(twisted), dgjax.vp()), np.asarray(twist(5))
     y = np.random.default_rng(1).normal(size=5)
     for w in (0.1, 2.0):
         found = at(model, w, y)
@@ -79,14 +77,14 @@ def test_a_gaussian_of_a_wrong_clock_in_closed_form():
     @jax.jit
     def vectors(c):
         """With the condition in the model and exactly, and given along and with one probe."""
-        fixed = heat_residual(fields.condition(plain, c), w, y, divergence=Exact(), key=KEY)
+        fixed = heat_residual(dgjax.condition(plain, c), w, y, divergence=Exact(), key=KEY)
         return fixed, heat_residual(plain, w, y, key=KEY, cond=c)
 
     for c in (1.0, 1.3):
         right = 2 * (1 - c) * w**3 * y / (c * w**2 + 0.7) ** 2
         for vector in vectors(jnp.array(c)):  # the Jacobian being a multiple of I, both are exact
             np.testing.assert_allclose(vector, right, rtol=1e-9, atol=1e-14)
-        model = fields.condition(plain, jnp.array(c))
+        model = dgjax.condition(plain, jnp.array(c))
         found = at(model, w, y)
         assert found.curl == pytest.approx(0, abs=1e-25)
         for part in (found.residual, found.transport):

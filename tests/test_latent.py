@@ -15,11 +15,19 @@ from flax import nnx
 from PIL import Image
 from scipy import stats
 
-from dgjax.checkpoint import Meta, digest, from_named, load, load_autoencoder, save, to_named
-from dgjax.metrics import png_bytes, to_uint8
+from dgjax.checkpoints.checkpoint import (
+    Meta,
+    digest,
+    from_named,
+    load,
+    load_autoencoder,
+    save,
+    to_named,
+)
+from dgjax.checkpoints.pretrained import load_pretrained
+from dgjax.checkpoints.spec import ModelSpec, build, build_autoencoder
 from dgjax.networks import Pixels
-from dgjax.pretrained import load_pretrained
-from dgjax.spec import ModelSpec, build, build_autoencoder
+from dgjax.pictures.pixels import png_bytes, to_uint8
 
 SHAPE, SPREAD, T_MIN = (4, 4, 2), 0.7, 0.02
 IMAGE = (8, 8, 3)

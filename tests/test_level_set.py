@@ -9,22 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dgjax import analytic, fields, guidance, noise, paths, pilot, sample, target_guidance
-from dgjax.divergence import Exact, Untracked
-from dgjax.grids import grid_karras, grid_logsnr
-from dgjax.results import Trajectory
-from dgjax.solvers import RK4, LevelSetEuler, Multistep
+import dgjax
+from dgjax import pilot, sample, target_guidance
+from dgjax.model.divergence import Exact, Untracked
+from dgjax.sampling.results import Trajectory
+from dgjax.sampling.solvers import RK4, LevelSetEuler, Multistep
+from dgjax.sampling.time_grids import grid_karras, grid_logsnr
 
 KEY = jax.random.key(0)
 W_MIN, W_MAX = 0.05, 20.0
-ALONG = noise.level_set_noise()
-UNGUIDED = guidance.density_guidance(0.5)
+ALONG = dgjax.level_set_noise()
+UNGUIDED = dgjax.density_guidance(0.5)
 COUNT = 32
 
 
 @pytest.fixture(scope="module")
 def model(mixture16):
-    return analytic.closed_form(mixture16.model, paths.edm(), t_min=W_MIN, t_max=W_MAX)
+    return dgjax.closed_form(mixture16.model, dgjax.edm(), t_min=W_MIN, t_max=W_MAX)
 
 
 def latents(model, count):
@@ -56,7 +57,7 @@ def solved(
 
 
 def truth(model, x):
-    return jax.jit(jax.vmap(lambda x: analytic.log_density(model, model.t_min, x)))(x)
+    return jax.jit(jax.vmap(lambda x: dgjax.log_density(model, model.t_min, x)))(x)
 
 
 def rms(a):
@@ -65,8 +66,8 @@ def rms(a):
 
 def test_where_there_is_only_noise_the_level_is_kept_at_any_step():
     """Without data to speak of level sets are spheres, |x|/sigma stays, and all is exact."""
-    dot = analytic.gaussian(jnp.zeros(32), 1e-12)
-    model = analytic.closed_form(dot, paths.edm(), t_min=W_MIN, t_max=W_MAX)
+    dot = dgjax.gaussian(jnp.zeros(32), 1e-12)
+    model = dgjax.closed_form(dot, dgjax.edm(), t_min=W_MIN, t_max=W_MAX)
     x = latents(model, 4)
     found = solved(model, x, 2, UNGUIDED)
     radius = jnp.linalg.norm(x, axis=-1) / W_MAX
@@ -84,17 +85,17 @@ def test_pathwise_order_one(model):
 
 
 def test_a_twentieth_of_the_published_error_at_as_many_evaluations(model):
-    x, guide = latents(model, COUNT), guidance.density_guidance(0.7)
+    x, guide = latents(model, COUNT), dgjax.density_guidance(0.7)
     found = solved(model, x, 64, guide)
     error = rms(found.log_density - truth(model, found.x))
     assert error < 0.1
-    vp, ito = fields.repath(model, paths.vp()), noise.published_stochastic()
+    vp, ito = dgjax.repath(model, dgjax.vp()), dgjax.published_stochastic()
     other = solved(vp, x, 65, guide, ito, diffrax.Euler(), grid_logsnr)
     assert rms(other.log_density - truth(vp, other.x)) > 20 * error
 
 
 def test_every_path_gives_the_same(model):
-    vp, guide = fields.repath(model, paths.vp()), guidance.density_guidance(0.6)
+    vp, guide = dgjax.repath(model, dgjax.vp()), dgjax.density_guidance(0.6)
     x = latents(model, COUNT)
     one, other = (solved(m, x, 64, guide) for m in (model, vp))
     scale = vp.path.alpha(vp.t_min)
@@ -104,9 +105,9 @@ def test_every_path_gives_the_same(model):
 
 
 def test_without_noise_it_converges_to_the_ode(model):
-    x, guide = latents(model, COUNT), guidance.density_guidance(0.6)
+    x, guide = latents(model, COUNT), dgjax.density_guidance(0.6)
     exact = solved(model, x, 64, guide, None, diffrax.Dopri5()).x
-    none = noise.level_set_noise(0.0)
+    none = dgjax.level_set_noise(0.0)
     coarse, fine = (rms(solved(model, x, n, guide, none).x - exact) for n in (64, 256))
     assert coarse < 0.1
     assert np.log(coarse / fine) / np.log(4) > 0.9
@@ -115,9 +116,9 @@ def test_without_noise_it_converges_to_the_ode(model):
 def test_agrees_in_law_with_runge_kutta():
     """Mean and spread of log p and of the coordinates over 2,000 paths of each."""
     means = 1.5 * jax.random.normal(jax.random.key(8), (5, 2, 8))
-    mixture = analytic.kernel_density(means, 0.5, jnp.array([1.0, 2.0, 3.0, 4.0, 5.0]))
-    model = analytic.closed_form(mixture, paths.edm(), t_min=W_MIN, t_max=W_MAX)
-    x, guide = latents(model, 2000), guidance.density_guidance(0.6)
+    mixture = dgjax.kernel_density(means, 0.5, jnp.array([1.0, 2.0, 3.0, 4.0, 5.0]))
+    model = dgjax.closed_form(mixture, dgjax.edm(), t_min=W_MIN, t_max=W_MAX)
+    x, guide = latents(model, 2000), dgjax.density_guidance(0.6)
 
     def columns(steps, solver):
         found = solved(model, x, steps, guide, ALONG, solver, trace=Untracked())
@@ -134,11 +135,11 @@ def test_agrees_in_law_with_runge_kutta():
 
 def test_the_whole_trajectory(model):
     """And that a window of the noise opens and closes without a trace in the log-density."""
-    there = noise.level_set_noise(noise.window(low=-3.0, high=2.0))
+    there = dgjax.level_set_noise(dgjax.window(low=-3.0, high=2.0))
     found = solved(model, latents(model, 4), 96, UNGUIDED, there, save=Trajectory)
     course = found.trajectory
     np.testing.assert_array_equal(course.x[:, -1], found.x)
-    exact = jax.jit(jax.vmap(jax.vmap(partial(analytic.log_density, model))))(course.t, course.x)
+    exact = jax.jit(jax.vmap(jax.vmap(partial(dgjax.log_density, model))))(course.t, course.x)
     assert rms(course.log_density - exact) < 0.1
     assert jnp.all(found.info.finite)
 
@@ -165,8 +166,8 @@ def test_gradients_and_one_trace_over_q(model):
     @jax.jit
     @chex.assert_max_traces(n=1)
     def at(x, q, height):
-        options = {"guides": (guidance.density_guidance(q),), "divergence": Exact()}
-        term = noise.level_set_noise(height)
+        options = {"guides": (dgjax.density_guidance(q),), "divergence": Exact()}
+        term = dgjax.level_set_noise(height)
         return sample(
             model, x, grid, key=KEY, noise=term, solver=LevelSetEuler(), **options
         ).log_density
@@ -184,13 +185,13 @@ def test_gradients_and_one_trace_over_q(model):
 
 def test_single_precision(model, float32):
     small = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), model)
-    guide, term = guidance.density_guidance(0.5), noise.level_set_noise()
+    guide, term = dgjax.density_guidance(0.5), dgjax.level_set_noise()
     found = solved(small, latents(small, COUNT), 64, guide, term)
     assert found.x.dtype == found.log_density.dtype == jnp.float32
     assert rms(found.log_density - truth(small, found.x)) < 0.3
 
 
-@pytest.mark.parametrize("term", [None, noise.reverse_sde(), noise.noise_matched()])
+@pytest.mark.parametrize("term", [None, dgjax.reverse_sde(), dgjax.noise_matched()])
 def test_other_noise_is_refused(model, term):
     with pytest.raises(ValueError, match="is for noise along the level set"):
         solved(model, latents(model, 1), 8, UNGUIDED, term)

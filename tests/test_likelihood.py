@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dgjax import analytic, divergence, fields, grids, paths
-from dgjax.likelihood import likelihood
-from dgjax.sampling import sample
+import dgjax
+from dgjax.sampling.likelihood import likelihood
+from dgjax.sampling.sample import sample
 
 W_MIN, W_MAX = 0.05, 20.0
 
@@ -17,8 +17,8 @@ W_MIN, W_MAX = 0.05, 20.0
 @pytest.fixture(scope="module")
 def model(mixture16):
     """The 16-D mixture on the cosine path, where alpha is neither 1 nor constant."""
-    edm = analytic.closed_form(mixture16.model, paths.edm(), t_min=W_MIN, t_max=W_MAX)
-    return fields.repath(edm, paths.cosine())
+    edm = dgjax.closed_form(mixture16.model, dgjax.edm(), t_min=W_MIN, t_max=W_MAX)
+    return dgjax.repath(edm, dgjax.cosine())
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def data(model):
     def draw(key):
         alpha = model.path.alpha(model.t_min)
         x = alpha * model.network.sample(key, W_MIN)
-        return x, analytic.log_density(model, model.t_min, x)
+        return x, dgjax.log_density(model, model.t_min, x)
 
     return draw(jax.random.split(jax.random.key(1), 6))
 
@@ -40,10 +40,10 @@ def test_closed_form_and_the_way_back(model, data):
     x, exact = data
     options = {
         "key": jax.random.key(0),
-        "divergence": divergence.Exact(),
+        "divergence": dgjax.Exact(),
         "solver": diffrax.Dopri5(),
     }
-    grid = grids.grid_logsnr(model, 128)
+    grid = dgjax.grid_logsnr(model, 128)
     there = jax.jit(jax.vmap(lambda x: likelihood(model, x, grid, **options)))(x)
     np.testing.assert_allclose(there.log_density, exact, rtol=0, atol=1e-6)
     np.testing.assert_array_equal(there.info.log_densities[:, 0], there.log_density)
@@ -63,7 +63,7 @@ def test_adaptive_steps_reach_their_tolerance(model, data):
     def run(tolerance):
         options = {
             "key": jax.random.key(0),
-            "divergence": divergence.Exact(),
+            "divergence": dgjax.Exact(),
             "solver": diffrax.Dopri5(),
             "controller": diffrax.PIDController(rtol=tolerance, atol=tolerance),
         }
@@ -87,9 +87,9 @@ def spread(model, x, estimator, grid, *, keys=600, solver=None):
 
 def test_hutchinson_is_unbiased_and_knows_its_error(model, data):
     """Against the exact trace on the same steps, so that only the probes differ."""
-    x, grid, probes = data[0][0], grids.grid_logsnr(model, 32), 4
-    reference = spread(model, x, lambda key: divergence.Exact(), grid, keys=1)[0][0]
-    value, error = spread(model, x, lambda key: divergence.Hutchinson(probes), grid)
+    x, grid, probes = data[0][0], dgjax.grid_logsnr(model, 32), 4
+    reference = spread(model, x, lambda key: dgjax.Exact(), grid, keys=1)[0][0]
+    value, error = spread(model, x, lambda key: dgjax.Hutchinson(probes), grid)
     z = (value - reference) / error
     assert abs(value.mean() - reference) < 4 * value.std() / np.sqrt(len(value))
     # The mean square of the stated errors is the variance: each has 3 degrees of freedom.
@@ -100,10 +100,10 @@ def test_hutchinson_is_unbiased_and_knows_its_error(model, data):
 
 def test_fixed_probes_do_not_average_out_along_the_way(model, data):
     """One probe for the whole solve is unbiased too, and several times as noisy."""
-    x, grid = data[0][0], grids.grid_logsnr(model, 32)
-    one = divergence.Hutchinson()
+    x, grid = data[0][0], dgjax.grid_logsnr(model, 32)
+    one = dgjax.Hutchinson()
     fresh, stated = spread(model, x, lambda key: one, grid)
-    fixed, unknown = spread(model, x, lambda key: divergence.FixedProbe(one, key), grid)
+    fixed, unknown = spread(model, x, lambda key: dgjax.FixedProbe(one, key), grid)
     assert jnp.isnan(unknown).all()  # one probe says nothing of its own spread
     assert jnp.isfinite(stated).all()  # but fresh ones do, by their scatter in time
     assert fixed.std() > 2.5 * fresh.std()
@@ -112,7 +112,7 @@ def test_fixed_probes_do_not_average_out_along_the_way(model, data):
 
 
 def test_bad_input(model, data):
-    x, grid, key = data[0][0], grids.grid_logsnr(model, 4), jax.random.key(0)
+    x, grid, key = data[0][0], dgjax.grid_logsnr(model, 4), jax.random.key(0)
     cases = [
         (x.at[0, 0].set(jnp.nan), grid, "NaN or infinite"),
         (x.reshape(16), grid, r"shape \(16,\)"),

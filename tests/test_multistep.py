@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dgjax import analytic, guidance, likelihood, noise, paths, pilot, sample, target_guidance
-from dgjax.divergence import Exact, FixedProbe, Hutchinson, Untracked
-from dgjax.grids import grid_karras, grid_logsnr
-from dgjax.results import Trajectory
-from dgjax.solvers import Multistep
+import dgjax
+from dgjax import likelihood, pilot, sample, target_guidance
+from dgjax.model.divergence import Exact, FixedProbe, Hutchinson, Untracked
+from dgjax.sampling.results import Trajectory
+from dgjax.sampling.solvers import Multistep
+from dgjax.sampling.time_grids import grid_karras, grid_logsnr
 
 KEY = jax.random.key(0)
 W_MIN, W_MAX = 0.02, 80.0
@@ -25,13 +26,13 @@ def cloud(size, smallest):
     scales = jnp.geomspace(smallest, 2.0, size)
     variances = [jnp.diag(jax.random.permutation(key, scales) ** 2) for key in keys[1:]]
     means = jax.random.normal(keys[0], (3, size))
-    return analytic.gaussian_mixture(jnp.ones(3) / 3, means, jnp.stack(variances))
+    return dgjax.gaussian_mixture(jnp.ones(3) / 3, means, jnp.stack(variances))
 
 
 def model_on(path, mixture):
     times = (path.time(-2 * jnp.log(w)) for w in (W_MIN, W_MAX))
     t_min, t_max = times
-    return analytic.closed_form(mixture, path, t_min=t_min, t_max=t_max)
+    return dgjax.closed_form(mixture, path, t_min=t_min, t_max=t_max)
 
 
 def latents(model, mixture, count):
@@ -47,7 +48,7 @@ def solved(model, x, steps, solver, guides=(), save=None):
 
 
 def truth(model, x):
-    return jax.vmap(lambda x: analytic.log_density(model, model.t_min, x))(x)
+    return jax.vmap(lambda x: dgjax.log_density(model, model.t_min, x))(x)
 
 
 def rms(a):
@@ -55,7 +56,7 @@ def rms(a):
 
 
 SMALL = cloud(4, 0.2)
-EDM = model_on(paths.edm(), SMALL)
+EDM = model_on(dgjax.edm(), SMALL)
 
 
 @pytest.mark.parametrize("memory", [1, 2, 4])
@@ -72,7 +73,7 @@ def test_order_of_the_sample(memory):
 
 def test_the_log_density_is_that_of_the_point_reached():
     mixture = cloud(48, 0.02)
-    model = model_on(paths.edm(), mixture)
+    model = model_on(dgjax.edm(), mixture)
     x = latents(model, mixture, 6)
     exact = solved(model, x, 128, diffrax.Dopri5()).log_density
     for memory in (1, 4):
@@ -89,8 +90,8 @@ def test_every_path_gives_the_same():
         found = solved(model, latents(model, SMALL, 4), 16, Multistep())
         return found.x / model.path.alpha(model.t_min), found.log_density, model
 
-    y, log_density, model = on(paths.edm())
-    for path in (paths.vp(), paths.rectified_flow()):
+    y, log_density, model = on(dgjax.edm())
+    for path in (dgjax.vp(), dgjax.rectified_flow()):
         other, density, at = on(path)
         np.testing.assert_allclose(other, y, atol=1e-7)
         scale = jnp.log(at.path.alpha(at.t_min)) - jnp.log(model.path.alpha(model.t_min))
@@ -99,7 +100,7 @@ def test_every_path_gives_the_same():
 
 def test_likelihood_of_given_points():
     mixture = cloud(48, 0.02)
-    model = model_on(paths.edm(), mixture)
+    model = model_on(dgjax.edm(), mixture)
     x = jax.vmap(lambda k: mixture.sample(k, W_MIN))(jax.random.split(KEY, 6))
 
     def error(steps):
@@ -115,22 +116,22 @@ def test_likelihood_of_given_points():
 def test_a_guide_at_its_bound_stays_stable():
     # Adams-Bashforth steps that leave eta = 2 to the polynomial are off by 100 nats here.
     mixture = cloud(64, 0.02)
-    model = model_on(paths.edm(), mixture)
+    model = model_on(dgjax.edm(), mixture)
     x = latents(model, mixture, 6)
-    found = solved(model, x, 24, Multistep(), (guidance.density_guidance(0.7),))
+    found = solved(model, x, 24, Multistep(), (dgjax.density_guidance(0.7),))
     assert jnp.mean(found.info.bound_share) > 0.1
     assert rms(found.log_density - truth(model, found.x)) < 0.2
 
 
 def test_the_whole_trajectory_and_the_diagnostics():
-    guides = (guidance.density_guidance(0.6),)
+    guides = (dgjax.density_guidance(0.6),)
     x = latents(EDM, SMALL, 2)
     found = solved(EDM, x, 48, Multistep(), guides, Trajectory)
     course = found.trajectory
     assert course.log_density.shape == (2, 49)
     np.testing.assert_array_equal(course.x[:, -1], found.x)
     np.testing.assert_array_equal(course.log_density[:, -1], found.log_density)
-    exact = jax.vmap(jax.vmap(partial(analytic.log_density, EDM)))(course.t, course.x)
+    exact = jax.vmap(jax.vmap(partial(dgjax.log_density, EDM)))(course.t, course.x)
     assert rms(course.log_density - exact) < 2e-3
     same = solved(EDM, x, 48, diffrax.Dopri5(), guides).info
     np.testing.assert_allclose(found.info.bound_share, same.bound_share, atol=0.05)
@@ -146,7 +147,7 @@ def test_gradients_and_one_trace_over_q():
     @jax.jit
     @chex.assert_max_traces(n=1)
     def at(x, q):
-        guides = (guidance.density_guidance(q),)
+        guides = (dgjax.density_guidance(q),)
         run = sample(EDM, x, grid, key=KEY, divergence=Exact(), guides=guides, solver=Multistep())
         return run.log_density
 
@@ -163,7 +164,7 @@ def test_targets_are_steered_to_by_the_log_density_on_the_way():
     # What is foretold a step ahead must be the log-density of the points as they fall; without
     # what each step missed in it, targets are overshot by 10 nats and more.
     mixture = cloud(16, 0.1)
-    model, grid, solver = model_on(paths.edm(), mixture), grid_karras(EDM, 48), Multistep(2)
+    model, grid, solver = model_on(dgjax.edm(), mixture), grid_karras(EDM, 48), Multistep(2)
     x = latents(model, mixture, 4)
     profile = pilot(model, x, grid, key=KEY, divergence=Exact(), solver=solver)
     found = solved(model, x, 48, solver, (target_guidance(-14.0, model, profile),))
@@ -183,8 +184,8 @@ def test_the_standard_error_of_one_probe_is_in_its_scatter():
     size = 24
     turn = jnp.linalg.qr(jax.random.normal(KEY, (size, size)))[0]
     covariance = turn @ jnp.diag(jnp.geomspace(0.02, 2.0, size) ** 2) @ turn.T
-    tilted = analytic.gaussian_mixture(jnp.ones(1), jnp.zeros((1, size)), covariance[None])
-    model = model_on(paths.edm(), tilted)
+    tilted = dgjax.gaussian_mixture(jnp.ones(1), jnp.zeros((1, size)), covariance[None])
+    model = model_on(dgjax.edm(), tilted)
     (x,) = latents(model, tilted, 1)
     grid = grid_karras(model, 32)
 
@@ -201,8 +202,8 @@ def test_the_standard_error_of_one_probe_is_in_its_scatter():
 
 
 def test_where_the_score_is_zero(float32):
-    dot = analytic.gaussian(jnp.zeros(4), 1.0)
-    model = analytic.closed_form(dot, paths.edm(), t_min=W_MIN, t_max=W_MAX)
+    dot = dgjax.gaussian(jnp.zeros(4), 1.0)
+    model = dgjax.closed_form(dot, dgjax.edm(), t_min=W_MIN, t_max=W_MAX)
     options = {"key": KEY, "divergence": Exact(), "solver": Multistep()}
     found = likelihood(model, jnp.zeros(4), grid_logsnr(model, 32), **options)
     np.testing.assert_allclose(found.log_density, -2 * np.log(2 * np.pi), atol=0.01)
@@ -211,7 +212,7 @@ def test_where_the_score_is_zero(float32):
 def test_what_it_refuses():
     grid, x = grid_karras(EDM, 8), latents(EDM, SMALL, 1)[0]
     with pytest.raises(ValueError, match="is for ODEs"):
-        sample(EDM, x, grid, key=KEY, solver=Multistep(), noise=noise.reverse_sde())
+        sample(EDM, x, grid, key=KEY, solver=Multistep(), noise=dgjax.reverse_sde())
     control = diffrax.PIDController(rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match="needs a fixed grid"):
         sample(EDM, x, grid, key=KEY, solver=Multistep(), controller=control)

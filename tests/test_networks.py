@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dgjax.checkpoint import from_named, to_named
+from dgjax.checkpoints.checkpoint import from_named, to_named
+from dgjax.checkpoints.spec import build_network
 from dgjax.networks import MLP, UNet
 from dgjax.networks.unet import fold, unfold
-from dgjax.spec import build_network
 from dgjax.training import load_config
 
 

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dgjax import analytic, divergence, fields, grids, noise, paths, schedules
-from dgjax.sampling import sample
-from dgjax.solvers import RK4
+import dgjax
+from dgjax.sampling.sample import sample
+from dgjax.sampling.solvers import RK4
 from dgjax.typing import inner, register_dataclass
 
 W_MIN, W_MAX = 0.05, 20.0
@@ -26,8 +26,8 @@ CHUNK = 32  # steps of one compiled piece
 
 @pytest.fixture(scope="module")
 def model(mixture16):
-    edm = analytic.closed_form(mixture16.model, paths.edm(), t_min=W_MIN, t_max=W_MAX)
-    return fields.repath(edm, paths.vp())
+    edm = dgjax.closed_form(mixture16.model, dgjax.edm(), t_min=W_MIN, t_max=W_MAX)
+    return dgjax.repath(edm, dgjax.vp())
 
 
 @functools.partial(jax.jit, static_argnames="count")
@@ -41,14 +41,14 @@ def draw(model, t, count):
 
 @jax.jit
 def truth(model, x):
-    return jax.vmap(lambda x: analytic.log_density(model, model.t_min, x))(x)
+    return jax.vmap(lambda x: dgjax.log_density(model, model.t_min, x))(x)
 
 
 # ---------------------------------------------------------------------------- one step
 
 
 class Point(NamedTuple):
-    local: fields.Local
+    local: dgjax.Local
     hessian: jax.Array
     dt: jax.Array
     dW: jax.Array
@@ -59,8 +59,8 @@ class Point(NamedTuple):
 def point(model):
     @jax.jit
     def at(x):
-        local = fields.evaluate(model, 0.4, x, divergence=divergence.Exact(), key=jax.random.key(0))
-        log_density = lambda x: analytic.log_density(model, 0.4, x.reshape(2, 8))
+        local = dgjax.evaluate(model, 0.4, x, divergence=dgjax.Exact(), key=jax.random.key(0))
+        log_density = lambda x: dgjax.log_density(model, 0.4, x.reshape(2, 8))
         return local._replace(jvp=None), jax.hessian(log_density)(x.reshape(-1))
 
     local, hessian = at(jax.random.normal(jax.random.key(1), (2, 8)))
@@ -75,7 +75,7 @@ def projected(point):
 
 
 def test_level_set_noise_is_normal_to_the_score(point):
-    dx = noise.level_set_noise(0.7).increment(point.local, point.dt, point.dW)
+    dx = dgjax.level_set_noise(0.7).increment(point.local, point.dt, point.dW)
     np.testing.assert_allclose(dx, 0.7 * point.g * projected(point), rtol=1e-10)
     assert abs(inner(dx, point.local.score)) < 1e-12
 
@@ -84,9 +84,9 @@ def test_reverse_sde_increment(point):
     """What turns the PF-ODE into (f x - g^2 s) dt + g dW; churn scales the variance."""
     local, dt, dW, g = point.local, point.dt, point.dW, point.g
     for term, height in [
-        (noise.reverse_sde(), 1.0),
-        (noise.reverse_sde(0.5), 0.5),
-        (noise.churn(2.0), np.sqrt(2.0)),
+        (dgjax.reverse_sde(), 1.0),
+        (dgjax.reverse_sde(0.5), 0.5),
+        (dgjax.churn(2.0), np.sqrt(2.0)),
     ]:
         dx = local.velocity * dt + term.increment(local, dt, dW)
         drift = local.f * local.x - 0.5 * (1 + height**2) * local.g2 * local.score
@@ -99,7 +99,7 @@ def test_noise_matched_step(point):
     bend = 0.5 * (0.7 * g) ** 2 * z.reshape(-1) @ point.hessian @ z.reshape(-1)
     expected = local.velocity * dt + 0.7 * g * z
     expected = expected - bend * local.score / inner(local.score, local.score)
-    dx, gain = noise.noise_matched(0.7).step(local.velocity, local, dt, dW)
+    dx, gain = dgjax.noise_matched(0.7).step(local.velocity, local, dt, dW)
     np.testing.assert_allclose(dx, expected, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(gain, -local.divergences * dt, rtol=1e-12)
 
@@ -108,7 +108,7 @@ def test_published_step(point):
     local, hessian, dt, dW, g = point
     bend = 0.5 * (0.7 * g) ** 2 * jnp.trace(hessian) / inner(local.score, local.score)
     drift = local.velocity + bend * local.score
-    dx, gain = noise.published_stochastic(0.7).step(local.velocity, local, dt, dW)
+    dx, gain = dgjax.published_stochastic(0.7).step(local.velocity, local, dt, dW)
     np.testing.assert_allclose(dx, drift * dt + 0.7 * g * projected(point), rtol=1e-8, atol=1e-12)
     np.testing.assert_allclose(gain, -local.divergences * dt, rtol=1e-12)
 
@@ -117,40 +117,40 @@ def test_ito_step_of_the_reverse_sde(point):
     """d log p = -(D f + g^2/2 |s|^2) dt + g <s, dW>; a guided drift v adds <v - u, s> dt."""
     local, _, dt, dW, g = point
     s = local.score
-    dx, gain = noise.reverse_sde_ito().step(local.velocity, local, dt, dW)
+    dx, gain = dgjax.reverse_sde_ito().step(local.velocity, local, dt, dW)
     np.testing.assert_allclose(
         dx, (local.f * local.x - local.g2 * s) * dt + g * dW, rtol=1e-9, atol=1e-12
     )
     plain = -(16 * local.f + 0.5 * local.g2 * inner(s, s)) * dt + g * inner(s, dW)
     np.testing.assert_allclose(gain, plain[None], rtol=1e-10)
-    dx2, gain2 = noise.reverse_sde_ito().step(local.velocity + s, local, dt, dW)
+    dx2, gain2 = dgjax.reverse_sde_ito().step(local.velocity + s, local, dt, dW)
     np.testing.assert_allclose(dx2 - dx, s * dt, rtol=1e-8, atol=1e-12)
     np.testing.assert_allclose(gain2 - gain, (inner(s, s) * dt)[None], rtol=1e-9)
 
 
 def test_windows_and_schedules_of_height(point):
     here = point.local.logsnr
-    plain = noise.level_set_noise().increment(point.local, point.dt, point.dW)
+    plain = dgjax.level_set_noise().increment(point.local, point.dt, point.dW)
 
     def height(term):
         return float(jnp.sum(term.increment(point.local, point.dt, point.dW)) / jnp.sum(plain))
 
-    assert height(noise.level_set_noise(noise.window(0.3, low=here - 1))) == pytest.approx(0.3)
-    assert height(noise.level_set_noise(noise.window(0.3, low=here))) == pytest.approx(0.3)
-    assert height(noise.level_set_noise(noise.window(0.3, high=here))) == 0
-    assert height(noise.level_set_noise(noise.window(low=here + 1))) == 0
-    ramp = schedules.schedule([0.0, 1.0], [here - 1, here + 1])
-    assert height(noise.level_set_noise(ramp)) == pytest.approx(0.5)
-    assert height(noise.level_set_noise(0.0)) == 0
+    assert height(dgjax.level_set_noise(dgjax.window(0.3, low=here - 1))) == pytest.approx(0.3)
+    assert height(dgjax.level_set_noise(dgjax.window(0.3, low=here))) == pytest.approx(0.3)
+    assert height(dgjax.level_set_noise(dgjax.window(0.3, high=here))) == 0
+    assert height(dgjax.level_set_noise(dgjax.window(low=here + 1))) == 0
+    ramp = dgjax.schedule([0.0, 1.0], [here - 1, here + 1])
+    assert height(dgjax.level_set_noise(ramp)) == pytest.approx(0.5)
+    assert height(dgjax.level_set_noise(0.0)) == 0
 
 
 def test_bad_windows():
     with pytest.raises(ValueError, match="low < high"):
-        noise.window(low=1.0, high=1.0)
+        dgjax.window(low=1.0, high=1.0)
     with pytest.raises(ValueError, match="height must not be negative"):
-        noise.window(-0.5)
+        dgjax.window(-0.5)
     with pytest.raises(ValueError, match="amount must not be negative"):
-        noise.churn(-1.0)
+        dgjax.churn(-1.0)
 
 
 # ---------------------------------------------------------------------------- whole paths
@@ -173,18 +173,18 @@ class Method(NamedTuple):
     solver: diffrax.AbstractSolver
     steps: tuple[int, ...]
     count: int = 64
-    trace: Any = divergence.Exact()
+    trace: Any = dgjax.Exact()
 
 
 METHODS = {
-    "rk4": Method(noise.level_set_noise(), RK4(), (32, 64, 128, 256)),
-    "heun": Method(noise.level_set_noise(), diffrax.Heun(), (256, 512, 1024)),
-    "matched": Method(noise.noise_matched(), diffrax.Euler(), (64, 128, 256, 512)),
-    "published": Method(noise.published_stochastic(), diffrax.Euler(), (64, 256, 1024)),
-    "reverse rk4": Method(noise.reverse_sde(), RK4(), (64, 128, 256, 512)),
-    "reverse heun": Method(noise.reverse_sde(), diffrax.Heun(), (64, 128, 256)),
+    "rk4": Method(dgjax.level_set_noise(), RK4(), (32, 64, 128, 256)),
+    "heun": Method(dgjax.level_set_noise(), diffrax.Heun(), (256, 512, 1024)),
+    "matched": Method(dgjax.noise_matched(), diffrax.Euler(), (64, 128, 256, 512)),
+    "published": Method(dgjax.published_stochastic(), diffrax.Euler(), (64, 256, 1024)),
+    "reverse rk4": Method(dgjax.reverse_sde(), RK4(), (64, 128, 256, 512)),
+    "reverse heun": Method(dgjax.reverse_sde(), diffrax.Heun(), (64, 128, 256)),
     "reverse ito": Method(
-        noise.reverse_sde_ito(), diffrax.Euler(), (64, 128, 256), 1000, Unknown()
+        dgjax.reverse_sde_ito(), diffrax.Euler(), (64, 128, 256), 1000, Unknown()
     ),
 }
 
@@ -207,10 +207,10 @@ def errors(model):
             return jax.vmap(one)(x, log_density, jax.random.split(key, count))
 
         latents = draw(model, model.t_max, count)
-        start = jax.jit(jax.vmap(lambda x: fields.log_prior(model, x)))(latents)
+        start = jax.jit(jax.vmap(lambda x: dgjax.log_prior(model, x)))(latents)
         rows = []
         for steps in every_steps:
-            grid = grids.grid_logsnr(model, steps)
+            grid = dgjax.grid_logsnr(model, steps)
             x, tracked = latents, start
             for i in range(0, steps, CHUNK):
                 key = jax.random.fold_in(jax.random.key(steps), i)
@@ -274,15 +274,15 @@ def test_euler_maruyama_has_a_bias_of_order_one_and_reads_no_divergence(errors):
 def round_model():
     """16-D, five components alike in all directions: cheap enough for 2,000 paths."""
     means = 1.5 * jax.random.normal(jax.random.key(8), (5, 2, 8))
-    mixture = analytic.kernel_density(means, 0.5, jnp.array([1.0, 2.0, 3.0, 4.0, 5.0]))
-    edm = analytic.closed_form(mixture, paths.edm(), t_min=W_MIN, t_max=W_MAX)
-    return fields.repath(edm, paths.vp())
+    mixture = dgjax.kernel_density(means, 0.5, jnp.array([1.0, 2.0, 3.0, 4.0, 5.0]))
+    edm = dgjax.closed_form(mixture, dgjax.edm(), t_min=W_MIN, t_max=W_MAX)
+    return dgjax.repath(edm, dgjax.vp())
 
 
 def law(model, term, solver, steps):
     """Where 2,000 paths from the model's own latents end."""
     latents = draw(model, model.t_max, 2000)
-    grid = grids.grid_logsnr(model, steps)
+    grid = dgjax.grid_logsnr(model, steps)
 
     def one(x, key):
         return sample(model, x, grid, key=key, noise=term, solver=solver).x
@@ -314,8 +314,8 @@ def test_stratonovich_and_noise_matched_agree_in_law(round_model):
 
     The noise-matched form needs its 2,048 steps: its bias in log p is of order 1.
     """
-    a = law(round_model, noise.level_set_noise(), RK4(), 64)
-    b = law(round_model, noise.noise_matched(), diffrax.Euler(), 2048)
+    a = law(round_model, dgjax.level_set_noise(), RK4(), 64)
+    b = law(round_model, dgjax.noise_matched(), diffrax.Euler(), 2048)
     means, spreads = scores_of_difference(columns(round_model, a), columns(round_model, b))
     assert np.abs(means).max() < 4
     assert np.abs(spreads).max() < 4
@@ -325,7 +325,7 @@ def test_stratonovich_and_noise_matched_agree_in_law(round_model):
 
 @pytest.mark.parametrize(
     "term",
-    [noise.churn(3.0, low=-2.0, high=3.0), noise.reverse_sde()],
+    [dgjax.churn(3.0, low=-2.0, high=3.0), dgjax.reverse_sde()],
     ids=["churn", "reverse_sde"],
 )
 def test_langevin_noise_keeps_the_marginals(round_model, term):
@@ -342,13 +342,13 @@ def test_langevin_noise_keeps_the_marginals(round_model, term):
 
 def test_noise_acts_inside_its_window_only(model):
     """Early noise in the first half of the log-SNR range, late noise in the second."""
-    grid = grids.grid_logsnr(model, 64)
-    both, none = noise.window(), noise.window(0.0)
+    grid = dgjax.grid_logsnr(model, 64)
+    both, none = dgjax.window(), dgjax.window(0.0)
 
     @jax.jit
     def half(x, grid, window, key):
         def one(x, key):
-            term = noise.level_set_noise(window)
+            term = dgjax.level_set_noise(window)
             start = jnp.zeros(())
             return sample(model, x, grid, key=key, log_density=start, noise=term, solver=RK4())
 
@@ -364,10 +364,10 @@ def test_noise_acts_inside_its_window_only(model):
     assert (np.abs(stirred - half(x, first, both, two)).max(axis=(1, 2)) > 0.1).all()
 
     # The middle of the range is log-SNR 0, to within rounding.
-    early, late = noise.window(high=1e-9), noise.window(low=1e-9)
+    early, late = dgjax.window(high=1e-9), dgjax.window(low=1e-9)
     np.testing.assert_array_equal(half(x, first, early, one), stirred)
     np.testing.assert_array_equal(half(x, first, late, one), calm)
-    early, late = noise.window(high=-1e-9), noise.window(low=-1e-9)
+    early, late = dgjax.window(high=-1e-9), dgjax.window(low=-1e-9)
     x = calm
     calm, stirred = half(x, second, none, one), half(x, second, both, one)
     np.testing.assert_array_equal(half(x, second, early, one), calm)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dgjax.analytic import closed_form, gaussian
+from dgjax.checkpoints.spec import build
+from dgjax.data.dataset import Dataset
+from dgjax.model.closed_form import closed_form, gaussian
+from dgjax.model.paths import edm
 from dgjax.networks import MLP, UNet
-from dgjax.paths import edm
-from dgjax.spec import build
 from dgjax.training import TrainConfig
 from dgjax.training.adaptation import Adaptive, Fixed, Histogram
-from dgjax.training.dataset import Dataset
 from dgjax.training.levels import LogNormal, UniformLogSNR, lattice
 from dgjax.training.loss import EDMWeighting, LikelihoodWeighting, SigmoidWeighting
 from dgjax.training.pipeline import Augment, batches

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from conftest import W_MAX, W_MIN
 
-from dgjax import fields, parametrization, paths
-from dgjax.divergence import Hutchinson
+import dgjax
+from dgjax.model import parametrization
+from dgjax.model.divergence import Hutchinson
+from dgjax.model.paths import coefficients
 
 SIGMA_DATA = 0.7
 
@@ -75,13 +77,13 @@ def karras(x0, path):
 
 
 WAYS = {
-    "noise": (noise, parametrization.NoisePrediction()),
-    "denoised": (denoised, parametrization.DenoisedPrediction()),
-    "score": (score, parametrization.ScorePrediction()),
-    "v": (v, parametrization.VPrediction()),
-    "velocity": (velocity, parametrization.VelocityPrediction()),
+    "noise": (noise, dgjax.NoisePrediction()),
+    "denoised": (denoised, dgjax.DenoisedPrediction()),
+    "score": (score, dgjax.ScorePrediction()),
+    "v": (v, dgjax.VPrediction()),
+    "velocity": (velocity, dgjax.VelocityPrediction()),
     "timesteps": (timesteps, parametrization.velocity(1000.0)),
-    "karras": (karras, parametrization.preconditioned(SIGMA_DATA)),
+    "karras": (karras, dgjax.preconditioned(SIGMA_DATA)),
 }
 
 
@@ -91,7 +93,7 @@ def outputs(models, ts, xs):
     probe = Hutchinson(sample=lambda key, x: jnp.ones_like(x))
 
     def at(model, t, x):
-        local = fields.evaluate(model, t, x, divergence=probe, key=jax.random.key(0))
+        local = dgjax.evaluate(model, t, x, divergence=probe, key=jax.random.key(0))
         return *model.pair(t, x), local.velocity, local.score, local.divergence
 
     return {k: jax.vmap(at, (None, 0, 0))(model, ts, xs) for k, model in models.items()}
@@ -102,7 +104,7 @@ def case(span):
     """Three points on a path, from small noise to large, and what is true there."""
     levels = jnp.array([-2 * np.log(W_MIN), 0.5, -2 * np.log(W_MAX)])
     ts = jax.vmap(span.path.time)(levels)
-    c = jax.vmap(lambda t: paths.coefficients(span.path, t))(ts)
+    c = jax.vmap(lambda t: coefficients(span.path, t))(ts)
     z = np.random.default_rng(1).normal(size=(3, 3))
     xs, truth = [], []
     for i in range(3):
@@ -122,7 +124,7 @@ def case(span):
 def test_every_way_gives_the_true_pair_velocity_and_score(case):
     span, ts, xs, expected = case
     models = {
-        way: fields.field(
+        way: dgjax.field(
             express(denoiser(span.path), span.path),
             span.path,
             form,
@@ -146,8 +148,8 @@ def test_preconditioning_is_karras_table_1():
         calls.append((x, t, cond))
         return jnp.sin(3 * x) + t + cond
 
-    path = paths.vp()
-    model = fields.field(network, path, parametrization.preconditioned(0.7), t_min=1e-3, t_max=1.0)
+    path = dgjax.vp()
+    model = dgjax.field(network, path, dgjax.preconditioned(0.7), t_min=1e-3, t_max=1.0)
     t, x = jnp.array(0.3), jnp.array([0.4, -1.2, 2.5])
     x0, eps = model.pair(t, x, 0.5)
     alpha = np.exp(-(0.1 * 0.3 + 19.9 * 0.09 / 2) / 2)
@@ -166,10 +168,10 @@ def test_preconditioning_is_karras_table_1():
 
 def test_preconditioned_noise_does_not_cancel_in_float32(float32):
     """At w = 1e-4, (y - x0)/w in float32 keeps three digits and the library's form keeps six."""
-    form = parametrization.preconditioned(0.5)
+    form = dgjax.preconditioned(0.5)
     w, y = 1e-4, np.linspace(-1, 1, 9)
     out = np.cos(5 * y)
-    c = paths.coefficients(paths.edm(), w)
+    c = coefficients(dgjax.edm(), w)
     pair = form(lambda x, t, cond: jnp.asarray(out, jnp.float32), jnp.asarray(y), w, c, None)
     assert pair.eps.dtype == jnp.float32
     w = np.float64(np.float32(w))
@@ -184,15 +186,15 @@ def test_preconditioned_noise_does_not_cancel_in_float32(float32):
 
 def test_velocity_network_is_used_as_it_is_where_alpha_vanishes():
     """At t near 1 of the rectified flow, f is -1e8 and the velocity still is the network's."""
-    model = fields.field(
+    model = dgjax.field(
         lambda x, t, cond: jnp.sin(x),
-        paths.rectified_flow(),
-        parametrization.VelocityPrediction(),
+        dgjax.rectified_flow(),
+        dgjax.VelocityPrediction(),
         t_min=1e-3,
         t_max=1 - 1e-8,
     )
     x = jnp.array([0.3, -2.0])
-    local = fields.evaluate(model, model.t_max, x, divergence=Hutchinson(), key=jax.random.key(0))
+    local = dgjax.evaluate(model, model.t_max, x, divergence=Hutchinson(), key=jax.random.key(0))
     np.testing.assert_allclose(local.velocity, jnp.sin(x), rtol=1e-12)
     np.testing.assert_allclose(local.score, -x, rtol=1e-6)
 
@@ -205,7 +207,7 @@ def test_an_output_of_another_shape_is_refused(way, shape):
     def network(x, t, cond):
         return jnp.broadcast_to(x[0], shape)
 
-    model = fields.field(network, paths.vp(), WAYS[way][1], t_min=1e-3, t_max=1.0)
+    model = dgjax.field(network, dgjax.vp(), WAYS[way][1], t_min=1e-3, t_max=1.0)
     with pytest.raises(ValueError, match="the network returned shape"):
         model.pair(jnp.array(0.5), jnp.ones(3))
 
@@ -213,4 +215,4 @@ def test_an_output_of_another_shape_is_refused(way, shape):
 def test_parametrizations_differ_in_structure_and_not_in_numbers():
     structures = [jax.tree.structure(form) for _, form in WAYS.values()]
     assert all(structures.count(structure) == 1 for structure in structures)
-    assert jax.tree.structure(parametrization.preconditioned(2.0)) == structures[-1]
+    assert jax.tree.structure(dgjax.preconditioned(2.0)) == structures[-1]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from conftest import W_MAX, W_MIN
 
-from dgjax import paths
+import dgjax
+from dgjax.model.paths import coefficients
 
 
 def vp_integral(t, low=0.1, high=20.0):
@@ -42,12 +43,12 @@ def times(path, levels):
 
 @jax.jit
 def values(path, t):
-    return jax.vmap(lambda t: paths.coefficients(path, t))(t)
+    return jax.vmap(lambda t: coefficients(path, t))(t)
 
 
 @jax.jit
 def logsnrs(path, t):
-    return jax.vmap(lambda t: paths.logsnr(path, t))(t)
+    return jax.vmap(lambda t: dgjax.logsnr(path, t))(t)
 
 
 def test_alpha_and_sigma_are_the_published_ones(span):
@@ -61,17 +62,17 @@ def test_alpha_and_sigma_are_the_published_ones(span):
 @pytest.mark.parametrize(
     ("path", "alpha", "sigma"),
     [
-        (paths.vp(0.3, 8), vp_alpha(0.4, 0.3, 8), np.sqrt(1 - vp_alpha(0.4, 0.3, 8) ** 2)),
-        (paths.sub_vp(0.3, 8), vp_alpha(0.4, 0.3, 8), 1 - vp_alpha(0.4, 0.3, 8) ** 2),
-        (paths.ve(0.002, 80), 1.0, 0.002**0.6 * 80**0.4),
-        (paths.edm(3), 1.0, 0.064),
+        (dgjax.vp(0.3, 8), vp_alpha(0.4, 0.3, 8), np.sqrt(1 - vp_alpha(0.4, 0.3, 8) ** 2)),
+        (dgjax.sub_vp(0.3, 8), vp_alpha(0.4, 0.3, 8), 1 - vp_alpha(0.4, 0.3, 8) ** 2),
+        (dgjax.ve(0.002, 80), 1.0, 0.002**0.6 * 80**0.4),
+        (dgjax.edm(3), 1.0, 0.064),
     ],
     ids=["vp", "sub_vp", "ve", "edm"],
 )
 def test_the_numbers_of_a_path_are_used(path, alpha, sigma):
     t = jnp.array(0.4)
     np.testing.assert_allclose([path.alpha(t), path.sigma(t)], [alpha, sigma], rtol=1e-12)
-    np.testing.assert_allclose(path.time(paths.logsnr(path, t)), 0.4, rtol=1e-12)
+    np.testing.assert_allclose(path.time(dgjax.logsnr(path, t)), 0.4, rtol=1e-12)
 
 
 def test_derivatives_f_and_g2_are_those_of_the_formulas(span):
@@ -158,14 +159,14 @@ def test_float32_loses_nothing_near_the_ends(span, float32):
 
 @pytest.mark.parametrize(
     "make",
-    [paths.vp, paths.sub_vp, paths.ve, lambda a, b: paths.edm(b)],
+    [dgjax.vp, dgjax.sub_vp, dgjax.ve, lambda a, b: dgjax.edm(b)],
     ids=["vp", "sub_vp", "ve", "edm"],
 )
 def test_changed_numbers_do_not_retrace(make):
     @jax.jit
     @chex.assert_max_traces(1)
     def both(path, t):
-        return paths.coefficients(path, t), path.time(paths.logsnr(path, t))
+        return coefficients(path, t), path.time(dgjax.logsnr(path, t))
 
     first, _ = both(make(0.1, 20.0), 0.3)
     second, _ = both(make(1, 12), 0.7)
@@ -185,7 +186,7 @@ def test_changed_bounds_of_a_custom_path_do_not_retrace():
     def middle(path):
         return path.time(0.0)
 
-    results = [middle(paths.custom(alpha, sigma, 0.0, upper)) for upper in (1.0, 2, 3.5)]
+    results = [middle(dgjax.custom(alpha, sigma, 0.0, upper)) for upper in (1.0, 2, 3.5)]
     # t e^t = 1 at the omega constant.
     np.testing.assert_allclose(results, 0.5671432904097838, rtol=1e-12)
 
@@ -201,24 +202,24 @@ def test_changed_bounds_of_a_custom_path_do_not_retrace():
 )
 def test_a_custom_path_that_does_not_grow_is_refused(alpha, sigma):
     with pytest.raises(ValueError, match="must grow"):
-        paths.custom(alpha, sigma)
+        dgjax.custom(alpha, sigma)
 
 
 def test_a_custom_path_equals_the_named_one():
     """Bisection finds what the closed form of `vp` gives, at both ends and in between."""
-    named = paths.vp()
-    path = paths.custom(lambda t: named.alpha(t), lambda t: named.sigma(t))
+    named = dgjax.vp()
+    path = dgjax.custom(lambda t: named.alpha(t), lambda t: named.sigma(t))
     np.testing.assert_allclose(times(path, WIDE), times(named, WIDE), rtol=1e-12)
 
 
 def test_a_custom_path_is_inverted_at_the_far_noise_end_in_float32(float32):
     """sigma/alpha from 3e3 to 2e5, where the angle of the two is pi/2 to all but a few bits."""
-    path = paths.custom(lambda t: jnp.exp(-t), lambda t: t, 0.0, 12.0)
+    path = dgjax.custom(lambda t: jnp.exp(-t), lambda t: t, 0.0, 12.0)
     levels = np.array([-16.0, -20.0, -24.0])
     t = np.asarray([path.time(level) for level in levels], np.float64)
     # log-SNR is -2 t - 2 log t.
     np.testing.assert_allclose(-2 * (t + np.log(t)), levels, atol=1e-5)
-    np.testing.assert_allclose(path.time(paths.logsnr(path, 12.0)), 12.0, rtol=1e-6)
+    np.testing.assert_allclose(path.time(dgjax.logsnr(path, 12.0)), 12.0, rtol=1e-6)
     assert path.time(-40.0) == 12.0
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dgjax.images import read_image
-from dgjax.metrics import png_bytes
-from dgjax.training.folder import is_held_out
+from dgjax.data.folder import is_held_out
+from dgjax.pictures.files import read_image
+from dgjax.pictures.pixels import png_bytes
 
 SCRIPT = Path(__file__).parent.parent / "experiments" / "photo_patches.py"
 if not SCRIPT.exists():

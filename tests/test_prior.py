@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from dgjax import fields, paths, prior
-from dgjax.parametrization import NoisePrediction
+import dgjax
+from dgjax.model.parametrization import NoisePrediction
 
 SHAPE = (3, 8)
 SIZE = 24
@@ -16,15 +16,15 @@ SIZE = 24
 @pytest.fixture(scope="module")
 def model():
     """A field on the cosine path, where neither alpha nor sigma is 1 at t_max."""
-    return fields.field(
-        lambda x, t, cond: x, paths.cosine(), NoisePrediction(), t_min=0.01, t_max=0.8
+    return dgjax.field(
+        lambda x, t, cond: x, dgjax.cosine(), NoisePrediction(), t_min=0.01, t_max=0.8
     )
 
 
 @pytest.fixture(scope="module")
 def draws(model):
     keys = jax.random.split(jax.random.key(0), 2000)
-    return jax.jit(jax.vmap(lambda k: prior.prior_sample(model, k, SHAPE)))(keys)
+    return jax.jit(jax.vmap(lambda k: dgjax.prior_sample(model, k, SHAPE)))(keys)
 
 
 def norms(model, x):
@@ -40,7 +40,7 @@ def test_norms_of_prior_samples_follow_the_chi_law(model, draws):
 
 
 def test_with_norm_keeps_the_direction(model, draws):
-    x = prior.with_norm(model, draws[0], 3.5)
+    x = dgjax.with_norm(model, draws[0], 3.5)
     np.testing.assert_allclose(norms(model, x), 3.5, rtol=1e-12)
     np.testing.assert_allclose(x / x[0, 0], draws[0] / draws[0, 0, 0], rtol=1e-10)
 
@@ -49,15 +49,15 @@ def test_with_norm_keeps_the_direction(model, draws):
 def test_chi_quantile_inverts_the_chi_law(size):
     """P(|z| <= r) is the regularised incomplete gamma function of (D/2, r^2/2)."""
     q = jnp.array([0.001, 0.3, 0.5, 0.99])
-    r = jax.jit(jax.vmap(lambda q: prior.chi_quantile(q, size)))(q)
+    r = jax.jit(jax.vmap(lambda q: dgjax.chi_quantile(q, size)))(q)
     np.testing.assert_allclose(special.gammainc(size / 2, r**2 / 2), q, rtol=1e-8)
 
 
 @pytest.mark.parametrize("quantile", [0.1, 0.5, 0.9])
 def test_quantile_is_that_of_the_priors_log_density(model, draws, quantile):
     """The guided latent's log p_T exceeds that of a share `quantile` of all latents."""
-    log_prior = jax.jit(jax.vmap(lambda x: fields.log_prior(model, x)))
-    guide = jax.jit(jax.vmap(lambda x: prior.prior_guidance(model, x, quantile)))
+    log_prior = jax.jit(jax.vmap(lambda x: dgjax.log_prior(model, x)))
+    guide = jax.jit(jax.vmap(lambda x: dgjax.prior_guidance(model, x, quantile)))
     reached = log_prior(guide(draws[:8]))
     np.testing.assert_allclose(reached, reached[0], rtol=1e-12)  # whatever the latent
     ordinary = np.asarray(log_prior(draws))
@@ -69,16 +69,16 @@ def test_log_prior_is_that_of_the_norm(model, draws):
     """log N(x; 0, sigma^2 I) written with the norm r: what a chosen norm costs, in nats."""
     sigma = model.path.sigma(model.t_max)
     for r in (2.0, 5.0, 8.0):
-        reached = fields.log_prior(model, prior.with_norm(model, draws[0], r))
+        reached = dgjax.log_prior(model, dgjax.with_norm(model, draws[0], r))
         expected = -0.5 * r**2 - SIZE * jnp.log(sigma * jnp.sqrt(2 * jnp.pi))
         np.testing.assert_allclose(reached, expected, rtol=1e-12)
 
 
 def test_bad_norms_and_quantiles(model, draws):
     with pytest.raises(ValueError, match="norm must be positive"):
-        prior.with_norm(model, draws[0], 0.0)
+        dgjax.with_norm(model, draws[0], 0.0)
     with pytest.raises(ValueError, match="zero latent"):
-        prior.with_norm(model, jnp.zeros(SHAPE), 5.0)
+        dgjax.with_norm(model, jnp.zeros(SHAPE), 5.0)
     for q in (0.0, 1.0, 1.5, -0.1, float("nan")):
         with pytest.raises(ValueError, match="strictly between 0 and 1"):
-            prior.prior_guidance(model, draws[0], q)
+            dgjax.prior_guidance(model, draws[0], q)

@@ -12,25 +12,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dgjax import analytic, divergence, fields, grids, guidance, noise, parametrization, paths
-from dgjax.quadrature import chord, node_quadrature, quadrature
-from dgjax.sampling import Trajectory, sample
+import dgjax
+from dgjax.sampling.sample import Trajectory, sample
+from dgjax.sampling.spacetime_quadrature import chord, node_quadrature, quadrature
 
-EXACT = divergence.Exact()
+EXACT = dgjax.Exact()
 KEY = jax.random.key(0)
 
 
 def model_on(span, mixture):
-    return analytic.closed_form(mixture, span.path, t_min=span.t_min, t_max=span.t_max)
+    return dgjax.closed_form(mixture, span.path, t_min=span.t_min, t_max=span.t_max)
 
 
 def truth(model, ts, xs):
-    return jax.vmap(lambda t, x: analytic.log_density(model, t, x))(ts, xs)
+    return jax.vmap(lambda t, x: dgjax.log_density(model, t, x))(ts, xs)
 
 
 def curve(model, shape, steps):
     """A smooth curve from noise to data that follows no equation, w^(1/7) uniform."""
-    ts = grids.grid_karras(model, steps)
+    ts = dgjax.grid_karras(model, steps)
     a, b, c = jax.random.normal(jax.random.key(1), (3, *shape))
     u = jnp.linspace(0, 1, steps + 1)
 
@@ -62,23 +62,23 @@ def cloud(count, size=32):
     scales = jnp.geomspace(0.05, 2, size) ** 2
     covariances = jnp.einsum("kij,j,klj->kil", basis, scales, basis)
     means = jax.random.normal(jax.random.key(3), (3, size)) * (count > 1)
-    return analytic.gaussian_mixture(jnp.ones(3), means, covariances)
+    return dgjax.gaussian_mixture(jnp.ones(3), means, covariances)
 
 
 @jax.jit
 @functools.partial(jax.vmap, in_axes=(None, 0))
 def reverse_sde_errors(mixture, key):
     """Of the tracked log-density and of quadrature, at the end of 64 steps."""
-    path = paths.vp()
+    path = dgjax.vp()
     t_min, t_max = path.time(jnp.array(10.0)), path.time(jnp.array(-10.0))
-    model = analytic.closed_form(mixture, path, t_min=t_min, t_max=t_max)
+    model = dgjax.closed_form(mixture, path, t_min=t_min, t_max=t_max)
     start, walk = jax.random.split(key)
     x = path.alpha(t_max) * mixture.sample(start, jnp.exp(5.0))
-    euler = {"noise": noise.reverse_sde_ito(), "solver": diffrax.Euler()}
-    run = sample(model, x, grids.grid_logsnr(model, 64), key=walk, save=Trajectory, **euler)
+    euler = {"noise": dgjax.reverse_sde_ito(), "solver": diffrax.Euler()}
+    run = sample(model, x, dgjax.grid_logsnr(model, 64), key=walk, save=Trajectory, **euler)
     t, x, _ = run.trajectory
     measured = quadrature(model, t, x, key=walk, divergence=EXACT, batch=8).log_density[-1]
-    exact = analytic.log_density(model, t_min, x[-1])
+    exact = dgjax.log_density(model, t_min, x[-1])
     return run.log_density - exact, measured - exact
 
 
@@ -155,7 +155,7 @@ def test_same_on_every_path(spans, mixture2, name):
 def test_probes_are_fresh_and_their_error_is_stated(spans, mixture16):
     model = model_on(spans["edm7"], mixture16.model)
     ts, xs = curve(model, (2, 8), 16)
-    estimator = divergence.Hutchinson(8, divergence.gaussian)
+    estimator = dgjax.Hutchinson(8, dgjax.gaussian)
 
     @functools.partial(jax.vmap, in_axes=(None, 0))
     def runs(method, key):
@@ -163,7 +163,7 @@ def test_probes_are_fresh_and_their_error_is_stated(spans, mixture16):
 
     @jax.vmap
     def held(key):
-        return measure(quadrature, model, ts, xs, divergence=divergence.FixedProbe(estimator, key))
+        return measure(quadrature, model, ts, xs, divergence=dgjax.FixedProbe(estimator, key))
 
     keys = jax.random.split(jax.random.key(5), 300)
     for method in (quadrature, node_quadrature):
@@ -179,16 +179,16 @@ def test_probes_are_fresh_and_their_error_is_stated(spans, mixture16):
 
     spread = [np.std(run.log_density[:, -1]) for run in (held(keys), runs(quadrature, keys))]
     assert spread[0] > 1.5 * spread[1]  # the errors of one probe held all the way add up
-    single = measure(quadrature, model, ts, xs, divergence=divergence.Hutchinson())
+    single = measure(quadrature, model, ts, xs, divergence=dgjax.Hutchinson())
     assert np.all(np.isnan(single.standard_error))
 
 
 def test_memory_does_not_grow_with_the_trajectory():
-    mixture = analytic.kernel_density(jnp.zeros((1, 4096)), 0.1)
-    model = analytic.closed_form(mixture, paths.edm(), t_min=0.1, t_max=10.0)
+    mixture = dgjax.kernel_density(jnp.zeros((1, 4096)), 0.1)
+    model = dgjax.closed_form(mixture, dgjax.edm(), t_min=0.1, t_max=10.0)
 
     def scratch(method, steps, batch):
-        ts = grids.grid_uniform(model, steps)
+        ts = dgjax.grid_uniform(model, steps)
         run = jax.jit(lambda xs: method(model, ts, xs, key=KEY, batch=batch))
         like = jax.ShapeDtypeStruct((steps + 1, 4096), jnp.float64)
         compiled = run.lower(like).compile()
@@ -212,11 +212,9 @@ def smooth_errors():
     q falls to 1/2 at the data, so that eta stays off its bound, where the drift has a kink.
     """
     mixture = cloud(3, 16)
-    model = analytic.closed_form(
-        mixture, paths.edm(7.0), t_min=0.05 ** (1 / 7), t_max=20.0 ** (1 / 7)
-    )
+    model = dgjax.closed_form(mixture, dgjax.edm(7.0), t_min=0.05 ** (1 / 7), t_max=20.0 ** (1 / 7))
     knots = jnp.array(
-        [paths.logsnr(model.path, model.t_max), paths.logsnr(model.path, model.t_min)]
+        [dgjax.logsnr(model.path, model.t_max), dgjax.logsnr(model.path, model.t_min)]
     )
 
     @jax.jit
@@ -228,7 +226,7 @@ def smooth_errors():
             grid,
             key=KEY,
             log_density=log_density,
-            guides=(guidance.density_guidance(jnp.stack([q, 0.5]), knots=knots, bound=4.0),),
+            guides=(dgjax.density_guidance(jnp.stack([q, 0.5]), knots=knots, bound=4.0),),
             divergence=EXACT,
             save=Trajectory,
             solver=diffrax.Heun(),
@@ -243,10 +241,10 @@ def smooth_errors():
 
     q = jnp.repeat(jnp.array([0.5, 0.65]), 4)
     latents = jax.vmap(lambda key: mixture.sample(key, 20.0))(jax.random.split(KEY, 8))
-    start = jax.vmap(lambda x: fields.log_prior(model, x))(latents)
+    start = jax.vmap(lambda x: dgjax.log_prior(model, x))(latents)
     rows = []
     for steps in STEPS:
-        grid = jnp.tile(grids.grid_uniform(model, steps), (8, 1))
+        grid = jnp.tile(dgjax.grid_uniform(model, steps), (8, 1))
         t, x, tracked = grid[:, :1], latents[:, None], start[:, None]
         for i in range(0, steps, 32):
             more, bounded = piece(q, x[:, -1], tracked[:, -1], grid[:, i : i + 33])
@@ -275,8 +273,8 @@ def test_the_solvers_error_drops_out(guided):
 
 def test_node_quadrature_is_exact_for_what_it_interpolates():
     """log p quadratic in y on a polynomial curve at one w: differences and weights are exact."""
-    mixture = analytic.gaussian(jnp.zeros(3), jnp.array(0.7))
-    model = analytic.closed_form(mixture, paths.edm(), t_min=0.1, t_max=10.0)
+    mixture = dgjax.gaussian(jnp.zeros(3), jnp.array(0.7))
+    model = dgjax.closed_form(mixture, dgjax.edm(), t_min=0.1, t_max=10.0)
     ts = jnp.linspace(1.0, 1.0 + 1e-12, 9)
     u = jnp.linspace(-1, 1, 9)
     xs = jnp.stack([u**3, 1 - u**2, u], -1)
@@ -293,7 +291,7 @@ def test_node_quadrature_is_exact_for_what_it_interpolates():
 def chord_errors(nodes, model, t, x0, x1):
     """|error|, the error stated, and |difference|."""
     run = chord(model, t, x0, x1, nodes=nodes)
-    exact = analytic.log_density(model, t, x1) - analytic.log_density(model, t, x0)
+    exact = dgjax.log_density(model, t, x1) - dgjax.log_density(model, t, x0)
     return jnp.abs(run.difference - exact), run.error, jnp.abs(exact)
 
 
@@ -322,7 +320,7 @@ def test_chord_states_its_error(spans, mixture16, nodes):
 def test_chord_order(spans, mixture2):
     model = model_on(spans["vp"], mixture2.model)
     t, x0, way = model.path.time(jnp.array(0.0)), jnp.array([0.3, -0.2]), jnp.array([0.8, 0.6])
-    exact = functools.partial(analytic.log_density, model, t)
+    exact = functools.partial(dgjax.log_density, model, t)
     lengths = np.array([0.2, 0.4])
     for nodes in (2, 3):
         runs = [chord(model, t, x0, x0 + length * way, nodes=nodes) for length in lengths]
@@ -391,9 +389,7 @@ def test_density_of_the_conditional_model(mixture2):
         return mixture2.model(y - cond, w) + cond
 
     conditional, plain = (
-        fields.field(
-            network, paths.edm(), parametrization.DenoisedPrediction(), t_min=0.1, t_max=10.0
-        )
+        dgjax.field(network, dgjax.edm(), dgjax.DenoisedPrediction(), t_min=0.1, t_max=10.0)
         for network in (denoiser, mixture2.model)
     )
     shift = jnp.array([0.4, -1.0])

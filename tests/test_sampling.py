@@ -15,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dgjax import analytic, divergence, fields, grids, guidance, noise, parametrization, paths
-from dgjax.sampling import Trajectory, sample
-from dgjax.solvers import RK4
+import dgjax
+from dgjax.model.divergence import Divergence
+from dgjax.model.paths import Path, coefficients
+from dgjax.sampling.sample import Trajectory, sample
+from dgjax.sampling.solvers import RK4
 from dgjax.typing import inner, register_dataclass
 
 CHUNK = 32
@@ -28,14 +30,14 @@ QUANTILES = (0.5, 0.2, 0.7)
 class Problem(NamedTuple):
     """A closed-form model, an exact divergence for it, and latents from its own prior."""
 
-    model: fields.Field
-    divergence: divergence.Divergence
+    model: dgjax.Field
+    divergence: Divergence
     latents: jax.Array
 
 
 def make_problem(mixture, trace, *, count=12, w_min=0.05, w_max=20.0):
-    model = analytic.closed_form(
-        mixture, paths.edm(RHO), t_min=w_min ** (1 / RHO), t_max=w_max ** (1 / RHO)
+    model = dgjax.closed_form(
+        mixture, dgjax.edm(RHO), t_min=w_min ** (1 / RHO), t_max=w_max ** (1 / RHO)
     )
     keys = jax.random.split(jax.random.key(3), count)
     return Problem(model, trace, jax.jit(jax.vmap(lambda k: mixture.sample(k, w_max)))(keys))
@@ -70,7 +72,7 @@ def image_problem():
     size = int(np.prod(shape))
     means = rng.normal(size=(count, size))
     basis = np.linalg.qr(rng.normal(size=(count, size, rank)))[0]
-    mixture = analytic.GaussianMixture(
+    mixture = dgjax.GaussianMixture(
         jnp.log(jnp.array([0.5, 0.3, 0.2])),
         jnp.asarray(means),
         jnp.asarray(basis),
@@ -85,8 +87,8 @@ def image_problem():
 @pytest.fixture(scope="module")
 def problems(mixture2, mixture16):
     return {
-        2: make_problem(mixture2.model, divergence.Exact()),
-        16: make_problem(mixture16.model, divergence.Exact()),
+        2: make_problem(mixture2.model, dgjax.Exact()),
+        16: make_problem(mixture16.model, dgjax.Exact()),
         784: image_problem(),
     }
 
@@ -94,17 +96,17 @@ def problems(mixture2, mixture16):
 @jax.jit
 def truth(model, x):
     """Exact log-density at t_min of a batch x."""
-    return jax.vmap(lambda x: analytic.log_density(model, model.t_min, x))(x)
+    return jax.vmap(lambda x: dgjax.log_density(model, model.t_min, x))(x)
 
 
 @jax.jit
 def prior(model, x):
-    return jax.vmap(lambda x: fields.log_prior(model, x))(x)
+    return jax.vmap(lambda x: dgjax.log_prior(model, x))(x)
 
 
 def in_pieces(piece, model, x, steps):
     """Calls `piece(x, grid, log_density)` along the grid; returns x and its log-density."""
-    grid = grids.grid_uniform(model, steps)
+    grid = dgjax.grid_uniform(model, steps)
     log_density = prior(model, x)
     for start in range(0, steps, CHUNK):
         x, log_density = piece(x, grid[start : start + CHUNK + 1], log_density)
@@ -151,7 +153,7 @@ def errors(problems):
                     grid,
                     key=jax.random.key(0),
                     log_density=log_density,
-                    guides=(guidance.density_guidance(q),),
+                    guides=(dgjax.density_guidance(q),),
                     divergence=trace,
                     solver=solver,
                 )
@@ -194,9 +196,9 @@ def test_the_subspace_trace_is_exact(problems):
 
     @jax.jit
     def both(t):
-        exact = divergence.Exact()
+        exact = dgjax.Exact()
         return [
-            fields.evaluate(model, t, x, divergence=d, key=jax.random.key(0)).divergence
+            dgjax.evaluate(model, t, x, divergence=d, key=jax.random.key(0)).divergence
             for d in (trace, exact)
         ]
 
@@ -206,7 +208,7 @@ def test_the_subspace_trace_is_exact(problems):
 
 def test_trajectory_holds_what_shorter_runs_reach(problems):
     model, trace, latents = problems[16]
-    grid = grids.grid_uniform(model, 64)
+    grid = dgjax.grid_uniform(model, 64)
 
     @functools.partial(jax.jit, static_argnames="save")
     def run(x, grid, log_density, save=None):
@@ -233,7 +235,7 @@ def test_trajectory_holds_what_shorter_runs_reach(problems):
     np.testing.assert_allclose(rest.log_density, course.log_density, rtol=1e-11)
 
     # And at every grid point the log-density is the exact one of that time.
-    every = jax.jit(jax.vmap(jax.vmap(functools.partial(analytic.log_density, model))))
+    every = jax.jit(jax.vmap(jax.vmap(functools.partial(dgjax.log_density, model))))
     np.testing.assert_allclose(log_density, every(t, x), atol=1e-6)
 
 
@@ -243,12 +245,12 @@ def test_untracked_samples_are_the_tracked_ones(problems, solver):
 
     @jax.jit
     def run(trace):
-        guides = (guidance.density_guidance(0.7),)
+        guides = (dgjax.density_guidance(0.7),)
         options = {"key": jax.random.key(0), "guides": guides, "solver": solver}
-        grid = grids.grid_uniform(model, 8)
+        grid = dgjax.grid_uniform(model, 8)
         return sample(model, latents[0], grid, divergence=trace, **options)
 
-    tracked, free = run(trace), run(divergence.Untracked())
+    tracked, free = run(trace), run(dgjax.Untracked())
     np.testing.assert_allclose(free.x, tracked.x, rtol=1e-10)
     np.testing.assert_allclose(free.info.bound_share, tracked.info.bound_share)
     assert jnp.isfinite(tracked.log_density)
@@ -264,7 +266,7 @@ def test_single_precision_keeps_up(float32):
     @jax.vmap
     def run(x):
         options = {"divergence": trace, "solver": diffrax.Dopri5()}
-        return sample(model, x, grids.grid_uniform(model, 64), key=jax.random.key(0), **options)
+        return sample(model, x, dgjax.grid_uniform(model, 64), key=jax.random.key(0), **options)
 
     out = run(latents)
     assert out.x.dtype == out.log_density.dtype == jnp.float32
@@ -306,7 +308,7 @@ def test_adaptive_steps_reach_their_tolerance(problems):
 def test_info_is_what_the_trajectory_shows(problems):
     """bound_share and least_score against |sigma s| along a finely saved trajectory."""
     model, trace, latents = problems[2]
-    grid = grids.grid_uniform(model, 400)
+    grid = dgjax.grid_uniform(model, 400)
     probit = 0.5244005127080407  # Phi^-1(0.7)
 
     @jax.jit
@@ -316,7 +318,7 @@ def test_info_is_what_the_trajectory_shows(problems):
             x,
             grid,
             key=jax.random.key(0),
-            guides=(guidance.density_guidance(0.7),),
+            guides=(dgjax.density_guidance(0.7),),
             divergence=trace,
             save=Trajectory,
             solver=diffrax.Heun(),
@@ -350,7 +352,7 @@ def predictors(mixture, path):
     """The same model six times: a parametrization, and the network that predicts for it."""
 
     def pair(x, t):
-        c = paths.coefficients(path, t)
+        c = coefficients(path, t)
         x0 = mixture(x / c.alpha, c.sigma / c.alpha)
         return c, x0, (x - c.alpha * x0) / c.sigma
 
@@ -380,22 +382,22 @@ def predictors(mixture, path):
         return (mixture(y, w) - 1.5**2 / total**2 * y) * total / (1.5 * w)
 
     return [
-        (parametrization.NoisePrediction(), noise),
-        (parametrization.DenoisedPrediction(), denoised),
-        (parametrization.ScorePrediction(), score),
-        (parametrization.VPrediction(), v),
-        (parametrization.VelocityPrediction(), velocity),
-        (parametrization.preconditioned(1.5), preconditioned),
+        (dgjax.NoisePrediction(), noise),
+        (dgjax.DenoisedPrediction(), denoised),
+        (dgjax.ScorePrediction(), score),
+        (dgjax.VPrediction(), v),
+        (dgjax.VelocityPrediction(), velocity),
+        (dgjax.preconditioned(1.5), preconditioned),
     ]
 
 
 @register_dataclass
 @dataclass(frozen=True)
-class OneOfPaths(paths.Path):
+class OneOfPaths(Path):
     """The path numbered `index`, so that one compilation serves all of them."""
 
     index: jax.Array
-    choices: tuple[paths.Path, ...]
+    choices: tuple[Path, ...]
 
     def alpha(self, t):
         return jnp.stack([path.alpha(t) for path in self.choices])[self.index]
@@ -410,7 +412,7 @@ class OneOfPredictions:
     """The parametrization numbered `index`; the network given to it is the mixture."""
 
     index: jax.Array
-    path: paths.Path
+    path: Path
 
     def __call__(self, network, x, t, c, cond):
         pairs = [p(f, x, t, c, cond) for p, f in predictors(network, self.path)]
@@ -421,20 +423,20 @@ def test_every_path_and_parametrization_gives_the_same_samples(mixture2, spans):
     """Same latents, rescaled: y = x/alpha and its log-density agree to solver accuracy."""
     mixture, every = mixture2.model, list(spans.values())
     choices = tuple(span.path for span in every)
-    w_min = jnp.exp(-0.5 * paths.logsnr(every[0].path, every[0].t_min))
-    w_max = jnp.exp(-0.5 * paths.logsnr(every[0].path, every[0].t_max))
+    w_min = jnp.exp(-0.5 * dgjax.logsnr(every[0].path, every[0].t_min))
+    w_max = jnp.exp(-0.5 * dgjax.logsnr(every[0].path, every[0].t_max))
     latents = jax.vmap(lambda k: mixture.sample(k, w_max))(jax.random.split(jax.random.key(4), 4))
 
     def grid_of(span):
         ends = {"t_min": span.t_min, "t_max": span.t_max}
-        return grids.grid_logsnr(analytic.closed_form(mixture, span.path, **ends), 96)
+        return dgjax.grid_logsnr(dgjax.closed_form(mixture, span.path, **ends), 96)
 
     @jax.jit
     @functools.partial(jax.vmap, in_axes=(0, 0, None))
     @functools.partial(jax.vmap, in_axes=(None, None, 0))
     def run(which, grid, parametrization):
         path = OneOfPaths(which, choices)
-        model = fields.field(
+        model = dgjax.field(
             mixture,
             path,
             OneOfPredictions(parametrization, path),
@@ -450,7 +452,7 @@ def test_every_path_and_parametrization_gives_the_same_samples(mixture2, spans):
                 start * y,
                 grid,
                 key=jax.random.key(0),
-                divergence=divergence.Exact(),
+                divergence=dgjax.Exact(),
                 solver=diffrax.Dopri5(),
             )
             # log p of x/alpha: the volume term is all that a path changes.
@@ -483,12 +485,12 @@ BAD = [
     ({"grid": [1.3, 1.0, 0.7]}, "prior is known at t_max"),
     ({"solver": diffrax.Kvaerno3()}, "explicit Runge-Kutta"),
     ({"solver": diffrax.ReversibleHeun()}, "explicit Runge-Kutta"),
-    ({"noise": noise.level_set_noise(), "solver": diffrax.Euler()}, "Stratonovich sense"),
-    ({"noise": noise.reverse_sde(), "solver": diffrax.Euler()}, "Stratonovich sense"),
-    ({"noise": noise.noise_matched()}, r"needs solver=Euler\(\), not Heun"),
-    ({"noise": noise.reverse_sde_ito(), "solver": RK4()}, r"needs solver=Euler\(\), not RK4"),
+    ({"noise": dgjax.level_set_noise(), "solver": diffrax.Euler()}, "Stratonovich sense"),
+    ({"noise": dgjax.reverse_sde(), "solver": diffrax.Euler()}, "Stratonovich sense"),
+    ({"noise": dgjax.noise_matched()}, r"needs solver=Euler\(\), not Heun"),
+    ({"noise": dgjax.reverse_sde_ito(), "solver": RK4()}, r"needs solver=Euler\(\), not RK4"),
     (
-        {"noise": noise.level_set_noise(), "controller": diffrax.PIDController(1e-3, 1e-3)},
+        {"noise": dgjax.level_set_noise(), "controller": diffrax.PIDController(1e-3, 1e-3)},
         "noise needs a fixed grid",
     ),
 ]
@@ -496,8 +498,8 @@ BAD = [
 
 @pytest.mark.parametrize(("wrong", "message"), BAD)
 def test_wrong_use_fails_early(wrong, message):
-    model = analytic.closed_form(
-        analytic.gaussian(jnp.zeros(2), 1.0), paths.edm(RHO), t_min=0.7, t_max=1.4
+    model = dgjax.closed_form(
+        dgjax.gaussian(jnp.zeros(2), 1.0), dgjax.edm(RHO), t_min=0.7, t_max=1.4
     )
     given = {"x": [1.0, 1.0], "grid": [1.4, 1.0, 0.7], "solver": diffrax.Heun()} | wrong
     x, grid = jnp.asarray(given.pop("x")), jnp.asarray(given.pop("grid"))
@@ -510,7 +512,7 @@ def test_what_cannot_be_seen_early_is_reported(problems):
     model, trace, latents = problems[2]
     spoiled = latents.at[1, 0].set(jnp.nan)
     one = lambda x: sample(
-        model, x, grids.grid_uniform(model, 4), key=jax.random.key(0), divergence=trace
+        model, x, dgjax.grid_uniform(model, 4), key=jax.random.key(0), divergence=trace
     )
     finite = jax.jit(jax.vmap(one))(spoiled).info.finite
     assert not finite[1]
@@ -519,8 +521,8 @@ def test_what_cannot_be_seen_early_is_reported(problems):
 
 def test_a_grid_that_cannot_be_seen_early_is_reported():
     """Under jit as an argument, it would lead to a log-density of nothing unsaid."""
-    model = analytic.closed_form(
-        analytic.gaussian(jnp.zeros(2), 1.0), paths.edm(RHO), t_min=0.7, t_max=1.4
+    model = dgjax.closed_form(
+        dgjax.gaussian(jnp.zeros(2), 1.0), dgjax.edm(RHO), t_min=0.7, t_max=1.4
     )
     run = jax.jit(
         lambda grid: sample(model, jnp.ones(2), grid, key=jax.random.key(0), solver=diffrax.Euler())

@@ -13,9 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from dgjax.checkpoint import read_arrays
-from dgjax.sharding import device_mesh
-from dgjax.spec import ModelSpec, build
+from dgjax.checkpoints.checkpoint import read_arrays
+from dgjax.checkpoints.spec import ModelSpec, build
+from dgjax.devices.sharding import device_mesh
 from dgjax.training import fit, load_config
 from dgjax.training.placement import consecutive, own_rows
 from dgjax.training.run import restore

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from dgjax.cli.placement import memory
-from dgjax.sharding import device_mesh, replicate, shard_batch
+from dgjax.devices.placement import memory
+from dgjax.devices.sharding import device_mesh, replicate, shard_batch
 
 # Each also begins the names of its asynchronous halves, such as all-gather-start.
 COLLECTIVES = [
@@ -31,7 +31,7 @@ PRELUDE = """
 import json, re
 import jax, jax.numpy as jnp, numpy as np
 import dgjax
-from dgjax.sharding import device_mesh, over_devices, replicate, shard_batch
+from dgjax.devices.sharding import device_mesh, over_devices, replicate, shard_batch
 
 mesh = device_mesh()
 assert mesh.size == 8
@@ -97,8 +97,8 @@ print(json.dumps(found))
 MODEL = (
     PRELUDE
     + """
-from dgjax.checkpoint import Meta, from_named, load, save, to_named, weight_bytes
-from dgjax.spec import ModelSpec, build, build_network
+from dgjax.checkpoints.checkpoint import Meta, from_named, load, save, to_named, weight_bytes
+from dgjax.checkpoints.spec import ModelSpec, build, build_network
 from flax import nnx
 
 network = {"kind": "mlp", "width": 64, "depth": 3}
@@ -117,7 +117,7 @@ CHECKPOINT = (
     MODEL
     + """
 from jax.sharding import NamedSharding, PartitionSpec
-from dgjax.sharding import weight_sharding
+from dgjax.devices.sharding import weight_sharding
 
 run = jax.jit(lambda model, x: model.pair(jnp.float32(0.5), x).x0)
 x = jnp.arange(5.0)
@@ -147,9 +147,9 @@ COMMAND = (
     MODEL
     + """
 from dgjax.cli import placement
-from dgjax.cli.batches import batches
-from dgjax.cli.options import open_model
-from dgjax.sharding import weight_sharding
+from dgjax.devices.batches import batches
+from dgjax.checkpoints.opened import open_model
+from dgjax.devices.sharding import weight_sharding
 
 x = rng.standard_normal((11, 5)).astype(np.float32)
 run = jax.jit(lambda model, x: jax.vmap(lambda x: model.pair(jnp.float32(0.9), x).x0)(x))

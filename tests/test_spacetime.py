@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import dgjax
-from dgjax.paths import coefficients
+from dgjax.model.paths import coefficients
 
 SCALE = 0.7
 

@@ -11,19 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dgjax import (
-    analytic,
-    closed_loop,
-    divergence,
-    fields,
-    grids,
-    guidance,
-    paths,
-    schedules,
-    targets,
-)
-from dgjax.sampling import sample
-from dgjax.solvers import RK4
+import dgjax
+from dgjax.guidance.density import DensityGuidance
+from dgjax.guidance.target import Profile
+from dgjax.model.divergence import Divergence
+from dgjax.sampling.sample import sample
+from dgjax.sampling.solvers import RK4
 from dgjax.typing import inner, register_dataclass
 
 RHO = 7.0
@@ -54,22 +47,22 @@ class Span:
 class Problem(NamedTuple):
     """A closed-form model, its divergence, a grid, latents, and the highest of its modes."""
 
-    model: fields.Field
-    divergence: divergence.Divergence
+    model: dgjax.Field
+    divergence: Divergence
     grid: jax.Array
     latents: jax.Array
     mode: float
 
 
 def make_problem(mixture, trace, *, steps=64, count=4, w_min=0.05):
-    model = analytic.closed_form(
-        mixture, paths.edm(RHO), t_min=w_min ** (1 / RHO), t_max=20.0 ** (1 / RHO)
+    model = dgjax.closed_form(
+        mixture, dgjax.edm(RHO), t_min=w_min ** (1 / RHO), t_max=20.0 ** (1 / RHO)
     )
     keys = jax.random.split(jax.random.key(3), count)
     latents = jax.jit(jax.vmap(lambda k: mixture.sample(k, 20.0)))(keys)
     centres = mixture.means.reshape(-1, *mixture.shape)
     heights = jax.jit(jax.vmap(lambda y: mixture.log_density(y, w_min)))(centres)
-    return Problem(model, trace, grids.grid_uniform(model, steps), latents, float(heights.max()))
+    return Problem(model, trace, dgjax.grid_uniform(model, steps), latents, float(heights.max()))
 
 
 def images():
@@ -78,7 +71,7 @@ def images():
     coarse = rng.normal(size=(5, 7, 7))
     data = np.kron(coarse, np.ones((4, 4)))
     flat = np.concatenate([data.reshape(5, -1), rng.normal(size=(1, 784))]).T
-    return analytic.kernel_density(data, 0.3), Span(jnp.asarray(np.linalg.qr(flat)[0].T))
+    return dgjax.kernel_density(data, 0.3), Span(jnp.asarray(np.linalg.qr(flat)[0].T))
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +80,11 @@ def problem(request, mixture16, mixture64):
     if size == 784:
         return make_problem(*images())
     mixture = {16: mixture16, 64: mixture64}[size].model
-    return make_problem(mixture, divergence.Exact())
+    return make_problem(mixture, dgjax.Exact())
 
 
 def truth(model, x):
-    exact = lambda x: analytic.log_density(model, model.t_min, x)
+    exact = lambda x: dgjax.log_density(model, model.t_min, x)
     return jax.jit(jax.vmap(jax.vmap(exact)))(x)
 
 
@@ -123,10 +116,10 @@ def test_closed_loop(problem):
 
     @jax.jit
     def run(latents, goals):
-        profile = targets.pilot(model, latents[:3], grid, key=jax.random.key(0), **solve)
+        profile = dgjax.pilot(model, latents[:3], grid, key=jax.random.key(0), **solve)
 
         def one(x, goal):
-            guide = closed_loop.target_guidance(goal, model, profile)
+            guide = dgjax.target_guidance(goal, model, profile)
             return sample(model, x, grid, key=jax.random.key(1), guides=(guide,), **solve)
 
         return jax.vmap(jax.vmap(one, in_axes=(0, None)), in_axes=(None, 0))(latents, goals)
@@ -141,7 +134,7 @@ def test_closed_loop(problem):
 def shooter(problem):
     """`run(latents, goals)`, goals first."""
     solve = {"divergence": problem.divergence, "solver": RK4(), "key": jax.random.key(1)}
-    one = lambda x, goal: targets.shoot(problem.model, x, problem.grid, goal, **solve)
+    one = lambda x, goal: dgjax.shoot(problem.model, x, problem.grid, goal, **solve)
     return jax.jit(jax.vmap(jax.vmap(one, in_axes=(0, None)), in_axes=(None, 0)))
 
 
@@ -169,9 +162,9 @@ def test_a_target_inside_a_jump_is_flagged():
     jump over it, and some stay in the wide one at any q.
     """
     ones = jnp.ones(16)
-    mixture = analytic.kernel_density(jnp.stack([ones, -ones]), 1.0)
+    mixture = dgjax.kernel_density(jnp.stack([ones, -ones]), 1.0)
     mixture = replace(mixture, rest=jnp.array([1.0, 0.09]))
-    problem = make_problem(mixture, divergence.Exact(), count=12)
+    problem = make_problem(mixture, dgjax.Exact(), count=12)
     goal = -8.0
     shot = shooter(problem)(problem.latents, jnp.array([goal]))
     sampled, met = shot.sampled, shot.sampled.info.target_met[0]
@@ -186,9 +179,7 @@ def test_a_target_inside_a_jump_is_flagged():
 
     # What was not met lies on a cliff: 1e-4 of Phi^-1(q) to either side is far below and above.
     def beside(x, q, step):
-        steer = guidance.DensityGuidance(
-            schedules.schedule(jax.scipy.special.ndtri(q) + step), jnp.array(1.0)
-        )
+        steer = DensityGuidance(dgjax.schedule(jax.scipy.special.ndtri(q) + step), jnp.array(1.0))
         solve = {"divergence": problem.divergence, "solver": RK4(), "key": jax.random.key(1)}
         return sample(problem.model, x, problem.grid, guides=(steer,), **solve).log_density
 
@@ -201,17 +192,15 @@ def test_a_target_inside_a_jump_is_flagged():
 
 @pytest.mark.parametrize("target", [float("nan"), float("inf")])
 def test_bad_targets(target):
-    problem = make_problem(analytic.gaussian(jnp.zeros(2), 1.0), divergence.Exact(), steps=2)
-    profile = closed_loop.Profile(*jnp.ones((3, 3)))
+    problem = make_problem(dgjax.gaussian(jnp.zeros(2), 1.0), dgjax.Exact(), steps=2)
+    profile = Profile(*jnp.ones((3, 3)))
     with pytest.raises(ValueError, match="target must be finite"):
-        closed_loop.target_guidance(target, problem.model, profile)
+        dgjax.target_guidance(target, problem.model, profile)
     with pytest.raises(ValueError, match="target must be finite"):
-        targets.shoot(
-            problem.model, problem.latents[0], problem.grid, target, key=jax.random.key(0)
-        )
+        dgjax.shoot(problem.model, problem.latents[0], problem.grid, target, key=jax.random.key(0))
     for low, high in [(0.0, 0.5), (0.5, 1.0), (0.6, 0.4)]:
         with pytest.raises(ValueError, match="bracket of q"):
-            targets.shoot(
+            dgjax.shoot(
                 problem.model,
                 problem.latents[0],
                 problem.grid,

@@ -18,24 +18,24 @@ import scipy.stats
 from flax import nnx
 from PIL import Image
 
-from dgjax import paths
-from dgjax.analytic import closed_form, gaussian, kernel_density
-from dgjax.checkpoint import load, to_named
-from dgjax.fields import field, repath
+import dgjax
+from dgjax.checkpoints.checkpoint import load, to_named
+from dgjax.checkpoints.spec import ModelSpec
+from dgjax.data.config import Data
+from dgjax.data.load import load_dataset, read_idx
+from dgjax.model.closed_form import closed_form, gaussian, kernel_density
+from dgjax.model.field import field, repath
+from dgjax.model.parametrization import NoisePrediction, VelocityPrediction, preconditioned
 from dgjax.networks import MLP, UNet
-from dgjax.parametrization import NoisePrediction, VelocityPrediction, preconditioned
-from dgjax.spec import ModelSpec
 from dgjax.training import TrainConfig, denoising_loss, ema, export, fit, load_config, loop
 from dgjax.training.adaptation import Adaptive, Fixed
 from dgjax.training.config import CONFIGS, TABLES, shipped_configs
-from dgjax.training.data import load_dataset, read_idx
 from dgjax.training.levels import LogNormal, UniformLogSNR, lattice
 from dgjax.training.loss import EDMWeighting
 from dgjax.training.pipeline import order
 from dgjax.training.placement import bring
 from dgjax.training.run import is_finished
 from dgjax.training.step import Batch, LabelDropout, Objective, initial_state, make_train_step
-from dgjax.training.tables import Data
 
 COVARIANCE = np.array([[1.0, 0.6], [0.6, 0.5]])
 MEAN = np.array([0.5, -1.0])
@@ -78,7 +78,7 @@ def with_classes(chosen, count, **changes):
 @pytest.mark.parametrize("w", [0.02, 0.5, 40.0])
 def test_the_loss_of_a_new_network_is_one_at_every_noise_level(w):
     network = MLP((2000,), width=4, depth=1, rngs=nnx.Rngs(0))
-    model = field(network, paths.edm(), preconditioned(0.7), t_min=0.01, t_max=90.0)
+    model = field(network, dgjax.edm(), preconditioned(0.7), t_min=0.01, t_max=90.0)
     data, noise = jax.random.normal(jax.random.key(0), (2, 2000))
     loss = denoising_loss(model, jnp.array(w), 0.7 * data, noise)
     loss = EDMWeighting(0.7)(w, 1.0) * loss
@@ -89,7 +89,7 @@ def test_the_loss_of_a_network_that_predicts_no_noise_is_known():
     zero = jax.tree_util.Partial(lambda x, t, cond: jnp.zeros_like(x))
     noise = jax.random.normal(jax.random.key(0), (50,))
     for w in (0.1, 2.0):
-        model = field(zero, paths.edm(), NoisePrediction(), t_min=0.01, t_max=90.0)
+        model = field(zero, dgjax.edm(), NoisePrediction(), t_min=0.01, t_max=90.0)
         loss = denoising_loss(model, jnp.array(w), jnp.ones(50), noise)
         expected = w**2 * jnp.mean(noise**2)  # x0hat - x0 = w eps
         np.testing.assert_allclose(loss, expected, rtol=1e-4)
@@ -97,7 +97,7 @@ def test_the_loss_of_a_network_that_predicts_no_noise_is_known():
 
 def test_the_exact_denoiser_loses_the_posterior_variance_on_every_path():
     mixture = gaussian(MEAN, COVARIANCE)
-    model = closed_form(mixture, paths.edm(), t_min=0.02, t_max=80.0)
+    model = closed_form(mixture, dgjax.edm(), t_min=0.02, t_max=80.0)
     data = jax.vmap(mixture.sample)(jax.random.split(jax.random.key(0), 4096))
     noise = jax.random.normal(jax.random.key(1), data.shape)
 
@@ -109,7 +109,7 @@ def test_the_exact_denoiser_loses_the_posterior_variance_on_every_path():
     posterior = np.mean(w**2 * eigenvalues / (w**2 + eigenvalues))
     here = loss(model, jnp.array(w))
     np.testing.assert_allclose(here, posterior, rtol=0.05)
-    for path in (paths.vp(), paths.rectified_flow()):
+    for path in (dgjax.vp(), dgjax.rectified_flow()):
         time = path.time(jnp.array(-2 * np.log(w)))
         np.testing.assert_allclose(loss(repath(model, path), time), here, rtol=1e-4)
 
@@ -207,7 +207,7 @@ def test_training_on_a_gaussian_finds_its_score(gaussian_npz, tmp_path):
 
 @pytest.mark.parametrize(
     ("path", "parametrization"),
-    [(paths.rectified_flow(), VelocityPrediction()), (paths.vp(), NoisePrediction())],
+    [(dgjax.rectified_flow(), VelocityPrediction()), (dgjax.vp(), NoisePrediction())],
 )
 def test_other_parametrizations_train_on_other_paths(path, parametrization):
     network = MLP((2,), width=32, depth=2, rngs=nnx.Rngs(0))
@@ -431,8 +431,8 @@ def test_idx_files_are_read_and_damaged_ones_refused(tmp_path):
 
 
 def test_fashion_mnist_that_is_nowhere_says_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("dgjax.training.data.DEBIAN", tmp_path / "none")
-    monkeypatch.setattr("dgjax.training.data.UPSTREAM", "http://localhost:9/")
+    monkeypatch.setattr("dgjax.data.load.DEBIAN", tmp_path / "none")
+    monkeypatch.setattr("dgjax.data.load.UPSTREAM", "http://localhost:9/")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(ValueError, match="apt install dataset-fashion-mnist"):
         load_dataset("fashion-mnist")
@@ -578,7 +578,7 @@ MAKERS = {
     "": TrainConfig,
     "model": ModelSpec,
     "model.network": UNet.__init__,
-    "model.path": paths.edm,
+    "model.path": dgjax.edm,
     "model.parametrization": preconditioned,
     "levels": LogNormal,
     "adaptive": Adaptive,

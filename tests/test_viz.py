@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from dgjax.metrics import to_uint8
-from dgjax.viz import image_grid
+from dgjax.pictures.grid import image_grid
+from dgjax.pictures.pixels import to_uint8
 
 
 def pictures(rows, columns, channels=1):

@@ -31,7 +31,7 @@ from dgjax.check.guidance import (
     one_compilation,
 )
 from dgjax.check.shipped import SHIPPED, network_batched, network_precision
-from dgjax.pretrained import pretrained_models
+from dgjax.checkpoints.pretrained import pretrained_models
 
 __all__ = ["CHECKS", "Finding", "run_checks"]
 

@@ -9,12 +9,12 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from dgjax.analytic import closed_form, gaussian_mixture, log_density
 from dgjax.check.finding import Finding, judge, largest, relative
 from dgjax.check.oracle import BATCH, SIZE, Mixture, make_mixture
-from dgjax.divergence import Divergence, Exact, Hutchinson
-from dgjax.fields import Field, evaluate
-from dgjax.paths import vp
+from dgjax.model.closed_form import closed_form, gaussian_mixture, log_density
+from dgjax.model.divergence import Divergence, Exact, Hutchinson
+from dgjax.model.field import Field, evaluate
+from dgjax.model.paths import vp
 from dgjax.typing import Sample, as_float
 
 __all__ = [

@@ -17,13 +17,13 @@ from dgjax.check.solves import (
     tracked,
     true_log_density,
 )
-from dgjax.divergence import Exact
-from dgjax.fields import Field
-from dgjax.grids import grid_uniform
-from dgjax.guidance import density_guidance
-from dgjax.likelihood import Likelihood, likelihood
-from dgjax.quadrature import quadrature
-from dgjax.solvers import SOLVERS
+from dgjax.guidance.density import density_guidance
+from dgjax.model.divergence import Exact
+from dgjax.model.field import Field
+from dgjax.sampling.likelihood import Likelihood, likelihood
+from dgjax.sampling.solvers import SOLVERS
+from dgjax.sampling.spacetime_quadrature import quadrature
+from dgjax.sampling.time_grids import grid_uniform
 from dgjax.typing import as_float
 
 __all__ = [

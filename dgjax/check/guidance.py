@@ -10,12 +10,12 @@ from jaxtyping import Array
 from dgjax.check.finding import Finding, judge, largest
 from dgjax.check.oracle import make_mixture
 from dgjax.check.solves import STEPS, W_MIN, latents_of, model_of, traces, tracked
-from dgjax.closed_loop import Profile, target_guidance
-from dgjax.divergence import Exact
-from dgjax.fields import Field
-from dgjax.grids import grid_uniform
-from dgjax.guidance import density_guidance
-from dgjax.targets import pilot
+from dgjax.guidance.density import density_guidance
+from dgjax.guidance.target import Profile, target_guidance
+from dgjax.model.divergence import Exact
+from dgjax.model.field import Field
+from dgjax.sampling.shooting import pilot
+from dgjax.sampling.time_grids import grid_uniform
 
 __all__ = ["bound_reported", "closed_loop", "high_density", "low_density", "one_compilation"]
 

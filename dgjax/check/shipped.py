@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Array
 
 from dgjax.check.finding import MEND, Finding, judge, relative
-from dgjax.fields import Field
-from dgjax.pretrained import load_pretrained
+from dgjax.checkpoints.pretrained import load_pretrained
+from dgjax.model.field import Field
 from dgjax.typing import Sample
 
 __all__ = ["SHIPPED", "network_batched", "network_precision"]

@@ -14,16 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from dgjax.analytic import closed_form, gaussian_mixture
 from dgjax.check.oracle import BATCH, Mixture, make_mixture
-from dgjax.divergence import Exact
-from dgjax.fields import Field, Local, log_prior
-from dgjax.grids import grid_uniform
-from dgjax.guidance import Guide
-from dgjax.noise import StratonovichNoise, level_set_noise, reverse_sde
-from dgjax.paths import edm
-from dgjax.sampling import Sampled, Trajectory, sample
-from dgjax.solvers import SOLVERS
+from dgjax.guidance.density import Guide
+from dgjax.guidance.noise import StratonovichNoise, level_set_noise, reverse_sde
+from dgjax.model.closed_form import closed_form, gaussian_mixture
+from dgjax.model.divergence import Exact
+from dgjax.model.field import Field, Local, log_prior
+from dgjax.model.paths import edm
+from dgjax.sampling.sample import Sampled, Trajectory, sample
+from dgjax.sampling.solvers import SOLVERS
+from dgjax.sampling.time_grids import grid_uniform
 from dgjax.typing import Key, Sample, as_float, register_dataclass
 
 __all__ = [

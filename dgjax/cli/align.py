@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from dgjax.alignment import alignment_statistics
+from dgjax.checkpoints.opened import condition_on_class
 from dgjax.cli.options import (
     BATCH,
     CLASS,
@@ -14,13 +14,13 @@ from dgjax.cli.options import (
     SEED,
     SOLVER,
     STEPS,
-    as_json,
+    choose_model,
     make_solver,
-    of_class,
-    open_model,
     table,
 )
-from dgjax.cli.solves import Settings, find_alignments
+from dgjax.evaluation.alignment import alignment_statistics
+from dgjax.evaluation.solves import Settings, find_alignments
+from dgjax.files import as_json
 
 
 def align(
@@ -38,7 +38,7 @@ def align(
     """Score alignment: the share of latents with <score, pushed prior score> > 0 at t_min."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie strictly between 0 and 1, got {confidence}")
-    chosen = of_class(open_model(model), class_)
+    chosen = condition_on_class(choose_model(model), class_)
     settings = Settings(steps, make_solver(solver), probes, batch, seed)
     found = find_alignments(chosen, num, None, settings)
     statistics = alignment_statistics(found, confidence=confidence)

@@ -5,7 +5,9 @@ import typer
 from rich.progress import track
 
 from dgjax.check import CHECKS
-from dgjax.cli.options import JSON, as_json, console, table
+from dgjax.cli.options import JSON, table
+from dgjax.devices.progress import console
+from dgjax.files import as_json
 
 
 def check(json: JSON = False) -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import typer
 
-from dgjax.cli.batches import batches
+from dgjax.checkpoints.opened import condition_on_class, density_title
 from dgjax.cli.options import (
     CLASS,
     JSON,
@@ -18,25 +18,22 @@ from dgjax.cli.options import (
     SEED,
     SOLVER,
     STEPS,
-    as_json,
-    console,
-    density_title,
-    make_probes,
+    choose_model,
     make_solver,
-    of_class,
-    open_model,
-    output_folder,
     table,
-    write_json,
 )
-from dgjax.cli.pictures import from_pictures, scale_levels, to_pictures
-from dgjax.grids import grid_logsnr
-from dgjax.guidance import density_guidance
-from dgjax.images import fit_image, read_image
-from dgjax.likelihood import likelihood
-from dgjax.metrics import png_bytes, to_uint8
-from dgjax.sampling import sample
-from dgjax.viz import image_grid
+from dgjax.devices.batches import batches
+from dgjax.devices.progress import console
+from dgjax.files import as_json, output_folder, write_json
+from dgjax.guidance.density import density_guidance
+from dgjax.pictures.files import fit_image, read_image
+from dgjax.pictures.grid import image_grid
+from dgjax.pictures.latents import from_pictures, scale_levels, to_pictures
+from dgjax.pictures.pixels import png_bytes, to_uint8
+from dgjax.sampling.likelihood import likelihood
+from dgjax.sampling.sample import sample
+from dgjax.sampling.solvers import default_divergence
+from dgjax.sampling.time_grids import grid_logsnr
 
 QUANTILES = [0.3, 0.4, 0.5, 0.6, 0.7]
 
@@ -57,7 +54,7 @@ def edit(
     json: JSON = False,
 ) -> None:
     """Encode a picture to its latent and decode it at other log-densities."""
-    chosen, method = of_class(open_model(model), class_), make_solver(solver)
+    chosen, method = condition_on_class(choose_model(model), class_), make_solver(solver)
     dials = jnp.asarray(sorted(q or QUANTILES), jnp.float32)
     for dial in dials:  # says early what is wrong with q
         density_guidance(dial)
@@ -69,7 +66,7 @@ def edit(
     noise = jax.random.normal(keys[0], clean.shape)
     x = field.path.alpha(field.t_min) * clean + field.path.sigma(field.t_min) * noise
     grid = grid_logsnr(field, steps)
-    divergence = make_probes(probes, method, chosen.size)
+    divergence = default_divergence(probes, method, chosen.size)
 
     @jax.jit
     def encode(field, batch):

@@ -7,10 +7,8 @@ import numpy as np
 import typer
 
 import dgjax
-from dgjax.cli import figures
+from dgjax.checkpoints.spec import unknown_name
 from dgjax.cli.evaluation_report import figure_entry, level_entry, markdown, show
-from dgjax.cli.figures import Figure
-from dgjax.cli.material import compared, is_image, open_material, open_samples
 from dgjax.cli.options import (
     BATCH,
     JSON,
@@ -20,17 +18,18 @@ from dgjax.cli.options import (
     SEED,
     SOLVER,
     STEPS,
-    as_json,
-    console,
+    choose_model,
     make_solver,
-    open_model,
-    output_folder,
-    write_json,
+    note_shadowed,
 )
-from dgjax.cli.solves import Settings, find_samples
-from dgjax.evaluation import InconsistencyStatistics, Normality, make_features, pixels
+from dgjax.data.load import DATASETS
+from dgjax.devices.progress import console
+from dgjax.evaluation import InconsistencyStatistics, Normality, figures, make_features, pixels
+from dgjax.evaluation.figures import Figure
 from dgjax.evaluation.intervals import check_confidence
-from dgjax.spec import unknown_name
+from dgjax.evaluation.material import compared, is_image, open_material, open_samples
+from dgjax.evaluation.solves import Settings, find_samples
+from dgjax.files import as_json, output_folder, write_json
 
 SECTIONS = ("bits", "frechet", "precision-recall", "png", "alignment", "normality", "inconsistency")
 
@@ -97,7 +96,7 @@ def evaluate(
     """How good a model is: bits/dim, distance of samples from data, alignment, consistency."""
     names = _sections(only)
     check_confidence(confidence)
-    chosen = open_model(model)
+    chosen = choose_model(model)
     settings = Settings(steps, make_solver(solver), probes, batch, seed)
     if not is_image(chosen) and "png" in names:
         if only:
@@ -113,6 +112,8 @@ def evaluate(
     given = open_samples(samples, chosen, num, seed) if samples else None
     num = num or (256 if given is None else len(given))
     few = num_density or min(num, 64)
+    if data is not None:
+        note_shadowed("data set", data, DATASETS)
     material = open_material(chosen, data, part, held_out, labels, max(num, few), seed)
 
     found: dict[str, Figure] = {}

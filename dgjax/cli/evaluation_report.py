@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from dgjax.cli.figures import Figure
 from dgjax.cli.options import table
 from dgjax.evaluation import Estimate, InconsistencyStatistics, Normality
+from dgjax.evaluation.figures import Figure
 
 __all__ = ["figure_entry", "level_entry", "markdown", "show"]
 

@@ -8,31 +8,21 @@ import numpy as np
 import typer
 
 from dgjax import __version__
-from dgjax.cli.batches import progress, walker
-from dgjax.cli.options import (
-    BATCH,
-    CLASS,
-    MODEL,
-    PROBES,
-    SEED,
-    STEPS,
-    Model,
-    console,
-    find_label,
-    make_probes,
-    open_model,
-    output_folder,
-)
-from dgjax.cli.pictures import to_pictures
+from dgjax.checkpoints.opened import Model, find_label
+from dgjax.cli.options import BATCH, CLASS, MODEL, PROBES, SEED, STEPS, choose_model
+from dgjax.devices.batches import walker
+from dgjax.devices.progress import console, progress
 from dgjax.explorer import Exploration, Setting, check_images, render_page
-from dgjax.grids import grid_logsnr
-from dgjax.guidance import density_guidance
-from dgjax.noise import level_set_noise
-from dgjax.paths import logsnr
-from dgjax.prior import prior_sample
-from dgjax.sampling import sample
-from dgjax.schedules import window
-from dgjax.solvers import default_solver
+from dgjax.files import output_folder
+from dgjax.guidance.density import density_guidance
+from dgjax.guidance.noise import level_set_noise
+from dgjax.guidance.schedules import window
+from dgjax.model.paths import logsnr
+from dgjax.model.prior import prior_sample
+from dgjax.pictures.latents import to_pictures
+from dgjax.sampling.sample import sample
+from dgjax.sampling.solvers import default_divergence, default_solver
+from dgjax.sampling.time_grids import grid_logsnr
 
 NO_NOISE = Setting("None", "Nothing random on the way: latent and q decide all.")
 QUANTILES = [round(0.1 + 0.05 * i, 2) for i in range(17)]
@@ -63,7 +53,7 @@ def explore(
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("dgjax-explorer.html"),
 ) -> None:
     """Write a page, for any browser, in which the dial is turned and samples compared."""
-    chosen = open_model(model)
+    chosen = choose_model(model)
     check_images(chosen.image_shape)
     label = find_label(chosen, class_)
     if out.is_dir():
@@ -79,7 +69,7 @@ def explore(
     @jax.jit
     def run(field, term, keys, batch):
         method = default_solver((), term, None)
-        divergence = make_probes(probes, method, chosen.size)
+        divergence = default_divergence(probes, method, chosen.size)
 
         def one(i, dial):
             found = sample(

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 import jax
 import typer
 
-from dgjax.checkpoint import save
-from dgjax.cli.options import console, table
+from dgjax.checkpoints.checkpoint import save
+from dgjax.cli.options import table
+from dgjax.devices.progress import console
 from dgjax.importing.diffusers import import_diffusers
 from dgjax.importing.edm import import_edm, is_edm
 from dgjax.importing.folder import Imported

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import typer
 
-from dgjax.cli.batches import batches
-from dgjax.cli.images import Rows, encode_levels, read_samples
+from dgjax.checkpoints.opened import condition_on_class, density_title
 from dgjax.cli.options import (
     BATCH,
     CLASS,
@@ -19,17 +18,17 @@ from dgjax.cli.options import (
     SEED,
     SOLVER,
     STEPS,
-    as_json,
-    density_title,
-    make_probes,
+    choose_model,
     make_solver,
-    of_class,
-    open_model,
     table,
 )
-from dgjax.grids import grid_logsnr
-from dgjax.likelihood import likelihood as solve
-from dgjax.metrics import bits_per_dim, dequantize
+from dgjax.devices.batches import batches
+from dgjax.files import as_json
+from dgjax.pictures.pixels import bits_per_dim, dequantize
+from dgjax.pictures.samples import Rows, encode_levels, read_samples
+from dgjax.sampling.likelihood import likelihood as solve
+from dgjax.sampling.solvers import default_divergence
+from dgjax.sampling.time_grids import grid_logsnr
 
 
 def likelihood(
@@ -48,14 +47,14 @@ def likelihood(
     Of a model of latents it is the latent's log-density, without bits per dimension: pictures are
     encoded first, to the mean of their latent. With --class it is the conditional log p(x | class).
     """
-    chosen, method = of_class(open_model(model), class_), make_solver(solver)
+    chosen, method = condition_on_class(choose_model(model), class_), make_solver(solver)
     sources = read_samples(files, chosen)
     latent = chosen.meta.latent
     if latent:
         sources = [encode_levels(source, chosen) for source in sources]
     keys = jax.random.split(jax.random.key(seed), 2)
     grid = grid_logsnr(chosen.field, steps)
-    divergence = make_probes(probes, method, chosen.size)
+    divergence = default_divergence(probes, method, chosen.size)
 
     @jax.jit
     def run(field, keys, batch):

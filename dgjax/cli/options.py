@@ -1,28 +1,18 @@
-"""What the commands share: loading a model, choosing a solver, folders, tables."""
+"""Options that several commands share, and the tables that they print."""
 
-import difflib
-import json
-import os
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from dgjax.checkpoint import PIXELS, Meta, load, load_autoencoder
-from dgjax.cli.placement import placement
-from dgjax.colouring import Coloured
-from dgjax.divergence import Divergence, Hutchinson
-from dgjax.fields import Field, condition, repath
-from dgjax.paths import edm
-from dgjax.pretrained import load_pretrained, pretrained_models
-from dgjax.solvers import SOLVERS, Multistep, Solver
-from dgjax.spec import Autoencoder, build_autoencoder, unknown_name
+from dgjax.checkpoints.opened import Model, open_model
+from dgjax.checkpoints.pretrained import pretrained_models
+from dgjax.checkpoints.spec import unknown_name
+from dgjax.devices.progress import console
+from dgjax.sampling.solvers import SOLVERS
 
 __all__ = [
     "BATCH",
@@ -36,17 +26,10 @@ __all__ = [
     "SOLVER",
     "SOLVER_HELP",
     "STEPS",
-    "Model",
-    "density_title",
-    "find_label",
-    "is_shipped",
-    "make_probes",
+    "choose_model",
     "make_solver",
-    "of_class",
-    "open_model",
-    "output_folder",
+    "note_shadowed",
     "table",
-    "write_json",
 ]
 
 MODEL = Annotated[
@@ -70,127 +53,21 @@ SEED = Annotated[int, typer.Option(help="Everything random follows from it.")]
 OUT = Annotated[Path, typer.Option(help="Folder for the results; made if there is none.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print the summary as JSON, not as a table.")]
 
-console = Console(stderr=True)
 
+def note_shadowed(what: str, name: str, names: Iterable[str]) -> None:
+    """Say so on standard error where one of the `names` that come with dgjax wins over a file here.
 
-class Model(NamedTuple):
-    """A loaded model in sampling coordinates, and what its checkpoint says of it.
-
-    With a `label` the field is that of the conditional density, and every log-density is of it.
+    The file or folder of that name is meant if it is written as a path.
     """
-
-    field: Field
-    meta: Meta
-    name: str
-    autoencoder: Autoencoder
-    label: int | None = None
-
-    @property
-    def size(self) -> int:
-        """Number of elements D of one sample."""
-        return int(np.prod(self.meta.shape))
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        """Shape of a sample as a picture."""
-        return self.autoencoder.image_shape
-
-    def facts(self) -> dict[str, Any]:
-        """What every summary says of the model; noise levels as sigma/alpha."""
-        path = self.field.path
-        ends = (self.field.t_min, self.field.t_max)
-        # To the digits that float32 keeps through the change of clock.
-        ratio = [float(f"{path.sigma(t) / path.alpha(t):.6g}") for t in ends]
-        return {
-            "model": self.name,
-            "source": self.meta.source or None,  # of an imported one
-            "shape": list(self.meta.shape),
-            "latent": self.meta.latent,
-            "class": self.label,
-            "t_min": ratio[0],
-            "t_max": ratio[1],
-        }
-
-
-def open_model(name: str) -> Model:
-    """The model by name or folder, on EDM coordinates with the clock sigma^(1/7).
-
-    One in a folder is cut over the devices here if it is too large for one, as by `placement`.
-
-    Raises:
-        ValueError: if there is no such model or it cannot be read.
-    """
-    shipped = is_shipped("model", name, pretrained_models())
-    folder = not shipped and (os.sep in name or Path(name).is_dir())
-    field, meta = load(name, placement(name)) if folder else load_pretrained(name)
-    # Those that are shipped are of pixels.
-    autoencoder = load_autoencoder(name) if folder else build_autoencoder(PIXELS, meta.shape)
-    return Model(repath(field, edm(7.0)), meta, name, autoencoder)
-
-
-def density_title(facts: Mapping[str, Any]) -> str:
-    """Which log-density it is that a summary with these `facts` of its model gives."""
-    what = "log p" if facts["class"] is None else f"log p(x | class {facts['class']})"
-    of = " of the latent" if facts["latent"] else ""
-    return f"{what}{of} at t_min = {facts['t_min']:g}"
-
-
-def is_shipped(what: str, name: str, names: Iterable[str]) -> bool:
-    """Whether `name` is one of the `names` that come with dgjax.
-
-    These win over a file or folder of that name here, which is meant if it is written as a path:
-    it says so.
-    """
-    if name not in names:
-        return False
-    if Path(name).exists():
+    if name in names and Path(name).exists():
         note = f"taking the {what} {name} that comes with dgjax; for the one here write ./{name}"
         console.print(note, style="yellow", markup=False)
-    return True
 
 
-def of_class(chosen: Model, name: str | None) -> Model:
-    """`chosen` given the class `name`, as of `find_label`; as it is without one."""
-    label = find_label(chosen, name)
-    return chosen._replace(field=condition(chosen.field, label), label=label)
-
-
-def find_label(chosen: Model, name: str | None) -> int | None:
-    """The label that `name` stands for, its number or one of its names; None for no class.
-
-    Raises:
-        ValueError: if `chosen` takes no labels, or not this one.
-    """
-    if name is None:
-        return None
-    classes = chosen.meta.model.network.get("num_classes")
-    if classes is None:
-        raise ValueError(
-            f"the model {chosen.name} takes no class labels: leave --class out, or choose a model "
-            "trained with num_classes"
-        )
-    try:
-        label = int(name)
-    except ValueError:
-        return _named_label(chosen, name)
-    if not 0 <= label < classes:
-        raise ValueError(
-            f"class {label} is out of range: the model {chosen.name} takes 0 to {classes - 1}"
-        )
-    return label
-
-
-def _named_label(chosen: Model, name: str) -> int:
-    found = {
-        word.strip().lower(): label
-        for label, words in enumerate(chosen.meta.labels)
-        for word in words.split(",")
-    }
-    if name.strip().lower() not in found:
-        near = difflib.get_close_matches(name.lower(), found, n=3)
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-        raise ValueError(f"the model {chosen.name} knows no class called {name!r}{hint}")
-    return found[name.strip().lower()]
+def choose_model(name: str) -> Model:
+    """Open the model that the option --model names; errors as of `open_model`."""
+    note_shadowed("model", name, pretrained_models())
+    return open_model(name)
 
 
 def make_solver(name: str) -> Any:
@@ -204,36 +81,6 @@ def make_solver(name: str) -> Any:
     return SOLVERS[name]()
 
 
-def make_probes(count: int, solver: Solver, size: int) -> Divergence:
-    """`count` probes a step: by colours, the best of them, where one estimate has a standard error.
-
-    `Multistep` gives it, from the scatter of the steps; other solvers need independent estimates.
-    Of `size` elements there are no more colours than that.
-    """
-    return Coloured(min(count, size)) if isinstance(solver, Multistep) else Hutchinson(count)
-
-
-@contextmanager
-def output_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder whose files move to `folder` only when everything has been written.
-
-    Raises:
-        ValueError: at once, if `folder` cannot be written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.TemporaryDirectory(dir=folder, prefix=".dgjax-")
-    except OSError as error:
-        raise ValueError(f"cannot write to {folder}: {error.strerror or error}") from error
-    with temporary as name:
-        yield Path(name)
-        try:
-            for file in sorted(Path(name).iterdir()):
-                os.replace(file, folder / file.name)
-        except OSError as error:
-            raise ValueError(f"cannot write to {folder}: {error.strerror or error}") from error
-
-
 def table(title: str, header: list[str], rows: list[list[str]]) -> None:
     """A table on standard output."""
     shown = Table(title=title, title_justify="left", header_style="bold")
@@ -243,27 +90,3 @@ def table(title: str, header: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         shown.add_row(*row)
     Console().print(shown)
-
-
-def write_json(file: Path, summary: dict[str, Any]) -> None:
-    """`summary` as indented JSON; numbers that are not finite become null."""
-    file.write_text(as_json(summary) + "\n")
-
-
-def as_json(summary: Any) -> str:
-    """JSON text in which numbers that are not finite are null."""
-    return json.dumps(_plain(summary), indent=2, allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value

@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dgjax.cli.options import Model, console, density_title, table
-from dgjax.cli.pictures import LEVELS, to_levels
-from dgjax.metrics import bits_per_dim
-from dgjax.viz import image_grid
+from dgjax.checkpoints.opened import Model, density_title
+from dgjax.cli.options import table
+from dgjax.devices.progress import console
+from dgjax.pictures.grid import image_grid
+from dgjax.pictures.latents import LEVELS, to_levels
+from dgjax.pictures.pixels import bits_per_dim
 
 __all__ = ["MEASURED", "Moments", "measure", "rows", "show_table", "write_picture"]
 

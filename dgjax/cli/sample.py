@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import typer
 
-from dgjax.checkpoint import digest
+from dgjax.checkpoints.checkpoint import digest
+from dgjax.checkpoints.opened import Model, find_label
 from dgjax.cli import shards
-from dgjax.cli.batches import progress, walker
 from dgjax.cli.options import (
     BATCH,
     CLASS,
@@ -20,29 +20,25 @@ from dgjax.cli.options import (
     PROBES,
     SEED,
     SOLVER_HELP,
-    Model,
-    as_json,
-    console,
-    find_label,
-    make_probes,
+    choose_model,
     make_solver,
-    open_model,
-    output_folder,
-    write_json,
 )
-from dgjax.cli.pictures import LEVELS, to_levels
 from dgjax.cli.report import measure, rows, show_table, write_picture
-from dgjax.closed_loop import target_guidance
-from dgjax.contrast import Contrast, classifier_free_guidance
-from dgjax.grids import grid_logsnr
-from dgjax.guidance import density_guidance
-from dgjax.metrics import png_bytes
-from dgjax.noise import level_set_noise
-from dgjax.prior import chi_quantile, prior_guidance, prior_sample
-from dgjax.sampling import sample as solve
-from dgjax.schedules import window
-from dgjax.solvers import default_name
-from dgjax.targets import pilot
+from dgjax.devices.batches import walker
+from dgjax.devices.progress import console, progress
+from dgjax.files import as_json, output_folder, write_json
+from dgjax.guidance.classifier_free import Contrast, classifier_free_guidance
+from dgjax.guidance.density import density_guidance
+from dgjax.guidance.noise import level_set_noise
+from dgjax.guidance.schedules import window
+from dgjax.guidance.target import target_guidance
+from dgjax.model.prior import chi_quantile, prior_guidance, prior_sample
+from dgjax.pictures.latents import LEVELS, to_levels
+from dgjax.pictures.pixels import png_bytes
+from dgjax.sampling.sample import sample as solve
+from dgjax.sampling.shooting import pilot
+from dgjax.sampling.solvers import default_divergence, default_name
+from dgjax.sampling.time_grids import grid_logsnr
 
 QUANTILES = [0.2, 0.35, 0.5, 0.65, 0.8]
 PILOTS = 4  # latents, however many are drawn: what a sample comes to depends on its own alone
@@ -116,7 +112,7 @@ def sample(
         term = level_set_noise(window(noise, low=noise_window[0], high=noise_window[1]))
     if solver is None:
         solver = default_name(by_target, term)
-    chosen, method = open_model(model), make_solver(solver)
+    chosen, method = choose_model(model), make_solver(solver)
     label = find_label(chosen, class_)
     before = _class_guides(chosen, label, guidance)
     if prior_quantile is not None:
@@ -128,7 +124,7 @@ def sample(
         return x if prior_quantile is None else prior_guidance(field, x, prior_quantile)
 
     grid = grid_logsnr(chosen.field, steps)
-    divergence = make_probes(probes, method, chosen.size)
+    divergence = default_divergence(probes, method, chosen.size)
 
     if by_target:
         profile = pilot(

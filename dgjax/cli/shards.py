@@ -7,18 +7,16 @@ and its number alone: a run that was stopped, at any moment, goes on with those 
 """
 
 import json
-import os
 from collections.abc import Callable
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 import numpy as np
 
-from dgjax.cli.batches import Show, progress
-from dgjax.cli.options import as_json, console
 from dgjax.cli.report import MEASURED, Moments, measure
+from dgjax.devices.progress import Show, console, progress
+from dgjax.files import as_json, replace_file
 
 __all__ = ["Shards", "claim", "fill", "moments", "read"]
 
@@ -62,7 +60,7 @@ def claim(shards: Shards, options: dict[str, Any]) -> None:
                     f"{shards.folder} holds npz files and no {OPTIONS} that says what they are: "
                     "choose another --out"
                 )
-            _replace(file, lambda stream: stream.write((as_json(options) + "\n").encode()))
+            replace_file(file, lambda stream: stream.write((as_json(options) + "\n").encode()))
         then = json.loads(file.read_text())
     except OSError as error:
         raise ValueError(f"cannot write to {shards.folder}: {error.strerror or error}") from error
@@ -96,7 +94,7 @@ def fill(shards: Shards, draw: Callable[[int, int, Show], dict[str, Any]]) -> No
         for i in missing:
             arrays = draw(*shards.span(i), show)
             try:
-                _replace(shards.file(i), partial(np.savez_compressed, **arrays))
+                replace_file(shards.file(i), partial(np.savez_compressed, **arrays))
             except OSError as error:
                 reason = error.strerror or error
                 raise ValueError(f"cannot write to {shards.folder}: {reason}") from error
@@ -133,26 +131,3 @@ def _whole(shards: Shards, i: int) -> bool:
         pass
     console.print(f"{shards.file(i)} is damaged and made again", style="yellow", markup=False)
     return False
-
-
-def _replace(file: Path, write: Callable[[Any], Any]) -> None:
-    """Write beside `file`, down to the disk, and rename: it is never there in part.
-
-    Two runs may do so at once, each in a file of its own: the content of either will do. Once
-    `file` is in its place, what else is beside it, of a run that was killed or is slower, goes.
-    """
-    beside = file.with_name(f".{file.name}.{uuid4().hex}.partial")
-    try:
-        with beside.open("xb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        try:
-            os.replace(beside, file)
-        except FileNotFoundError:
-            if not file.exists():  # else a faster run has put it there
-                raise
-        for other in file.parent.glob(f".{file.name}.*.partial"):
-            other.unlink(missing_ok=True)
-    finally:
-        beside.unlink(missing_ok=True)

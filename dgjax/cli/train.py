@@ -7,7 +7,8 @@ from typing import Annotated
 import jax
 import typer
 
-from dgjax.cli.options import console, is_shipped
+from dgjax.cli.options import note_shadowed
+from dgjax.devices.progress import console
 from dgjax.training import average_recipe, ema, export, fit, load_config
 from dgjax.training.config import CONFIGS, shipped_configs
 from dgjax.training.run import is_finished
@@ -44,7 +45,7 @@ def train(
     """Train a model on all devices; run again with the same folder to go on where it stopped."""
     if distributed:
         join_hosts()
-    is_shipped("config", config, shipped_configs())  # says if a file here has its name
+    note_shadowed("config", config, shipped_configs())
     settings = load_config(config)
     if ema_width is not None:
         ema.exponent(ema_width)  # refused now, not after hours of training

@@ -7,7 +7,10 @@ Log-densities and alignment are measured elsewhere.
 
 from dgjax.evaluation.features import FEATURES, Features, make_features, pixels
 from dgjax.evaluation.frechet import frechet_distance, frechet_gaussian, frechet_interval
-from dgjax.evaluation.inconsistency import InconsistencyStatistics, inconsistency_statistics
+from dgjax.evaluation.inconsistency_statistics import (
+    InconsistencyStatistics,
+    inconsistency_statistics,
+)
 from dgjax.evaluation.intervals import Estimate, mean_interval, share_interval
 from dgjax.evaluation.normality import Normality, h_statistic, normality
 from dgjax.evaluation.precision_recall import PrecisionRecall, precision_recall

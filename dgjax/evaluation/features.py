@@ -9,8 +9,8 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dgjax.checkpoints.spec import unknown_name
 from dgjax.evaluation.vgg16 import vgg16
-from dgjax.spec import unknown_name
 
 __all__ = ["FEATURES", "Features", "make_features", "pixels"]
 

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from dgjax.divergence import Divergence
 from dgjax.evaluation.intervals import Estimate, check_confidence, mean_interval
-from dgjax.fields import Field, evaluate
+from dgjax.model.divergence import Divergence
+from dgjax.model.field import Field, evaluate
 from dgjax.typing import Cond, Key, Sample
 
 __all__ = ["Normality", "h_statistic", "normality"]

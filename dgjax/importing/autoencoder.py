@@ -33,7 +33,7 @@ UNREAD = {"sample_size", "force_upcast"}  # of tiles and precision
 
 
 def read_autoencoder(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The autoencoder of `dgjax.checkpoint.Meta`.
+    """The autoencoder of `dgjax.checkpoints.checkpoint.Meta`.
 
     Raises:
         ValueError: naming the key that is unknown or has a value not known here.

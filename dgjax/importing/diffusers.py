@@ -6,7 +6,14 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 
-from dgjax.checkpoint import PIXELS, Meta
+from dgjax.checkpoints.checkpoint import PIXELS, Meta
+from dgjax.checkpoints.spec import (
+    ModelSpec,
+    build,
+    build_autoencoder,
+    build_network,
+    unknown_name,
+)
 from dgjax.importing.autoencoder import read_autoencoder
 from dgjax.importing.dit import read_dit, stored_positions
 from dgjax.importing.folder import Imported, card_licence, read_json
@@ -14,13 +21,6 @@ from dgjax.importing.names import fill
 from dgjax.importing.schedulers import Process, read_scheduler
 from dgjax.importing.unet2d import RENAMES, read_unet2d
 from dgjax.importing.weights import open_weights
-from dgjax.spec import (
-    ModelSpec,
-    build,
-    build_autoencoder,
-    build_network,
-    unknown_name,
-)
 
 __all__ = ["ARCHITECTURES", "Architecture", "import_diffusers"]
 
@@ -158,7 +158,7 @@ def _read_labels(index: Mapping[str, Any], classes: int | None) -> tuple[str, ..
 def _read_pictures(
     folder: Path, index: Mapping[str, Any], shape: tuple[int, ...]
 ) -> dict[str, Any]:
-    """The pipeline's autoencoder as `dgjax.checkpoint.Meta` describes it."""
+    """The pipeline's autoencoder as `dgjax.checkpoints.checkpoint.Meta` describes it."""
     if not any(index.get("vae") or ()):
         return dict(PIXELS)
     config = read_json(folder / "vae" / "config.json")

@@ -44,7 +44,7 @@ UNREAD = {
 
 
 def read_dit(config: Mapping[str, Any]) -> tuple[tuple[int, ...], dict[str, Any], str]:
-    """Shape of one sample, the network of `dgjax.spec.ModelSpec`, and its clock, "step".
+    """Shape of one sample, the network of a `ModelSpec`, and its clock, "step".
 
     Raises:
         ValueError: naming the key that is unknown or has a value not known here.

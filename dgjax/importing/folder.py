@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dgjax.checkpoint import Meta
-from dgjax.fields import Field
-from dgjax.spec import Autoencoder
+from dgjax.checkpoints.checkpoint import Meta
+from dgjax.checkpoints.spec import Autoencoder
+from dgjax.model.field import Field
 
 __all__ = ["Imported", "card_licence", "read_json"]
 

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dgjax.spec import unknown_name
+from dgjax.checkpoints.spec import unknown_name
 
 __all__ = ["Process", "alphas_cumprod", "read_scheduler"]
 
 
 class Process(NamedTuple):
-    """A path and a parametrization, as `dgjax.spec.ModelSpec` takes them.
+    """A path and a parametrization, as `dgjax.checkpoints.spec.ModelSpec` takes them.
 
     `clock` is what the network is told: "step", the number of the time step, or "level", sigma.
     `notes` are lines on what was left out of it.

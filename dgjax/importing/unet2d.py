@@ -60,7 +60,7 @@ CHOICES = {
 
 
 def read_unet2d(config: Mapping[str, Any]) -> tuple[tuple[int, ...], dict[str, Any], str]:
-    """Shape of one image, the network of `dgjax.spec.ModelSpec`, and its clock.
+    """Shape of one image, the network of `dgjax.checkpoints.spec.ModelSpec`, and its clock.
 
     The clock is "step" or "level", as of `dgjax.importing.schedulers.Process`.
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from dgjax.checkpoint import from_named, to_named
+from dgjax.checkpoints.checkpoint import from_named, to_named
 from dgjax.training import ema
 
 __all__ = ["Recipe", "mix", "recipe", "snapshot_steps", "store", "stored_steps"]

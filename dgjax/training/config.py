@@ -9,12 +9,13 @@ from typing import Any
 
 import optax
 
-from dgjax.spec import ModelSpec, check_names, check_types, construct
+from dgjax.checkpoints.spec import ModelSpec, check_names, check_types, construct
+from dgjax.data.config import Data
 from dgjax.training import ema
 from dgjax.training.adaptation import Adaptation, Adaptive, Fixed
 from dgjax.training.levels import LEVELS
 from dgjax.training.loss import WEIGHTINGS, EDMWeighting, Weighting
-from dgjax.training.tables import Data, Execution, Optimiser, Records
+from dgjax.training.tables import Execution, Optimiser, Records
 
 __all__ = [
     "CONFIGS",

@@ -4,7 +4,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from dgjax.checkpoint import Meta, save
+from dgjax.checkpoints.checkpoint import Meta, save
 from dgjax.training import averages
 from dgjax.training.run import averages_folder, describe, read_config, restore
 from dgjax.training.setup import model_shapes, state_shapes

@@ -21,13 +21,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dgjax.checkpoint import Meta
-from dgjax.fields import Field
-from dgjax.sharding import device_mesh
+from dgjax.checkpoints.checkpoint import Meta
+from dgjax.data.dataset import Dataset
+from dgjax.data.load import NoHeldOut, load_data
+from dgjax.devices.sharding import device_mesh
+from dgjax.model.field import Field
 from dgjax.training.averages import snapshot_steps, store
 from dgjax.training.config import TrainConfig
-from dgjax.training.data import NoHeldOut, load_data
-from dgjax.training.dataset import Dataset
 from dgjax.training.hosts import check_same_step, first_host, interruptible, together
 from dgjax.training.pipeline import batches
 from dgjax.training.placement import bring, check_batch, on_host, own_rows, place, shardings

@@ -10,8 +10,8 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from dgjax.fields import Field
-from dgjax.paths import coefficients
+from dgjax.model.field import Field
+from dgjax.model.paths import coefficients
 from dgjax.typing import Cond, Sample, Scalar
 
 __all__ = [

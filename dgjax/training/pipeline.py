@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dgjax.training.dataset import Dataset
+from dgjax.data.dataset import Dataset
 
 __all__ = ["Augment", "HostBatch", "batches", "order"]
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import orbax.checkpoint as ocp
 
-from dgjax.checkpoint import Meta, from_named, read_arrays, to_named
+from dgjax.checkpoints.checkpoint import Meta, from_named, read_arrays, to_named
+from dgjax.data.dataset import Dataset
 from dgjax.training.closing import finishing
 from dgjax.training.config import TrainConfig
-from dgjax.training.dataset import Dataset
 from dgjax.training.step import TrainState
 from dgjax.training.tables import Records
 

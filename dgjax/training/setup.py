@@ -10,11 +10,11 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dgjax.fields import Field
-from dgjax.spec import build, build_network
+from dgjax.checkpoints.spec import build, build_network
+from dgjax.data.dataset import Dataset
+from dgjax.model.field import Field
 from dgjax.training import ema
 from dgjax.training.config import TrainConfig, make_levels, make_optimiser, make_weighting
-from dgjax.training.dataset import Dataset
 from dgjax.training.pipeline import Augment
 from dgjax.training.placement import data_parallel
 from dgjax.training.precision import in_precision
@@ -41,7 +41,7 @@ def model_shapes(config: TrainConfig) -> Field:
     """The model, with shapes and dtypes in the place of weights.
 
     Raises:
-        ValueError: as of `dgjax.spec.build`.
+        ValueError: as of `dgjax.checkpoints.spec.build`.
     """
     return build(config.model, nnx.eval_shape(lambda: build_network(config.model)))
 

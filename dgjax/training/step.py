@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from dgjax.fields import Field
-from dgjax.parametrization import Network
+from dgjax.model.field import Field
+from dgjax.model.parametrization import Network
 from dgjax.training import ema
 from dgjax.training.adaptation import Adaptation
 from dgjax.training.levels import lattice

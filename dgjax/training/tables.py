@@ -1,55 +1,12 @@
 """The tables of a training configuration, each with what it accepts."""
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
-from dgjax.spec import check_types, unknown_name
-from dgjax.training.folder import CROPS
+from dgjax.checkpoints.spec import check_fields, unknown_name
 from dgjax.training.placement import PLACEMENTS
 from dgjax.training.precision import PRECISIONS
 
-__all__ = ["Data", "Execution", "Optimiser", "Records"]
-
-
-def _check_types(where: str, table: Any) -> None:
-    check_types(where, vars(table), {f.name: f.type for f in fields(table)})
-
-
-@dataclass(frozen=True)
-class Data:
-    """What to train on.
-
-    Attributes:
-        dataset: "fashion-mnist", "digits", "npz" or "folder".
-        sigma_data: standard deviation of the data, for the loss weight.
-        path: file or folder of the data, if it is not found by its name.
-        flip: mirror half of the images left-right.
-        crop: of the images in a folder, "centre" or "random".
-        held_out: fraction of the images in a folder that training does not see.
-        licence: of the data, in one line, for what is said of the model; may change when a run
-            goes on.
-    """
-
-    dataset: str
-    sigma_data: float
-    path: str | None = None
-    flip: bool = False
-    crop: str = "centre"
-    held_out: float = 0.0
-    licence: str | None = None
-
-    def __post_init__(self):
-        _check_types("data", self)
-        if not self.sigma_data > 0:
-            raise ValueError(f"data: sigma_data must be positive, got {self.sigma_data}")
-        if self.crop not in CROPS:
-            raise unknown_name("data: crop", self.crop, CROPS)
-        if not 0 <= self.held_out < 1:
-            raise ValueError(f"data: held_out must be in [0, 1), got {self.held_out}")
-        if self.dataset == "folder" and self.path is None:
-            raise ValueError("data set folder needs a path: set data.path to the folder of images")
-        if self.dataset != "folder" and (self.crop, self.held_out) != ("centre", 0):
-            raise ValueError(f"data: crop and held_out are for folders, not for {self.dataset}")
+__all__ = ["Execution", "Optimiser", "Records"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +28,7 @@ class Optimiser:
     beta2: float = 0.99
 
     def __post_init__(self):
-        _check_types("optimiser", self)
+        check_fields("optimiser", self)
         if self.schedule not in ("cosine", "constant"):
             raise ValueError(
                 f"optimiser: schedule must be 'cosine' or 'constant', got {self.schedule!r}"
@@ -101,7 +58,7 @@ class Execution:
     ahead: int = 8
 
     def __post_init__(self):
-        _check_types("execution", self)
+        check_fields("execution", self)
         if self.parameters not in PLACEMENTS:
             raise unknown_name("execution: parameters", self.parameters, PLACEMENTS)
         if self.precision not in PRECISIONS:
@@ -131,7 +88,7 @@ class Records:
     watch_samples: int = 256
 
     def __post_init__(self):
-        _check_types("records", self)
+        check_fields("records", self)
         for name in ("save_every", "keep", "log_every", "watch_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"records: {name} must be at least 1, got {getattr(self, name)}")

@@ -11,13 +11,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
-from dgjax.divergence import Untracked
-from dgjax.fields import Field, repath
-from dgjax.grids import grid_logsnr
-from dgjax.paths import edm
-from dgjax.prior import prior_sample
-from dgjax.sampling import sample
-from dgjax.training.dataset import Dataset
+from dgjax.data.dataset import Dataset
+from dgjax.model.divergence import Untracked
+from dgjax.model.field import Field, repath
+from dgjax.model.paths import edm
+from dgjax.model.prior import prior_sample
+from dgjax.sampling.sample import sample
+from dgjax.sampling.time_grids import grid_logsnr
 from dgjax.training.loss import EDMWeighting, denoising_loss
 from dgjax.training.pipeline import HostBatch
 from dgjax.training.placement import bring, own_rows

@@ -6,8 +6,8 @@ import re
 import jax
 import numpy as np
 
-from dgjax.sharding import device_mesh
-from dgjax.spec import build_network
+from dgjax.checkpoints.spec import build_network
+from dgjax.devices.sharding import device_mesh
 from dgjax.training import TrainConfig
 from dgjax.training.pipeline import HostBatch
 from dgjax.training.placement import bring, on_host, shardings

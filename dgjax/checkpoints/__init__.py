@@ -1,0 +1,1 @@
+"""Models as folders: their specification, their weights, and the ones shipped with dgjax."""

@@ -1,0 +1,1 @@
+"""Batches of samples over one or many devices."""

@@ -1,0 +1,29 @@
+"""Progress on standard error: a bar over samples with the time left."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+__all__ = ["Show", "console", "progress"]
+
+Show = Callable[[int], None]
+
+console = Console(stderr=True)
+
+
+@contextmanager
+def progress(what: str, total: int, done: int = 0) -> Iterator[Show]:
+    """A bar over `total` samples with the time left; yields what moves it on by so many."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("samples"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=console,
+        transient=True,
+    ) as bar:
+        task = bar.add_task(f"{what} (compiling)", total=total, completed=done)
+        yield lambda count: bar.update(task, advance=count, description=what)

@@ -1,0 +1,284 @@
+r"""Spacetime geometry of a diffusion model: how far apart are two denoising posteriors?
+
+The posteriors p(x_0 | x_t), one for every point (x, t), are an exponential family with statistics
+(x_0, |x_0|^2) (Karczewski et al. 2025, arXiv 2505.17517). In scaled coordinates y = x/alpha,
+w = sigma/alpha, with D(y, w) = E[x_0 | x_t],
+
+    natural parameters      (y/w^2, -1/(2 w^2))  =  (alpha x/sigma^2, -alpha^2/(2 sigma^2)),
+    expectation parameters  (D, |D|^2 + w^2 div_y D).
+
+The Fisher-Rao metric is <d natural, d expectation>. Between two members of the family
+<difference of natural, difference of expectation> is the Jeffreys divergence, KL both ways, so the
+energy of a curve takes one evaluation and one Hessian product a point, and no metric tensor.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, ArrayLike, Float
+from scipy.interpolate import CubicSpline
+
+from dgjax.model.divergence import Divergence, Hutchinson, check_count
+from dgjax.model.field import Field, condition
+from dgjax.model.paths import logsnr
+from dgjax.typing import Cond, Key, Sample, Scalar, as_float, known
+
+__all__ = ["Geodesic", "Posterior", "geodesic", "jeffreys", "posterior"]
+
+
+class Posterior(NamedTuple):
+    """The denoising posterior at one point, by the parameters of its exponential family.
+
+    Attributes:
+        natural: (alpha x/sigma^2, -alpha^2/(2 sigma^2)).
+        expectation: (E[x_0 | x], E[|x_0|^2 | x]).
+    """
+
+    natural: tuple[Sample, Scalar]
+    expectation: tuple[Sample, Scalar]
+
+
+class Geodesic(NamedTuple):
+    """A curve of least energy found between two points of spacetime.
+
+    Attributes:
+        ts: (n+1,) times of its points.
+        xs: (n+1, *shape) its points.
+        length: sum of the square roots of the Jeffreys divergences between them.
+        energy: n/2 times their sum, in nats; length^2/2 if they are equally spaced.
+        energies: (steps,) estimates while it was sought, each by other probes.
+    """
+
+    ts: Float[Array, " n+1"]
+    xs: Float[Array, "n+1 ..."]
+    length: Scalar
+    energy: Scalar
+    energies: Float[Array, " steps"]
+
+
+class _Point(NamedTuple):
+    """In scaled coordinates: y, w^2, the denoised D and the trace of w^2 dD/dy (estimated)."""
+
+    y: Sample
+    w2: Scalar
+    denoised: Sample
+    spread: Scalar
+
+
+def posterior(
+    model: Field,
+    t: ArrayLike,
+    x: Sample,
+    *,
+    key: Key,
+    divergence: Divergence = Hutchinson(),
+    cond: Cond = None,
+) -> Posterior:
+    """The posterior p(x_0 | x_t = x), as its natural and expectation parameters.
+
+    Args:
+        model: the field.
+        t, x: a point, x of any shape.
+        key, divergence: for the trace in E[|x_0|^2 | x].
+        cond: what the model is conditioned on.
+    """
+    p = _point(condition(model, cond), as_float(t), x, key, divergence)
+    second = jnp.sum(p.denoised**2) + p.spread
+    return Posterior((p.y / p.w2, -0.5 / p.w2), (p.denoised, second))
+
+
+def _point(model: Field, t: Scalar, x: Sample, key: Key, divergence: Divergence) -> _Point:
+    alpha, sigma = model.path.alpha(t), model.path.sigma(t)
+    w2 = (sigma / alpha) ** 2
+    denoised, push = jax.linearize(lambda x: model.pair(t, x).x0, x)
+    spread = w2 * alpha * jnp.mean(divergence(push, x, key))
+    return _Point(x / alpha, w2, denoised, spread)
+
+
+def jeffreys(
+    model: Field,
+    ts: Float[Array, " n+1"],
+    xs: Float[Array, "n+1 ..."],
+    *,
+    key: Key,
+    divergence: Divergence = Hutchinson(),
+    cond: Cond = None,
+    batch: int = 16,
+) -> Float[Array, " n"]:
+    """Jeffreys divergences KL(p|q) + KL(q|p) between the posteriors at consecutive points.
+
+    To second order the squared Fisher-Rao length of each segment. All points share one probe, so
+    that most of its noise drops out of their differences; still, an estimate can be negative.
+
+    Args:
+        model: the field.
+        ts: (n+1,) times.
+        xs: (n+1, *shape) points, on the model's path.
+        key, divergence: for the traces.
+        cond: what the model is conditioned on.
+        batch: points evaluated together, which bounds memory.
+
+    Returns:
+        (n,) nats.
+
+    Raises:
+        ValueError: if there are fewer than two points, their numbers differ, or `batch` is not a
+            positive int.
+    """
+    check_count("batch", batch)
+    ts, xs = as_float(ts), jnp.asarray(xs)
+    if ts.ndim != 1 or ts.shape[0] < 2 or xs.shape[:1] != ts.shape:
+        raise ValueError(
+            f"ts {ts.shape} and xs {xs.shape} must be (n+1,) and (n+1, *shape), n at least 1"
+        )
+    model = condition(model, cond)
+    points = jax.lax.map(
+        lambda p: _point(model, p[0], p[1], key, divergence),
+        (ts, xs),
+        batch_size=min(batch, len(ts)),
+    )
+    return jax.vmap(_between)(_part(points, slice(None, -1)), _part(points, slice(1, None)))
+
+
+def _part(points: _Point, which: slice) -> _Point:
+    return jax.tree.map(lambda a: a[which], points)
+
+
+def _between(a: _Point, b: _Point) -> Scalar:
+    # Statistics of x_0 - c give the same product, and for the c halfway between the two D the
+    # terms in |D - c|^2, which would cancel at low noise, are equal.
+    c = 0.5 * (a.denoised + b.denoised)
+    along = jnp.sum(((b.y - c) / b.w2 - (a.y - c) / a.w2) * (b.denoised - a.denoised))
+    return along - 0.5 * (1 / b.w2 - 1 / a.w2) * (b.spread - a.spread)
+
+
+def geodesic(
+    model: Field,
+    t0: ArrayLike,
+    x0: Sample,
+    t1: ArrayLike,
+    x1: Sample,
+    *,
+    key: Key,
+    divergence: Divergence = Hutchinson(),
+    cond: Cond = None,
+    segments: int = 32,
+    knots: int = 6,
+    steps: int = 200,
+    optimiser: optax.GradientTransformation | None = None,
+    batch: int = 16,
+) -> Geodesic:
+    """The curve of least energy between (x0, t0) and (x1, t1), by gradient descent on a spline.
+
+    Between two images at t_min its length is the diffusion edit distance: the noise that undoes
+    the one and the denoising that makes the other. Starts from the geodesic of data with a flat
+    density, a semicircle in (y, sqrt(2 D) w), and moves the knots of a cubic spline added to it
+    in (y, log w). Each step has a fresh probe.
+
+    Args:
+        model: the field.
+        t0, x0, t1, x1: the ends, on the model's path.
+        key, divergence: for the traces.
+        cond: what the model is conditioned on.
+        segments: n, pieces into which energy and length are cut.
+        knots: of the spline, between the ends.
+        steps: of the optimiser.
+        optimiser: `optax.adam` with a cosine from 0.03 unless told.
+        batch: points evaluated together, which bounds memory.
+
+    Returns:
+        `Geodesic(ts, xs, length, energy, energies)`.
+
+    Raises:
+        ValueError: if the ends are of different shapes or not finite, a time is outside the
+            model's range, or a count is not a positive int.
+    """
+    t0, t1, x0, x1 = as_float(t0), as_float(t1), jnp.asarray(x0), jnp.asarray(x1)
+    for name, count in (("segments", segments), ("knots", knots), ("steps", steps)):
+        check_count(name, count)
+    _check_ends(model, (t0, t1), (x0, x1))
+    model = condition(model, cond)
+    low, high = (-0.5 * logsnr(model.path, t) for t in (model.t_min, model.t_max))
+    ends = [
+        (x / model.path.alpha(t), -0.5 * logsnr(model.path, t)) for t, x in ((t0, x0), (t1, x1))
+    ]
+    share, base = _semicircle(ends, segments)
+    lift = jnp.asarray(_spline(segments, knots), x0.dtype)
+    (y0, _), (y1, _) = ends
+
+    def curve(moved):
+        ys = y0 + jnp.tensordot(share, y1 - y0, 0) + jnp.tensordot(lift, moved[0], 1)
+        log_w = jnp.clip(base + lift @ moved[1], low, high)
+        ts = jax.vmap(model.path.time)(-2 * log_w)
+        # The ends themselves, which the way through log-SNR gives to rounding only.
+        ts = ts.at[0].set(t0).at[-1].set(t1)
+        return ts, jax.vmap(lambda t, y: model.path.alpha(t) * y)(ts, ys)
+
+    def parts(moved, key):
+        return jeffreys(model, *curve(moved), key=key, divergence=divergence, batch=batch)
+
+    chosen = (
+        optax.adam(optax.cosine_decay_schedule(0.03, steps)) if optimiser is None else optimiser
+    )
+
+    def step(carry, i):
+        moved, state = carry
+        energy, slope = jax.value_and_grad(
+            lambda m: 0.5 * segments * jnp.sum(parts(m, jax.random.fold_in(key, i)))
+        )(moved)
+        updates, state = chosen.update(slope, state, moved)
+        return (optax.apply_updates(moved, updates), state), energy
+
+    start = jnp.zeros((knots, *x0.shape), x0.dtype), jnp.zeros(knots, x0.dtype)
+    (moved, _), energies = jax.lax.scan(step, (start, chosen.init(start)), jnp.arange(steps))
+    pieces = parts(moved, jax.random.fold_in(key, steps))
+    length = jnp.sum(jnp.sqrt(jnp.maximum(pieces, 0)))
+    ts, xs = curve(moved)
+    return Geodesic(ts, xs, length, 0.5 * segments * jnp.sum(pieces), energies)
+
+
+def _semicircle(ends, segments: int) -> tuple[Array, Array]:
+    """Share of the way from y0 to y1 and log w at n+1 equally spaced points of a flat geodesic.
+
+    For flat data the posterior is N(y, w^2 I), whose metric |dy|^2/w^2 + 2 D (d log w)^2 is that
+    of the upper half-plane in (|y|/sqrt(2 D), w).
+    """
+    (y0, u0), (y1, u1) = ends
+    w0, w1 = jnp.exp(u0), jnp.exp(u1)
+    apart = jnp.linalg.norm((y1 - y0).ravel()) / np.sqrt(2 * y0.size)
+    apart = jnp.maximum(apart, 1e-2 * jnp.maximum(w0, w1))  # straight up, all but
+    centre = (apart**2 + w1**2 - w0**2) / (2 * apart)
+    radius = jnp.hypot(centre, w0)
+    # Along it log tan(angle/2) is the length.
+    first, last = (
+        jnp.log(jnp.tan(0.5 * jnp.arctan2(w, at - centre))) for w, at in ((w0, 0.0), (w1, apart))
+    )
+    angle = 2 * jnp.arctan(jnp.exp(jnp.linspace(first, last, segments + 1)))
+    return (centre + radius * jnp.cos(angle)) / apart, jnp.log(radius * jnp.sin(angle))
+
+
+def _spline(segments: int, knots: int) -> np.ndarray:
+    """(n+1, knots) weights of a cubic spline through `knots` values, zero at both ends."""
+    values = np.eye(knots + 2)[:, 1:-1]
+    spline = CubicSpline(np.linspace(0, 1, knots + 2), values)
+    return spline(np.linspace(0, 1, segments + 1))
+
+
+def _check_ends(model: Field, ts, xs) -> None:
+    if xs[0].shape != xs[1].shape:
+        raise ValueError(f"the ends {xs[0].shape} and {xs[1].shape} must be of one shape")
+    low, high = known(model.t_min), known(model.t_max)
+    for t, x in zip(ts, xs, strict=True):
+        values, time = known(x), known(t)
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"ends must be floating, got {x.dtype}; convert and scale them first")
+        if values is not None and not np.isfinite(values).all():
+            raise ValueError("an end has NaN or infinite entries")
+        if time is None or low is None or high is None:
+            continue
+        slack = 1e-6 * (high - low)
+        if not low - slack <= time <= high + slack:
+            raise ValueError(f"time {time:g} is outside the model's range {low:g} to {high:g}")

@@ -1,0 +1,1 @@
+"""Guides that steer log-density, and noise along its level sets."""

@@ -1,0 +1,1 @@
+"""Models: paths, networks' predictions, fields, closed forms and divergences."""

@@ -1,0 +1,1 @@
+"""Samples as pixels, levels, files and grids of pictures."""

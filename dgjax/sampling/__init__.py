@@ -1,0 +1,1 @@
+"""Solves of the augmented equation: samples, likelihoods and log-density along trajectories."""

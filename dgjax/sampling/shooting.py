@@ -1,0 +1,158 @@
+"""Asking for a log-density: the pilot that closed-loop targets need, and shooting.
+
+`target_guidance` (closed loop) steers the tracked log-density to the target on the way.
+`shoot` finds the dial q whose whole trajectory ends at the target, which keeps the trajectory
+typical of its q.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optimistix
+from jax.scipy.special import ndtr, ndtri
+from jaxtyping import Array, ArrayLike, Float
+
+from dgjax.guidance.density import DensityGuidance, forcing_nats
+from dgjax.guidance.schedules import schedule
+from dgjax.guidance.target import Profile
+from dgjax.model.divergence import Divergence, Hutchinson
+from dgjax.model.field import Field, condition, evaluate
+from dgjax.model.paths import logsnr
+from dgjax.sampling.sample import Sampled, Trajectory, sample
+from dgjax.typing import Cond, Key, Sample, Scalar, as_float, known
+
+__all__ = ["Shot", "pilot", "shoot"]
+
+
+def pilot(
+    model: Field,
+    latents: Float[Array, "m ..."],
+    grid: Float[Array, " n+1"],
+    *,
+    key: Key,
+    divergence: Divergence = Hutchinson(),
+    cond: Cond = None,
+    **solver: Any,
+) -> Profile:
+    """The mean course of log-density along the PF-ODE of a few latents.
+
+    Args:
+        model: the field.
+        latents: (m, *shape) latents at t_max; a handful is enough.
+        grid: (steps + 1,) decreasing times.
+        key, divergence, cond, solver: as in `sample`.
+
+    Returns:
+        the `Profile` that `target_guidance` takes.
+    """
+    model = condition(model, cond)
+    keys = jax.random.split(key, latents.shape[0])
+
+    def one(x, key):
+        walk, probes = jax.random.split(key)
+        run = sample(
+            model, x, grid, key=walk, divergence=divergence, save=Trajectory, **solver
+        ).trajectory
+
+        def curvature(t, x, i):
+            local = evaluate(model, t, x, divergence=divergence, key=jax.random.fold_in(probes, i))
+            return -(local.sigma**2) * local.laplacian
+
+        steps = jnp.arange(grid.shape[0])
+        return run.log_density, jax.lax.map(lambda a: curvature(*a), (run.t, run.x, steps))
+
+    tracked, curvature = jax.vmap(one)(latents, keys)
+    size = latents[0].size
+    tracked = jnp.mean(tracked, 0) + size * jnp.log(jax.vmap(model.path.alpha)(grid))
+    knots = jax.vmap(lambda t: logsnr(model.path, t))(grid)
+    return Profile(knots, tracked[-1] - tracked, jnp.mean(curvature, 0))
+
+
+class Shot(NamedTuple):
+    """What shooting found.
+
+    Attributes:
+        sampled: the sample at the dial found; `info.target_met` says whether it is on target.
+        q: the dial in (0, 1).
+        log_density_range: log-densities (nats) at the ends of the bracket of q. A target
+            outside it is out of reach; one inside it that was not met lies in a jump of
+            log p(q), where a latent changes basin, or on a slope too steep for `iterations`.
+    """
+
+    sampled: Sampled
+    q: Scalar
+    log_density_range: Float[Array, " 2"]
+
+
+def shoot(
+    model: Field,
+    x: Sample,
+    grid: Float[Array, " n+1"],
+    target: ArrayLike,
+    *,
+    key: Key,
+    low: ArrayLike = 0.001,
+    high: ArrayLike = 0.999,
+    tolerance: ArrayLike = 0.01,
+    iterations: int = 24,
+    run: Callable[..., Sampled] = sample,
+    **options: Any,
+) -> Shot:
+    """Samples at the dial q whose trajectory ends at `target` nats, found by bisection in q.
+
+    Each iteration is a whole solve with the same key, so log p(q) is one function. `vmap` over
+    latents and targets.
+
+    Args:
+        model, x, grid, key: as in `sample`.
+        target: log-density asked for at t_min, in nats.
+        low, high: the bracket of q.
+        tolerance: nats per dimension within which the target counts as met.
+        iterations: bisections of Phi^-1(q) at the most.
+        run: the sampler, `sample` or a function of the same signature.
+        options: passed on to it (guides before density guidance, divergence, solver, ...).
+
+    Raises:
+        ValueError: if the bracket is not inside (0, 1), or the target is not finite.
+    """
+    target = as_float(target)
+    a, b, goal = known(as_float(low)), known(as_float(high)), known(target)
+    if a is not None and b is not None and not 0 < a < b < 1:
+        raise ValueError(f"the bracket of q must satisfy 0 < low < high < 1, got {a:g}, {b:g}")
+    if goal is not None and not np.isfinite(goal).all():
+        raise ValueError(f"target must be finite nats, got {goal}")
+    before = tuple(options.pop("guides", ()))
+
+    def walk(probit: Scalar) -> Sampled:
+        steer = DensityGuidance(schedule(probit), as_float(1.0))
+        return run(model, x, grid, key=key, guides=(*before, steer), **options)
+
+    lower, upper = ndtri(as_float(low)), ndtri(as_float(high))
+    ends = jax.vmap(lambda probit: walk(probit).log_density)(jnp.stack([lower, upper]))
+
+    # Bisected in the nats that q forces, so that one tolerance serves argument and value.
+    scale = forcing_nats(model, x.size)
+    allowed = as_float(tolerance) * x.size
+
+    def miss(nats, args):
+        del args
+        return jnp.sign(ends[1] - ends[0]) * (walk(nats / scale).log_density - target)
+
+    reachable = (ends[0] - target) * (ends[1] - target) <= 0
+    nearest = jnp.where(jnp.abs(ends[0] - target) < jnp.abs(ends[1] - target), lower, upper)
+    found = optimistix.root_find(
+        miss,
+        optimistix.Bisection(rtol=0.0, atol=0.1 * allowed, flip=False),  # type: ignore
+        0.5 * (lower + upper) * scale,
+        options={"lower": lower * scale, "upper": upper * scale},
+        max_steps=iterations,
+        throw=False,
+    ).value
+    probit = jnp.where(reachable, found / scale, nearest)
+    sampled = walk(probit)
+    met = (jnp.abs(sampled.log_density - target) <= allowed) & sampled.info.finite
+    info = sampled.info._replace(target_met=met)
+    return Shot(sampled._replace(info=info), ndtr(probit), ends)
