@@ -44,11 +44,11 @@ jax.config.update("jax_disable_most_optimizations", UNOPTIMISED not in ("0", "fa
 # Tests whose arrays may not broadcast in rank unasked, a (D,) against a (n, D) being often a
 # mistake, nor change their dtype. Networks do both on purpose.
 STRICT = {
-    "test_analytic",
+    "test_closed_form",
     "test_divergence",
-    "test_fields",
-    "test_grids",
-    "test_metrics",
+    "test_field",
+    "test_time_grids",
+    "test_pixels",
     "test_parametrization",
     "test_paths",
     "test_prior",

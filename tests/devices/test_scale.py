@@ -23,8 +23,8 @@ from dgjax.training.setup import state_shapes
 from dgjax.training.step import Batch
 from dgjax.training.watch import held_out_losses
 
-PROGRAMS = Path(__file__).parent / "programs"
-ROOT = Path(__file__).parents[1]
+PROGRAMS = Path(__file__).parents[1] / "programs"
+ROOT = Path(__file__).parents[2]
 
 
 def environment(**changes):
