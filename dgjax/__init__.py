@@ -76,8 +76,8 @@ from dgjax.model.parametrization import (
     ScorePrediction,
     VelocityPrediction,
     VPrediction,
-    own_clock,
     preconditioned,
+    rescale_time,
 )
 from dgjax.model.paths import cosine, custom, edm, logsnr, rectified_flow, sub_vp, ve, vp
 from dgjax.model.prior import chi_quantile, prior_guidance, prior_sample, with_norm
@@ -169,7 +169,6 @@ __all__ = [
     "node_quadrature",
     "noise_matched",
     "normality",
-    "own_clock",
     "pilot",
     "png_bytes",
     "posterior",
@@ -185,6 +184,7 @@ __all__ = [
     "rectified_flow",
     "register_dataclass",
     "repath",
+    "rescale_time",
     "reverse_sde",
     "reverse_sde_ito",
     "sample",

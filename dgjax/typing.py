@@ -28,8 +28,8 @@ __all__ = [
     "Sample",
     "Scalar",
     "as_float",
+    "concrete",
     "inner",
-    "known",
     "register_dataclass",
 ]
 
@@ -71,7 +71,7 @@ def as_float(value: ArrayLike) -> Array:
     return jnp.asarray(value, dtype=jnp.result_type(float))
 
 
-def known(value: Any) -> np.ndarray | None:
+def concrete(value: Any) -> np.ndarray | None:
     """`value` as a NumPy array when its numbers are known now, or None while it is traced."""
     return None if isinstance(value, core.Tracer) else np.asarray(value)
 

@@ -23,7 +23,7 @@ from dgjax.model.divergence import Divergence, Hutchinson
 from dgjax.model.field import Field, condition
 from dgjax.sampling.sample import sample
 from dgjax.sampling.solvers import FORWARD
-from dgjax.typing import Cond, Key, Sample, Scalar, as_float, inner, known
+from dgjax.typing import Cond, Key, Sample, Scalar, as_float, concrete, inner
 
 __all__ = ["Alignment", "AlignmentStatistics", "align", "alignment_statistics"]
 
@@ -91,7 +91,7 @@ def align(
     x, grid = jnp.asarray(x), as_float(grid)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x must be floating, got {x.dtype}; convert and scale it first")
-    values = known(x)  # inside the jvp it is traced, and `sample` could not look
+    values = concrete(x)  # inside the jvp it is traced, and `sample` could not look
     if values is not None and not np.isfinite(values).all():
         raise ValueError("x has NaN or infinite entries; a solve would carry them along silently")
     if grid.ndim != 1 or grid.shape[0] < 2:

@@ -24,7 +24,7 @@ from scipy.interpolate import CubicSpline
 from dgjax.model.divergence import Divergence, Hutchinson, check_count
 from dgjax.model.field import Field, condition
 from dgjax.model.paths import logsnr
-from dgjax.typing import Cond, Key, Sample, Scalar, as_float, known
+from dgjax.typing import Cond, Key, Sample, Scalar, as_float, concrete
 
 __all__ = ["Geodesic", "Posterior", "geodesic", "jeffreys", "posterior"]
 
@@ -270,9 +270,9 @@ def _spline(segments: int, knots: int) -> np.ndarray:
 def _check_ends(model: Field, ts, xs) -> None:
     if xs[0].shape != xs[1].shape:
         raise ValueError(f"the ends {xs[0].shape} and {xs[1].shape} must be of one shape")
-    low, high = known(model.t_min), known(model.t_max)
+    low, high = concrete(model.t_min), concrete(model.t_max)
     for t, x in zip(ts, xs, strict=True):
-        values, time = known(x), known(t)
+        values, time = concrete(x), concrete(t)
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(f"ends must be floating, got {x.dtype}; convert and scale them first")
         if values is not None and not np.isfinite(values).all():

@@ -44,8 +44,8 @@ def h_statistic(
         cond: what the model is conditioned on.
     """
     local = evaluate(model, t, x, divergence=divergence, key=key, cond=cond)
-    assert local.jvp is not None
-    laplacians = divergence(local.jvp, x, key)
+    assert local.hvp is not None
+    laplacians = divergence(local.hvp, x, key)
     return local.sigma**2 * (laplacians + jnp.sum(local.score**2)) / jnp.sqrt(2.0 * x.size)
 
 

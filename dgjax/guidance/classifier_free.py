@@ -21,7 +21,7 @@ from jaxtyping import Array, ArrayLike
 
 from dgjax.guidance.schedules import Schedule, Window, schedule, window
 from dgjax.model.field import Conditioned, Field, Local, condition
-from dgjax.typing import Cond, Sample, Scalar, as_float, known, register_dataclass
+from dgjax.typing import Cond, Sample, Scalar, as_float, concrete, register_dataclass
 
 __all__ = [
     "Contrast",
@@ -175,6 +175,6 @@ def temperature(
 
 
 def _check(name: str, value: Array, wanted: str, holds) -> None:
-    numbers = known(value)
+    numbers = concrete(value)
     if numbers is not None and not np.all(holds(numbers)):
         raise ValueError(f"{name} must be {wanted}, got {numbers}")

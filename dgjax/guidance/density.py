@@ -27,7 +27,7 @@ from jaxtyping import ArrayLike
 from dgjax.guidance.schedules import Schedule, schedule
 from dgjax.model.field import Field, Local
 from dgjax.model.paths import logsnr
-from dgjax.typing import Sample, Scalar, as_float, inner, known, register_dataclass
+from dgjax.typing import Sample, Scalar, as_float, concrete, inner, register_dataclass
 
 __all__ = [
     "DensityGuidance",
@@ -133,7 +133,7 @@ def density_guidance(
         ValueError: if q is outside (0, 1), or knots and q do not match.
     """
     q = as_float(q)
-    numbers = known(q)
+    numbers = concrete(q)
     if numbers is not None and not ((numbers > 0) & (numbers < 1)).all():
         raise ValueError(f"q must lie strictly between 0 and 1, got {numbers}")
     return DensityGuidance(schedule(ndtri(q), knots), as_float(bound))

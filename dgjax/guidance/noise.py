@@ -18,7 +18,7 @@ from jaxtyping import Array, ArrayLike
 
 from dgjax.guidance.schedules import Schedule, Window, schedule, window
 from dgjax.model.field import Local
-from dgjax.typing import Sample, Scalar, as_float, inner, known, register_dataclass
+from dgjax.typing import Sample, Scalar, as_float, concrete, inner, register_dataclass
 
 __all__ = [
     "ItoNoise",
@@ -114,7 +114,7 @@ def churn(
     Adds and removes the variance `amount` g^2 |dt|: amount 1 is the reverse SDE.
     """
     amount = as_float(amount)
-    numbers = known(amount)
+    numbers = concrete(amount)
     if numbers is not None and not numbers >= 0:
         raise ValueError(f"amount must not be negative, got {numbers:g}")
     return Langevin(window(jnp.sqrt(amount), low=low, high=high))
@@ -137,10 +137,10 @@ class NoiseMatched:
     height: Height
 
     def step(self, drift: Sample, local: Local, dt: Scalar, dW: Sample) -> tuple[Sample, Array]:
-        assert local.jvp is not None  # a step evaluates where it stands
+        assert local.hvp is not None  # a step evaluates where it stands
         phi = _diffusion(self.height, local)
         z = _project(dW, local)
-        bend = 0.5 * phi**2 * inner(z, local.jvp(z)) / local.score_norm2
+        bend = 0.5 * phi**2 * inner(z, local.hvp(z)) / local.score_norm2
         return drift * dt + phi * z - bend * local.score, _tracked(drift, local, dt)
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from dgjax.typing import Scalar, as_float, known, register_dataclass
+from dgjax.typing import Scalar, as_float, concrete, register_dataclass
 
 __all__ = ["Schedule", "Window", "schedule", "window"]
 
@@ -43,7 +43,7 @@ def schedule(value: ArrayLike | Schedule, knots: ArrayLike | None = None) -> Sch
     knots = as_float(knots)
     if knots.ndim != 1 or knots.shape != value.shape:
         raise ValueError(f"knots {knots.shape} and values {value.shape} must both be (n,)")
-    numbers = known(knots)
+    numbers = concrete(knots)
     if numbers is not None and not (np.diff(numbers) > 0).all():
         raise ValueError("knots must increase (they are log-SNRs, noise to data)")
     return Schedule(knots, value)
@@ -73,7 +73,7 @@ def window(
         ValueError: if low >= high or the height is negative.
     """
     low, high, height = as_float(low), as_float(high), as_float(height)
-    a, b, h = known(low), known(high), known(height)
+    a, b, h = concrete(low), concrete(high), concrete(height)
     if a is not None and b is not None and not a < b:
         raise ValueError(f"a window needs low < high (log-SNRs), got {a:g} and {b:g}")
     if h is not None and not h >= 0:

@@ -8,7 +8,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from dgjax.guidance.density import with_score_weight
 from dgjax.model.field import Field, Local
-from dgjax.typing import Sample, Scalar, as_float, known, register_dataclass
+from dgjax.typing import Sample, Scalar, as_float, concrete, register_dataclass
 
 __all__ = ["Profile", "TargetGuidance", "target_guidance"]
 
@@ -93,7 +93,7 @@ def target_guidance(
         ValueError: if the target is not finite.
     """
     target = as_float(target)
-    numbers = known(target)
+    numbers = concrete(target)
     if numbers is not None and not np.isfinite(numbers).all():
         raise ValueError(f"target must be finite nats, got {numbers}")
     alpha_end = model.path.alpha(model.t_min)

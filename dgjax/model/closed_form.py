@@ -17,7 +17,7 @@ from dgjax.model.field import Field
 from dgjax.model.field import field as make_field
 from dgjax.model.parametrization import Pair
 from dgjax.model.paths import Path, edm, logsnr
-from dgjax.typing import Sample, Scalar, as_float, known, register_dataclass
+from dgjax.typing import Sample, Scalar, as_float, concrete, register_dataclass
 
 __all__ = [
     "GaussianMixture",
@@ -162,14 +162,14 @@ def gaussian_mixture(
     _check_weights(weights)
     _check_finite("means", means)
     _check_finite("covariances", covariances)
-    matrices = known(covariances)
+    matrices = concrete(covariances)
     if matrices is not None:
         skew = np.abs(matrices - matrices.transpose(0, 2, 1))
         if skew.max() > 1e-5 * np.abs(matrices).max():
             raise ValueError("covariances must be symmetric")
     values, vectors = jnp.linalg.eigh(covariances)
     values, vectors = values[:, ::-1], vectors[:, :, ::-1]
-    numbers = known(values)
+    numbers = concrete(values)
     if numbers is not None and numbers.min() < -1e-5 * max(numbers.max(), 1e-30):
         raise ValueError(f"covariances must be positive semi-definite, least {numbers.min():.3g}")
     values = jnp.maximum(values, 0)
@@ -222,19 +222,19 @@ def kernel_density(
 
 
 def _check_finite(name: str, value: Array) -> None:
-    numbers = known(value)
+    numbers = concrete(value)
     if numbers is not None and not np.isfinite(numbers).all():
         raise ValueError(f"{name} must be finite; some are NaN or infinite")
 
 
 def _check_positive(name: str, value: Array) -> None:
-    numbers = known(value)
+    numbers = concrete(value)
     if numbers is not None and not ((numbers >= 0) & np.isfinite(numbers)).all():
         raise ValueError(f"{name} must be finite and not negative")
 
 
 def _check_weights(weights: Array) -> None:
-    numbers = known(weights)
+    numbers = concrete(weights)
     if numbers is not None and not (numbers > 0).all():
         raise ValueError("weights must be positive; drop components of weight zero")
 

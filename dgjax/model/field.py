@@ -16,7 +16,16 @@ from jaxtyping import Array, ArrayLike, Float
 from dgjax.model.divergence import Divergence
 from dgjax.model.parametrization import Network, Pair, Parametrization
 from dgjax.model.paths import Path, coefficients, logsnr
-from dgjax.typing import Cond, Key, LinearMap, Sample, Scalar, as_float, known, register_dataclass
+from dgjax.typing import (
+    Cond,
+    Key,
+    LinearMap,
+    Sample,
+    Scalar,
+    as_float,
+    concrete,
+    register_dataclass,
+)
 
 __all__ = [
     "Field",
@@ -121,13 +130,13 @@ def field(
 
 
 def _check_range(path: Path, t_min: Scalar, t_max: Scalar) -> None:
-    low, high = known(t_min), known(t_max)
+    low, high = concrete(t_min), concrete(t_max)
     if low is None or high is None:
         return
     if not low < high:
         raise ValueError(f"t_min must be below t_max, got {low:g} and {high:g}; swap them")
     for name, t in (("t_min", t_min), ("t_max", t_max)):
-        alpha, sigma = known(path.alpha(t)), known(path.sigma(t))
+        alpha, sigma = concrete(path.alpha(t)), concrete(path.sigma(t))
         if alpha is None or sigma is None:
             return
         tiny = jnp.finfo(alpha.dtype).eps
@@ -136,7 +145,7 @@ def _check_range(path: Path, t_min: Scalar, t_max: Scalar) -> None:
                 f"alpha = {alpha:.3g} and sigma = {sigma:.3g} at {name} = {t:.6g}: the model "
                 f"divides by both; move {name} inside the path"
             )
-    first, last = known(logsnr(path, t_min)), known(logsnr(path, t_max))
+    first, last = concrete(logsnr(path, t_min)), concrete(logsnr(path, t_max))
     if first is not None and last is not None and not first > last:
         raise ValueError(
             f"log-SNR must fall from t_min to t_max and goes from {first:.3g} to {last:.3g}; "
@@ -155,7 +164,7 @@ def repath(model: Field, path: Path) -> Field:
     t_min, t_max = path.time(levels[0]), path.time(levels[1])
     _check_range(path, t_min, t_max)
     for level, t in zip(levels, (t_min, t_max), strict=True):
-        asked, found = known(level), known(logsnr(path, t))
+        asked, found = concrete(level), concrete(logsnr(path, t))
         if asked is not None and found is not None and abs(found - asked) > 0.1:
             raise ValueError(
                 f"the model reaches log-SNR {asked:.3g} and the path ends at {found:.3g}; "
@@ -191,7 +200,7 @@ class Local(NamedTuple):
     """Everything known at (t, x) from one pass of the network.
 
     `divergences` are independent estimates of div u, shape (n,); `log_densities` the tracked
-    log p_t(x) that belongs to each, in nats. `jvp` multiplies by the Hessian of log p_t; it is
+    log p_t(x) that belongs to each, in nats. `hvp` multiplies by the Hessian of log p_t; it is
     None in stored copies.
     """
 
@@ -206,7 +215,7 @@ class Local(NamedTuple):
     score: Sample
     divergences: Float[Array, " n"]
     log_densities: Float[Array, " n"]
-    jvp: LinearMap | None
+    hvp: LinearMap | None
 
     @property
     def divergence(self) -> Scalar:
@@ -266,5 +275,5 @@ def evaluate(
         score=-eps / c.sigma,
         divergences=slope * traces + x.size * c.dsigma / c.sigma,
         log_densities=jnp.zeros_like(traces) if log_densities is None else log_densities,
-        jvp=hessian,
+        hvp=hessian,
     )

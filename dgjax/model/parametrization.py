@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
 from dgjax.model.paths import Coefficients
-from dgjax.typing import Sample, Scalar, as_float, known, register_dataclass
+from dgjax.typing import Sample, Scalar, as_float, concrete, register_dataclass
 
 __all__ = [
     "DenoisedPrediction",
@@ -24,8 +24,8 @@ __all__ = [
     "ScorePrediction",
     "VPrediction",
     "VelocityPrediction",
-    "own_clock",
     "preconditioned",
+    "rescale_time",
     "velocity",
 ]
 
@@ -143,7 +143,7 @@ def preconditioned(sigma_data: ArrayLike = 0.5) -> Preconditioned:
     Raises:
         ValueError: if it is not positive.
     """
-    number = known(sigma_data)
+    number = concrete(sigma_data)
     if number is not None and not (number > 0).all():
         raise ValueError(f"sigma_data must be positive, got {sigma_data}")
     return Preconditioned(as_float(sigma_data))
@@ -152,7 +152,7 @@ def preconditioned(sigma_data: ArrayLike = 0.5) -> Preconditioned:
 @register_dataclass
 @dataclass(frozen=True)
 class OwnClock:
-    """A parametrization whose network counts time on a clock of its own. Made by `own_clock`.
+    """A parametrization whose network counts time on a clock of its own. Made by `rescale_time`.
 
     Its velocity stays that per unit of the path's time: only what the network is told changes.
     """
@@ -166,13 +166,13 @@ class OwnClock:
         )
 
 
-def own_clock(parametrization: Parametrization, rate: ArrayLike) -> OwnClock:
+def rescale_time(parametrization: Parametrization, rate: ArrayLike) -> OwnClock:
     """`parametrization` of a network that is told `rate` t at time t of the path.
 
     Raises:
         ValueError: if the rate is not positive.
     """
-    number = known(rate)
+    number = concrete(rate)
     if number is not None and not (number > 0).all():
         raise ValueError(f"the rate of a network's clock must be positive, got {rate}")
     return OwnClock(parametrization, as_float(rate))
@@ -186,4 +186,4 @@ def velocity(rate: float = 1.0) -> Parametrization:
     Raises:
         ValueError: if the rate is not positive.
     """
-    return VelocityPrediction() if rate == 1 else own_clock(VelocityPrediction(), rate)
+    return VelocityPrediction() if rate == 1 else rescale_time(VelocityPrediction(), rate)

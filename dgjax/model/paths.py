@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optimistix
 from jaxtyping import Array, ArrayLike
 
-from dgjax.typing import Scalar, as_float, known, register_dataclass
+from dgjax.typing import Scalar, as_float, concrete, register_dataclass
 
 __all__ = [
     "Coefficients",
@@ -279,7 +279,7 @@ def custom(
     """
     path = Custom(alpha, sigma, as_float(lower), as_float(upper))
     times = jnp.linspace(path.lower, path.upper, 65)
-    angle = known(jax.vmap(lambda t: jnp.arctan2(path.sigma(t), path.alpha(t)))(times))
+    angle = concrete(jax.vmap(lambda t: jnp.arctan2(path.sigma(t), path.alpha(t)))(times))
     if angle is not None and not (angle[1:] > angle[:-1]).all():
         raise ValueError(
             f"sigma/alpha must grow with t on [{lower}, {upper}], and here it does not; "

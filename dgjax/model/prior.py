@@ -12,7 +12,7 @@ from jax.scipy.special import gammainc
 from jaxtyping import ArrayLike
 
 from dgjax.model.field import Field
-from dgjax.typing import Key, Sample, Scalar, as_float, known
+from dgjax.typing import Key, Sample, Scalar, as_float, concrete
 
 __all__ = ["chi_quantile", "prior_guidance", "prior_sample", "with_norm"]
 
@@ -29,7 +29,7 @@ def with_norm(model: Field, x: Sample, norm: ArrayLike) -> Sample:
         ValueError: if the norm is not positive, or x is zero.
     """
     norm = as_float(norm)
-    numbers, values = known(norm), known(x)
+    numbers, values = concrete(norm), concrete(x)
     if numbers is not None and not (numbers > 0).all():
         raise ValueError(f"norm must be positive, got {numbers}")
     if values is not None and not np.any(values):
@@ -71,7 +71,7 @@ def prior_guidance(model: Field, x: Sample, quantile: ArrayLike) -> Sample:
 
 def _quantile(q: ArrayLike) -> Scalar:
     q = as_float(q)
-    numbers = known(q)
+    numbers = concrete(q)
     if numbers is not None and not ((numbers > 0) & (numbers < 1)).all():
         raise ValueError(f"a quantile must lie strictly between 0 and 1, got {numbers}")
     return q

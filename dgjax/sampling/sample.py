@@ -12,7 +12,7 @@ from dgjax.model.field import Field, log_prior
 from dgjax.sampling.results import Info, Sampled, State, Trajectory
 from dgjax.sampling.solve import Save, solve
 from dgjax.sampling.solvers import Adjoint, Controller, Progress, Solver
-from dgjax.typing import Cond, Key, Sample, Scalar, as_float, known
+from dgjax.typing import Cond, Key, Sample, Scalar, as_float, concrete
 
 __all__ = ["Info", "Sampled", "State", "Trajectory", "check_grid", "check_prior", "sample"]
 
@@ -24,7 +24,7 @@ def check_grid(model: Field, grid: Array) -> None:
     """
     if grid.ndim != 1 or grid.shape[0] < 2:
         raise ValueError(f"grid must be (steps + 1,) with at least one step, got {grid.shape}")
-    times, high, low = known(grid), known(model.t_max), known(model.t_min)
+    times, high, low = concrete(grid), concrete(model.t_max), concrete(model.t_min)
     if times is None:
         return
     if not (np.diff(times) < 0).all():
@@ -41,7 +41,7 @@ def check_grid(model: Field, grid: Array) -> None:
 
 def check_prior(model: Field, grid: Array) -> None:
     """Raise a ValueError if `grid` is known not to start at t_max, where the prior is."""
-    times, high = known(grid), known(model.t_max)
+    times, high = concrete(grid), concrete(model.t_max)
     if times is None or high is None or np.isclose(times[0], high, rtol=1e-5):
         return
     raise ValueError(

@@ -22,7 +22,7 @@ from dgjax.model.divergence import Divergence, Hutchinson
 from dgjax.model.field import Field, condition, evaluate
 from dgjax.model.paths import logsnr
 from dgjax.sampling.sample import Sampled, Trajectory, sample
-from dgjax.typing import Cond, Key, Sample, Scalar, as_float, known
+from dgjax.typing import Cond, Key, Sample, Scalar, as_float, concrete
 
 __all__ = ["Shot", "pilot", "shoot"]
 
@@ -119,7 +119,7 @@ def shoot(
         ValueError: if the bracket is not inside (0, 1), or the target is not finite.
     """
     target = as_float(target)
-    a, b, goal = known(as_float(low)), known(as_float(high)), known(target)
+    a, b, goal = concrete(as_float(low)), concrete(as_float(high)), concrete(target)
     if a is not None and b is not None and not 0 < a < b < 1:
         raise ValueError(f"the bracket of q must satisfy 0 < low < high < 1, got {a:g}, {b:g}")
     if goal is not None and not np.isfinite(goal).all():

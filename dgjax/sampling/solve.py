@@ -33,7 +33,7 @@ from dgjax.sampling.solvers import (
     check_solve,
     default_solver,
 )
-from dgjax.typing import Cond, Key, Sample, Scalar, as_float, inner, known
+from dgjax.typing import Cond, Key, Sample, Scalar, as_float, concrete, inner
 
 __all__ = ["Save", "solve"]
 
@@ -86,7 +86,7 @@ class _Augmented(diffrax.AbstractTerm):
 
     def vf(self, t, y, args):
         drift, local = self._local(t, y, args)
-        return drift, local._replace(jvp=None), _stopped(args.guides, local), args.noise
+        return drift, local._replace(hvp=None), _stopped(args.guides, local), args.noise
 
     def contr(self, t0, t1, **kwargs):
         del kwargs
@@ -169,7 +169,7 @@ def solve(
 
     count = jax.eval_shape(lambda x, key: divergence(lambda z: z, x, key), x, key).shape[0]
     start = jnp.asarray(log_density, x.dtype)
-    if known(grid) is None:  # then `check_solve` could not look
+    if concrete(grid) is None:  # then `check_solve` could not look
         monotone = jnp.all(jnp.diff(grid) > 0) | jnp.all(jnp.diff(grid) < 0)
         start = jnp.where(monotone, start, jnp.nan)
     zero = jnp.zeros((), x.dtype)

@@ -15,7 +15,7 @@ from dgjax.model.coloured_probes import Coloured
 from dgjax.model.divergence import Divergence, Hutchinson
 from dgjax.sampling.level_set import Evaluation, arrive, leave, stand
 from dgjax.sampling.multistep import advance, nothing_past
-from dgjax.typing import known
+from dgjax.typing import concrete
 
 __all__ = [
     "FORWARD",
@@ -221,10 +221,10 @@ def check_solve(
     """Raise a ValueError unless these can be solved together; it says how to mend it."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x must be floating, got {x.dtype}; convert and scale it first")
-    values = known(x)
+    values = concrete(x)
     if values is not None and not np.isfinite(values).all():
         raise ValueError("x has NaN or infinite entries; a solve would carry them along silently")
-    times = known(grid)
+    times = concrete(grid)
     if grid.ndim != 1 or grid.shape[0] < 2:
         raise ValueError(f"grid must be (steps + 1,) with at least one step, got {grid.shape}")
     if times is not None:

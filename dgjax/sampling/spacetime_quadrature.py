@@ -25,7 +25,7 @@ from dgjax.model.divergence import Divergence, Hutchinson, check_count
 from dgjax.model.field import Field, condition, evaluate, log_prior
 from dgjax.model.paths import coefficients, logsnr
 from dgjax.sampling.node_quadrature import accumulate, gain
-from dgjax.typing import Cond, Key, Sample, Scalar, as_float, inner, known
+from dgjax.typing import Cond, Key, Sample, Scalar, as_float, concrete, inner
 
 __all__ = ["Chord", "Quadrature", "chord", "node_quadrature", "quadrature"]
 
@@ -156,7 +156,7 @@ def node_quadrature(
         ValueError: as `quadrature`, for fewer than 7 points and for times that are not monotone.
     """
     ts, xs = _points(model, ts, xs, least=_DIFFERENCE)
-    times = known(ts)
+    times = concrete(ts)
     if times is not None and not ((np.diff(times) > 0).all() or (np.diff(times) < 0).all()):
         raise ValueError("ts must be strictly monotone here; use quadrature for other trajectories")
     model = condition(model, cond)
@@ -271,7 +271,7 @@ def _stencils(targets: int, count: int, width: int, moments: np.ndarray):
 def _start(model: Field, ts: Array, xs: Array, log_density: ArrayLike | None) -> Array:
     if log_density is not None:
         return as_float(log_density)
-    first, high = known(ts[0]), known(model.t_max)
+    first, high = concrete(ts[0]), concrete(model.t_max)
     if first is not None and high is not None and not np.isclose(first, high, rtol=1e-5):
         raise ValueError(
             f"the prior is known at t_max = {high:g} only and ts starts at {first:g}: pass the "
@@ -288,10 +288,10 @@ def _points(model: Field, ts, xs, least: int) -> tuple[Array, Array]:
         raise ValueError(f"at least {least} points are needed, got {ts.shape[0]}")
     if not jnp.issubdtype(xs.dtype, jnp.floating):
         raise ValueError(f"points must be floating, got {xs.dtype}; convert and scale them first")
-    values, times = known(xs), known(ts)
+    values, times = concrete(xs), concrete(ts)
     if values is not None and not np.isfinite(values).all():
         raise ValueError("points have NaN or infinite entries; leave out what failed")
-    low, high = known(model.t_min), known(model.t_max)
+    low, high = concrete(model.t_min), concrete(model.t_max)
     if times is not None and low is not None and high is not None:
         slack = 1e-6 * (high - low)
         if not ((times >= low - slack) & (times <= high + slack)).all():

@@ -108,7 +108,7 @@ def local(model):
     on_vp = dgjax.repath(model, dgjax.vp())
     x = jax.random.normal(jax.random.key(2), SHAPE)
     options = {"divergence": dgjax.Exact(), "key": jax.random.key(0), "cond": 1}
-    return jax.jit(lambda x: dgjax.evaluate(on_vp, 0.4, x, **options)._replace(jvp=None))(x)
+    return jax.jit(lambda x: dgjax.evaluate(on_vp, 0.4, x, **options)._replace(hvp=None))(x)
 
 
 @jax.jit

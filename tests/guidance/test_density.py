@@ -45,7 +45,7 @@ def local(mixture16):
     def at(key):
         x = jax.random.normal(key, (2, 8))
         options = {"divergence": dgjax.Exact(), "key": key}
-        return dgjax.evaluate(model, 0.4, x, **options)._replace(jvp=None)
+        return dgjax.evaluate(model, 0.4, x, **options)._replace(hvp=None)
 
     return at(jax.random.key(0))
 

@@ -61,12 +61,12 @@ def point(model):
     def at(x):
         local = dgjax.evaluate(model, 0.4, x, divergence=dgjax.Exact(), key=jax.random.key(0))
         log_density = lambda x: dgjax.log_density(model, 0.4, x.reshape(2, 8))
-        return local._replace(jvp=None), jax.hessian(log_density)(x.reshape(-1))
+        return local._replace(hvp=None), jax.hessian(log_density)(x.reshape(-1))
 
     local, hessian = at(jax.random.normal(jax.random.key(1), (2, 8)))
     times = lambda z: (hessian @ z.reshape(-1)).reshape(2, 8)
     dW = 0.1 * jax.random.normal(jax.random.key(2), (2, 8))
-    return Point(local._replace(jvp=times), hessian, jnp.asarray(-0.01), dW, jnp.sqrt(local.g2))
+    return Point(local._replace(hvp=times), hessian, jnp.asarray(-0.01), dW, jnp.sqrt(local.g2))
 
 
 def projected(point):

@@ -31,7 +31,7 @@ LEVELS = -2 * np.log(W)
 def local(model, t, x, z):
     """All that `evaluate` says, and the Hessian's product with z."""
     got = evaluate(model, t, x, divergence=Exact(), key=KEY)
-    return got._replace(jvp=None), got.jvp(z), got.divergence, got.laplacian
+    return got._replace(hvp=None), got.hvp(z), got.divergence, got.laplacian
 
 
 @jax.jit
@@ -130,7 +130,7 @@ def test_estimates_stay_apart_and_their_mean_is_the_value(mixture16):
             return evaluate(model, 0.3, x, divergence=Hutchinson(), key=KEY).velocity
 
         got = evaluate(model, 0.3, x, divergence=Hutchinson(3), key=KEY, log_densities=tracked)
-        return got._replace(jvp=None), jax.jvp(velocity, (x,), (z,))[1]
+        return got._replace(hvp=None), jax.jvp(velocity, (x,), (z,))[1]
 
     got, slope = both(model, x)
     assert got.divergences.shape == (3,)
