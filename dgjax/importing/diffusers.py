@@ -14,12 +14,12 @@ from dgjax.checkpoints.spec import (
     build_network,
     unknown_name,
 )
-from dgjax.importing.autoencoder import read_autoencoder
-from dgjax.importing.dit import read_dit, stored_positions
-from dgjax.importing.folder import Imported, card_licence, read_json
-from dgjax.importing.names import fill
-from dgjax.importing.schedulers import Process, read_scheduler
-from dgjax.importing.unet2d import RENAMES, read_unet2d
+from dgjax.importing.diffusers_autoencoder import read_autoencoder
+from dgjax.importing.diffusers_dit import read_dit, stored_positions
+from dgjax.importing.model_folder import Imported, card_licence, read_json
+from dgjax.importing.state_dict import fill
+from dgjax.importing.diffusers_schedulers import Process, read_scheduler
+from dgjax.importing.diffusers_unet2d import RENAMES, read_unet2d
 from dgjax.importing.weights import open_weights
 
 __all__ = ["ARCHITECTURES", "Architecture", "import_diffusers"]
@@ -30,7 +30,7 @@ class Architecture(NamedTuple):
 
     `read` makes of its config the shape of one sample, the network of a `ModelSpec` and the
     clock that it is told; `renames` and, of shape and network, `constants` are those of
-    `dgjax.importing.names.fill`.
+    `dgjax.importing.state_dict.fill`.
     """
 
     read: Callable[[Mapping[str, Any]], tuple[tuple[int, ...], dict[str, Any], str]]

@@ -15,8 +15,8 @@ from flax import nnx
 from dgjax.checkpoints.checkpoint import Meta
 from dgjax.checkpoints.spec import ModelSpec, build, build_network, unknown_name
 from dgjax.importing.edm_structure import read_structure
-from dgjax.importing.folder import Imported, card_licence, read_json
-from dgjax.importing.names import fill
+from dgjax.importing.model_folder import Imported, card_licence, read_json
+from dgjax.importing.state_dict import fill
 from dgjax.importing.weights import open_weights
 
 __all__ = ["import_edm", "is_edm"]

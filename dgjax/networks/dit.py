@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dgjax.networks.labels import check_label
+from dgjax.networks.inputs import check_label
 from dgjax.networks.unet2d import Positional, TimestepEmbedding
 from dgjax.typing import Cond, Sample, Scalar
 

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from dgjax.networks import unet2d_parts
-from dgjax.networks.labels import check_label
+from dgjax.networks.inputs import check_label
 from dgjax.typing import Cond
 
 __all__ = ["Block", "Image", "Style", "conv", "norm", "one_hot"]

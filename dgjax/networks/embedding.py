@@ -5,7 +5,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from dgjax.networks.labels import check_label
+from dgjax.networks.inputs import check_label
 from dgjax.typing import Cond, Scalar
 
 __all__ = ["Embedding"]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from dgjax.networks.labels import check_label
+from dgjax.networks.inputs import check_label
 from dgjax.networks.unet2d_blocks import DOWN, UP, DownBlock, Kind, MidBlock, UpBlock, few
 from dgjax.networks.unet2d_parts import ACTIVATIONS, Style, conv, norm
 from dgjax.typing import Cond, Sample, Scalar

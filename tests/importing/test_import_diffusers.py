@@ -17,7 +17,7 @@ from dgjax.checkpoints.checkpoint import load, to_named
 from dgjax.checkpoints.opened import open_model
 from dgjax.checkpoints.spec import ModelSpec, build_network
 from dgjax.importing.diffusers import import_diffusers
-from dgjax.importing.unet2d import read_unet2d
+from dgjax.importing.diffusers_unet2d import read_unet2d
 
 CONFIG = {
     "_class_name": "UNet2DModel",

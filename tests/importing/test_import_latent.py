@@ -10,7 +10,7 @@ from flax import nnx
 
 from dgjax.checkpoints.checkpoint import load
 from dgjax.importing.diffusers import import_diffusers
-from dgjax.importing.names import fill
+from dgjax.importing.state_dict import fill
 from dgjax.model.divergence import Untracked
 from dgjax.networks import AutoencoderKL, DiT
 from dgjax.sampling.sample import sample

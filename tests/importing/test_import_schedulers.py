@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dgjax.checkpoints.spec import ModelSpec, build
-from dgjax.importing.schedulers import DISCRETE, alphas_cumprod, read_scheduler
+from dgjax.importing.diffusers_schedulers import DISCRETE, alphas_cumprod, read_scheduler
 
 DDIM = {"_class_name": "DDIMScheduler", "_diffusers_version": "0.30.0", "clip_sample": False}
 

@@ -12,7 +12,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from dgjax.checkpoints.checkpoint import to_named
-from dgjax.importing.names import fill
+from dgjax.importing.state_dict import fill
 from dgjax.importing.weights import open_weights
 
 RNG = np.random.default_rng(0)

@@ -80,7 +80,7 @@ def read_dit(config: Mapping[str, Any]) -> tuple[tuple[int, ...], dict[str, Any]
 
 
 def stored_positions(shape: tuple[int, ...], network: Mapping[str, Any]) -> dict[str, Any]:
-    """The table of positions that older files store: a constant of `dgjax.importing.names.fill`."""
+    """The table of positions that older files store: a constant of `dgjax.importing.state_dict.fill`."""
     patch = network["patch_size"]
     size = network["num_attention_heads"] * network["attention_head_dim"]
     table = positions(shape[0] // patch, shape[1] // patch, size)

@@ -62,7 +62,7 @@ CHOICES = {
 def read_unet2d(config: Mapping[str, Any]) -> tuple[tuple[int, ...], dict[str, Any], str]:
     """Shape of one image, the network of `dgjax.checkpoints.spec.ModelSpec`, and its clock.
 
-    The clock is "step" or "level", as of `dgjax.importing.schedulers.Process`.
+    The clock is "step" or "level", as of `dgjax.importing.diffusers_schedulers.Process`.
 
     Raises:
         ValueError: naming the key that is unknown or has a value not known here.
