@@ -11,8 +11,8 @@ from dgjax.cli.options import table
 from dgjax.devices.progress import console
 from dgjax.importing.diffusers import import_diffusers
 from dgjax.importing.edm import import_edm, is_edm
-from dgjax.importing.model_folder import Imported
 from dgjax.importing.hub import fetch
+from dgjax.importing.model_folder import Imported
 
 
 def import_model(

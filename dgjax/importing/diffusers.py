@@ -16,10 +16,10 @@ from dgjax.checkpoints.spec import (
 )
 from dgjax.importing.diffusers_autoencoder import read_autoencoder
 from dgjax.importing.diffusers_dit import read_dit, stored_positions
-from dgjax.importing.model_folder import Imported, card_licence, read_json
-from dgjax.importing.state_dict import fill
 from dgjax.importing.diffusers_schedulers import Process, read_scheduler
 from dgjax.importing.diffusers_unet2d import RENAMES, read_unet2d
+from dgjax.importing.model_folder import Imported, card_licence, read_json
+from dgjax.importing.state_dict import fill
 from dgjax.importing.weights import open_weights
 
 __all__ = ["ARCHITECTURES", "Architecture", "import_diffusers"]

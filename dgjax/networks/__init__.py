@@ -4,8 +4,8 @@ from dgjax.networks.autoencoder import AutoencoderKL
 from dgjax.networks.dit import DiT
 from dgjax.networks.edm_dhariwal import DhariwalUNet
 from dgjax.networks.edm_song import SongUNet
-from dgjax.networks.mlp import MLP
 from dgjax.networks.identity_autoencoder import Pixels, pixels
+from dgjax.networks.mlp import MLP
 from dgjax.networks.unet import UNet
 from dgjax.networks.unet2d import UNet2D
 

@@ -11,8 +11,8 @@ from dgjax.checkpoints.checkpoint import load, load_autoencoder, to_named
 from dgjax.checkpoints.opened import find_label, open_model
 from dgjax.checkpoints.spec import NETWORKS as KINDS
 from dgjax.checkpoints.spec import build_autoencoder, construct
-from dgjax.importing.diffusers_autoencoder import read_autoencoder
 from dgjax.importing.diffusers import import_diffusers
+from dgjax.importing.diffusers_autoencoder import read_autoencoder
 from dgjax.importing.diffusers_dit import read_dit, stored_positions
 from dgjax.importing.diffusers_schedulers import read_scheduler
 
