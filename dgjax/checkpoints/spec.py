@@ -25,7 +25,7 @@ from dgjax.networks import (
     SongUNet,
     UNet,
     UNet2D,
-    pixels,
+    identity_autoencoder,
 )
 from dgjax.typing import Key, Sample
 
@@ -68,7 +68,10 @@ PARAMETRIZATIONS: dict[str, Callable[..., Any]] = {
     "velocity": parametrization.velocity,
     "preconditioned": parametrization.preconditioned,
 }
-AUTOENCODERS: dict[str, Callable[..., Any]] = {"pixels": pixels, "autoencoder_kl": AutoencoderKL}
+AUTOENCODERS: dict[str, Callable[..., Any]] = {
+    "pixels": identity_autoencoder,
+    "autoencoder_kl": AutoencoderKL,
+}
 
 
 class Autoencoder(Protocol):

@@ -1,4 +1,4 @@
-"""What stands in an autoencoder's place where a model's samples are pixels already."""
+"""The autoencoder of a model whose samples are pixels already: the identity."""
 
 from dataclasses import dataclass, field
 
@@ -6,23 +6,39 @@ from flax import nnx
 
 from dgjax.typing import Key, Sample, register_dataclass
 
-__all__ = ["Pixels", "pixels"]
+__all__ = ["IdentityAutoencoder", "identity_autoencoder"]
 
 
 @register_dataclass
 @dataclass(frozen=True)
-class Pixels:
-    """`encode(image)` and `decode(x)` change nothing. Made by `pixels`."""
+class IdentityAutoencoder:
+    """An autoencoder that returns what it is given, so that all models can be treated alike.
+
+    Attributes:
+        image_shape: shape of one image, and of one sample.
+    """
 
     image_shape: tuple[int, ...] = field(metadata={"static": True})
 
     def encode(self, image: Sample, *, key: Key | None = None) -> Sample:
+        """Return `image` unchanged; `key` is not used."""
         return image
 
     def decode(self, x: Sample) -> Sample:
+        """Return `x` unchanged."""
         return x
 
 
-def pixels(shape: tuple[int, ...], *, rngs: nnx.Rngs | None = None) -> Pixels:
-    """For samples of `shape`; without weights, and so without a use for `rngs`."""
-    return Pixels(tuple(shape))
+def identity_autoencoder(
+    shape: tuple[int, ...], *, rngs: nnx.Rngs | None = None
+) -> IdentityAutoencoder:
+    """Make an identity autoencoder with the arguments that every autoencoder is made with.
+
+    Args:
+        shape: shape of one sample.
+        rngs: not used, since there are no weights.
+
+    Returns:
+        The autoencoder.
+    """
+    return IdentityAutoencoder(tuple(shape))

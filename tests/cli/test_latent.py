@@ -26,7 +26,7 @@ from dgjax.checkpoints.checkpoint import (
 )
 from dgjax.checkpoints.pretrained import load_pretrained
 from dgjax.checkpoints.spec import ModelSpec, build, build_autoencoder
-from dgjax.networks import Pixels
+from dgjax.networks import IdentityAutoencoder
 from dgjax.pictures.pixels import png_bytes, to_uint8
 
 SHAPE, SPREAD, T_MIN = (4, 4, 2), 0.7, 0.02
@@ -110,7 +110,7 @@ def test_samples_of_other_models_are_pixels(tmp_path):
     assert not meta.latent
     save(tmp_path / "m", build(SPEC), Meta(SPEC, "none", (-1.0, 1.0), "none", 0))
     identity = load_autoencoder(tmp_path / "m")
-    assert isinstance(identity, Pixels)
+    assert isinstance(identity, IdentityAutoencoder)
     assert identity.image_shape == SHAPE
     x = np.ones(SHAPE)
     assert identity.decode(x) is identity.encode(x) is x
