@@ -9,10 +9,7 @@ import typer
 from dgjax.checkpoints.checkpoint import save
 from dgjax.cli.options import table
 from dgjax.devices.progress import console
-from dgjax.importing.diffusers import import_diffusers
-from dgjax.importing.edm import import_edm, is_edm
-from dgjax.importing.hub import fetch
-from dgjax.importing.model_folder import Imported
+from dgjax.importing import Imported, fetch, import_diffusers, import_edm, is_edm
 
 
 def import_model(
@@ -30,9 +27,7 @@ def import_model(
     ] = None,
 ) -> None:
     """Make a checkpoint of a model from diffusers or EDM; every command takes it."""
-    folder = Path(source)
-    if not folder.exists():
-        folder = fetch(source)
+    folder = fetch(source)
     if is_edm(folder):
         if scheduler is not None:
             raise ValueError("a model of EDM's takes no --scheduler: its config.json has precond")

@@ -16,7 +16,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from dgjax.checkpoints.checkpoint import load, to_named
-from dgjax.importing.edm import import_edm
+from dgjax.importing import import_edm
 from dgjax.networks import DhariwalUNet, SongUNet
 from dgjax.networks.resampling import filter_down, filter_up
 
@@ -340,7 +340,10 @@ def pickled(folder):
             ),
             "the constant .*resample_filter' is not what",
         ),
-        (change_weights(lambda w: [w.pop(n) for n in list(w) if "enc" in n]), "is no SongUNet nor"),
+        (
+            change_weights(lambda w: [w.pop(n) for n in list(w) if "enc" in n]),
+            "is neither SongUNet nor",
+        ),
     ],
 )
 def test_trouble_is_one_line_and_nothing_is_written(spoil, message, tmp_path, run):
