@@ -22,7 +22,7 @@ ALSO = [
     "dgjax.networks",
     "dgjax.devices.sharding",
 ]
-ALSO += ["dgjax.training"]
+ALSO += ["dgjax.importing", "dgjax.training"]
 
 
 def name_of(page):

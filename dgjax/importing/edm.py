@@ -28,15 +28,16 @@ IGNORED = {"dropout", "label_dropout", "use_fp16", "checkpoint_level", "epsilon_
 SIGMA_RANGE = (0.002, 80.0)  # least and greatest sigma of EDM's samplers, if a config has none
 
 
-def is_edm(folder: Path) -> bool:
+def is_edm(folder: str | os.PathLike) -> bool:
     """Return whether a folder holds a network of EDM, judged by its config.json.
 
     Raises:
         ValueError: if config.json is damaged.
     """
-    if not (folder / "config.json").is_file():
+    file = Path(folder) / "config.json"
+    if not file.is_file():
         return False
-    config = read_json(folder / "config.json")
+    config = read_json(file)
     return config.get("model_type") in KINDS.values() or "precond" in config
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dgjax.importing.weights import TORCH
+from dgjax.importing.weights import TORCH_ENDINGS
 
 __all__ = ["fetch"]
 
@@ -53,4 +53,4 @@ def fetch(source: str) -> Path:
     folder = download([".safetensors"])
     if any(folder.rglob("*.safetensors")):
         return folder
-    return download(list(TORCH))
+    return download(list(TORCH_ENDINGS))

@@ -5,6 +5,7 @@ loader for weights alone. Pickles, which can hold programs, are refused.
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,16 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-__all__ = ["TORCH", "StoredArray", "open_weights"]
+__all__ = ["TORCH_ENDINGS", "StoredArray", "open_weights"]
 
-STANDARD = (
-    "diffusion_pytorch_model",
-    "model",
-    "pytorch_model",
-)  # the names under which libraries save
+# File names, without ending, under which libraries save weights.
+STANDARD_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
 INDEX = ".index.json"
 # Endings of PyTorch's files.
-TORCH = (".bin", ".pt", ".pth", ".ckpt")
+TORCH_ENDINGS = (".bin", ".pt", ".pth", ".ckpt")
 # By safetensors' names. Eight-bit weights are not among them: they need scales, too.
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype("float64"),
@@ -55,7 +53,7 @@ class StoredArray:
         return self.read().astype(dtype or self.dtype, copy=False)
 
 
-def open_weights(source: Path) -> Mapping[str, StoredArray]:
+def open_weights(source: str | os.PathLike) -> Mapping[str, StoredArray]:
     """Open the weights in a file, in a folder, or in the files that an index lists.
 
     In a folder, safetensors are preferred to PyTorch's files, and standard names to others.
@@ -70,6 +68,7 @@ def open_weights(source: Path) -> Mapping[str, StoredArray]:
         ValueError: if there are no weights or several candidates, a part is missing or damaged, or
             a file is a pickle, which could only be read by running what is in it.
     """
+    source = Path(source)
     file = _choose(source) if source.is_dir() else source
     if not file.is_file():
         raise ValueError(f"there are no weights at {file}")
@@ -79,20 +78,22 @@ def open_weights(source: Path) -> Mapping[str, StoredArray]:
 
 
 def _choose(folder: Path) -> Path:
-    for endings in ((f".safetensors{INDEX}", ".safetensors"), (f".bin{INDEX}", *TORCH)):
+    for endings in ((f".safetensors{INDEX}", ".safetensors"), (f".bin{INDEX}", *TORCH_ENDINGS)):
         files = sorted(f for f in folder.iterdir() if f.name.endswith(endings))
-        for name in (name + ending for name in STANDARD for ending in endings):
+        for name in (name + ending for name in STANDARD_NAMES for ending in endings):
             if folder / name in files:
                 return folder / name
         if len(files) == 1:
             return files[0]
         if files:
             names = ", ".join(f.name for f in files)
-            raise ValueError(f"{folder} has several files of weights: pass one of {names}")
+            raise ValueError(f"{folder} has several files of weights: keep one of {names}")
     pickles = sorted(folder.glob("*.pkl"))
     if pickles:
         raise _pickled(pickles[0])
-    raise ValueError(f"{folder} has no weights: no file ends in .safetensors, {', '.join(TORCH)}")
+    raise ValueError(
+        f"{folder} has no weights: no file ends in .safetensors, {', '.join(TORCH_ENDINGS)}"
+    )
 
 
 def _open_shards(index: Path) -> dict[str, StoredArray]:
@@ -120,12 +121,13 @@ def _open_shards(index: Path) -> dict[str, StoredArray]:
 def _open_file(file: Path) -> dict[str, StoredArray]:
     if file.suffix == ".safetensors":
         return _open_safetensors(file)
-    if file.suffix in TORCH:
+    if file.suffix in TORCH_ENDINGS:
         return _open_torch(file)
     if file.suffix in (".pkl", ".pickle"):
         raise _pickled(file)
     raise ValueError(
-        f"{file} is not a file of weights: its name must end in .safetensors, {', '.join(TORCH)}"
+        f"{file} is not a file of weights: its name must end in .safetensors or one of "
+        f"{', '.join(TORCH_ENDINGS)}"
     )
 
 
