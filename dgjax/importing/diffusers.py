@@ -27,7 +27,7 @@ __all__ = ["ARCHITECTURES", "Architecture", "import_diffusers"]
 
 
 class Architecture(NamedTuple):
-    """How one network class of diffusers is imported.
+    """The import of one network class of diffusers.
 
     Attributes:
         read: maps the content of config.json to the shape of one sample, the `network` of a

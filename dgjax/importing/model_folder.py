@@ -1,4 +1,4 @@
-"""What all importers share: their result, JSON configs and the licence of a model card."""
+"""Shared parts of the importers: their result, JSON configs, the licence of a model card."""
 
 import json
 import re

@@ -66,7 +66,8 @@ class SongUNet(nnx.Module):
     ):
         if embedding_type not in EMBEDDINGS:
             raise ValueError(
-                f"embedding_type {embedding_type!r} is unknown: there is {', '.join(EMBEDDINGS)}"
+                f"embedding_type {embedding_type!r} is unknown: expected one of "
+                f"{', '.join(EMBEDDINGS)}"
             )
         self.shape, self.num_classes = tuple(shape), num_classes
         noise, size = model_channels * channel_mult_noise, model_channels * channel_mult_emb

@@ -1,4 +1,4 @@
-"""The part that the two U-Nets of EDM (arXiv 2206.00364) share: all but their embeddings.
+"""The U-Net that both networks of EDM (arXiv 2206.00364) share: all but their embeddings.
 
 The attributes that hold weights have the names of EDM's modules, with the number of a level where
 EDM has its resolution.
@@ -204,7 +204,7 @@ class Trunk(nnx.Module):
             ("decoder_type", decoder, DECODERS),
         ):
             if value not in known:
-                raise ValueError(f"{name} {value!r} is unknown: there is {', '.join(known)}")
+                raise ValueError(f"{name} {value!r} is unknown: expected one of {', '.join(known)}")
         self.shape = tuple(shape)
         channels = shape[2]
         levels = [(width, shape[0] >> i in attn_resolutions) for i, width in enumerate(widths)]

@@ -1,4 +1,4 @@
-"""Checks of what a network is called with."""
+"""Checks of a network's inputs."""
 
 from dgjax.typing import Cond, Sample, concrete
 

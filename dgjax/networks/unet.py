@@ -1,8 +1,8 @@
 """A compact U-Net for images that trains on two CPU cores.
 
-A training step takes well under a second: there are few, wide convolutions, none of the blocks
-works at full resolution, and one attention stands at the lowest. The file goes from the fold of
-pixels into channels, over the blocks, to the network.
+A training step takes well under a second: convolutions are few and wide, no block works at full
+resolution, and attention is at the lowest only. This file has the fold of pixels into channels
+first, then the blocks, then the network.
 """
 
 from collections.abc import Iterator
@@ -98,9 +98,8 @@ class Detail(nnx.Module):
     """Input features: pixel values and sinusoids of them, with gates set by the embedding.
 
     At low noise the prediction depends on the last hundredths of a pixel's value. Sinusoids resolve
-    them, and convolutions alone learn them slowly (Variational Diffusion Models,
-    arXiv 2107.00630, section 5.1).
-    At high noise the sinusoids are a random pattern, and the gates close.
+    them, and convolutions alone learn them slowly (Variational Diffusion Models, arXiv 2107.00630,
+    section 5.1). At high noise the sinusoids are a random pattern, and the gates close.
 
     Args:
         inputs: channels of the image.
@@ -124,7 +123,7 @@ class Detail(nnx.Module):
 
 
 def _keys(key: Key | None) -> Iterator[Key | None]:
-    """Yield a key per block, or None forever if there is no key."""
+    """Yield one key per block, or None for each if there is no key."""
     return (None if key is None else jax.random.fold_in(key, i) for i in count())
 
 

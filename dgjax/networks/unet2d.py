@@ -34,7 +34,7 @@ CLASSES = ("table", "timestep", "identity")
 
 
 class UNet2D(nnx.Module):
-    """diffusers' U-Net for images: `net(x, t, cond) -> out` on one image (H, W, C).
+    """The U-Net of diffusers: `net(x, t, cond) -> out` on one image (H, W, C).
 
     Its block types make it the network of DDPM (arXiv 2006.11239), ADM (arXiv 2105.05233), NCSN++
     (arXiv 2011.13456) and variants of them.
@@ -242,7 +242,7 @@ class UNet2D(nnx.Module):
 
 
 def _block_kind(where: str, kinds: dict[str, BlockKind], name: str, resample: str) -> BlockKind:
-    name = name.removeprefix("UNetRes")
+    name = name.removeprefix("UNetRes")  # as in the oldest configs
     _check_name(where, name, kinds)
     _check_name("downsample_type and upsample_type", resample, RESAMPLING)
     return replace(kinds[name], resample=kinds[name].resample or resample)
@@ -250,4 +250,6 @@ def _block_kind(where: str, kinds: dict[str, BlockKind], name: str, resample: st
 
 def _check_name(what: str, name: str | None, names: Collection[str | None]) -> None:
     if name not in names:
-        raise ValueError(f"{what} {name!r} is unknown: there is {', '.join(map(str, names))}")
+        raise ValueError(
+            f"{what} {name!r} is unknown: expected one of {', '.join(map(str, names))}"
+        )

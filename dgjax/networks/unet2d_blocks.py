@@ -168,7 +168,7 @@ class DownBlock(nnx.Module):
 
 
 class MidBlock(nnx.Module):
-    """The lowest level between the ways: two residual blocks, with or without attention between.
+    """The middle level: two residual blocks at the lowest resolution, optionally with attention.
 
     Args:
         channels: channels of input and output.
