@@ -57,8 +57,8 @@ DISCRETE = {
     "UniPCMultistepScheduler": (1e-4, 0.02),
 }
 PREDICTIONS = {"epsilon": "noise", "sample": "denoised", "v_prediction": "v"}
-# Ignored: they choose the sampler's steps, or change samples on the way.
-SAMPLER_SETTINGS = {
+# They choose the sampler's steps, or change samples on the way.
+IGNORED_SAMPLER_SETTINGS = {
     *("algorithm_type", "clip_sample", "clip_sample_range", "disable_corrector"),
     *("dynamic_thresholding_ratio", "euler_at_final", "final_sigmas_type", "interpolation_type"),
     *("lambda_min_clipped", "lower_order_final", "predict_x0", "sample_max_value"),
@@ -73,7 +73,7 @@ PROCESS_SETTINGS = {
     *("prediction_type", "rescale_betas_zero_snr"),
 }
 FLOW_MATCHING = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
-FLOW_SAMPLER_SETTINGS = {
+IGNORED_FLOW_SETTINGS = {
     *("base_image_seq_len", "base_shift", "max_image_seq_len", "max_shift", "shift_terminal"),
     *("stochastic_sampling", "time_shift_type", "use_beta_sigmas", "use_dynamic_shifting"),
     *("use_exponential_sigmas", "use_karras_sigmas"),
@@ -111,7 +111,7 @@ def _discrete(name: str, values: dict[str, Any]) -> Process:
         value = values.pop(key, None)
         if value not in neutral:
             raise ValueError(f"{name} with {key} = {value!r} is a process that is not supported")
-    _check_known(name, values, PROCESS_SETTINGS | SAMPLER_SETTINGS)
+    _check_known(name, values, PROCESS_SETTINGS | IGNORED_SAMPLER_SETTINGS)
     prediction = values.get("prediction_type", "epsilon")
     if prediction not in PREDICTIONS:
         raise unknown_name("prediction_type", str(prediction), PREDICTIONS)
@@ -203,7 +203,7 @@ def _flow_matching(name: str, values: dict[str, Any]) -> Process:
         raise ValueError(
             f"{name} with invert_sigmas has time from noise to data, which is not supported"
         )
-    _check_known(name, values, {"num_train_timesteps", "shift"} | FLOW_SAMPLER_SETTINGS)
+    _check_known(name, values, {"num_train_timesteps", "shift"} | IGNORED_FLOW_SETTINGS)
     steps, shift = values.get("num_train_timesteps", 1000), values.get("shift", 1.0)
     if not (isinstance(steps, int) and steps > 1):
         raise ValueError(f"num_train_timesteps of {name} must be above 1, got {steps!r}")
