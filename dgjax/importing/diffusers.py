@@ -7,13 +7,8 @@ from typing import Any, NamedTuple
 from flax import nnx
 
 from dgjax.checkpoints.checkpoint import PIXELS, Meta
-from dgjax.checkpoints.spec import (
-    ModelSpec,
-    build,
-    build_autoencoder,
-    build_network,
-    unknown_name,
-)
+from dgjax.checkpoints.spec import ModelSpec, build, build_autoencoder, build_network
+from dgjax.configuration import unknown_name
 from dgjax.importing.autoencoder import read_autoencoder
 from dgjax.importing.dit import read_dit, stored_positions
 from dgjax.importing.folder import Imported, card_licence, read_json

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
-from dgjax.checkpoints.checkpoint import to_named
+from dgjax.checkpoints.arrays import to_named
 from dgjax.importing.names import fill
 from dgjax.importing.weights import open_weights
 
