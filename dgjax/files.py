@@ -2,7 +2,7 @@
 
 New content is written beside its destination, flushed to the disk (`fsync`) and then renamed.
 A process that is killed before the rename leaves the old content as it was. What such a process
-leaves beside the destination is removed by the next successful write.
+leaves beside a file or folder is removed by the next successful write to the same place.
 """
 
 import glob
@@ -94,7 +94,8 @@ def output_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder whose files move into `folder` when the block ends.
 
     Each file is replaced atomically. Other files in `folder` stay, and nothing moves if the block
-    raises.
+    raises. Several processes may write to one folder, so what a killed process leaves, a hidden
+    folder `.dgjax-*`, is not removed.
 
     Args:
         folder: the folder to write to; made if it is missing.

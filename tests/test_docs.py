@@ -17,10 +17,10 @@ PAGES = sorted(p for p in DOCS.rglob("*.md") if not p.is_symlink())
 LINKED = sorted(p for p in DOCS.rglob("*.md") if p.is_symlink())
 REFERENCE = sorted((DOCS / "api").glob("*.md"))
 ALSO = [
-    "dgjax.checkpoints.checkpoint",
+    "dgjax.checkpoints",
     "dgjax.evaluation",
     "dgjax.networks",
-    "dgjax.devices.sharding",
+    "dgjax.devices",
 ]
 ALSO += ["dgjax.training"]
 
@@ -125,7 +125,7 @@ def test_the_checks_can_fail():
     check_code("import dgjax\ndgjax.sample(m, x, g, key=k)\nfrom dgjax.training import fit\nfit(c)")
     for wrong in (
         "dgjax.smaple",
-        "dgjax.devices.sharding.nothing",
+        "dgjax.devices.nothing",
         "from dgjax.training import fitt",
     ):
         with pytest.raises(AttributeError):

@@ -4,6 +4,7 @@ A file is read tensor by tensor, and of each tensor only the parts that the devi
 has no checksum: a truncated file or a damaged header is refused, changed numbers are not noticed.
 """
 
+import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from dgjax.checkpoints.arrays import (
     WeightSharding,
@@ -26,22 +26,41 @@ from dgjax.checkpoints.arrays import (
 
 __all__ = ["read_weights", "write_weights"]
 
+# NumPy's names of dtypes, and those of safetensors.
+DTYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "uint32": "U32",
+    "bool": "BOOL",
+}
+
 
 def write_weights(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write named arrays to a new safetensors file.
+    """Write named arrays to a safetensors file, one at a time.
+
+    safetensors' own writer takes contiguous arrays only, and so would need a second copy of the
+    kernels that an importer has transposed.
 
     Raises:
         OSError: if the file cannot be written.
     """
-    file.touch()
-    mode = file.stat().st_mode
-    # safetensors writes memory as it lies, whatever the strides.
-    contiguous = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
-    try:
-        save_file(contiguous, file)
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
-    file.chmod(mode)  # safetensors lets only its owner read a new file
+    # Large elements first, so that every array is aligned to its own.
+    ordered = dict(sorted(arrays.items(), key=lambda item: -item[1].itemsize))
+    entries, end = {}, 0
+    for name, array in ordered.items():
+        begin, end = end, end + array.nbytes
+        kind = DTYPES[array.dtype.name]
+        entries[name] = {"dtype": kind, "shape": array.shape, "data_offsets": (begin, end)}
+    header = json.dumps(entries).encode()
+    header += b" " * (-len(header) % 8)
+    with file.open("wb") as stream:
+        stream.write(len(header).to_bytes(8, "little") + header)
+        for array in ordered.values():
+            stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
 def read_weights(

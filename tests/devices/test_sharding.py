@@ -117,15 +117,29 @@ save(folder, model, Meta(spec, "none", (-1.0, 1.0), "none", 0))
 CHECKPOINT = (
     MODEL
     + """
+import pathlib, shutil
+import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
+from safetensors.numpy import load_file
 from dgjax.devices.sharding import weight_sharding
 
 run = jax.jit(lambda model, x: model.pair(jnp.float32(0.5), x).x0)
 x = jnp.arange(5.0)
 whole = load(folder)[0]
 everywhere = NamedSharding(mesh, PartitionSpec())
-for name, sharding in (("cut", weight_sharding(mesh)), ("everywhere", everywhere)):
-    placed = load(folder, sharding)[0]
+old = pathlib.Path("older").absolute()  # the same checkpoint in the older format
+shutil.copytree(folder, old)
+ocp.PyTreeCheckpointer().save(old / "weights", load_file(old / "weights.safetensors"))
+config = json.loads((old / "config.json").read_text()) | {"format": "dgjax-checkpoint-1"}
+(old / "config.json").write_text(json.dumps(config))
+(old / "weights.safetensors").unlink()
+for name, place, sharding in (
+    ("cut", folder, weight_sharding(mesh)),
+    ("older cut", old, weight_sharding(mesh)),
+    ("everywhere", folder, everywhere),
+    ("older everywhere", old, everywhere),
+):
+    placed = load(place, sharding)[0]
     pairs = zip(*(jax.tree.leaves(m.network) for m in (whole, placed)), strict=True)
     out[name] = {
         "equal": all(a.dtype == b.dtype and (a == np.asarray(b)).all() for a, b in pairs),
@@ -231,6 +245,7 @@ def test_weights_come_from_disk_cut_over_the_devices(tmp_path):
         assert found[name]["equal"]
         assert found[name]["devices"] == [8]
         assert found[name]["apart"] < 1e-5
+        assert found[f"older {name}"] == found[name]
     assert all(parts == [whole] for whole, parts in found["everywhere"]["parts"].values())
     cut = {
         name: parts for name, (whole, parts) in found["cut"]["parts"].items() if parts != [whole]
