@@ -89,7 +89,7 @@ def check_code(code):
 def test_every_public_name_has_its_place_in_the_reference():
     there = documented()
     assert set(ALSO) <= there
-    for name in dgjax.__all__:
+    for name in set(dgjax.__all__) - {"__version__"}:
         module = inspect.getmodule(getattr(dgjax, name)).__name__
         whole = module in there and name in importlib.import_module(module).__all__
         package = module.rpartition(".")[0]

@@ -60,7 +60,7 @@ def write_weights(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
     with file.open("wb") as stream:
         stream.write(len(header).to_bytes(8, "little") + header)
         for array in ordered.values():
-            stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def read_weights(

@@ -57,7 +57,7 @@ def store(folder: Path, step: int, averages: Sequence[PyTree[Array]]) -> None:
             for i, average in enumerate(averages)
             for name, value in to_named(average).items()
         }
-    replace_file(folder / f"{step}.npz", partial(np.savez, **arrays))
+    replace_file(folder / f"{step}.npz", partial(np.savez, **arrays))  # type: ignore[arg-type]
 
 
 def stored_steps(folder: Path) -> list[int]:
