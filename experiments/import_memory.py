@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from dgjax.checkpoints.checkpoint import to_named
+from dgjax.checkpoints.arrays import to_named
 from dgjax.importing.diffusers_dit import read_dit
 from dgjax.networks import DiT
 

@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import dgjax
-from dgjax.devices.batches import batches
+from dgjax.devices.batches import map_batches
 from dgjax.evaluation import (
     Estimate,
     frechet_distance,
@@ -119,7 +119,7 @@ def features(setup, x):
     """(n, 1472) of images as files have them, in 8 bits."""
     levels = dgjax.pictures.pixels.to_uint8(x, setup.model.meta.data_range)
     run = jax.jit(lambda net, x: net(x))
-    return batches("features", run, levels / np.float32(255), setup.preset.batch, vgg16())
+    return map_batches("features", run, levels / np.float32(255), setup.preset.batch, vgg16())
 
 
 def qualities(seen, real):

@@ -22,7 +22,7 @@ from dgjax.cli.options import (
     make_solver,
     table,
 )
-from dgjax.devices.batches import batches
+from dgjax.devices.batches import map_batches
 from dgjax.files import as_json
 from dgjax.pictures.pixels import bits_per_dim, dequantize
 from dgjax.pictures.samples import Rows, encode_levels, read_samples
@@ -71,7 +71,7 @@ def likelihood(
     names = [name for source in sources for name in source.names]
     levels = np.concatenate([np.full(len(s.names), s.levels) for s in sources])
     items = (Rows(sources, chosen.meta.shape), levels, np.arange(len(names)))
-    log_density, error = batches("likelihood", run, items, batch, chosen.field, keys)
+    log_density, error = map_batches("likelihood", run, items, batch, chosen.field, keys)
     rows: list[dict[str, Any]] = [
         {
             "file": name,

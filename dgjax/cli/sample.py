@@ -24,7 +24,7 @@ from dgjax.cli.options import (
     make_solver,
 )
 from dgjax.cli.report import measure, rows, show_table, write_picture
-from dgjax.devices.batches import walker
+from dgjax.devices.batches import batch_runner
 from dgjax.devices.progress import console, progress
 from dgjax.files import as_json, output_folder, write_json
 from dgjax.guidance.classifier_free import Contrast, classifier_free_guidance
@@ -164,12 +164,12 @@ def sample(
         return jax.vmap(one)(*batch)
 
     per_call = min(batch, len(dials) * min(num, shard_size or num))
-    walk = walker(run, per_call, chosen.field, before, term, keys)
+    run_batches = batch_runner(run, per_call, chosen.field, before, term, keys)
 
     def draw(start, stop, show):
         # q-major: all latents at the first dial, then all at the next.
         items = np.tile(np.arange(start, stop), len(dials)), np.repeat(dials, stop - start)
-        return _arrays(chosen, dials, by_target, walk(items, show))
+        return _arrays(chosen, dials, by_target, run_batches(items, show))
 
     settings = {"num": num, "seed": seed, "steps": steps, "solver": solver, "noise": noise}
     settings |= {"class": label, "guidance": guidance}

@@ -9,7 +9,7 @@ import numpy as np
 from jax.tree_util import Partial, all_leaves
 
 from dgjax.checkpoints.opened import Model
-from dgjax.devices.batches import batches
+from dgjax.devices.batches import map_batches
 from dgjax.devices.progress import console
 from dgjax.evaluation import (
     Estimate,
@@ -84,14 +84,13 @@ def distances(
     confidence: float,
 ) -> dict[str, Figure]:
     """Fréchet distance ("frechet"), precision and recall ("precision-recall"), as named."""
-
     # A plain function is no argument of `jit`; a partial of it is.
     called = Partial(features) if all_leaves([features]) else features
     run = jax.jit(lambda f, x: f(x))
 
     def find(x):
         scaled = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x
-        return batches("features", run, scaled, settings.batch, called)
+        return map_batches("features", run, scaled, settings.batch, called)
 
     figures: dict[str, Figure] = {}
     if not {"frechet", "precision-recall"} & names:
@@ -200,4 +199,4 @@ def _by_level(
         key = jax.random.fold_in(jax.random.key(settings.seed), i)
         items = (x, jax.random.split(key, num), labels)
         title = f"{what} at {level:.3g}"
-        yield level, batches(title, run, items, settings.batch, chosen.field, t)
+        yield level, map_batches(title, run, items, settings.batch, chosen.field, t)

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike
 
 from dgjax.checkpoints.opened import Model
-from dgjax.devices.batches import batches
+from dgjax.devices.batches import map_batches
 from dgjax.evaluation.alignment import Alignment, align
 from dgjax.model.divergence import Untracked
 from dgjax.model.prior import prior_sample
@@ -61,7 +61,7 @@ def find_alignments(chosen: Model, num: int, labels: Labels, settings: Settings)
 def find_log_densities(
     chosen: Model, x: Array, keys: Array, labels: Labels, settings: Settings
 ) -> tuple[np.ndarray, np.ndarray]:
-    """log p(x) in nats at t_min of every x (n, *shape), and its standard error from the probes."""
+    """Log p(x) in nats at t_min of every x (n, *shape), and its standard error from the probes."""
     divergence = default_divergence(settings.probes, settings.solver, chosen.size)
 
     def one(field, grid, solver, x, key, label):
@@ -84,4 +84,4 @@ def _run(what: str, one: Any, chosen: Model, items: Any, settings: Settings) -> 
     def run(field, batch):
         return jax.vmap(lambda *item: one(field, grid, solver, *item))(*batch)
 
-    return batches(what, run, items, settings.batch, chosen.field)
+    return map_batches(what, run, items, settings.batch, chosen.field)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
-from dgjax.checkpoints.checkpoint import to_named
+from dgjax.checkpoints.arrays import to_named
 
 __all__ = ["load_state_dict"]
 

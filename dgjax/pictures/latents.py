@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from dgjax.checkpoints.opened import Model
-from dgjax.devices.batches import walker
+from dgjax.devices.batches import batch_runner
 from dgjax.pictures.pixels import to_uint8
 
 __all__ = ["LEVELS", "from_pictures", "scale_levels", "to_levels", "to_pictures"]
@@ -57,5 +57,5 @@ def _encode(autoencoder, batch):
 
 def _walk(run: Any, chosen: Model, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     flat = np.asarray(values, np.float32).reshape(-1, *shape)
-    found = walker(run, min(BATCH, len(flat)), chosen.autoencoder)(flat, lambda count: None)
+    found = batch_runner(run, min(BATCH, len(flat)), chosen.autoencoder)(flat, lambda count: None)
     return found.reshape(*values.shape[: -len(shape)], *found.shape[1:])

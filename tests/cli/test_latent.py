@@ -15,15 +15,8 @@ from flax import nnx
 from PIL import Image
 from scipy import stats
 
-from dgjax.checkpoints.checkpoint import (
-    Meta,
-    digest,
-    from_named,
-    load,
-    load_autoencoder,
-    save,
-    to_named,
-)
+from dgjax.checkpoints.arrays import from_named, to_named
+from dgjax.checkpoints.checkpoint import Meta, digest, load, load_autoencoder, save
 from dgjax.checkpoints.pretrained import load_pretrained
 from dgjax.checkpoints.spec import ModelSpec, build, build_autoencoder
 from dgjax.networks import IdentityAutoencoder

@@ -13,7 +13,8 @@ from flax import nnx
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from dgjax.checkpoints.checkpoint import load, to_named
+from dgjax.checkpoints.arrays import to_named
+from dgjax.checkpoints.checkpoint import load
 from dgjax.checkpoints.opened import open_model
 from dgjax.checkpoints.spec import ModelSpec, build_network
 from dgjax.importing import import_diffusers

@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
-from dgjax.checkpoints.checkpoint import load, load_autoencoder, to_named
+from dgjax.checkpoints.arrays import to_named
+from dgjax.checkpoints.checkpoint import load, load_autoencoder
 from dgjax.checkpoints.opened import find_label, open_model
 from dgjax.checkpoints.spec import NETWORKS as KINDS
 from dgjax.checkpoints.spec import build_autoencoder, construct

@@ -15,7 +15,8 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from dgjax.checkpoints.checkpoint import load, to_named
+from dgjax.checkpoints.arrays import to_named
+from dgjax.checkpoints.checkpoint import load
 from dgjax.importing import import_edm
 from dgjax.networks import DhariwalUNet, SongUNet
 from dgjax.networks.resampling import filter_down, filter_up

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
-from dgjax.checkpoints.checkpoint import to_named
+from dgjax.checkpoints.arrays import to_named
 from dgjax.importing import load_state_dict, open_weights
 
 RNG = np.random.default_rng(0)
