@@ -1,9 +1,9 @@
-"""dgjax: sample diffusion and flow models at a log-density you choose, and measure it.
+"""dgjax: sample diffusion and flow models at a chosen log-density, and measure it.
 
-Data flows one way: a path and a network make a `Field`; `sample` follows its velocity through
-guides and noise while tracking log p_t; `likelihood` and `quadrature` measure it afterwards.
-Functions act on one sample; batch with `jax.vmap`. Log-densities are nats, of the model's own
-marginal at its smallest noise level t_min.
+`field` makes a model of a network and its path. `sample` draws from the model with guides and
+noise, and tracks log p_t along the way. `likelihood` and `quadrature` measure the log-density of
+given points. Functions act on one sample; use `jax.vmap` for a batch. Log-densities are in nats,
+of the model's own marginal at its smallest noise level t_min.
 """
 
 from dgjax._version import __version__
@@ -24,15 +24,13 @@ from dgjax.evaluation import (
 from dgjax.evaluation.alignment import Alignment, AlignmentStatistics, align, alignment_statistics
 from dgjax.evaluation.geodesics import Geodesic, Posterior, geodesic, jeffreys, posterior
 from dgjax.evaluation.inconsistency import Inconsistency, heat_residual, inconsistency
-from dgjax.guidance.classifier_free import autoguidance, classifier_free_guidance, temperature
+from dgjax.guidance.classifier_free import autoguidance, classifier_free_guidance
 from dgjax.guidance.density import (
     density_guidance,
     density_guidance_nats,
     forcing_nats,
-    high_density,
-    quantile_of_forcing,
-    rate_guidance,
 )
+from dgjax.guidance.high_density import high_density
 from dgjax.guidance.noise import (
     churn,
     level_set_noise,
@@ -41,8 +39,10 @@ from dgjax.guidance.noise import (
     reverse_sde,
     reverse_sde_ito,
 )
+from dgjax.guidance.rate import rate_guidance
 from dgjax.guidance.schedules import schedule, window
 from dgjax.guidance.target import target_guidance
+from dgjax.guidance.temperature import temperature
 from dgjax.model.closed_form import (
     GaussianMixture,
     closed_form,
@@ -62,14 +62,16 @@ from dgjax.model.divergence import (
 )
 from dgjax.model.field import (
     Field,
-    Local,
     condition,
-    evaluate,
+    denoise,
     field,
     gaussian_prior,
     log_prior,
     repath,
+    score,
+    velocity,
 )
+from dgjax.model.local import Local, evaluate
 from dgjax.model.parametrization import (
     DenoisedPrediction,
     NoisePrediction,
@@ -80,7 +82,7 @@ from dgjax.model.parametrization import (
     rescale_time,
 )
 from dgjax.model.paths import cosine, custom, edm, logsnr, rectified_flow, sub_vp, ve, vp
-from dgjax.model.prior import chi_quantile, prior_guidance, prior_sample, with_norm
+from dgjax.model.prior import prior_guidance, prior_sample, with_norm
 from dgjax.pictures.pixels import bits_per_dim, dequantize, png_bytes
 from dgjax.sampling.likelihood import Likelihood, likelihood
 from dgjax.sampling.sample import Info, Sampled, Trajectory, sample
@@ -127,7 +129,6 @@ __all__ = [
     "alignment_statistics",
     "autoguidance",
     "bits_per_dim",
-    "chi_quantile",
     "chord",
     "churn",
     "classifier_free_guidance",
@@ -135,6 +136,7 @@ __all__ = [
     "condition",
     "cosine",
     "custom",
+    "denoise",
     "density_guidance",
     "density_guidance_nats",
     "dequantize",
@@ -179,7 +181,6 @@ __all__ = [
     "prior_sample",
     "published_stochastic",
     "quadrature",
-    "quantile_of_forcing",
     "rate_guidance",
     "rectified_flow",
     "register_dataclass",
@@ -189,11 +190,13 @@ __all__ = [
     "reverse_sde_ito",
     "sample",
     "schedule",
+    "score",
     "shoot",
     "sub_vp",
     "target_guidance",
     "temperature",
     "ve",
+    "velocity",
     "vp",
     "window",
     "with_norm",

@@ -31,7 +31,7 @@ def sampled(field, latent_key, key, label, weight, q, *, shape, grid):
     x = dgjax.prior_sample(field, latent_key, shape)
     guides = dgjax.classifier_free_guidance(weight, field), dgjax.density_guidance(q)
     found = dgjax.sample(field, x, grid, key=key, guides=guides, divergence=DIVERGENCE, cond=label)
-    denoised = field.pair(grid[-1], found.x, label).x0
+    denoised = dgjax.denoise(field, grid[-1], found.x, label)
     return denoised, found.log_density, found.info.standard_error
 
 

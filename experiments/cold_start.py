@@ -23,7 +23,7 @@ x = jax.numpy.zeros(({BATCH}, *meta.shape))
 
 @jax.jit
 def evaluate(model, x):
-    return jax.vmap(lambda x: jax.jvp(lambda x: model.pair(model.t_max, x).x0, (x,), (x,)))(x)
+    return jax.vmap(lambda x: jax.jvp(lambda x: dgjax.denoise(model, model.t_max, x), (x,), (x,)))(x)
 
 began = time.perf_counter()
 evaluate.lower(model, x).compile()

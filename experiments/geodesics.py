@@ -67,7 +67,7 @@ def main():
         t = model.t_min
         sizes = {"segments": SEGMENTS, "knots": KNOTS, "steps": options.steps}
         way = dgjax.geodesic(model, t, a, t, b, key=key, **sizes)
-        means = jax.vmap(lambda t, x: model.pair(t, x).x0)(way.ts, way.xs)
+        means = jax.vmap(lambda t, x: dgjax.denoise(model, t, x))(way.ts, way.xs)
         return way.length, way.energies, way.ts, means
 
     lengths, falls, strips, tops = [], [], [], []

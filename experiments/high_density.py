@@ -58,7 +58,7 @@ def sampled(field, latent_key, key, sigma, *, shape, steps):
     items = times, jnp.stack([always, ~late]), jax.random.split(key)
     (x, log_density, variance), _ = jax.lax.scan(leg, first, items)
     again = dgjax.likelihood(field, x, grid, key=key, divergence=DIVERGENCE)
-    denoised = field.pair(grid[-1], x).x0
+    denoised = dgjax.denoise(field, grid[-1], x)
     tracked = log_density, jnp.sqrt(variance)
     return x, denoised, *tracked, again.log_density, again.info.standard_error
 

@@ -77,7 +77,7 @@ def by_reverse_sde(field, x, key, low, high, *, grid):
 def recomputed(field, x, key, *, grid):
     """(denoised, log p by the PF-ODE, its standard error)."""
     found = dgjax.likelihood(field, x, grid, key=key, divergence=DIVERGENCE)
-    return field.pair(grid[-1], x).x0, found.log_density, found.info.standard_error
+    return dgjax.denoise(field, grid[-1], x), found.log_density, found.info.standard_error
 
 
 def scales(x, block=BLOCK):

@@ -111,9 +111,9 @@ def karras(low, high, steps, rho=7.0):
 def denoiser(model):
     """E[x_0 | x] of a batch (n, *shape) with noise sigma, from NumPy to NumPy."""
     run = jax.jit(
-        lambda model, x, t: jax.vmap(lambda x: model.pair(model.path.time(-2 * jnp.log(t)), x).x0)(
-            x
-        )
+        lambda model, x, t: jax.vmap(
+            lambda x: dgjax.denoise(model, model.path.time(-2 * jnp.log(t)), x)
+        )(x)
     )
     return lambda x, sigma: np.asarray(run(model, jnp.asarray(x), jnp.asarray(sigma)), x.dtype)
 
@@ -175,7 +175,7 @@ def of_images(setup, sampler, steps):
         keys = jax.random.split(key)
         found = dgjax.quadrature(field, ts, xs, key=keys[0], divergence=PROBES, batch=1)
         again = dgjax.likelihood(field, xs[-1], grid, key=keys[1], divergence=DIVERGENCE)
-        denoised = field.pair(grid[-1], xs[-1]).x0
+        denoised = dgjax.denoise(field, grid[-1], xs[-1])
         error = found.standard_error[-1]
         return denoised, found.log_density[-1], error, again.log_density, again.info.standard_error
 

@@ -27,7 +27,7 @@ def sampled(field, latent_key, key, q, *, shape, grid):
     x = dgjax.prior_sample(field, latent_key, shape)
     guides = (dgjax.density_guidance(q),)
     found = dgjax.sample(field, x, grid, key=key, guides=guides, divergence=DIVERGENCE)
-    denoised = field.pair(grid[-1], found.x).x0
+    denoised = dgjax.denoise(field, grid[-1], found.x)
     return found.x, denoised, found.log_density, found.info.standard_error
 
 

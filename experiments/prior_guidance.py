@@ -86,7 +86,7 @@ def sampled(field, latent_key, key, setting, *, turn, shape, grid, divergence=DI
     x = dgjax.prior_guidance(field, dgjax.prior_sample(field, latent_key, shape), 0.5)
     x, guides = turn(field, x, setting)
     found = dgjax.sample(field, x, grid, key=key, guides=guides, divergence=divergence)
-    return field.pair(grid[-1], found.x).x0, found.log_density, found.info.standard_error
+    return dgjax.denoise(field, grid[-1], found.x), found.log_density, found.info.standard_error
 
 
 def turned(setup, name, turn, settings, count):

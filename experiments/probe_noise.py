@@ -53,7 +53,7 @@ def main():
     @jax.jit
     def variances(model, t, x, key):
         """Of one draw by each estimator, of the divergence of x0 at (t, x)."""
-        _, jvp = jax.linearize(lambda x: model.pair(t, x).x0, x)
+        _, jvp = jax.linearize(lambda x: dgjax.denoise(model, t, x), x)
         draws = jax.random.split(key, DRAWS)
         found = {}
         for name, (products, estimator) in ESTIMATORS.items():

@@ -198,7 +198,7 @@ def jvp_cost(name):
     """Passes of the network that one product with its Jacobian costs, in batches of `BATCH`."""
     model, meta = dgjax.load_pretrained(name)
     x = jax.random.normal(jax.random.key(0), (BATCH, *meta.shape))
-    one = jax.jit(jax.vmap(lambda x: model.pair(jnp.array(1.0), x).x0))
+    one = jax.jit(jax.vmap(lambda x: dgjax.denoise(model, jnp.array(1.0), x)))
     both = jax.jit(lambda x: jax.jvp(one, (x,), (x,)))
 
     def seconds(function):

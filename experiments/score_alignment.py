@@ -31,9 +31,6 @@ def align_through(field, key, *, shape, grid, at, divergence=DIVERGENCE):
     latent_key, probe_key = jax.random.split(key)
     x = dgjax.prior_sample(field, latent_key, shape)
 
-    def score(t, x):
-        return -field.pair(t, x).eps / field.path.sigma(t)
-
     def flow(x, log_density):
         run = dgjax.sample(
             field,
@@ -47,11 +44,11 @@ def align_through(field, key, *, shape, grid, at, divergence=DIVERGENCE):
         )
         return run.trajectory.x, run.trajectory.log_density, run.info.log_densities
 
-    first = score(grid[0], x)
+    first = dgjax.score(field, grid[0], x)
     prior = jnp.sum(first**2)
     (xs, _, _), (pushed, omegas, last) = jax.jvp(flow, (x, jnp.zeros_like(prior)), (first, prior))
     xs, pushed = xs[at], pushed[at]
-    scores = jax.lax.map(lambda a: score(*a), (grid[at], xs))
+    scores = jax.lax.map(lambda a: dgjax.score(field, *a), (grid[at], xs))
     inner = lambda a, b: jnp.sum((a * b).reshape(len(at), -1), 1)
     product = inner(scores, pushed)
     return dgjax.Alignment(

@@ -144,7 +144,7 @@ def errors_of(case, scheme, evaluations):
     def rate(t, x, log_density):
         """log sigma and d log p/d log sigma, as asked for at one point."""
         at = dgjax.evaluate(model, t, x, divergence=exact, key=jax.random.key(0))
-        away = dgjax.guidance.density.apply_guides(guides, at) - at.velocity
+        away = dgjax.guidance.guide.apply_guides(guides, at) - at.velocity
         asked = jnp.sum(away * at.score) - at.divergence
         return -0.5 * at.logsnr, asked * 2 * at.sigma**2 / at.g2
 

@@ -45,9 +45,14 @@ jax.config.update("jax_disable_most_optimizations", UNOPTIMISED not in ("0", "fa
 # Tests whose arrays may not broadcast in rank unasked, a (D,) against a (n, D) being often a
 # mistake, nor change their dtype. Networks do both on purpose.
 STRICT = {
+    "test_classifier_free",
     "test_closed_form",
+    "test_coloured_probes",
+    "test_density",
+    "test_discrete_time",
     "test_divergence",
     "test_field",
+    "test_noise",
     "test_time_grids",
     "test_pixels",
     "test_parametrization",

@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from dgjax.check.finding import MEND, Finding, judge, relative
 from dgjax.checkpoints.pretrained import load_pretrained
-from dgjax.model.field import Field
+from dgjax.model.field import Field, denoise
 from dgjax.typing import Sample
 
 __all__ = ["SHIPPED", "network_batched", "network_precision"]
@@ -19,12 +19,12 @@ SHIPPED = "fashion-mnist"
 
 @jax.jit
 def _denoise(model: Field, t: Array, x: Sample) -> Sample:
-    return model.pair(t, x).x0
+    return denoise(model, t, x)
 
 
 @jax.jit
 def _denoise_batch(model: Field, t: Array, x: Array) -> Array:
-    return jax.vmap(lambda x: model.pair(t, x).x0)(x)
+    return jax.vmap(lambda x: denoise(model, t, x))(x)
 
 
 @cache

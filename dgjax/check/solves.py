@@ -15,11 +15,12 @@ import numpy as np
 from jaxtyping import Array
 
 from dgjax.check.oracle import BATCH, Mixture, make_mixture
-from dgjax.guidance.density import Guide
+from dgjax.guidance.guide import Guide
 from dgjax.guidance.noise import StratonovichNoise, level_set_noise, reverse_sde
 from dgjax.model.closed_form import closed_form, gaussian_mixture
 from dgjax.model.divergence import Exact
-from dgjax.model.field import Field, Local, log_prior
+from dgjax.model.field import Field, log_prior
+from dgjax.model.local import Local
 from dgjax.model.paths import edm
 from dgjax.sampling.sample import Sampled, Trajectory, sample
 from dgjax.sampling.solvers import SOLVERS

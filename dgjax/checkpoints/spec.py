@@ -61,7 +61,7 @@ PARAMETRIZATIONS: dict[str, Callable[..., Any]] = {
     "denoised": parametrization.DenoisedPrediction,
     "score": parametrization.ScorePrediction,
     "v": parametrization.VPrediction,
-    "velocity": parametrization.velocity,
+    "velocity": parametrization.velocity_prediction,
     "preconditioned": parametrization.preconditioned,
 }
 AUTOENCODERS: dict[str, Callable[..., Any]] = {

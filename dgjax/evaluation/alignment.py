@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dgjax.model.divergence import Divergence, Hutchinson
-from dgjax.model.field import Field, condition
+from dgjax.model.field import Field, condition, score
 from dgjax.sampling.sample import sample
 from dgjax.sampling.solvers import FORWARD
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float, concrete, inner
@@ -111,13 +111,10 @@ def align(
         )
         return run.x, run.info.log_densities
 
-    def score(t: Scalar, x: Sample) -> Sample:
-        return -model.pair(t, x).eps / model.path.sigma(t)
-
-    start = score(grid[0], x).astype(x.dtype)
+    start = score(model, grid[0], x).astype(x.dtype)
     prior = inner(start, start)
     (end, _), (pushed, omegas) = jax.jvp(flow, (x, jnp.zeros_like(prior)), (start, prior))
-    final = score(grid[-1], end)
+    final = score(model, grid[-1], end)
     product = inner(final, pushed)
     return Alignment(
         cosine=product / jnp.sqrt(inner(final, final) * inner(pushed, pushed)),

@@ -22,7 +22,7 @@ from jaxtyping import Array, ArrayLike, Float
 from scipy.interpolate import CubicSpline
 
 from dgjax.model.divergence import Divergence, Hutchinson, check_count
-from dgjax.model.field import Field, condition
+from dgjax.model.field import Field, condition, denoise
 from dgjax.model.paths import logsnr
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float, concrete
 
@@ -93,7 +93,7 @@ def posterior(
 def _point(model: Field, t: Scalar, x: Sample, key: Key, divergence: Divergence) -> _Point:
     alpha, sigma = model.path.alpha(t), model.path.sigma(t)
     w2 = (sigma / alpha) ** 2
-    denoised, push = jax.linearize(lambda x: model.pair(t, x).x0, x)
+    denoised, push = jax.linearize(lambda x: denoise(model, t, x), x)
     spread = w2 * alpha * jnp.mean(divergence(push, x, key))
     return _Point(x / alpha, w2, denoised, spread)
 

@@ -17,7 +17,8 @@ from jaxtyping import Array, ArrayLike, Float
 
 from dgjax.evaluation.intervals import Estimate, check_confidence, mean_interval
 from dgjax.model.divergence import Divergence
-from dgjax.model.field import Field, evaluate
+from dgjax.model.field import Field
+from dgjax.model.local import evaluate
 from dgjax.typing import Cond, Key, Sample
 
 __all__ = ["Normality", "h_statistic", "normality"]

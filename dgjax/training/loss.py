@@ -10,7 +10,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from dgjax.model.field import Field
+from dgjax.model.field import Field, denoise
 from dgjax.model.paths import coefficients
 from dgjax.typing import Cond, Sample, Scalar
 
@@ -97,5 +97,5 @@ def denoising_loss(
         cond: what the network is conditioned on.
     """
     c = coefficients(model.path, t)
-    x0 = model.pair(t, c.alpha * data + c.sigma * noise, cond).x0
+    x0 = denoise(model, t, c.alpha * data + c.sigma * noise, cond)
     return jnp.mean((x0 - data) ** 2)

@@ -15,7 +15,7 @@ import pytest
 from jaxtyping import Array
 
 import dgjax
-from dgjax.guidance.density import apply_guides
+from dgjax.guidance.guide import apply_guides
 from dgjax.sampling.sample import sample
 from dgjax.sampling.solvers import RK4
 from dgjax.typing import register_dataclass

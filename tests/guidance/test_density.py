@@ -15,7 +15,7 @@ import pytest
 from scipy import stats
 
 import dgjax
-from dgjax.guidance.density import apply_guides
+from dgjax.guidance.guide import apply_guides
 from dgjax.sampling.sample import Trajectory, sample
 from dgjax.sampling.solvers import RK4
 from dgjax.typing import inner, register_dataclass

@@ -82,7 +82,7 @@ WAYS = {
     "score": (score, dgjax.ScorePrediction()),
     "v": (v, dgjax.VPrediction()),
     "velocity": (velocity, dgjax.VelocityPrediction()),
-    "timesteps": (timesteps, parametrization.velocity(1000.0)),
+    "timesteps": (timesteps, parametrization.velocity_prediction(1000.0)),
     "karras": (karras, dgjax.preconditioned(SIGMA_DATA)),
 }
 
