@@ -23,7 +23,8 @@ x = jax.numpy.zeros(({BATCH}, *meta.shape))
 
 @jax.jit
 def evaluate(model, x):
-    return jax.vmap(lambda x: jax.jvp(lambda x: dgjax.denoise(model, model.t_max, x), (x,), (x,)))(x)
+    denoise = lambda x: dgjax.denoise(model, model.t_max, x)
+    return jax.vmap(lambda x: jax.jvp(denoise, (x,), (x,)))(x)
 
 began = time.perf_counter()
 evaluate.lower(model, x).compile()

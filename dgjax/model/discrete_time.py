@@ -112,7 +112,7 @@ def discrete_time(alphas_cumprod: tuple[float, ...]) -> DiscreteTime:
         >>> betas = np.linspace(1e-4, 0.02, 1000)  # the schedule of DDPM
         >>> path = dgjax.discrete_time(tuple(np.cumprod(1 - betas)))
         >>> print(f"{path.alpha(0.0) ** 2:.4f}, {path.time(0.0):.1f}")
-        0.9999, 258.5
+        0.9999, 258.1
     """
     table = np.asarray(alphas_cumprod, np.float64)
     inside = (table > 0) & (table < 1)
