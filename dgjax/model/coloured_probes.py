@@ -97,7 +97,7 @@ class Coloured:
         masks = jax.nn.one_hot(colour, self.colours, axis=0, dtype=x.dtype)
 
         def estimate(key):
-            probes = rademacher(key, x) * masks
+            probes = rademacher(key, x)[None] * masks
             return jnp.sum(probes * jax.vmap(jvp)(probes))
 
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(self.repeats))
