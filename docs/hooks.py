@@ -66,6 +66,13 @@ def on_config(config):
     config.markdown_extensions.append(PlainText())
 
 
+def on_page_markdown(markdown, page, **_):
+    """CONTRIBUTING.md stands above docs/ in the repository and inside it on the site."""
+    if page.file.src_uri == "contributing.md":
+        return markdown.replace("](docs/", "](")
+    return markdown
+
+
 def mathml(tex: str, block: bool) -> str:
     """MathML of a formula; its \\tag is the number beside it."""
     tex = html.unescape(tex).strip()
