@@ -67,10 +67,9 @@ def on_config(config):
 
 
 def on_page_markdown(markdown, page, **_):
-    """CONTRIBUTING.md stands above docs/ in the repository and inside it on the site."""
-    if page.file.src_uri == "contributing.md":
-        return markdown.replace("](docs/", "](")
-    return markdown
+    """Let links of CONTRIBUTING.md and CHANGELOG.md, which are above docs/, lead to pages here."""
+    above = page.file.src_uri in ("CONTRIBUTING.md", "CHANGELOG.md")
+    return markdown.replace("](docs/", "](") if above else markdown
 
 
 def mathml(tex: str, block: bool) -> str:
