@@ -6,7 +6,7 @@ given points. Functions act on one sample; use `jax.vmap` for a batch. Log-densi
 of the model's own marginal at its smallest noise level t_min.
 """
 
-from dgjax._version import __version__
+from dgjax._version import __version__ as __version__
 from dgjax.checkpoints.pretrained import load_pretrained, pretrained_models
 from dgjax.evaluation import (
     Estimate,
@@ -82,7 +82,7 @@ from dgjax.model.parametrization import (
     rescale_time,
 )
 from dgjax.model.paths import cosine, custom, edm, logsnr, rectified_flow, sub_vp, ve, vp
-from dgjax.model.prior import prior_guidance, prior_sample, with_norm
+from dgjax.model.prior import chi_quantile, prior_guidance, prior_sample, with_norm
 from dgjax.pictures.pixels import bits_per_dim, dequantize, png_bytes
 from dgjax.sampling.likelihood import Likelihood, likelihood
 from dgjax.sampling.sample import Info, Sampled, Trajectory, sample
@@ -124,11 +124,11 @@ __all__ = [
     "Untracked",
     "VPrediction",
     "VelocityPrediction",
-    "__version__",
     "align",
     "alignment_statistics",
     "autoguidance",
     "bits_per_dim",
+    "chi_quantile",
     "chord",
     "churn",
     "classifier_free_guidance",
