@@ -29,7 +29,7 @@ from stochastic import small
 import dgjax
 from dgjax.model.parametrization import NoisePrediction, preconditioned
 from dgjax.networks import MLP
-from dgjax.training.levels import UniformLogSNR, lattice
+from dgjax.training.noise_distribution import UniformLogSNR, lattice
 from dgjax.training.loss import EDMWeighting, denoising_loss
 from dgjax.typing import register_dataclass
 

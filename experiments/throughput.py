@@ -18,12 +18,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dgjax.data.load import load_data
+from dgjax.data.named_datasets import load_data
 from dgjax.devices.sharding import device_mesh
 from dgjax.training import fit, load_config
 from dgjax.training.pipeline import batches
-from dgjax.training.placement import bring, own_rows, shardings
-from dgjax.training.setup import (
+from dgjax.training.data_parallel import bring, own_rows, shardings
+from dgjax.training.components import (
     compile_step,
     fresh_state,
     make_augment,

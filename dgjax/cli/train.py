@@ -11,7 +11,7 @@ from dgjax.cli.options import note_shadowed
 from dgjax.devices.progress import console
 from dgjax.training import average_recipe, ema, export, fit, load_config
 from dgjax.training.config import CONFIGS, shipped_configs
-from dgjax.training.run import is_finished
+from dgjax.training.run_folder import is_finished
 
 
 def train(

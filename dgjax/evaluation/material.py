@@ -8,11 +8,11 @@ import jax
 import numpy as np
 
 from dgjax.checkpoints.opened import Model
-from dgjax.configuration import unknown_name
-from dgjax.data.config import Data
+from dgjax.checkpoints.spec import unknown_name
+from dgjax.data.data_config import Data
 from dgjax.data.dataset import Dataset
-from dgjax.data.folder import SUFFIXES
-from dgjax.data.load import DATASETS, load_data
+from dgjax.data.image_folder import SUFFIXES
+from dgjax.data.named_datasets import DATASETS, load_data
 from dgjax.pictures.latents import from_pictures, scale_levels, to_levels
 from dgjax.pictures.pixels import to_uint8
 from dgjax.pictures.samples import read_samples

@@ -9,14 +9,13 @@ from typing import Any
 
 import optax
 
-from dgjax.checkpoints.spec import ModelSpec
-from dgjax.configuration import check_names, check_types, construct
-from dgjax.data.config import Data
+from dgjax.checkpoints.spec import ModelSpec, check_names, check_types, construct
+from dgjax.data.data_config import Data
 from dgjax.training import ema
-from dgjax.training.adaptation import Adaptation, Adaptive, Fixed
-from dgjax.training.levels import LEVELS
+from dgjax.training.importance_sampling import Adaptation, Adaptive, Fixed
+from dgjax.training.noise_distribution import LEVELS
 from dgjax.training.loss import WEIGHTINGS, EDMWeighting, Weighting
-from dgjax.training.tables import Execution, Optimiser, Records
+from dgjax.training.sections import Execution, Optimiser, Records
 
 __all__ = [
     "CONFIGS",

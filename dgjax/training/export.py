@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from dgjax.checkpoints.checkpoint import Meta, save
-from dgjax.training import averages
-from dgjax.training.run import averages_folder, describe, read_config, restore
-from dgjax.training.setup import model_shapes, state_shapes
+from dgjax.training import ema_snapshots as averages
+from dgjax.training.run_folder import averages_folder, describe, read_config, restore
+from dgjax.training.components import model_shapes, state_shapes
 
 __all__ = ["average_recipe", "export"]
 

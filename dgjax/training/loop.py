@@ -23,17 +23,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dgjax.checkpoints.checkpoint import Meta
 from dgjax.data.dataset import Dataset
-from dgjax.data.load import NoHeldOut, load_data
+from dgjax.data.named_datasets import NoHeldOut, load_data
 from dgjax.devices.sharding import device_mesh
 from dgjax.model.field import Field
-from dgjax.training.averages import snapshot_steps, store
+from dgjax.training.ema_snapshots import snapshot_steps, store
 from dgjax.training.config import TrainConfig
 from dgjax.training.hosts import check_same_step, first_host, interruptible, together
 from dgjax.training.pipeline import batches
-from dgjax.training.placement import bring, check_batch, on_host, own_rows, place, shardings
-from dgjax.training.records import Recorder, recorder
-from dgjax.training.run import averages_folder, checkpoints, claim, confirm, describe, restore
-from dgjax.training.setup import (
+from dgjax.training.data_parallel import bring, check_batch, on_host, own_rows, place, shardings
+from dgjax.training.recorder import Recorder, recorder
+from dgjax.training.run_folder import averages_folder, checkpoints, claim, confirm, describe, restore
+from dgjax.training.components import (
     check_data,
     compile_step,
     fresh_state,
@@ -42,7 +42,7 @@ from dgjax.training.setup import (
     state_shapes,
 )
 from dgjax.training.step import Metrics, TrainState
-from dgjax.training.watch import Watch, watch
+from dgjax.training.validation import Watch, watch
 
 __all__ = ["Fit", "fit"]
 

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, PyTree
 from dgjax.model.field import Field
 from dgjax.model.parametrization import Network
 from dgjax.training import ema
-from dgjax.training.adaptation import Adaptation
-from dgjax.training.levels import lattice
+from dgjax.training.importance_sampling import Adaptation
+from dgjax.training.noise_distribution import lattice
 from dgjax.training.loss import Weighting, denoising_loss
 from dgjax.typing import Key, Scalar, register_dataclass
 

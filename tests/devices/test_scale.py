@@ -17,11 +17,11 @@ from dgjax.checkpoints.orbax_folder import read_arrays
 from dgjax.checkpoints.spec import ModelSpec, build
 from dgjax.devices.sharding import device_mesh
 from dgjax.training import fit, load_config
-from dgjax.training.placement import consecutive, own_rows
-from dgjax.training.run import restore
-from dgjax.training.setup import state_shapes
+from dgjax.training.data_parallel import consecutive, own_rows
+from dgjax.training.run_folder import restore
+from dgjax.training.components import state_shapes
 from dgjax.training.step import Batch
-from dgjax.training.watch import held_out_losses
+from dgjax.training.validation import held_out_losses
 
 PROGRAMS = Path(__file__).parents[1] / "programs"
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,8 @@ from dgjax.checkpoints.spec import build_network
 from dgjax.devices.sharding import device_mesh
 from dgjax.training import TrainConfig
 from dgjax.training.pipeline import HostBatch
-from dgjax.training.placement import bring, on_host, shardings
-from dgjax.training.setup import compile_step, fresh_state, model_shapes, state_shapes
+from dgjax.training.data_parallel import bring, on_host, shardings
+from dgjax.training.components import compile_step, fresh_state, model_shapes, state_shapes
 
 STEPS = 4
 KIND = re.compile(r"f32\[([\d,]*)\]")

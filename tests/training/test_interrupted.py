@@ -12,10 +12,10 @@ from orbax.checkpoint import CheckpointManager
 
 from dgjax.checkpoints.orbax_folder import read_arrays
 from dgjax.training import fit, load_config
-from dgjax.training.records import recorder
-from dgjax.training.run import checkpoints
+from dgjax.training.recorder import recorder
+from dgjax.training.run_folder import checkpoints
 from dgjax.training.step import TrainState
-from dgjax.training.tables import Records
+from dgjax.training.sections import Records
 
 CONFIG = """
 steps = 60
@@ -56,7 +56,7 @@ def config(tmp_path_factory):
 # Before its last step it waits, so that it cannot finish before it is killed.
 HELD = """
 import time
-from dgjax.training.records import Recorder
+from dgjax.training.recorder import Recorder
 scalars = Recorder.scalars
 def held(self, step, values):
     scalars(self, step, values)

@@ -14,12 +14,12 @@ from dgjax.model.closed_form import closed_form, gaussian
 from dgjax.model.paths import edm
 from dgjax.networks import MLP, UNet
 from dgjax.training import TrainConfig
-from dgjax.training.adaptation import Adaptive, Fixed, Histogram
-from dgjax.training.levels import LogNormal, UniformLogSNR, lattice
+from dgjax.training.importance_sampling import Adaptive, Fixed, Histogram
+from dgjax.training.noise_distribution import LogNormal, UniformLogSNR, lattice
 from dgjax.training.loss import EDMWeighting, LikelihoodWeighting, SigmoidWeighting
 from dgjax.training.pipeline import Augment, batches
 from dgjax.training.precision import in_precision
-from dgjax.training.setup import check_data, make_augment
+from dgjax.training.components import check_data, make_augment
 from dgjax.training.step import Batch, LabelDropout, Objective
 
 VARIANCES = np.array([1.0, 0.04, 0.3])

@@ -22,20 +22,20 @@ import dgjax
 from dgjax.checkpoints.arrays import to_named
 from dgjax.checkpoints.checkpoint import load
 from dgjax.checkpoints.spec import ModelSpec
-from dgjax.data.config import Data
-from dgjax.data.load import load_dataset, read_idx
+from dgjax.data.data_config import Data
+from dgjax.data.named_datasets import load_dataset, read_idx
 from dgjax.model.closed_form import closed_form, gaussian, kernel_density
 from dgjax.model.field import field, repath
 from dgjax.model.parametrization import NoisePrediction, VelocityPrediction, preconditioned
 from dgjax.networks import MLP, UNet
 from dgjax.training import TrainConfig, denoising_loss, ema, export, fit, load_config, loop
-from dgjax.training.adaptation import Adaptive, Fixed
+from dgjax.training.importance_sampling import Adaptive, Fixed
 from dgjax.training.config import CONFIGS, TABLES, shipped_configs
-from dgjax.training.levels import LogNormal, UniformLogSNR, lattice
+from dgjax.training.noise_distribution import LogNormal, UniformLogSNR, lattice
 from dgjax.training.loss import EDMWeighting
 from dgjax.training.pipeline import order
-from dgjax.training.placement import bring
-from dgjax.training.run import is_finished
+from dgjax.training.data_parallel import bring
+from dgjax.training.run_folder import is_finished
 from dgjax.training.step import Batch, LabelDropout, Objective, initial_state, make_train_step
 
 COVARIANCE = np.array([[1.0, 0.6], [0.6, 0.5]])
@@ -432,8 +432,8 @@ def test_idx_files_are_read_and_damaged_ones_refused(tmp_path):
 
 
 def test_fashion_mnist_that_is_nowhere_says_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("dgjax.data.load.DEBIAN", tmp_path / "none")
-    monkeypatch.setattr("dgjax.data.load.UPSTREAM", "http://localhost:9/")
+    monkeypatch.setattr("dgjax.data.named_datasets.DEBIAN", tmp_path / "none")
+    monkeypatch.setattr("dgjax.data.named_datasets.UPSTREAM", "http://localhost:9/")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(ValueError, match="apt install dataset-fashion-mnist"):
         load_dataset("fashion-mnist")

@@ -16,7 +16,7 @@ from dgjax.model.field import Field
 from dgjax.training import ema
 from dgjax.training.config import TrainConfig, make_levels, make_optimiser, make_weighting
 from dgjax.training.pipeline import Augment
-from dgjax.training.placement import data_parallel
+from dgjax.training.data_parallel import data_parallel
 from dgjax.training.precision import in_precision
 from dgjax.training.step import (
     LabelDropout,

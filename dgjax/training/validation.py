@@ -20,7 +20,7 @@ from dgjax.sampling.sample import sample
 from dgjax.sampling.time_grids import grid_logsnr
 from dgjax.training.loss import EDMWeighting, denoising_loss
 from dgjax.training.pipeline import HostBatch
-from dgjax.training.placement import bring, own_rows
+from dgjax.training.data_parallel import bring, own_rows
 from dgjax.training.step import Batch, split
 
 __all__ = ["Watch", "held_out_losses", "watch"]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import ops
 from jaxtyping import Array, Float, PyTree
 
-from dgjax.training.levels import Levels
+from dgjax.training.noise_distribution import Levels
 
 __all__ = ["Adaptation", "Adaptive", "Draw", "Fixed", "Histogram"]
 

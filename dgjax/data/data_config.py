@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from dgjax.configuration import check_fields, unknown_name
-from dgjax.data.folder import CROPS
+from dgjax.checkpoints.spec import check_fields, unknown_name
+from dgjax.data.image_folder import CROPS
 
 __all__ = ["Data"]
 

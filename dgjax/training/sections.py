@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from dgjax.configuration import check_fields, unknown_name
-from dgjax.training.placement import PLACEMENTS
+from dgjax.checkpoints.spec import check_fields, unknown_name
+from dgjax.training.data_parallel import PLACEMENTS
 from dgjax.training.precision import PRECISIONS
 
 __all__ = ["Execution", "Optimiser", "Records"]

@@ -17,7 +17,7 @@ import numpy as np
 
 from dgjax.files import replace_file
 from dgjax.pictures.pixels import to_image
-from dgjax.training.closing import finishing
+from dgjax.training.cleanup import finishing
 
 __all__ = ["Recorder", "recorder"]
 

@@ -12,11 +12,10 @@ from dgjax.checkpoints.arrays import first_line, from_named, to_named
 from dgjax.checkpoints.checkpoint import Meta
 from dgjax.checkpoints.orbax_folder import read_arrays
 from dgjax.data.dataset import Dataset
-from dgjax.files import write_json
-from dgjax.training.closing import finishing
+from dgjax.training.cleanup import finishing
 from dgjax.training.config import TrainConfig
 from dgjax.training.step import TrainState
-from dgjax.training.tables import Records
+from dgjax.training.sections import Records
 
 __all__ = [
     "averages_folder",

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dgjax.configuration import unknown_name
-from dgjax.data.config import Data
+from dgjax.checkpoints.spec import unknown_name
+from dgjax.data.data_config import Data
 from dgjax.data.dataset import Dataset
-from dgjax.data.folder import PARTS, load_folder
+from dgjax.data.image_folder import PARTS, load_folder
 
 __all__ = ["DATASETS", "NoHeldOut", "load_data", "load_dataset", "read_idx"]
 
