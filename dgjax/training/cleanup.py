@@ -1,16 +1,20 @@
-"""Finishing what was begun, without hiding what went wrong in between."""
+"""Cleanup at the end of a block that does not hide the error that ended the block."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["finishing"]
+__all__ = ["on_exit"]
 
 
 @contextmanager
-def finishing(finish: Callable[[], None]) -> Iterator[None]:
-    """Call `finish` at the end of the block, however it ends.
+def on_exit(finish: Callable[[], None]) -> Iterator[None]:
+    """Call `finish` when the block ends, with or without an error.
 
-    An error of the block comes through; if `finish` raises as well, it is noted there.
+    An error of the block is raised unchanged. If `finish` raises too, its message becomes a note on
+    that error.
+
+    Args:
+        finish: the cleanup, such as closing a file.
     """
     try:
         yield

@@ -1,7 +1,7 @@
-"""What a configuration sets up: the state before the first step, the compiled step, the data.
+"""Components of a run, built from its configuration: model, state, jitted step, augmentation.
 
-No array of the state is ever whole on one device unless it is to stay so: its shapes are known
-before it is made (`state_shapes`), so each device makes its own part (`fresh_state`).
+Large states may be split over devices and never exist whole on one of them. So the shapes of the
+state come first (`state_shapes`), and `create_state` makes every array in its place.
 """
 
 from functools import partial
@@ -14,9 +14,14 @@ from dgjax.checkpoints.spec import build, build_network
 from dgjax.data.dataset import Dataset
 from dgjax.model.field import Field
 from dgjax.training import ema
-from dgjax.training.config import TrainConfig, make_levels, make_optimiser, make_weighting
-from dgjax.training.pipeline import Augment
+from dgjax.training.config import (
+    TrainConfig,
+    make_noise_sampler,
+    make_optimiser,
+    make_weighting,
+)
 from dgjax.training.data_parallel import data_parallel
+from dgjax.training.pipeline import Augment
 from dgjax.training.precision import in_precision
 from dgjax.training.step import (
     LabelDropout,
@@ -29,8 +34,8 @@ from dgjax.training.step import (
 
 __all__ = [
     "check_data",
-    "compile_step",
-    "fresh_state",
+    "create_state",
+    "jit_train_step",
     "make_augment",
     "model_shapes",
     "state_shapes",
@@ -38,39 +43,54 @@ __all__ = [
 
 
 def model_shapes(config: TrainConfig) -> Field:
-    """The model, with shapes and dtypes in the place of weights.
+    """Return the model with shapes and dtypes in place of weights.
+
+    Args:
+        config: of the run.
 
     Raises:
-        ValueError: as of `dgjax.checkpoints.build`.
+        ValueError: if the configuration of the model is wrong.
     """
     return build(config.model, nnx.eval_shape(lambda: build_network(config.model)))
 
 
 def state_shapes(config: TrainConfig) -> TrainState:
-    """Shapes and dtypes of the state of a run; errors as of `model_shapes`."""
-    return jax.eval_shape(lambda: _fresh(config))
-
-
-def fresh_state(config: TrainConfig, where: TrainState) -> TrainState:
-    """The state of a run before its first step, each array made where `where` says."""
-    return jax.jit(lambda: _fresh(config), out_shardings=where)()
-
-
-def _fresh(config: TrainConfig) -> TrainState:
-    network = build_network(config.model, config.seed)
-    levels = make_levels(config).init()
-    return initial_state(network, make_optimiser(config), len(config.ema_widths), levels)
-
-
-def compile_step(config: TrainConfig, model: Field, mesh: Mesh, where: TrainState) -> Step:
-    """The jitted step of a run over the devices of `mesh`.
-
-    The state it is given is used up.
+    """Return the training state with shapes and dtypes in place of arrays.
 
     Args:
         config: of the run.
-        model: with any weights, or their shapes.
-        mesh: over whose devices batches are split.
+
+    Raises:
+        ValueError: if the configuration of the model is wrong.
+    """
+    return jax.eval_shape(lambda: _initial(config))
+
+
+def create_state(config: TrainConfig, where: TrainState) -> TrainState:
+    """Make the training state before the first step, on the devices.
+
+    Args:
+        config: of the run.
+        where: sharding of every array of the state.
+    """
+    return jax.jit(lambda: _initial(config), out_shardings=where)()
+
+
+def _initial(config: TrainConfig) -> TrainState:
+    network = build_network(config.model, config.seed)
+    noise_sampler = make_noise_sampler(config).init()
+    return initial_state(network, make_optimiser(config), len(config.ema_widths), noise_sampler)
+
+
+def jit_train_step(config: TrainConfig, model: Field, mesh: Mesh, where: TrainState) -> Step:
+    """Return the jitted training step of a run.
+
+    The buffers of the state that it is given are donated: use the returned state instead.
+
+    Args:
+        config: of the run.
+        model: path and parametrization; its weights, or their shapes, are not used.
+        mesh: of the devices over which batches are split.
         where: sharding of every array of the state.
     """
     network = config.model.network
@@ -78,47 +98,62 @@ def compile_step(config: TrainConfig, model: Field, mesh: Mesh, where: TrainStat
     if config.label_dropout:
         drop_labels = LabelDropout(config.label_dropout, network["num_classes"])
     objective = Objective(
-        make_levels(config),
+        make_noise_sampler(config),
         make_weighting(config),
         drop_labels,
         dropout=network.get("dropout", 0) > 0,
     )
     whole = NamedSharding(mesh, PartitionSpec())
-    split = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
+    by_rows = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
     step = make_train_step(
         model,
         make_optimiser(config),
         objective,
         gammas=[ema.exponent(width) for width in config.ema_widths],
         accumulate=config.execution.accumulate,
-        prepare=in_precision(lambda: build_network(config.model), config.execution.precision),
-        spread=partial(data_parallel, mesh=mesh, where=where.network),
+        cast_weights=in_precision(lambda: build_network(config.model), config.execution.precision),
+        distribute=partial(data_parallel, mesh=mesh, where=where.network),
     )
     return jax.jit(
         step,
-        in_shardings=(where, split, whole),
+        in_shardings=(where, by_rows, whole),
         out_shardings=(where, whole),
         donate_argnums=0,
     )
 
 
 def check_data(config: TrainConfig, data: Dataset, part: str = "train") -> None:
-    """Raise a ValueError unless `data`, the `part` of the data set, fit the model."""
+    """Check that data fit the model: shape of samples, flips and labels.
+
+    Args:
+        config: of the run.
+        data: a part of the data set.
+        part: name of that part, for the error message.
+
+    Raises:
+        ValueError: if the data do not fit.
+    """
     name = f"{config.data.dataset} (part {part})"
     if data.shape != config.model.shape:
         raise ValueError(
-            f"{name} has samples of shape {data.shape}, and model.shape is "
+            f"{name} has samples of shape {data.shape}, but model.shape is "
             f"{config.model.shape}; set it to {list(data.shape)}"
         )
     if config.data.flip and len(data.shape) < 2:
-        raise ValueError(f"data.flip mirrors images, and samples have shape {data.shape}")
+        raise ValueError(
+            f"data.flip mirrors images, but samples have shape {data.shape}; set it to false"
+        )
     classes, labels = config.model.network.get("num_classes"), data.labels
     if classes is not None and (labels is None or labels.min() < 0 or labels.max() >= classes):
         raise ValueError(f"num_classes = {classes}: {name} needs labels from 0 to {classes - 1}")
 
 
 def make_augment(config: TrainConfig) -> Augment:
-    """What is done to samples of the data, and what of it the network is told."""
+    """Return the augmentation of a run.
+
+    Args:
+        config: of the run.
+    """
     arguments = {"labels": "num_classes", "augmentations": "num_augmentations"}
     network = config.model.network
     given = frozenset(field for field, key in arguments.items() if network.get(key) is not None)

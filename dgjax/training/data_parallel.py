@@ -1,9 +1,10 @@
-"""Where the arrays of a run live: batches split over all devices, the state whole or split too.
+"""Data-parallel training: the batch is split over all devices, the state is replicated or sharded.
 
-One mesh of one axis serves one device, the devices of a host and those of many hosts. Split, each
-array of the state is cut along its longest axis that the devices divide. The step puts the
-weights together once, before the forward pass, and leaves each device its part of the gradient's
-sum; moments and averages stay cut (Rajbhandari et al. 2020, arXiv 1910.02054, stage 3 at rest).
+One device mesh with one axis serves a single device, the devices of one host, and those of many
+hosts. In a sharded state, each large array is split along its longest axis that the number of
+devices divides. A step gathers the weights once, before the forward pass, and leaves each device
+its part of the summed gradient. Optimiser state and moving averages always stay split (ZeRO, arXiv
+1910.02054, stage 3 between steps).
 """
 
 from collections.abc import Iterable
@@ -19,40 +20,50 @@ from jaxtyping import Array, PyTree
 from dgjax.configuration import unknown_name
 from dgjax.devices.sharding import AXIS, weight_sharding
 from dgjax.training.pipeline import HostBatch
-from dgjax.training.step import Batch, Differentiated
+from dgjax.training.step import Batch, GradientFunction
 
 __all__ = [
-    "PLACEMENTS",
-    "bring",
+    "PARAMETER_LAYOUTS",
     "check_batch",
-    "consecutive",
+    "contiguous",
     "data_parallel",
-    "on_host",
-    "own_rows",
-    "place",
-    "shardings",
+    "global_batch",
+    "host_rows",
+    "state_shardings",
+    "to_devices",
+    "to_host",
 ]
 
 T = TypeVar("T")
-PLACEMENTS = ("replicated", "sharded")
+PARAMETER_LAYOUTS = ("replicated", "sharded")
 
 
-def shardings(tree: PyTree[Array], mesh: Mesh, parameters: str) -> PyTree[NamedSharding]:
-    """The sharding of every array of `tree`.
+def state_shardings(tree: PyTree[Array], mesh: Mesh, parameters: str) -> PyTree[NamedSharding]:
+    """Return the sharding of every array of a training state.
+
+    Args:
+        tree: the state, or its shapes.
+        mesh: of the devices.
+        parameters: "replicated" for a copy on every device, "sharded" to split large arrays.
 
     Raises:
-        ValueError: if `parameters` is neither "replicated" nor "sharded".
+        ValueError: if `parameters` is unknown.
     """
-    if parameters not in PLACEMENTS:
-        raise unknown_name("parameters", parameters, PLACEMENTS)
+    if parameters not in PARAMETER_LAYOUTS:
+        raise unknown_name("parameters", parameters, PARAMETER_LAYOUTS)
     if parameters == "replicated":
         return jax.tree.map(lambda leaf: NamedSharding(mesh, PartitionSpec()), tree)
-    cut = weight_sharding(mesh)
-    return jax.tree.map(lambda leaf: cut(leaf.shape), tree)
+    by_shape = weight_sharding(mesh)
+    return jax.tree.map(lambda leaf: by_shape(leaf.shape), tree)
 
 
-def place(tree: T, where: PyTree[NamedSharding]) -> T:
-    """`tree`, the same on every host, on its devices."""
+def to_devices(tree: T, where: PyTree[NamedSharding]) -> T:
+    """Put a tree of arrays on the devices.
+
+    Args:
+        tree: arrays, the same on every host.
+        where: sharding of every array.
+    """
 
     def one(leaf, sharding):
         whole = np.asarray(leaf)
@@ -61,42 +72,50 @@ def place(tree: T, where: PyTree[NamedSharding]) -> T:
     return jax.tree.map(one, tree, where)
 
 
-def data_parallel(
-    function: Differentiated, mesh: Mesh, where: PyTree[NamedSharding]
-) -> Differentiated:
-    """`function` of whole weights and a device's own rows, as one of all devices' rows.
+def to_host(tree: T) -> T:
+    """Return the whole tree as NumPy arrays, on every host."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
 
-    Devices speak twice: weights that are cut are put together before, and gradients summed after,
-    each where its weights are: of what is cut a device is left its part (a reduce-scatter).
+
+def data_parallel(
+    function: GradientFunction, mesh: Mesh, where: PyTree[NamedSharding]
+) -> GradientFunction:
+    """Turn the gradient function of one device into that of all devices of a mesh.
+
+    Each device evaluates `function` for whole weights and its own rows. Devices communicate twice:
+    split weights are gathered before, and gradients are averaged after. The gradient of a split
+    weight is left split the same way (reduce-scatter).
 
     Args:
-        function: mean loss, gradient and losses; see `Differentiated`.
-        mesh: over whose devices the rows are split.
+        function: mean loss, gradient and losses; see `GradientFunction`.
+        mesh: of the devices over which rows are split.
         where: sharding of every weight.
     """
-    if mesh.size == 1:  # XLA for CPUs keeps what a device says to itself alone
+    if mesh.size == 1:  # XLA for CPUs does not remove communication of a device with itself
         return function
     specs = jax.tree.map(lambda sharding: sharding.spec, where)
 
-    def whole(leaf, spec):
+    def gather(leaf, spec):
         if AXIS not in spec:
             return leaf
         return jax.lax.all_gather(leaf, AXIS, axis=spec.index(AXIS), tiled=True)
 
-    def mean(leaf, spec):
+    def average(leaf, spec):
         if AXIS not in spec:
             return jax.lax.pmean(leaf, AXIS)
-        cut = jax.lax.psum_scatter(leaf, AXIS, scatter_dimension=spec.index(AXIS), tiled=True)
-        return cut / mesh.size
+        part = jax.lax.psum_scatter(leaf, AXIS, scatter_dimension=spec.index(AXIS), tiled=True)
+        return part / mesh.size
 
-    def on_each(network, rows):
-        loss, gradient, losses = function(jax.tree.map(whole, network, specs), rows)
-        return jax.lax.pmean(loss, AXIS), jax.tree.map(mean, gradient, specs), losses
+    def on_each_device(network, rows):
+        loss, gradient, losses = function(jax.tree.map(gather, network, specs), rows)
+        return jax.lax.pmean(loss, AXIS), jax.tree.map(average, gradient, specs), losses
 
     rows = PartitionSpec(None, AXIS)
-    # What varies between devices is not tracked: loops inside need not say it of their carries.
+    # Without check_vma the carries of loops inside need no mark for what varies between devices.
     return jax.shard_map(
-        on_each,
+        on_each_device,
         mesh=mesh,
         in_specs=(specs, rows),
         out_specs=(PartitionSpec(), specs, rows),
@@ -105,7 +124,16 @@ def data_parallel(
 
 
 def check_batch(batch: int, accumulate: int, mesh: Mesh) -> None:
-    """Raise a ValueError unless the devices and the parts of accumulation divide the batch."""
+    """Check that a batch divides evenly into devices and microbatches.
+
+    Args:
+        batch: number of samples in a batch.
+        accumulate: number of microbatches.
+        mesh: of the devices.
+
+    Raises:
+        ValueError: if it does not.
+    """
     if batch % (mesh.size * accumulate):
         raise ValueError(
             f"batch = {batch} must be a multiple of {mesh.size} devices x accumulate = "
@@ -113,21 +141,33 @@ def check_batch(batch: int, accumulate: int, mesh: Mesh) -> None:
         )
 
 
-def own_rows(batch: int, mesh: Mesh) -> slice:
-    """The rows of a batch that lie on this host's devices, so that it makes them.
+def host_rows(batch: int, mesh: Mesh) -> slice:
+    """Return the rows of a batch that this host's devices hold, and so this host makes.
+
+    Args:
+        batch: number of samples in a batch.
+        mesh: of the devices over which rows are split.
 
     Raises:
-        ValueError: if they do not follow each other.
+        ValueError: if the rows are not contiguous.
     """
     split = NamedSharding(mesh, PartitionSpec(AXIS))
-    places = split.addressable_devices_indices_map((batch,)).values()
-    return consecutive(
-        (index[0].indices(batch)[:2] for index in places if index is not None), batch
+    indices = split.addressable_devices_indices_map((batch,)).values()
+    return contiguous(
+        (index[0].indices(batch)[:2] for index in indices if index is not None), batch
     )
 
 
-def consecutive(pieces: Iterable[tuple[int, int]], batch: int) -> slice:
-    """The rows of `pieces`, each given by its start and its stop; errors as of `own_rows`."""
+def contiguous(pieces: Iterable[tuple[int, int]], batch: int) -> slice:
+    """Join pieces of rows, each (start, stop), to one slice.
+
+    Args:
+        pieces: the pieces, in any order.
+        batch: number of samples in a batch, for the error message.
+
+    Raises:
+        ValueError: if there are rows between the pieces that belong to none.
+    """
     ordered = sorted(pieces)
     for (_, stop), (start, _) in pairwise(ordered):
         if stop != start:
@@ -138,13 +178,18 @@ def consecutive(pieces: Iterable[tuple[int, int]], batch: int) -> slice:
     return slice(ordered[0][0], ordered[-1][1])
 
 
-def bring(batch: HostBatch, mesh: Mesh) -> Batch:
-    """The whole batch, split over all devices, from each host's own rows, those of `own_rows`."""
+def global_batch(batch: HostBatch, mesh: Mesh) -> Batch:
+    """Assemble the batch of all hosts, split over all devices, from each host's own rows.
+
+    Args:
+        batch: this host's rows, those of `host_rows`.
+        mesh: of the devices over which rows are split.
+    """
     split = NamedSharding(mesh, PartitionSpec(AXIS))
 
     def one(a):
         size = a.shape[0] // len(split.addressable_devices) * mesh.size
-        first = own_rows(size, mesh).start
+        first = host_rows(size, mesh).start
 
         def rows(index):
             start, stop, _ = index[0].indices(size)
@@ -153,10 +198,3 @@ def bring(batch: HostBatch, mesh: Mesh) -> Batch:
         return jax.make_array_from_callback((size, *a.shape[1:]), split, rows)
 
     return Batch(*jax.tree.map(one, batch))
-
-
-def on_host(tree: T) -> T:
-    """`tree` whole, as NumPy arrays, on every host."""
-    if jax.process_count() == 1:
-        return jax.device_get(tree)
-    return multihost_utils.process_allgather(tree, tiled=True)

@@ -1,9 +1,9 @@
-"""Noise levels to train at: distributions of w = sigma/alpha, drawn with low discrepancy.
+"""Distributions of the training noise level w = sigma/alpha.
 
-A distribution is its quantile function, u in (0, 1) to w, and its density. The u of one batch
-are a lattice with a common random shift: each is uniform, and together they leave no gaps, so the
-loss of a batch scarcely depends on which levels it happened to draw (Kingma et al. 2021,
-appendix I.1).
+A noise distribution is given by its quantile function, from u in [0, 1) to w, and by the density of
+log w. `low_discrepancy_draw` draws the u of a whole batch: each is uniform, and together they leave
+no gaps. The loss of a batch then depends little on which noise levels were drawn (VDM, arXiv
+2107.00630, appendix I.1).
 """
 
 from dataclasses import dataclass
@@ -17,63 +17,105 @@ from jaxtyping import Array, Float
 
 from dgjax.typing import Key
 
-__all__ = ["LEVELS", "Levels", "LogNormal", "UniformLogSNR", "lattice"]
+__all__ = [
+    "NOISE_DISTRIBUTIONS",
+    "LogNormal",
+    "NoiseDistribution",
+    "UniformLogSNR",
+    "low_discrepancy_draw",
+]
 
 
-class Levels(Protocol):
-    """A distribution of log w between log `low` and log `high`."""
+class NoiseDistribution(Protocol):
+    """A distribution of w on the range from `low` to `high`."""
 
     @property
-    def low(self) -> float: ...
-    @property
-    def high(self) -> float: ...
+    def low(self) -> float:
+        """Smallest noise level w."""
+        ...
 
-    def __call__(self, u: Array) -> Array:
-        """The quantile function: u in [0, 1) to w."""
+    @property
+    def high(self) -> float:
+        """Largest noise level w."""
+        ...
+
+    def quantile(self, u: Array) -> Array:
+        """Return the noise level w below which a share u in [0, 1) of all draws fall."""
         ...
 
     def density(self, w: Array) -> Array:
-        """Of log w, per unit, for w in the range."""
+        """Return the probability density of log w, for w between `low` and `high`."""
         ...
 
 
-def lattice(key: Key, n: int) -> Float[Array, " n"]:
-    """n evenly spaced points on the circle [0, 1) with one common random shift."""
+def low_discrepancy_draw(key: Key, n: int) -> Float[Array, " n"]:
+    """Draw n numbers in [0, 1), evenly spaced with one common random shift.
+
+    Each number by itself is uniform on [0, 1) (VDM, arXiv 2107.00630, appendix I.1).
+
+    Args:
+        key: random key of the shift.
+        n: how many numbers to draw.
+
+    Returns:
+        The numbers (n,).
+    """
     return (jnp.arange(n) / n + jax.random.uniform(key)) % 1
 
 
-def _check(low: float, high: float) -> None:
+def _check_range(low: float, high: float) -> None:
     if not 0 < low < high:
-        raise ValueError(f"levels: 0 < low < high is needed, got low {low} and high {high}")
+        raise ValueError(
+            f"noise_distribution: low must be positive and high larger than low, got low {low} "
+            f"and high {high}"
+        )
 
 
 @dataclass(frozen=True)
 class UniformLogSNR:
-    """log w, and so the log-SNR, uniform between log `low` and log `high`."""
+    """Uniform distribution of log w, and so of the log-SNR -2 log w.
+
+    Attributes:
+        low: smallest w.
+        high: largest w.
+
+    Raises:
+        ValueError: unless 0 < low < high.
+    """
 
     low: float = 0.01
     high: float = 80.0
 
     def __post_init__(self):
-        _check(self.low, self.high)
+        _check_range(self.low, self.high)
 
-    def __call__(self, u: Array) -> Array:
-        """The quantile function: u in [0, 1] to w."""
+    def quantile(self, u: Array) -> Array:
+        """Return w at the share u in [0, 1] of the range of log w."""
         low, high = jnp.log(self.low), jnp.log(self.high)
         return jnp.exp(low + (high - low) * u)
 
     def density(self, w: Array) -> Array:
-        """Of log w: the same everywhere."""
+        """Return the density of log w: 1/log(high/low) everywhere."""
         return jnp.full_like(w, 1 / (jnp.log(self.high) - jnp.log(self.low)))
 
 
 @dataclass(frozen=True)
 class LogNormal:
-    """log w normal (Karras et al. 2022) and cut to [`low`, `high`], mixed with a uniform share.
+    """Truncated normal distribution of log w (EDM, arXiv 2206.00364, table 1) with a uniform share.
 
-    The bulk sits where images take shape, w from 0.05 to 2. Log-densities add up over all of
-    log w alike, and a network never shown w = 80 spoils the first steps of every sample: a
-    `uniform` share of the levels, spread evenly in log w, sees to both ends.
+    Images take shape at w from 0.05 to 2, where the normal part puts most draws. But a log-density
+    is an integral over all of log w, and a network that never saw w = 80 spoils the first steps of
+    every sample. So a share `uniform` of the draws is uniform in log w.
+
+    Attributes:
+        mean: of log w, before truncation.
+        std: standard deviation of log w, before truncation.
+        low: smallest w.
+        high: largest w.
+        uniform: share of draws that are uniform in log w, in [0, 1).
+
+    Raises:
+        ValueError: if a value is out of range.
     """
 
     mean: float = -1.2
@@ -83,31 +125,31 @@ class LogNormal:
     uniform: float = 0.2
 
     def __post_init__(self):
-        _check(self.low, self.high)
+        _check_range(self.low, self.high)
         if not (self.std > 0 and 0 <= self.uniform < 1):
             raise ValueError(
-                f"levels: std must be positive and uniform in [0, 1), "
-                f"got {self.std} and {self.uniform}"
+                "noise_distribution: std must be positive and uniform in [0, 1), got std "
+                f"{self.std} and uniform {self.uniform}"
             )
 
-    def __call__(self, u: Array) -> Array:
-        """From u in [0, 1) to w; each share has its own quantile function on its piece of u."""
-        even = UniformLogSNR(self.low, self.high)(u / max(self.uniform, 1e-6))
+    def quantile(self, u: Array) -> Array:
+        """Map u in [0, 1) to w: u < `uniform` to the uniform part, other u to the normal part."""
+        even = UniformLogSNR(self.low, self.high).quantile(u / max(self.uniform, 1e-6))
         v = (u - self.uniform) / (1 - self.uniform)
-        low, high = ndtr(self._standard(self.low)), ndtr(self._standard(self.high))
-        inside = ndtri(jnp.clip(low + (high - low) * v, low, high))
-        bulk = jnp.exp(self.mean + self.std * inside)
+        low, high = ndtr(self._standardize(self.low)), ndtr(self._standardize(self.high))
+        standard = ndtri(jnp.clip(low + (high - low) * v, low, high))
+        bulk = jnp.exp(self.mean + self.std * standard)
         return jnp.clip(jnp.where(u < self.uniform, even, bulk), self.low, self.high)
 
     def density(self, w: Array) -> Array:
-        """Of log w, of both shares together."""
-        inside = ndtr(self._standard(self.high)) - ndtr(self._standard(self.low))
-        bulk = norm.pdf(self._standard(w)) / (self.std * inside)
+        """Return the density of log w: both parts, weighted by their shares."""
+        inside = ndtr(self._standardize(self.high)) - ndtr(self._standardize(self.low))
+        bulk = norm.pdf(self._standardize(w)) / (self.std * inside)
         even = UniformLogSNR(self.low, self.high).density(w)
         return self.uniform * even + (1 - self.uniform) * bulk
 
-    def _standard(self, w: Array | float) -> Array:
+    def _standardize(self, w: Array | float) -> Array:
         return (jnp.log(w) - self.mean) / self.std
 
 
-LEVELS = {"lognormal": LogNormal, "uniform_logsnr": UniformLogSNR}
+NOISE_DISTRIBUTIONS = {"lognormal": LogNormal, "uniform_logsnr": UniformLogSNR}

@@ -1,114 +1,150 @@
-"""The folder of a training run: its configuration and data, its checkpoints and what they say."""
+"""Records of a run in its folder: the configuration it was started with, and facts of its data.
+
+A run can only be resumed with the configuration and the data that it was started with. Keys that
+change neither the model nor its training (see `CHANGEABLE`) may differ.
+"""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import orbax.checkpoint as ocp
-
-from dgjax.checkpoints.arrays import first_line, from_named, to_named
 from dgjax.checkpoints.checkpoint import Meta
-from dgjax.checkpoints.orbax_folder import read_arrays
 from dgjax.data.dataset import Dataset
-from dgjax.training.cleanup import finishing
+from dgjax.files import replace_file
 from dgjax.training.config import TrainConfig
-from dgjax.training.step import TrainState
-from dgjax.training.sections import Records
 
 __all__ = [
-    "averages_folder",
-    "checkpoints",
-    "claim",
-    "confirm",
-    "describe",
-    "is_finished",
+    "check_recorded_run",
+    "is_recorded",
+    "model_meta",
     "read_config",
-    "restore",
+    "record_config",
+    "record_run",
 ]
 
-CONFIG, DATA = "config.json", "data.json"
-# At any depth, what only says how a run is worked out, recorded and spoken of.
+CONFIG_FILE, DATA_FILE = "config.json", "data.json"
+# Keys at any depth of the configuration that may change when a run is resumed.
 CHANGEABLE = ("execution", "records", "licence")
 
 
-def averages_folder(run_dir: Path) -> Path:
-    """Where the snapshots of the moving averages are."""
-    return run_dir / "averages"
+class _Record(NamedTuple):
+    """One JSON file of the run folder.
 
-
-def describe(run_dir: Path, config: TrainConfig, steps: int) -> Meta:
-    """What a checkpoint says of the model after `steps`, from what `claim` noted of the data.
-
-    The licence is the one that the configuration states, or that of a known data set.
-
-    Raises:
-        ValueError: if nothing is noted there.
+    `with_defaults` adds to the values of a file what an earlier version of dgjax did not write.
     """
-    try:
-        data = json.loads((run_dir / DATA).read_text())
-        low, high = data["data_range"]
-        table, licence = config.data, config.data.licence or data["licence"]
-        return Meta(
-            config.model, table.dataset, (low, high), licence, steps, held_out=table.held_out
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{run_dir / DATA} is missing or damaged ({error}); run dgjax train once more, "
-            "which writes it where it is missing"
-        ) from error
+
+    file: str
+    title: str
+    values: dict[str, Any]
+    with_defaults: Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def read_config(run_dir: Path) -> TrainConfig:
-    """The configuration that the run was started with.
+    """Return the configuration that a run was started with.
+
+    Args:
+        run_dir: the run folder.
 
     Raises:
-        ValueError: if `run_dir` is no run, or of another version of dgjax.
+        ValueError: if the folder is not a run, or of an incompatible version of dgjax.
     """
-    file = run_dir / CONFIG
+    file = run_dir / CONFIG_FILE
     if not file.is_file():
-        raise ValueError(f"{run_dir} is no run of dgjax train: it has no config.json")
+        raise ValueError(f"{run_dir} is not a training run: it has no {CONFIG_FILE}")
     return TrainConfig.from_dict(json.loads(file.read_text()))
 
 
-def claim(run_dir: Path, config: TrainConfig, data: Dataset) -> None:
-    """Note configuration and data in the run folder, or compare them with those noted there.
-
-    What only says how the run is worked out and recorded may change.
-
-    Raises:
-        ValueError: if they are others, or the folder cannot be used.
-    """
-    for note in _notes(config, data):
-        _write(run_dir, note)
+def is_recorded(run_dir: Path) -> bool:
+    """Return whether a folder has the records of a run."""
+    return all((run_dir / name).is_file() for name in (CONFIG_FILE, DATA_FILE))
 
 
-def confirm(run_dir: Path, config: TrainConfig, data: Dataset) -> None:
-    """Compare configuration and data with those that the first host has noted, by `claim`.
+def record_config(run_dir: Path, config: TrainConfig) -> None:
+    """Write the configuration into the run folder, after comparing it with the one there.
+
+    Args:
+        run_dir: the run folder; made if missing.
+        config: of the run.
 
     Raises:
-        ValueError: if there is nothing, so that this folder is not the first host's, or they are
-            others.
+        ValueError: if the run was started with another configuration, or the folder cannot be used.
     """
-    for note in _notes(config, data):
-        if not _compare(run_dir, note):
+    _write(run_dir, _config_record(config))
+
+
+def record_run(run_dir: Path, config: TrainConfig, data: Dataset) -> None:
+    """Write configuration and facts of the data, after comparing them with those in the folder.
+
+    Args:
+        run_dir: the run folder; made if missing.
+        config: of the run.
+        data: the training data.
+
+    Raises:
+        ValueError: if the run was started with others, or the folder cannot be used.
+    """
+    for record in (_config_record(config), _data_record(data)):
+        _write(run_dir, record)
+
+
+def check_recorded_run(run_dir: Path, config: TrainConfig, data: Dataset) -> None:
+    """Check that the run folder has the records that the first host has just written.
+
+    Args:
+        run_dir: the run folder, as this host sees it.
+        config: of the run, as this host read it.
+        data: the training data, as this host read them.
+
+    Raises:
+        ValueError: if a record is missing, so that this is not the first host's folder, or differs.
+    """
+    for record in (_config_record(config), _data_record(data)):
+        if not _compare(run_dir, record):
             raise ValueError(
-                f"{run_dir} on this host lacks the {note.name} that the first host has just "
-                "written: it must be one folder, which all hosts share"
+                f"{run_dir} on this host lacks the {record.file} that the first host has just "
+                "written: it must be one folder that all hosts share"
             )
 
 
-class _Note(NamedTuple):
-    """What is noted of a run in one file, and what fills in what an older version left out."""
+def model_meta(run_dir: Path, config: TrainConfig, steps: int) -> Meta:
+    """Build the metadata of the run's model for a checkpoint.
 
-    name: str
-    what: str
-    values: dict[str, Any]
-    complete: Callable[[dict[str, Any]], dict[str, Any]]
+    The licence is that of the configuration, or else that of a known data set.
+
+    Args:
+        run_dir: the run folder, with the facts of the data that `record_run` wrote.
+        config: of the run.
+        steps: number of steps that the model was trained for.
+
+    Raises:
+        ValueError: if the facts of the data are missing or damaged.
+    """
+    try:
+        facts = json.loads((run_dir / DATA_FILE).read_text())
+        low, high = facts["data_range"]
+        licence = config.data.licence or facts["licence"]
+        return Meta(
+            config.model,
+            config.data.dataset,
+            (low, high),
+            licence,
+            steps,
+            held_out=config.data.held_out,
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{run_dir / DATA_FILE} is missing or damaged ({error}); delete it if it is "
+            "damaged, and resume the run, which writes it again"
+        ) from error
 
 
-def _notes(config: TrainConfig, data: Dataset) -> tuple[_Note, _Note]:
+def _config_record(config: TrainConfig) -> _Record:
+    complete = lambda values: TrainConfig.from_dict(values).to_dict()
+    return _Record(CONFIG_FILE, "configuration", _as_json_values(config.to_dict()), complete)
+
+
+def _data_record(data: Dataset) -> _Record:
     facts = {
         "samples": len(data),
         "shape": data.shape,
@@ -116,137 +152,48 @@ def _notes(config: TrainConfig, data: Dataset) -> tuple[_Note, _Note]:
         "licence": data.licence,
         "classes": data.classes,
     }
-    return _settings(config), _Note(DATA, "data", _plain(facts), lambda values: values)
+    return _Record(DATA_FILE, "data", _as_json_values(facts), lambda values: values)
 
 
-def _settings(config: TrainConfig) -> _Note:
-    return _Note(CONFIG, "configuration", _plain(config.to_dict()), _with_defaults)
+def _write(run_dir: Path, record: _Record) -> None:
+    """Write a record; raise if the folder has one that differs."""
+    _compare(run_dir, record)
+    text = json.dumps(record.values, indent=2) + "\n"
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        replace_file(run_dir / record.file, lambda stream: stream.write(text.encode()))
+    except OSError as error:
+        raise ValueError(f"cannot use the run folder {run_dir}: {error}") from error
 
 
-def is_finished(run_dir: Path, config: TrainConfig) -> bool:
-    """Whether the run in `run_dir` has come to its last step: what is left to do is to export.
-
-    It notes what of the configuration may change, so only one host may ask.
-
-    Raises:
-        ValueError: if it was started with another configuration.
-    """
-    if not all((run_dir / name).is_file() for name in (CONFIG, DATA)):
-        return False
-    _write(run_dir, _settings(config))
-    return max(_saved(run_dir), default=0) == config.steps
-
-
-def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    return TrainConfig.from_dict(values).to_dict()
-
-
-def _write(run_dir: Path, note: _Note) -> None:
-    """Write the note, unless one there says something else: then raise a ValueError."""
-    _compare(run_dir, note)
-    write_json(run_dir / note.name, note.values)
-
-
-def _compare(run_dir: Path, note: _Note) -> bool:
-    """Whether there is such a note; a ValueError if it says something else."""
-    file, now = run_dir / note.name, note.values
+def _compare(run_dir: Path, record: _Record) -> bool:
+    """Return whether the folder has this record; raise if the one there differs."""
+    file, now = run_dir / record.file, record.values
     try:
         if not file.exists():
             return False
-        then = _plain(note.complete(json.loads(file.read_text())))
+        then = _as_json_values(record.with_defaults(json.loads(file.read_text())))
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot use the run folder {run_dir}: {error}") from error
-    kept, binding = _binding(then), _binding(now)
-    changed = [key for key in binding if binding[key] != kept.get(key)]
+    fixed_then, fixed_now = _without_changeable(then), _without_changeable(now)
+    changed = [key for key in fixed_now if fixed_now[key] != fixed_then.get(key)]
     if changed:
         key = changed[0]
         raise ValueError(
-            f"the run in {run_dir} was started with another {note.what}: {key} was "
+            f"the run in {run_dir} was started with another {record.title}: {key} was "
             f"{then.get(key)} and is {now[key]}; restore it, or choose another folder"
         )
     return True
 
 
-def _binding(values: dict[str, Any]) -> dict[str, Any]:
+def _without_changeable(values: dict[str, Any]) -> dict[str, Any]:
     return {
-        key: _binding(value) if isinstance(value, dict) else value
+        key: _without_changeable(value) if isinstance(value, dict) else value
         for key, value in values.items()
         if key not in CHANGEABLE
     }
 
 
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
+def _as_json_values(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values as JSON gives them back: tuples become lists."""
     return json.loads(json.dumps(values))
-
-
-@contextmanager
-def checkpoints(run_dir: Path, records: Records) -> Iterator[Callable[[TrainState], None]]:
-    """`save(state)`, which copies the state and writes it in the background.
-
-    orbax renames a checkpoint into place when it is whole, and only then removes old ones. What
-    is still being written is finished at the end; what a killed run left half-written is removed
-    by the first host.
-
-    Raises:
-        ValueError: here, at the next `save` or at the end, if one could not be written. An error
-            that ends the block comes through as it is.
-    """
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=records.keep,
-        keep_period=records.keep_every or None,
-        cleanup_tmp_directories=True,
-    )
-
-    @contextmanager
-    def explained() -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # orbax's, from a thread, are of any of several kinds
-            raise ValueError(
-                f"cannot write a checkpoint to {run_dir} ({first_line(error)}); make room there "
-                "and run again: it goes on from the last one that is whole"
-            ) from error
-
-    with explained():
-        manager = ocp.CheckpointManager(run_dir / "checkpoints", options=options)
-
-    def save(state: TrainState) -> None:
-        with explained():
-            manager.save(int(state.step), args=ocp.args.StandardSave(to_named(state)), force=True)
-
-    def finish() -> None:
-        with explained():
-            try:
-                manager.wait_until_finished()  # tells once what failed in the background
-            finally:
-                manager.close()
-
-    with finishing(finish):
-        yield save
-
-
-def _saved(run_dir: Path) -> list[int]:
-    """Steps of the checkpoints that are whole."""
-    return [int(f.name) for f in (run_dir / "checkpoints").glob("*") if f.name.isdigit()]
-
-
-def restore(run_dir: Path, shapes: TrainState) -> TrainState | None:
-    """The last checkpoint's state as NumPy arrays like `shapes`, or None if there is none.
-
-    Only reads, so it is safe beside a run that is going on: orbax gives a folder its number as
-    its name when it is whole. What devices it was written by does not matter.
-
-    Raises:
-        ValueError: if it is damaged or of another configuration.
-    """
-    steps = _saved(run_dir)
-    if not steps:
-        return None
-    folder = run_dir / "checkpoints" / str(max(steps))
-    try:
-        named = read_arrays(folder / "default")
-    except ValueError as error:
-        earlier = [step for step in steps if step < max(steps)]
-        mend = f"to go on from step {max(earlier)}" if earlier else "to begin again"
-        raise ValueError(f"{error}: here, delete {folder} {mend}") from error
-    return from_named(shapes, named, f"the checkpoint {folder}")
