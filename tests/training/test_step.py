@@ -195,7 +195,7 @@ def test_averages_weigh_the_weights_of_each_step_by_the_integral_of_the_profile(
 def test_low_discrepancy_draws_are_evenly_spaced_with_a_uniform_shift(n):
     draws = jax.vmap(lambda key: low_discrepancy_draw(key, n))
     u = np.asarray(draws(jax.random.split(jax.random.key(0), 4000)))
-    assert 0 <= u.min()
+    assert u.min() >= 0
     assert u.max() < 1
     around = np.concatenate([np.sort(u, axis=1), 1 + u.min(axis=1, keepdims=True)], axis=1)
     np.testing.assert_allclose(np.diff(around, axis=1), 1 / n, rtol=1e-6)
