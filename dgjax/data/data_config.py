@@ -10,7 +10,7 @@ __all__ = ["DataConfig"]
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which data to train on.
+    """The training data, and how images are cropped, flipped and held out.
 
     Attributes:
         dataset: "fashion-mnist", "digits", "npz" (a file) or "folder" (of images).

@@ -102,6 +102,17 @@ def test_weighted_draws_integrate_to_the_noise_distribution(sampler, sampler_sta
     np.testing.assert_allclose(jnp.mean(importance * w**power), exact, rtol=1e-4)
 
 
+def test_bins_are_drawn_by_the_density_at_their_centres_times_the_size_of_the_loss():
+    edges = np.geomspace(DISTRIBUTION.low, DISTRIBUTION.high, BINS + 1)
+    plain = np.asarray(DISTRIBUTION.density(jnp.asarray(np.sqrt(edges[1:] * edges[:-1]))))
+    by_loss = plain * np.sqrt(HISTOGRAM.mean_square)
+    expected = 0.2 * plain / plain.sum() + 0.8 * by_loss / by_loss.sum()
+    np.testing.assert_allclose(IMPORTANCE.probabilities(HISTOGRAM), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        IMPORTANCE.probabilities(IMPORTANCE.init()), plain / plain.sum(), rtol=1e-6
+    )
+
+
 def test_importance_weights_stay_below_one_over_the_floor():
     _, importance = IMPORTANCE.draw(HISTOGRAM, jnp.linspace(0, 0.9999, 5000))
     assert float(importance.max()) < 1.5 / IMPORTANCE.floor

@@ -135,7 +135,7 @@ def test_levels_have_the_distribution_they_say(levels):
     assert high - 0.2 < logs.max() <= high + 1e-5
 
 
-def test_lattice_points_are_uniform_and_leave_smaller_gaps_than_independent_ones():
+def test_low_discrepancy_draws_are_uniform_and_leave_smaller_gaps_than_independent_ones():
     keys = jax.random.split(jax.random.key(0), 300)
     points = np.asarray(jax.vmap(lambda k: low_discrepancy_draw(k, 16))(keys))
     assert scipy.stats.kstest(points[:, 3], "uniform").pvalue > 0.01
