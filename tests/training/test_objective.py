@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from dgjax.checkpoints.spec import build
-from dgjax.data.dataset import Dataset
+from dgjax.data.dataset import Dataset, UncroppedImages
 from dgjax.model.closed_form import closed_form, gaussian
 from dgjax.model.paths import edm
 from dgjax.networks import MLP, UNet
@@ -181,8 +181,10 @@ def test_mirrored_images_are_mirrored_and_say_so():
         np.testing.assert_array_equal(x, values[label][:, ::-1] if flipped else values[label])
 
 
-def test_rows_of_a_batch_are_the_same_wherever_they_are_made():
-    values = np.random.default_rng(0).normal(size=(10, 4, 4, 1)).astype(np.float32)
+@pytest.mark.parametrize("cropped", [False, True])
+def test_rows_of_a_batch_are_the_same_wherever_they_are_made(cropped):
+    values = np.random.default_rng(0).normal(size=(10, 4, 50, 1)).astype(np.float32)
+    values = UncroppedImages(list(values), (4, 4, 1)) if cropped else values[:, :, :4]
     data = Dataset(values, 1.0, 0.0, (-1.0, 1.0), np.arange(10), "none")
     augment = Augment(0.5, frozenset({"labels"}))
     make = lambda rows: next(training_batches(data, augment, batch=8, seed=0, start=3, rows=rows))
