@@ -21,6 +21,7 @@ from dgjax.cli.options import (
     make_solver,
     note_shadowed,
 )
+from dgjax.configuration import unknown_name
 from dgjax.data.named_datasets import DATASETS
 from dgjax.devices.progress import console
 from dgjax.evaluation import InconsistencyStatistics, Normality, figures, make_features, pixels

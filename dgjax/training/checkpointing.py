@@ -6,7 +6,8 @@ from pathlib import Path
 
 import orbax.checkpoint as ocp
 
-from dgjax.checkpoints.arrays import first_line, from_named, read_arrays, to_named
+from dgjax.checkpoints.arrays import first_line, from_named, to_named
+from dgjax.checkpoints.orbax_folder import read_arrays
 from dgjax.training.cleanup import on_exit
 from dgjax.training.config import TrainConfig
 from dgjax.training.run_folder import is_recorded, record_config

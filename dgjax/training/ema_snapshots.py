@@ -6,7 +6,6 @@ stored in float16. Outside of them it is larger: 5 times at width 0.03 with 0.05
 """
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,13 +76,9 @@ def write_snapshot(folder: Path, step: int, averages: Sequence[PyTree[Array]]) -
             for i, average in enumerate(averages)
             for name, value in to_named(average).items()
         }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # mypy takes an unpacked dictionary for the Boolean argument `allow_pickle`.
-        write = lambda stream: np.savez(stream, **arrays)  # type: ignore[arg-type]
-        replace_file(folder / f"{step}.npz", write)
-    except OSError as error:
-        raise ValueError(f"cannot write the averages of step {step}: {error}") from error
+    # mypy takes an unpacked dictionary for the Boolean argument `allow_pickle`.
+    write = lambda stream: np.savez(stream, **arrays)  # type: ignore[arg-type]
+    replace_file(folder / f"{step}.npz", write)
 
 
 def stored_steps(folder: Path) -> list[int]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from dgjax.checkpoints.checkpoint import Meta
 from dgjax.data.dataset import Dataset
-from dgjax.files import replace_file
+from dgjax.files import write_json
 from dgjax.training.config import TrainConfig
 
 __all__ = [
@@ -158,12 +158,7 @@ def _data_record(data: Dataset) -> _Record:
 def _write(run_dir: Path, record: _Record) -> None:
     """Write a record; raise if the folder has one that differs."""
     _compare(run_dir, record)
-    text = json.dumps(record.values, indent=2) + "\n"
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        replace_file(run_dir / record.file, lambda stream: stream.write(text.encode()))
-    except OSError as error:
-        raise ValueError(f"cannot use the run folder {run_dir}: {error}") from error
+    write_json(run_dir / record.file, record.values)
 
 
 def _compare(run_dir: Path, record: _Record) -> bool:

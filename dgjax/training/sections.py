@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dgjax.checkpoints.spec import check_fields, unknown_name
+from dgjax.configuration import check_fields, unknown_name
 from dgjax.training.data_parallel import PARAMETER_LAYOUTS
 from dgjax.training.precision import PRECISIONS
 

@@ -186,7 +186,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(np, "savez", savez)
-    with pytest.raises(ValueError, match="cannot write the averages of step 3: No space left"):
+    with pytest.raises(ValueError, match=r"cannot write to .*3\.npz: No space left"):
         ema_snapshots.write_snapshot(tmp_path / "averages", 3, [{"w": jnp.zeros(2)}])
     assert list((tmp_path / "averages").iterdir()) == []
 
