@@ -26,7 +26,7 @@ from flax import nnx
 from rich.progress import track
 
 import dgjax
-from dgjax.data.load import load_dataset
+from dgjax.data.named_datasets import load_dataset
 from dgjax.model.paths import coefficients
 from dgjax.networks.unet import Block, fold, unfold
 

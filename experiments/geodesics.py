@@ -20,7 +20,7 @@ from rich.progress import track
 from scipy import stats
 
 import dgjax
-from dgjax.data.load import load_dataset
+from dgjax.data.named_datasets import load_dataset
 from dgjax.pictures.grid import image_grid
 
 MODEL, PAIRS, STEPS, SEGMENTS, KNOTS, SHOWN = "fashion-mnist", 24, 60, 12, 4, 5

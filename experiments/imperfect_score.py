@@ -29,8 +29,8 @@ from stochastic import small
 import dgjax
 from dgjax.model.parametrization import NoisePrediction, preconditioned
 from dgjax.networks import MLP
-from dgjax.training.levels import UniformLogSNR, lattice
 from dgjax.training.loss import EDMWeighting, denoising_loss
+from dgjax.training.noise_distribution import UniformLogSNR, low_discrepancy_draw
 from dgjax.typing import register_dataclass
 
 SIZES, TRAINING = (0.0, 0.025, 0.05, 0.1, 0.2, 0.4), (100, 400, 1600, 6400)
@@ -108,7 +108,7 @@ def trained(mixture, steps, seed=0):
 
     def loss(weights, key):
         keys = jax.random.split(key, 3)
-        sigmas = levels(lattice(keys[0], BATCH))
+        sigmas = levels.quantile(low_discrepancy_draw(keys[0], BATCH))
         data = jax.vmap(mixture.sample)(jax.random.split(keys[1], BATCH))
         noise = jax.random.normal(keys[2], data.shape)
         losses = jax.vmap(partial(denoising_loss, model(weights)))(sigmas, data, noise)

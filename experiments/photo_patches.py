@@ -30,7 +30,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from dgjax.data.folder import is_held_out
+from dgjax.data.image_folder import is_held_out
 from dgjax.pictures.files import read_image, to_colours
 from dgjax.pictures.pixels import png_bytes
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dgjax.data.folder import is_held_out
+from dgjax.data.image_folder import is_held_out
 from dgjax.pictures.files import read_image
 from dgjax.pictures.pixels import png_bytes
 

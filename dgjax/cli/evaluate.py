@@ -22,7 +22,7 @@ from dgjax.cli.options import (
     note_shadowed,
 )
 from dgjax.configuration import unknown_name
-from dgjax.data.load import DATASETS
+from dgjax.data.named_datasets import DATASETS
 from dgjax.devices.progress import console
 from dgjax.evaluation import InconsistencyStatistics, Normality, figures, make_features, pixels
 from dgjax.evaluation.figures import Figure

@@ -9,9 +9,9 @@ import typer
 
 from dgjax.cli.options import note_shadowed
 from dgjax.devices.progress import console
-from dgjax.training import average_recipe, ema, export, fit, load_config
+from dgjax.training import ema, export, fit, load_config, plan_average
+from dgjax.training.checkpointing import is_finished
 from dgjax.training.config import CONFIGS, shipped_configs
-from dgjax.training.run import is_finished
 
 
 def train(
@@ -61,11 +61,11 @@ def train(
     state = "finished" if finished else "stopped; run the same command to go on"
     if ema_width is not None:
         model = folder / f"model-{ema_width:g}"
-        chosen = average_recipe(folder, width=ema_width)
+        plan = plan_average(folder, width=ema_width)
         export(folder, model, width=ema_width)
         console.print(
-            f"EMA width {ema_width:g} at step {chosen.step}, made of {len(chosen.steps)} "
-            f"snapshots; its profile is off by {chosen.error:.2%}"
+            f"EMA width {ema_width:g} at step {plan.step}, made of {len(plan.steps)} "
+            f"snapshots; its profile is off by {plan.error:.2%}"
         )
     console.print(f"{state} at step {steps}; sample it: dgjax sample --model {model}")
 

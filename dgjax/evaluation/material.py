@@ -9,10 +9,10 @@ import numpy as np
 
 from dgjax.checkpoints.opened import Model
 from dgjax.configuration import unknown_name
-from dgjax.data.config import Data
+from dgjax.data.data_config import DataConfig
 from dgjax.data.dataset import Dataset
-from dgjax.data.folder import SUFFIXES
-from dgjax.data.load import DATASETS, load_data
+from dgjax.data.image_folder import IMAGE_SUFFIXES
+from dgjax.data.named_datasets import DATASETS, load_data
 from dgjax.pictures.latents import from_pictures, scale_levels, to_levels
 from dgjax.pictures.pixels import to_uint8
 from dgjax.pictures.samples import read_samples
@@ -86,13 +86,13 @@ def open_material(
             "is its name"
         )
     if name in DATASETS:
-        source = Data(name, 1.0)
+        source = DataConfig(name, 1.0)
     elif Path(name).suffix == ".npz":
-        source = Data("npz", 1.0, path=name)
+        source = DataConfig("npz", 1.0, path=name)
     elif Path(name).is_dir():
-        source = Data("folder", 1.0, path=name, held_out=held_out)
+        source = DataConfig("folder", 1.0, path=name, held_out=held_out)
     else:
-        source = Data(name, 1.0)
+        source = DataConfig(name, 1.0)
     data = load_data(source, chosen.image_shape, part)
     if data.shape != chosen.image_shape:
         raise ValueError(
@@ -132,7 +132,7 @@ def open_samples(paths: Sequence[Path], chosen: Model, num: int | None, seed: in
     files: list[Path] = []
     for path in paths:
         inside = path.rglob("*") if path.is_dir() else [path]
-        wanted = (*SUFFIXES, ".npz")
+        wanted = (*IMAGE_SUFFIXES, ".npz")
         files += sorted(f for f in inside if f.suffix.lower() in wanted or f == path)
     loaded = [source.read() for source in read_samples(files, chosen)]
     if len({values.dtype for values in loaded}) > 1:

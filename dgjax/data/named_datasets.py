@@ -1,4 +1,4 @@
-"""Data sets by name, held whole in memory."""
+"""Data sets by name: Fashion-MNIST, scikit-learn's digits, npz files, folders of images."""
 
 import gzip
 import math
@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from dgjax.configuration import unknown_name
-from dgjax.data.config import Data
+from dgjax.data.data_config import DataConfig
 from dgjax.data.dataset import Dataset
-from dgjax.data.folder import PARTS, load_folder
+from dgjax.data.image_folder import PARTS, load_folder
 
 __all__ = ["DATASETS", "NoHeldOut", "load_data", "load_dataset", "read_idx"]
 
-DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
 UPSTREAM = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
-FILES = {  # hashes of the upstream files; Debian's hold the same bytes in another gzip wrapper
+FASHION_MNIST_FILES = {  # SHA-256 of the upstream files; Debian's files are compressed differently
     "train": {
         "train-images-idx3-ubyte.gz": (
             "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"
@@ -34,25 +34,26 @@ FILES = {  # hashes of the upstream files; Debian's hold the same bytes in anoth
         ),
     },
 }
-TO_UNIT = (1 / 127.5, -1.0, (-1.0, 1.0))  # bytes to [-1, 1]: scale, offset, range
+BYTES = (1 / 127.5, -1.0, (-1.0, 1.0))  # scale, offset and range that map bytes to [-1, 1]
 DATASETS = ("fashion-mnist", "digits", "npz", "folder")
 
 
 class NoHeldOut(ValueError):
-    """The data have no part that training does not see."""
+    """Error of data that have no held-out part."""
 
 
-def load_data(data: Data, shape: tuple[int, ...], part: str = "train") -> Dataset:
-    """The data set of a configuration.
+def load_data(data: DataConfig, shape: tuple[int, ...], part: str = "train") -> Dataset:
+    """Load a part of the data set that a configuration names.
 
     Args:
-        data: the configuration's table.
-        shape: of the model's samples; a folder of images is made to fit it.
-        part: "train", or "held-out" for what training never sees.
+        data: the section `[data]`.
+        shape: of the model's samples; a folder of images is resized and cropped to it.
+        part: "train", or "held-out" for the part that training never sees.
 
     Raises:
-        NoHeldOut: if there is no such part: a folder without `held_out`, an npz without that array.
-        ValueError: if the data are not to be had, or the part is unknown or empty.
+        NoHeldOut: if the held-out part does not exist: of a folder with `held_out = 0`, or of an
+            npz file without the array `held_out`.
+        ValueError: if the data are not available, or the part is unknown or empty.
     """
     if part not in PARTS:
         raise unknown_name("part", part, PARTS)
@@ -64,18 +65,24 @@ def load_data(data: Data, shape: tuple[int, ...], part: str = "train") -> Datase
 
 
 def load_dataset(name: str, path: str | os.PathLike | None = None, part: str = "train") -> Dataset:
-    """A data set that has a shape of its own, by name; `load_folder` makes one of images.
+    """Load a data set by its name, other than a folder of images (see `load_folder`).
 
-    "fashion-mnist": 60,000 images (28, 28, 1) in [-1, 1], 10,000 held out, from `path`, Debian's
-    package dataset-fashion-mnist, or downloaded once into pooch's cache. "digits": scikit-learn's
-    1,797 images (8, 8, 1) in [-1, 1], the last fifth held out. "npz": `path` with an array `x`
-    (N, *shape), uint8 (then taken to [-1, 1]) or floating (taken as it is), and perhaps
-    whole-number `labels` (N,); held out are `held_out` and `held_out_labels`, if they are there.
+    * "fashion-mnist": 60,000 images (28, 28, 1) in [-1, 1], and 10,000 held out. They are read from
+      `path`, or from Debian's package dataset-fashion-mnist, or downloaded once to pooch's cache.
+    * "digits": the 1,797 images (8, 8, 1) of scikit-learn, in [-1, 1]. The last fifth is held out.
+    * "npz": the file `path` with an array `x` (N, *shape) and optional whole-number `labels` (N,).
+      uint8 is scaled to [-1, 1]; floating-point numbers are used unchanged. The held-out part is
+      the arrays `held_out` and `held_out_labels`.
+
+    Args:
+        name: of the data set.
+        path: its file or folder.
+        part: "train" or "held-out".
 
     Raises:
-        NoHeldOut: if that part is asked for and there is none.
-        ValueError: if the name or the part is unknown, or the data are not to be had; it says how
-            to get them.
+        NoHeldOut: if the held-out part is requested and does not exist.
+        ValueError: if the name or the part is unknown, or the data are not available; the message
+            says how to get them.
     """
     if part not in PARTS:
         raise unknown_name("part", part, PARTS)
@@ -95,10 +102,10 @@ def _fashion_mnist(folder: Path | None, part: str) -> Dataset:
         folder = DEBIAN
     images, labels = (
         read_idx(_download(name, sha256) if folder is None else folder / name)
-        for name, sha256 in FILES[part].items()
+        for name, sha256 in FASHION_MNIST_FILES[part].items()
     )
     licence = "Fashion-MNIST, copyright 2017 Zalando SE, MIT licence"
-    return Dataset(images[..., None], *TO_UNIT, labels, licence)
+    return Dataset(images[..., None], *BYTES, labels, licence)
 
 
 def _download(name: str, sha256: str) -> Path:
@@ -107,19 +114,22 @@ def _download(name: str, sha256: str) -> Path:
 
         cache = pooch.os_cache("dgjax") / "fashion-mnist"
         return Path(pooch.retrieve(UPSTREAM + name, f"sha256:{sha256}", name, cache))
-    except Exception as error:  # no pooch, no network, another hash: the mend is the same
+    except Exception as error:  # no pooch, no network or a wrong hash: the fix is the same
         raise ValueError(
-            f"Fashion-MNIST is not at hand and cannot be downloaded ({error}): "
-            f"`apt install dataset-fashion-mnist`, or put {name} and its fellows in a folder and "
-            'name it in the config as data.path, or `pip install "dgjax[train]"`'
+            f"Fashion-MNIST is not on this machine and cannot be downloaded ({error}): "
+            f"`apt install dataset-fashion-mnist`, or put {name} and the other files in a folder "
+            'and set data.path to it, or `pip install "dgjax[train]"`'
         ) from error
 
 
 def read_idx(file: str | os.PathLike) -> np.ndarray:
-    """The uint8 array in a gzipped IDX file (LeCun's format: magic, sizes, bytes).
+    """Read the uint8 array in a gzipped IDX file, the format of MNIST.
+
+    Args:
+        file: path of the file.
 
     Raises:
-        ValueError: if the file is missing, truncated or of another kind.
+        ValueError: if the file is missing, truncated, or not a gzipped IDX file of bytes.
     """
     try:
         with gzip.open(file, "rb") as stream:
@@ -156,9 +166,9 @@ def _npz(path: str | os.PathLike | None, part: str) -> Dataset:
     try:
         with np.load(path) as arrays:
             contents = {n: arrays[n] for n in (name, names) if n in arrays}
-    except Exception as error:  # NumPy and zipfile raise a handful of kinds on damaged files
+    except Exception as error:  # NumPy and zipfile raise many kinds of errors on damaged files
         raise ValueError(
-            f"cannot read {path} as npz ({error}): set data.path to the file, or make it again"
+            f"cannot read {path} as npz ({error}): set data.path to the file, or write it again"
         ) from error
     x, labels = contents.get(name), contents.get(names)
     if x is None and part == "held-out":
@@ -168,7 +178,7 @@ def _npz(path: str | os.PathLike | None, part: str) -> Dataset:
     if labels is not None and (labels.shape != x.shape[:1] or labels.dtype.kind not in "iu"):
         raise ValueError(f"{path}: {names} must be whole numbers of shape {x.shape[:1]}")
     if x.dtype == np.uint8:
-        return Dataset(x, *TO_UNIT, labels, "unknown")
+        return Dataset(x, *BYTES, labels, "unknown")
     if x.dtype.kind != "f" or not np.isfinite(x).all():
         raise ValueError(f"{path}: {name} must be uint8 or finite floating numbers, got {x.dtype}")
     return Dataset(x, 1.0, 0.0, (float(x.min()), float(x.max())), labels, "unknown")

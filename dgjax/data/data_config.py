@@ -1,26 +1,29 @@
-"""The section of a configuration that says which data to use."""
+"""The section `[data]` of a configuration: which data to use."""
 
 from dataclasses import dataclass
 
 from dgjax.configuration import check_fields, unknown_name
-from dgjax.data.folder import CROPS
+from dgjax.data.image_folder import CROPS
 
-__all__ = ["Data"]
+__all__ = ["DataConfig"]
 
 
 @dataclass(frozen=True)
-class Data:
-    """What to train on.
+class DataConfig:
+    """The training data, and how images are cropped, flipped and held out.
 
     Attributes:
-        dataset: "fashion-mnist", "digits", "npz" or "folder".
-        sigma_data: standard deviation of the data, for the loss weight.
-        path: file or folder of the data, if it is not found by its name.
-        flip: mirror half of the images left-right.
-        crop: of the images in a folder, "centre" or "random".
-        held_out: fraction of the images in a folder that training does not see.
-        licence: of the data, in one line, for what is said of the model; may change when a run
-            goes on.
+        dataset: "fashion-mnist", "digits", "npz" (a file) or "folder" (of images).
+        sigma_data: standard deviation of the data, for the weighting of the loss.
+        path: file or folder of the data; needed for "npz" and "folder".
+        flip: whether to mirror half of the images left-right.
+        crop: "centre" or "random", for a folder of images.
+        held_out: fraction of a folder of images that training does not see, in [0, 1).
+        licence: of the data, in one line, for the metadata of the model. It may change when a run
+            is resumed.
+
+    Raises:
+        ValueError: if a value has the wrong type, is out of range, or does not fit the others.
     """
 
     dataset: str
