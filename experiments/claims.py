@@ -13,7 +13,7 @@ from scipy import stats
 from dgjax.checkpoints.opened import Model, open_model
 from dgjax.devices.batches import batches
 from dgjax.evaluation import Estimate
-from dgjax.evaluation.material import open_material
+from dgjax.evaluation.reference_data import open_material
 
 FIGURES = Path(__file__).parent / "figures"
 # Of Okabe and Ito, told apart by colour-blind readers.

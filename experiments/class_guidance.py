@@ -19,7 +19,7 @@ from prior_guidance import QUALITIES, features, qualities, sizes
 
 import dgjax
 from dgjax.evaluation import share_interval
-from dgjax.evaluation.material import open_material
+from dgjax.evaluation.reference_data import open_material
 
 WEIGHTS, QUANTILES = (1.0, 2.0, 4.0), (0.2, 0.5, 0.8)  # 1 and 0.5 are no guidance
 TAUGHT = 2000  # training images that the classifier sees; a quarter as many test it

@@ -23,7 +23,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import dgjax
-from dgjax.pictures.pixels import to_uint8
+from dgjax.pictures.quantization import to_uint8
 
 Q = 0.5  # the reverse SDE has no other
 BLOCK = 4  # pixels

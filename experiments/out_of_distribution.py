@@ -16,8 +16,8 @@ from PIL import Image
 from scipy import ndimage, stats
 
 import dgjax
-from dgjax.pictures.files import fit_image
-from dgjax.pictures.pixels import to_uint8
+from dgjax.pictures.image_files import fit_image
+from dgjax.pictures.quantization import to_uint8
 
 BLURS = (0.5, 1.0, 2.0)  # standard deviation in pixels
 PATCH = 4  # a photograph's patch is this many times as large before it is scaled down

@@ -31,8 +31,8 @@ from PIL import Image
 from rich.progress import track
 
 from dgjax.data.folder import is_held_out
-from dgjax.pictures.files import read_image, to_colours
-from dgjax.pictures.pixels import png_bytes
+from dgjax.pictures.image_files import read_image, to_colours
+from dgjax.pictures.quantization import png_bytes
 
 SIDE, STRIDE = 32, 16
 FACTOR, SHORT_SIDE = 4, 400  # reduced less where the shorter side would fall below

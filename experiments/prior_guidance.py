@@ -117,7 +117,7 @@ def sizes(setup, x):
 
 def features(setup, x):
     """(n, 1472) of images as files have them, in 8 bits."""
-    levels = dgjax.pictures.pixels.to_uint8(x, setup.model.meta.data_range)
+    levels = dgjax.pictures.quantization.to_uint8(x, setup.model.meta.data_range)
     run = jax.jit(lambda net, x: net(x))
     return batches("features", run, levels / np.float32(255), setup.preset.batch, vgg16())
 

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from dgjax.data.folder import is_held_out
-from dgjax.pictures.files import read_image
-from dgjax.pictures.pixels import png_bytes
+from dgjax.pictures.image_files import read_image
+from dgjax.pictures.quantization import png_bytes
 
 SCRIPT = Path(__file__).parent.parent / "experiments" / "photo_patches.py"
 if not SCRIPT.exists():

@@ -23,7 +23,7 @@ from dgjax.check.dynamics import (
     round_trip,
 )
 from dgjax.check.finding import Finding
-from dgjax.check.guidance import (
+from dgjax.check.guides import (
     bound_reported,
     closed_loop,
     high_density,

@@ -7,7 +7,7 @@ from jaxtyping import Array
 
 from dgjax.check.finding import Finding, judge, largest, rms
 from dgjax.check.oracle import BATCH, SIZE, Mixture, make_mixture
-from dgjax.check.solves import (
+from dgjax.check.mixture_solves import (
     STEPS,
     W_MIN,
     Heights,

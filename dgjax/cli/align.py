@@ -19,7 +19,7 @@ from dgjax.cli.options import (
     table,
 )
 from dgjax.evaluation.alignment import alignment_statistics
-from dgjax.evaluation.solves import Settings, find_alignments
+from dgjax.evaluation.batched import Settings, find_alignments
 from dgjax.files import as_json
 
 

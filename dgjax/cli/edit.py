@@ -26,10 +26,10 @@ from dgjax.devices.batches import batches
 from dgjax.devices.progress import console
 from dgjax.files import as_json, output_folder, write_json
 from dgjax.guidance.density import density_guidance
-from dgjax.pictures.files import fit_image, read_image
+from dgjax.pictures.image_files import fit_image, read_image
 from dgjax.pictures.grid import image_grid
 from dgjax.pictures.latents import from_pictures, scale_levels, to_pictures
-from dgjax.pictures.pixels import png_bytes, to_uint8
+from dgjax.pictures.quantization import png_bytes, to_uint8
 from dgjax.sampling.likelihood import likelihood
 from dgjax.sampling.sample import sample
 from dgjax.sampling.solvers import default_divergence

@@ -25,10 +25,10 @@ from dgjax.cli.options import (
 from dgjax.data.load import DATASETS
 from dgjax.devices.progress import console
 from dgjax.evaluation import InconsistencyStatistics, Normality, figures, make_features, pixels
-from dgjax.evaluation.figures import Figure
+from dgjax.evaluation.metrics import Figure
 from dgjax.evaluation.intervals import check_confidence
-from dgjax.evaluation.material import compared, is_image, open_material, open_samples
-from dgjax.evaluation.solves import Settings, find_samples
+from dgjax.evaluation.reference_data import compared, is_image, open_material, open_samples
+from dgjax.evaluation.batched import Settings, find_samples
 from dgjax.files import as_json, output_folder, write_json
 
 SECTIONS = ("bits", "frechet", "precision-recall", "png", "alignment", "normality", "inconsistency")

@@ -6,7 +6,7 @@ from typing import Any
 
 from dgjax.cli.options import table
 from dgjax.evaluation import Estimate, InconsistencyStatistics, Normality
-from dgjax.evaluation.figures import Figure
+from dgjax.evaluation.metrics import Figure
 
 __all__ = ["figure_entry", "level_entry", "markdown", "show"]
 

@@ -24,8 +24,8 @@ from dgjax.cli.options import (
 )
 from dgjax.devices.batches import batches
 from dgjax.files import as_json
-from dgjax.pictures.pixels import bits_per_dim, dequantize
-from dgjax.pictures.samples import Rows, encode_levels, read_samples
+from dgjax.pictures.quantization import bits_per_dim, dequantize
+from dgjax.pictures.sample_files import Rows, encode_levels, read_samples
 from dgjax.sampling.likelihood import likelihood as solve
 from dgjax.sampling.solvers import default_divergence
 from dgjax.sampling.time_grids import grid_logsnr

@@ -11,7 +11,7 @@ from dgjax.cli.options import table
 from dgjax.devices.progress import console
 from dgjax.pictures.grid import image_grid
 from dgjax.pictures.latents import LEVELS, to_levels
-from dgjax.pictures.pixels import bits_per_dim
+from dgjax.pictures.quantization import bits_per_dim
 
 __all__ = ["MEASURED", "Moments", "measure", "rows", "show_table", "write_picture"]
 

@@ -34,7 +34,7 @@ from dgjax.guidance.schedules import window
 from dgjax.guidance.target import target_guidance
 from dgjax.model.prior import chi_quantile, prior_guidance, prior_sample
 from dgjax.pictures.latents import LEVELS, to_levels
-from dgjax.pictures.pixels import png_bytes
+from dgjax.pictures.quantization import png_bytes
 from dgjax.sampling.sample import sample as solve
 from dgjax.sampling.shooting import pilot
 from dgjax.sampling.solvers import default_divergence, default_name

@@ -9,7 +9,7 @@ import numpy as np
 
 from dgjax.checkpoints.spec import unknown_name
 from dgjax.data.dataset import Dataset, Uncut
-from dgjax.pictures.files import cover_image, fit_image, read_image
+from dgjax.pictures.image_files import cover_image, fit_image, read_image
 
 __all__ = ["CROPS", "PARTS", "SUFFIXES", "is_held_out", "load_folder"]
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dgjax.pictures.pixels import bits_per_dim, to_png
+from dgjax.pictures.quantization import bits_per_dim, to_png
 
 __all__ = ["Exploration", "Setting", "check_images", "render_page"]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from jaxtyping import ArrayLike
 from matplotlib.figure import Figure
 
-from dgjax.pictures.pixels import to_uint8
+from dgjax.pictures.quantization import to_uint8
 
 __all__ = ["image_grid"]
 

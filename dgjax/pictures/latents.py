@@ -11,7 +11,7 @@ import numpy as np
 
 from dgjax.checkpoints.opened import Model
 from dgjax.devices.batches import walker
-from dgjax.pictures.pixels import to_uint8
+from dgjax.pictures.quantization import to_uint8
 
 __all__ = ["LEVELS", "from_pictures", "scale_levels", "to_levels", "to_pictures"]
 

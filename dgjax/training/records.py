@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from dgjax.pictures.pixels import to_image
+from dgjax.pictures.quantization import to_image
 from dgjax.training.closing import finishing
 
 __all__ = ["Recorder", "recorder"]

@@ -12,7 +12,7 @@ from PIL import Image
 from dgjax.checkpoints.checkpoint import load
 from dgjax.checkpoints.opened import open_model
 from dgjax.evaluation.alignment import alignment_statistics
-from dgjax.evaluation.solves import Settings, find_alignments
+from dgjax.evaluation.batched import Settings, find_alignments
 from dgjax.guidance.classifier_free import classifier_free_guidance
 from dgjax.guidance.density import density_guidance
 from dgjax.guidance.target import target_guidance

@@ -21,9 +21,9 @@ from scipy import stats
 from dgjax.checkpoints.checkpoint import load, save
 from dgjax.checkpoints.opened import open_model
 from dgjax.evaluation import frechet_distance, precision_recall
-from dgjax.evaluation.solves import Settings, find_samples
+from dgjax.evaluation.batched import Settings, find_samples
 from dgjax.model.prior import prior_sample
-from dgjax.pictures.pixels import png_bytes, to_uint8
+from dgjax.pictures.quantization import png_bytes, to_uint8
 from dgjax.sampling.sample import sample
 from dgjax.sampling.time_grids import grid_logsnr
 
@@ -258,7 +258,7 @@ def test_a_model_with_classes_is_given_the_labels_of_the_data(tmp_path, run, mon
         seen.append(labels)
         return np.zeros(len(x)), np.zeros(len(x))
 
-    monkeypatch.setattr("dgjax.evaluation.figures.find_log_densities", stub)
+    monkeypatch.setattr("dgjax.evaluation.metrics.find_log_densities", stub)
     common = ("evaluate", "--model", model, "--part", "train", *QUICK, "--num", 6, "--json")
     common = (*common, "--only", "bits", "--out", tmp_path / "out")
     code, printed, _ = run(*common, "--data", tmp_path / "data.npz")

@@ -27,7 +27,7 @@ from dgjax.checkpoints.checkpoint import (
 from dgjax.checkpoints.pretrained import load_pretrained
 from dgjax.checkpoints.spec import ModelSpec, build, build_autoencoder
 from dgjax.networks import Pixels
-from dgjax.pictures.pixels import png_bytes, to_uint8
+from dgjax.pictures.quantization import png_bytes, to_uint8
 
 SHAPE, SPREAD, T_MIN = (4, 4, 2), 0.7, 0.02
 IMAGE = (8, 8, 3)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dgjax.data.dataset import Uncut
 from dgjax.data.folder import is_held_out, load_folder
-from dgjax.pictures.files import read_image, to_colours
+from dgjax.pictures.image_files import read_image, to_colours
 from dgjax.training import TrainConfig, export, fit, load_data
 from dgjax.training.pipeline import batches
 from dgjax.training.setup import make_augment

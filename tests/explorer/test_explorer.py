@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from dgjax.explorer import Exploration, Setting, check_images, render_page
-from dgjax.pictures.pixels import bits_per_dim, png_bytes, to_uint8
+from dgjax.pictures.quantization import bits_per_dim, png_bytes, to_uint8
 
 
 def exploration(shape=(6, 5, 3), latents=2, dials=4, steps=7):

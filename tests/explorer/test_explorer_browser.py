@@ -11,7 +11,7 @@ import pytest
 from test_explorer import exploration
 
 from dgjax.explorer import render_page
-from dgjax.pictures.pixels import bits_per_dim, png_bytes, to_uint8
+from dgjax.pictures.quantization import bits_per_dim, png_bytes, to_uint8
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="needs playwright: pip install '.[browser]'"

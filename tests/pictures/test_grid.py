@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dgjax.pictures.grid import image_grid
-from dgjax.pictures.pixels import to_uint8
+from dgjax.pictures.quantization import to_uint8
 
 
 def pictures(rows, columns, channels=1):

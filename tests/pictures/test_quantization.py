@@ -10,7 +10,7 @@ from PIL import Image
 from scipy import stats
 
 import dgjax
-from dgjax.pictures.pixels import to_image, to_uint8
+from dgjax.pictures.quantization import to_image, to_uint8
 
 
 @pytest.mark.parametrize("data_range", [(-1.0, 1.0), (0.0, 1.0), (-0.5, 2.0)])

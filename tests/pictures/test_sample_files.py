@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dgjax.pictures.samples import Rows, Source
+from dgjax.pictures.sample_files import Rows, Source
 
 
 def test_rows_are_those_of_the_files_read_once_each_in_turn():

@@ -14,8 +14,8 @@ from dgjax.data.dataset import Dataset
 from dgjax.data.folder import SUFFIXES
 from dgjax.data.load import DATASETS, load_data
 from dgjax.pictures.latents import from_pictures, scale_levels, to_levels
-from dgjax.pictures.pixels import to_uint8
-from dgjax.pictures.samples import read_samples
+from dgjax.pictures.quantization import to_uint8
+from dgjax.pictures.sample_files import read_samples
 
 __all__ = ["Material", "Sets", "compared", "is_image", "open_material", "open_samples"]
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dgjax.checkpoints.opened import Model
-from dgjax.pictures.files import image_shape, read_image, to_colours
+from dgjax.pictures.image_files import image_shape, read_image, to_colours
 from dgjax.pictures.latents import from_pictures, scale_levels
 
 __all__ = ["Rows", "Source", "encode_levels", "read_samples"]

@@ -26,11 +26,11 @@ from dgjax.evaluation import (
 )
 from dgjax.evaluation.alignment import alignment_statistics
 from dgjax.evaluation.inconsistency import inconsistency
-from dgjax.evaluation.material import Material, Sets
-from dgjax.evaluation.solves import Settings, find_alignments, find_log_densities
+from dgjax.evaluation.reference_data import Material, Sets
+from dgjax.evaluation.batched import Settings, find_alignments, find_log_densities
 from dgjax.model.divergence import Hutchinson
 from dgjax.pictures.latents import from_pictures
-from dgjax.pictures.pixels import bits_per_dim, dequantize, png_bytes
+from dgjax.pictures.quantization import bits_per_dim, dequantize, png_bytes
 
 __all__ = [
     "Figure",
