@@ -12,8 +12,8 @@ from scipy import stats
 
 from dgjax.checkpoints.opened import Model, open_model
 from dgjax.devices.batches import batches
-from dgjax.evaluation import Estimate
-from dgjax.evaluation.reference_data import open_material
+from dgjax.evaluation.intervals import Estimate
+from dgjax.evaluation.reference_data import open_reference_data
 
 FIGURES = Path(__file__).parent / "figures"
 # Of Okabe and Ito, told apart by colour-blind readers.
@@ -78,8 +78,8 @@ def start(doc: str) -> Setup:
 
 def images(setup: Setup, num: int, part: str = "held-out") -> np.ndarray:
     """(n, *shape): `num` real images, or all there are, in the model's coordinates, float32."""
-    material = open_material(setup.model, setup.data, part, None, "none", 1, setup.seed)
-    return material.x(0, min(num, len(material.data)))
+    data = open_reference_data(setup.model, setup.data, part, None, "none", 1, setup.seed)
+    return data.samples(0, min(num, len(data.dataset)))
 
 
 def each(what: str, one: Callable[..., Any], setup: Setup, *items: Any) -> Any:

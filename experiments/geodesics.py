@@ -22,6 +22,7 @@ from scipy import stats
 import dgjax
 from dgjax.data.load import load_dataset
 from dgjax.pictures.grid import image_grid
+from dgjax.pictures.quantization import to_uint8
 
 MODEL, PAIRS, STEPS, SEGMENTS, KNOTS, SHOWN = "fashion-mnist", 24, 60, 12, 4, 5
 OUT = Path(__file__).parent / "figures"
@@ -104,9 +105,8 @@ def main():
         np.linspace(0, options.pairs - 1, min(SHOWN, options.pairs)).astype(int)
     ]
     figure = image_grid(
-        np.stack([strips[i][::2] for i in order]),
+        to_uint8(np.stack([strips[i][::2] for i in order]), meta.data_range),
         [f"length {lengths[i]:.0f}\nnoise to {tops[i]:.2f}" for i in order],
-        data_range=meta.data_range,
         title="Along geodesics between two test images: E[x0 | x_t]",
     )
     figure.savefig(OUT / "geodesics.png")

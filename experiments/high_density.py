@@ -16,6 +16,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import dgjax
+from dgjax.pictures.grid import image_grid
+from dgjax.pictures.quantization import to_uint8
 
 SIGMAS = (0.0, 0.1, 0.3, 1.0, 3.0, np.inf)  # thresholds; 0 is the PF-ODE alone
 SHOWN = 8  # latents in the picture
@@ -127,14 +129,13 @@ def curves(setup, groups):
 def picture(setup, groups):
     """Rows of images by threshold, columns by latent."""
     x = np.stack([group[0][:SHOWN] for group in groups.values()])
-    rows = [
+    labels = [
         f"{f'below {sigma:g}' if 0 < sigma < np.inf else name(sigma)}\nlog p {group[1].mean():,.0f}"
         for sigma, group in groups.items()
     ]
-    figure = dgjax.pictures.grid.image_grid(
-        x,
-        rows,
-        data_range=setup.model.meta.data_range,
+    figure = image_grid(
+        to_uint8(x, setup.model.meta.data_range),
+        labels,
         title="The score counts double below sigma ..., the same latents in each row",
         caption="Mean tracked log p in nats at t_min; images without the noise of t_min.",
     )

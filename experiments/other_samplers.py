@@ -22,6 +22,8 @@ import numpy as np
 from reverse_sde import cloud, rms
 
 import dgjax
+from dgjax.pictures.grid import image_grid
+from dgjax.pictures.quantization import to_uint8
 
 STEPS, NODES, RANGE, PATHS = (16, 32, 64), (2, 3, 4), (0.02, 80.0), 8  # on the mixture
 PROBES, DIVERGENCE = dgjax.Hutchinson(2), dgjax.Coloured()  # of quadrature, and of the PF-ODE
@@ -216,10 +218,9 @@ def main():
     claims.report("other_samplers", header, rows)
     shown = {name: group for (name, n), group in groups.items() if n == steps}
     del shown["churned Heun, without the points after noise"]  # the same images
-    figure = dgjax.pictures.grid.image_grid(
-        np.stack([group[0][:8] for group in shown.values()]),
+    figure = image_grid(
+        to_uint8(np.stack([group[0][:8] for group in shown.values()]), setup.model.meta.data_range),
         [f"{name}\nlog p {group[1].mean():,.0f}" for name, group in shown.items()],
-        data_range=setup.model.meta.data_range,
         title=f"Four samplers from the same latents, {steps} steps",
         caption="Mean log p in nats at t_min by quadrature; images without the noise of t_min.",
     )

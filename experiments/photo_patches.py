@@ -31,8 +31,8 @@ from PIL import Image
 from rich.progress import track
 
 from dgjax.data.folder import is_held_out
-from dgjax.pictures.image_files import read_image, to_colours
-from dgjax.pictures.quantization import png_bytes
+from dgjax.pictures.image_files import convert_colours, read_image
+from dgjax.pictures.png import encode_png
 
 SIDE, STRIDE = 32, 16
 FACTOR, SHORT_SIDE = 4, 400  # reduced less where the shorter side would fall below
@@ -168,7 +168,7 @@ def cut_all(
     seen: set[bytes] = set()
     cuts: dict[str, list[tuple[int, np.ndarray]]] = {"train": [], "held-out": []}
     for photograph, file in zip(track(photographs, "photographs"), files, strict=True):
-        image = reduce(to_colours(read_image(file), (SIDE, SIDE, 3)))
+        image = reduce(convert_colours(read_image(file), (SIDE, SIDE, 3)))
         small = thumbnail(image)
         twins = [np.sqrt(np.mean((small - other) ** 2)) < ALIKE for other in thumbnails]
         if any(twins):
@@ -201,7 +201,7 @@ def shuffle(part: str, pieces: Sequence[tuple[int, np.ndarray]]) -> Patches:
 
 def sizes(x: np.ndarray) -> np.ndarray:
     """(N,) bytes of each patch as a PNG."""
-    return np.array([png_bytes(patch, (0, 255)) for patch in track(x, "PNG bytes")])
+    return np.array([len(encode_png(patch)) for patch in track(x, "PNG bytes")])
 
 
 def contact_sheet(x: np.ndarray) -> Image.Image:

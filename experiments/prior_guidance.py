@@ -22,13 +22,10 @@ import numpy as np
 
 import dgjax
 from dgjax.devices.batches import batches
-from dgjax.evaluation import (
-    Estimate,
-    frechet_distance,
-    frechet_interval,
-    precision_recall,
-    vgg16,
-)
+from dgjax.evaluation.frechet import frechet_distance, frechet_interval
+from dgjax.evaluation.intervals import Estimate
+from dgjax.evaluation.precision_recall import precision_recall
+from dgjax.evaluation.vgg16 import vgg16
 
 FINE = 0.1  # the finer scale of temperature, of data in [-1, 1]
 CHANGES = (-0.2, -0.1, -0.05, 0.05, 0.1, 0.2)  # of PNG size, at which dials are compared
@@ -117,7 +114,7 @@ def sizes(setup, x):
 
 def features(setup, x):
     """(n, 1472) of images as files have them, in 8 bits."""
-    levels = dgjax.pictures.quantization.to_uint8(x, setup.model.meta.data_range)
+    levels = to_uint8(x, setup.model.meta.data_range)
     run = jax.jit(lambda net, x: net(x))
     return batches("features", run, levels / np.float32(255), setup.preset.batch, vgg16())
 

@@ -6,7 +6,6 @@ import numpy as np
 from jaxtyping import Array
 
 from dgjax.check.finding import Finding, judge, largest, rms
-from dgjax.check.oracle import BATCH, SIZE, Mixture, make_mixture
 from dgjax.check.mixture_solves import (
     STEPS,
     W_MIN,
@@ -17,6 +16,7 @@ from dgjax.check.mixture_solves import (
     tracked,
     true_log_density,
 )
+from dgjax.check.oracle import BATCH, SIZE, Mixture, make_mixture
 from dgjax.guidance.density import density_guidance
 from dgjax.model.divergence import Exact
 from dgjax.model.field import Field

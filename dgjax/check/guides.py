@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Array
 
 from dgjax.check.finding import Finding, judge, largest
-from dgjax.check.oracle import make_mixture
 from dgjax.check.mixture_solves import STEPS, W_MIN, latents_of, model_of, traces, tracked
+from dgjax.check.oracle import make_mixture
 from dgjax.guidance.density import density_guidance
 from dgjax.guidance.target import Profile, target_guidance
 from dgjax.model.divergence import Exact

@@ -1,5 +1,10 @@
-"""Solves that more than one command runs over batches of samples."""
+"""Samples, score alignment and log-densities of a checkpoint, computed in batches.
 
+Every function compiles one program for a batch of fixed size and spreads it over the local
+devices.
+"""
+
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,15 +21,23 @@ from dgjax.sampling.sample import sample
 from dgjax.sampling.solvers import Solver, default_divergence
 from dgjax.sampling.time_grids import grid_logsnr
 
-__all__ = ["Settings", "find_alignments", "find_log_densities", "find_samples"]
+__all__ = ["SolverSettings", "measure_alignments", "measure_log_densities", "sample_model"]
 
 
-# (num,) of the samples, or None for no condition.
+# (num,), one label for each sample; None without conditions.
 Labels = ArrayLike | None
 
 
-class Settings(NamedTuple):
-    """How a model is solved: options of the commands."""
+class SolverSettings(NamedTuple):
+    """Settings of the solver that all measurements of one evaluation share.
+
+    Attributes:
+        steps: solver steps, uniform in log-SNR.
+        solver: the solver.
+        probes: Hutchinson probes per step.
+        batch: samples in one compiled call, on all devices together.
+        seed: of everything random.
+    """
 
     steps: int
     solver: Solver
@@ -33,8 +46,18 @@ class Settings(NamedTuple):
     seed: int
 
 
-def find_samples(chosen: Model, num: int, labels: Labels, settings: Settings) -> np.ndarray:
-    """(num, *shape): samples at t_min without a guide; with a label each if `labels` is (num,)."""
+def sample_model(model: Model, num: int, labels: Labels, settings: SolverSettings) -> np.ndarray:
+    """Draw samples at t_min without a guide.
+
+    Args:
+        model: the model.
+        num: number of samples.
+        labels: (num,) class labels, or None.
+        settings: of the solver.
+
+    Returns:
+        (num, *shape) samples.
+    """
     keys = jax.random.split(jax.random.key(settings.seed), (2, num))
 
     def one(field, grid, solver, latent, key, label):
@@ -42,27 +65,50 @@ def find_samples(chosen: Model, num: int, labels: Labels, settings: Settings) ->
             field, latent, grid, key=key, divergence=Untracked(), cond=label, solver=solver
         ).x
 
-    items = (_latents(chosen, keys[0]), keys[1], labels)
-    return _run("sampling", one, chosen, items, settings)
+    items = (_latents(model, keys[0]), keys[1], labels)
+    return _in_batches("sampling", one, model, items, settings)
 
 
-def find_alignments(chosen: Model, num: int, labels: Labels, settings: Settings) -> Alignment:
-    """Score alignment of `num` latents, every leaf (num, ...)."""
+def measure_alignments(
+    model: Model, num: int, labels: Labels, settings: SolverSettings
+) -> Alignment:
+    """Measure the score alignment of latents drawn from the prior.
+
+    Args:
+        model: the model.
+        num: number of latents.
+        labels: (num,) class labels, or None.
+        settings: of the solver.
+
+    Returns:
+        `Alignment` whose leaves are (num, ...).
+    """
     keys = jax.random.split(jax.random.key(settings.seed), (2, num))
-    divergence = default_divergence(settings.probes, settings.solver, chosen.size)
+    divergence = default_divergence(settings.probes, settings.solver, model.size)
 
     def one(field, grid, solver, latent, key, label):
         return align(field, latent, grid, key=key, divergence=divergence, cond=label, solver=solver)
 
-    items = (_latents(chosen, keys[0]), keys[1], labels)
-    return _run("alignment", one, chosen, items, settings)
+    items = (_latents(model, keys[0]), keys[1], labels)
+    return _in_batches("alignment", one, model, items, settings)
 
 
-def find_log_densities(
-    chosen: Model, x: Array, keys: Array, labels: Labels, settings: Settings
+def measure_log_densities(
+    model: Model, x: Array, keys: Array, labels: Labels, settings: SolverSettings
 ) -> tuple[np.ndarray, np.ndarray]:
-    """log p(x) in nats at t_min of every x (n, *shape), and its standard error from the probes."""
-    divergence = default_divergence(settings.probes, settings.solver, chosen.size)
+    """Compute log p(x) at t_min by the probability-flow ODE.
+
+    Args:
+        model: the model.
+        x: (n, *shape) samples.
+        keys: (n,) keys for the probes.
+        labels: (n,) class labels, or None.
+        settings: of the solver.
+
+    Returns:
+        Log-densities (n,) in nats, and their standard errors (n,) from the probes.
+    """
+    divergence = default_divergence(settings.probes, settings.solver, model.size)
 
     def one(field, grid, solver, x, key, label):
         found = likelihood(
@@ -70,18 +116,20 @@ def find_log_densities(
         )
         return found.log_density, found.info.standard_error
 
-    return _run("likelihood", one, chosen, (x, keys, labels), settings)
+    return _in_batches("likelihood", one, model, (x, keys, labels), settings)
 
 
-def _latents(chosen: Model, keys: Array) -> Array:
-    return jax.vmap(lambda key: prior_sample(chosen.field, key, chosen.meta.shape))(keys)
+def _latents(model: Model, keys: Array) -> Array:
+    return jax.vmap(lambda key: prior_sample(model.field, key, model.meta.shape))(keys)
 
 
-def _run(what: str, one: Any, chosen: Model, items: Any, settings: Settings) -> Any:
-    solver, grid = settings.solver, grid_logsnr(chosen.field, settings.steps)
+def _in_batches(
+    what: str, one: Callable[..., Any], model: Model, items: Any, settings: SolverSettings
+) -> Any:
+    solver, grid = settings.solver, grid_logsnr(model.field, settings.steps)
 
     @jax.jit
     def run(field, batch):
         return jax.vmap(lambda *item: one(field, grid, solver, *item))(*batch)
 
-    return batches(what, run, items, settings.batch, chosen.field)
+    return batches(what, run, items, settings.batch, model.field)

@@ -1,4 +1,7 @@
-"""The figures of `dgjax evaluate`, each from a model and the samples that it is compared with."""
+"""Metrics of a checkpoint: each function measures one on data or on samples.
+
+All return estimates with confidence intervals. Noise levels are sigma/alpha.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -11,46 +14,43 @@ from jax.tree_util import Partial, all_leaves
 from dgjax.checkpoints.opened import Model
 from dgjax.devices.batches import batches
 from dgjax.devices.progress import console
-from dgjax.evaluation import (
-    Estimate,
-    Features,
-    InconsistencyStatistics,
-    Normality,
-    frechet_distance,
-    frechet_interval,
-    h_statistic,
-    inconsistency_statistics,
-    mean_interval,
-    normality,
-    precision_recall,
-)
 from dgjax.evaluation.alignment import alignment_statistics
-from dgjax.evaluation.inconsistency import inconsistency
-from dgjax.evaluation.reference_data import Material, Sets
-from dgjax.evaluation.batched import Settings, find_alignments, find_log_densities
+from dgjax.evaluation.batched import SolverSettings, measure_alignments, measure_log_densities
+from dgjax.evaluation.features import Features
+from dgjax.evaluation.frechet import frechet_distance, frechet_interval
+from dgjax.evaluation.inconsistency import (
+    InconsistencyStatistics,
+    inconsistency,
+    inconsistency_statistics,
+)
+from dgjax.evaluation.intervals import Estimate, mean_interval
+from dgjax.evaluation.normality import Normality, h_statistic, normality
+from dgjax.evaluation.precision_recall import precision_recall
+from dgjax.evaluation.reference_data import ComparedSets, ReferenceData
 from dgjax.model.divergence import Hutchinson
 from dgjax.pictures.latents import from_pictures
-from dgjax.pictures.quantization import bits_per_dim, dequantize, png_bytes
+from dgjax.pictures.png import encode_png
+from dgjax.pictures.quantization import bits_per_dim, dequantize
 
 __all__ = [
-    "Figure",
-    "alignment",
-    "bits",
-    "distances",
-    "h_by_level",
-    "inconsistency_by_level",
-    "sizes",
+    "Metric",
+    "measure_aligned_share",
+    "measure_bits_per_dim",
+    "measure_distances",
+    "measure_inconsistency",
+    "measure_normality",
+    "measure_png_bytes",
 ]
 
 
-class Figure(NamedTuple):
-    """One line of the table.
+class Metric(NamedTuple):
+    """One measured number.
 
     Attributes:
-        estimate: with its interval.
-        number: of samples, images or latents that it is of.
-        real: the same figure of other real images in the samples' place, or None.
-        probe_error: standard error from the probes alone, where there are any.
+        estimate: the number with its confidence interval.
+        number: how many samples, images or latents it was measured on.
+        real: the same metric with other real samples in place of the generated ones, if known.
+        probe_error: standard error from the Hutchinson probes alone, if there are any.
     """
 
     estimate: Estimate
@@ -59,131 +59,194 @@ class Figure(NamedTuple):
     probe_error: float | None = None
 
 
-def bits(
-    chosen: Model, material: Material, num: int, settings: Settings, confidence: float
-) -> Figure:
-    """Bits per dimension of the first `num` of the data, dequantized if they are levels."""
+def measure_bits_per_dim(
+    model: Model,
+    reference: ReferenceData,
+    num: int,
+    settings: SolverSettings,
+    confidence: float,
+) -> Metric:
+    """Measure bits per dimension of data; uint8 data are dequantized.
+
+    Args:
+        model: the model.
+        reference: the data, of which the first `num` samples are used.
+        num: number of samples.
+        settings: of the solver.
+        confidence: of the interval, in (0, 1).
+    """
     keys = jax.random.split(jax.random.key(settings.seed), 2)
-    data, rows = material.data, material.rows[:num]
-    span, x = chosen.meta.data_range, jnp.asarray(data.batch(rows))
-    if isinstance(data.values, np.ndarray) and data.values.dtype == np.uint8:
-        span = (data.offset, data.offset + 255 * data.scale)  # whatever levels there are
-        x = dequantize(keys[0], data.values[rows], span)
-    solve_keys, labels = jax.random.split(keys[1], num), material.conditions(num)
-    found, errors = find_log_densities(chosen, x, solve_keys, labels, settings)
-    values = bits_per_dim(found, chosen.size, span)
-    error = np.sqrt((errors**2).sum()) / (num * chosen.size * np.log(2))
-    return Figure(mean_interval(values, confidence=confidence), num, probe_error=float(error))
+    dataset, index = reference.dataset, reference.order[:num]
+    span, x = model.meta.data_range, jnp.asarray(reference.samples(0, num))
+    if isinstance(dataset.values, np.ndarray) and dataset.values.dtype == np.uint8:
+        # Values of all 256 levels, of which the data may use fewer.
+        span = (dataset.offset, dataset.offset + 255 * dataset.scale)
+        x = dequantize(keys[0], dataset.values[index], span)
+    solve_keys, labels = jax.random.split(keys[1], num), reference.conditions(num)
+    found, errors = measure_log_densities(model, x, solve_keys, labels, settings)
+    values = bits_per_dim(found, model.size, span)
+    error = np.sqrt((errors**2).sum()) / (num * model.size * np.log(2))
+    return Metric(mean_interval(values, confidence=confidence), num, probe_error=float(error))
 
 
-def distances(
-    sets: Sets,
+def measure_distances(
+    sets: ComparedSets,
     features: Features,
     names: set[str],
-    settings: Settings,
+    settings: SolverSettings,
     confidence: float,
-) -> dict[str, Figure]:
-    """Fréchet distance ("frechet"), precision and recall ("precision-recall"), as named."""
+) -> dict[str, Metric]:
+    """Measure Fréchet distance, precision and recall between generated and real samples.
 
-    # A plain function is no argument of `jit`; a partial of it is.
+    Args:
+        sets: the samples.
+        features: the feature space.
+        names: "frechet", "precision-recall" or both; others are ignored.
+        settings: of the solver; its batch size and seed are used.
+        confidence: of the intervals, in (0, 1).
+
+    Returns:
+        Metrics by name: "frechet_distance", "precision", "recall".
+    """
+    metrics: dict[str, Metric] = {}
+    if not {"frechet", "precision-recall"} & names:
+        return metrics
+    # A plain function cannot be an argument of `jit`; a `Partial` of it can.
     called = Partial(features) if all_leaves([features]) else features
     run = jax.jit(lambda f, x: f(x))
 
-    def find(x):
+    def map_features(x):
         scaled = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x
         return batches("features", run, scaled, settings.batch, called)
 
-    figures: dict[str, Figure] = {}
-    if not {"frechet", "precision-recall"} & names:
-        return figures
     count = len(sets.generated)
-    generated, real = find(sets.generated), find(sets.real)
-    others = None if sets.others is None else find(sets.others)
+    generated, real = map_features(sets.generated), map_features(sets.real)
+    others = None if sets.others is None else map_features(sets.others)
     if "frechet" in names:
         with console.status("Fréchet distance"):
             estimate = frechet_interval(generated, real, confidence=confidence, seed=settings.seed)
             floor = None if others is None else frechet_distance(others, real)
-        figures["frechet_distance"] = Figure(estimate, count, floor)
+        metrics["frechet_distance"] = Metric(estimate, count, floor)
     if "precision-recall" in names:
         with console.status("precision and recall"):
             found = precision_recall(generated, real, confidence=confidence)
             best = None if others is None else precision_recall(others, real)
         for name in ("precision", "recall"):
             value = None if best is None else getattr(best, name).value
-            figures[name] = Figure(getattr(found, name), count, value)
-    return figures
+            metrics[name] = Metric(getattr(found, name), count, value)
+    return metrics
 
 
-def sizes(sets: Sets, confidence: float) -> Figure:
-    """Bytes of the samples' 8-bit PNG, and those of the real images."""
+def measure_png_bytes(sets: ComparedSets, confidence: float) -> Metric:
+    """Measure the mean size, in bytes, of generated and of real images as 8-bit PNG files.
+
+    Args:
+        sets: uint8 levels of images.
+        confidence: of the interval, in (0, 1).
+    """
     both = (sets.generated, sets.real)
-    generated, real = (np.array([png_bytes(x, (0.0, 255.0)) for x in part]) for part in both)
+    generated, real = (np.array([len(encode_png(levels)) for levels in part]) for part in both)
     estimate = mean_interval(generated, confidence=confidence)
-    return Figure(estimate, len(generated), float(np.mean(real)))
+    return Metric(estimate, len(generated), float(np.mean(real)))
 
 
-def alignment(
-    chosen: Model, material: Material, num: int, settings: Settings, confidence: float
-) -> Figure:
-    """Share of aligned latents, as `dgjax align` finds it."""
-    alignments = find_alignments(chosen, num, material.conditions(num), settings)
-    found = alignment_statistics(alignments, confidence=confidence)
-    return Figure(Estimate(found.share, found.low, found.high), found.latents)
-
-
-def h_by_level(
-    chosen: Model,
-    material: Material,
+def measure_aligned_share(
+    model: Model,
+    reference: ReferenceData,
     num: int,
-    levels: int,
-    settings: Settings,
+    settings: SolverSettings,
+    confidence: float,
+) -> Metric:
+    """Measure the share of latents with score alignment, <s, pushed prior score> > 0 at t_min.
+
+    Args:
+        model: the model.
+        reference: the data, whose labels a class-conditional model is given.
+        num: number of latents.
+        settings: of the solver.
+        confidence: of the interval, in (0, 1).
+    """
+    alignments = measure_alignments(model, num, reference.conditions(num), settings)
+    found = alignment_statistics(alignments, confidence=confidence)
+    return Metric(Estimate(found.share, found.low, found.high), found.latents)
+
+
+def measure_normality(
+    model: Model,
+    reference: ReferenceData,
+    num: int,
+    noise_levels: int,
+    settings: SolverSettings,
     confidence: float,
 ) -> list[tuple[float, Normality]]:
-    """Normality of h on the first `num` of the data, at noise levels sigma/alpha of equal ratio."""
+    """Measure the normality of the statistic h on noisy data, at several noise levels.
+
+    Args:
+        model: the model.
+        reference: the data, of which the first `num` samples are used.
+        num: number of samples.
+        noise_levels: number of noise levels, with equal ratios from t_min to t_max.
+        settings: of the solver; its number of probes, batch size and seed are used.
+        confidence: of the intervals, in (0, 1).
+
+    Returns:
+        Each noise level sigma/alpha with what was measured there.
+    """
     divergence = Hutchinson(settings.probes)
 
     def one(field, t, x, key, label):
         return h_statistic(field, t, x, divergence=divergence, key=key, cond=label)
 
+    levels = _at_noise_levels("h", one, model, reference, num, noise_levels, settings)
     return [
         (level, normality(estimates, confidence=confidence, seed=settings.seed))
-        for level, estimates in _by_level("h", one, chosen, material, num, levels, settings)
+        for level, estimates in levels
     ]
 
 
-def inconsistency_by_level(
-    chosen: Model,
-    material: Material,
+def measure_inconsistency(
+    model: Model,
+    reference: ReferenceData,
     num: int,
-    levels: int,
-    settings: Settings,
+    noise_levels: int,
+    settings: SolverSettings,
     confidence: float,
 ) -> list[tuple[float, InconsistencyStatistics]]:
-    """Inconsistency of the score on the same noisy data as `h_by_level`."""
+    """Measure the inconsistency of the score on the same noisy data as `measure_normality`.
+
+    Args:
+        model: the model.
+        reference: the data, of which the first `num` samples are used.
+        num: number of samples.
+        noise_levels: number of noise levels, with equal ratios from t_min to t_max.
+        settings: of the solver; its batch size and seed are used.
+        confidence: of the intervals, in (0, 1).
+
+    Returns:
+        Each noise level sigma/alpha with what was measured there.
+    """
 
     def one(field, t, x, key, label):
         return inconsistency(field, t, x, key=key, cond=label)
 
+    levels = _at_noise_levels("inconsistency", one, model, reference, num, noise_levels, settings)
     return [
-        (level, inconsistency_statistics(points, confidence=confidence))
-        for level, points in _by_level(
-            "inconsistency", one, chosen, material, num, levels, settings
-        )
+        (level, inconsistency_statistics(points, confidence=confidence)) for level, points in levels
     ]
 
 
-def _by_level(
+def _at_noise_levels(
     what: str,
     one: Callable[..., Any],
-    chosen: Model,
-    material: Material,
+    model: Model,
+    reference: ReferenceData,
     num: int,
-    levels: int,
-    settings: Settings,
+    noise_levels: int,
+    settings: SolverSettings,
 ) -> Iterator[tuple[float, Any]]:
-    """Each noise level, and one(field, t, noisy x, key, label) over the first `num` of the data."""
-    facts, labels = chosen.facts(), material.conditions(num)
-    x = from_pictures(chosen, material.x(0, num))
+    """Yield each noise level and `one(field, t, noisy x, key, label)` over `num` data."""
+    facts, labels = model.facts(), reference.conditions(num)
+    x = from_pictures(model, reference.samples(0, num))
 
     @jax.jit
     def run(field, t, batch):
@@ -195,9 +258,9 @@ def _by_level(
 
         return jax.vmap(noisy)(*batch)
 
-    for i, level in enumerate(np.geomspace(facts["t_min"], facts["t_max"], levels).tolist()):
-        t = chosen.field.path.time(jnp.asarray(-2 * np.log(level), jnp.float32))
+    for i, level in enumerate(np.geomspace(facts["t_min"], facts["t_max"], noise_levels).tolist()):
+        t = model.field.path.time(jnp.asarray(-2 * np.log(level), jnp.float32))
         key = jax.random.fold_in(jax.random.key(settings.seed), i)
         items = (x, jax.random.split(key, num), labels)
         title = f"{what} at {level:.3g}"
-        yield level, batches(title, run, items, settings.batch, chosen.field, t)
+        yield level, batches(title, run, items, settings.batch, model.field, t)

@@ -1,4 +1,4 @@
-"""What `dgjax evaluate` measures on: data that a model is held against, and samples of it."""
+"""Data with which a model is compared, and samples of the model in the same form."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,35 +13,54 @@ from dgjax.data.config import Data
 from dgjax.data.dataset import Dataset
 from dgjax.data.folder import SUFFIXES
 from dgjax.data.load import DATASETS, load_data
-from dgjax.pictures.latents import from_pictures, scale_levels, to_levels
-from dgjax.pictures.quantization import to_uint8
+from dgjax.pictures.latents import from_pictures, to_levels
+from dgjax.pictures.quantization import from_uint8, to_uint8
 from dgjax.pictures.sample_files import read_samples
 
-__all__ = ["Material", "Sets", "compared", "is_image", "open_material", "open_samples"]
+__all__ = [
+    "ComparedSets",
+    "ReferenceData",
+    "load_samples",
+    "makes_images",
+    "open_reference_data",
+    "prepare_sets",
+]
 
 LABELS = ("data", "none")
 
 
-class Material(NamedTuple):
-    """Data, the order in which it is drawn from, and its labels where the model is given them."""
+class ReferenceData(NamedTuple):
+    """A data set in random order.
 
-    data: Dataset
-    rows: np.ndarray
+    Attributes:
+        dataset: the data set.
+        order: (N,) a permutation of its indices.
+        labels: (N,) class labels in the order of `dataset`; None if the model gets no labels.
+    """
+
+    dataset: Dataset
+    order: np.ndarray
     labels: np.ndarray | None
 
-    def x(self, start: int, stop: int) -> np.ndarray:
-        """Samples with values in the data range, (stop - start, *image_shape) in float32."""
-        return self.data.batch(self.rows[start:stop])
+    def samples(self, start: int, stop: int) -> np.ndarray:
+        """Return samples `start` to `stop` of the random order.
+
+        They are (stop - start, *image_shape) in float32, with values in the data range.
+        """
+        return self.dataset.batch(self.order[start:stop])
 
     def conditions(self, num: int) -> np.ndarray | None:
-        """Labels of the first `num` samples."""
-        return None if self.labels is None else self.labels[self.rows[:num]]
+        """Return the labels (num,) of the first `num` samples, or None."""
+        return None if self.labels is None else self.labels[self.order[:num]]
 
 
-class Sets(NamedTuple):
-    """What is compared, (n, *shape) each: uint8 levels of images, or samples as they are.
+class ComparedSets(NamedTuple):
+    """Sets of n samples each, (n, *shape): uint8 levels of images, or floats of other samples.
 
-    `others` are real ones too, none of them in `real`; None where there are not enough.
+    Attributes:
+        generated: samples of the model.
+        real: samples of the data.
+        others: other samples of the data, none of them in `real`. None if there are too few.
     """
 
     generated: np.ndarray
@@ -49,41 +68,42 @@ class Sets(NamedTuple):
     others: np.ndarray | None
 
 
-def is_image(chosen: Model) -> bool:
-    """Whether samples are pictures (H, W, 1 or 3), or latents of such."""
-    shape = chosen.image_shape
+def makes_images(model: Model) -> bool:
+    """Return whether the model's samples are images (H, W, 1 or 3), or latents of images."""
+    shape = model.image_shape
     return len(shape) == 3 and shape[-1] in (1, 3)
 
 
-def open_material(
-    chosen: Model,
-    name: str | None,
+def open_reference_data(
+    model: Model,
+    data: str | None,
     part: str,
     held_out: float | None,
     labels: str,
     num: int,
     seed: int,
-) -> Material:
-    """A part of a data set, in an order that follows from the seed.
+) -> ReferenceData:
+    """Open one part of a data set in an order that depends on the seed alone.
 
     Args:
-        chosen: the model.
-        name: of a data set, npz file or folder; that of the model's training unless given.
+        model: the model.
+        data: name of a data set, path of an npz file, or folder of images. None takes the data set
+            on which the model was trained.
         part: "held-out" or "train".
-        held_out: fraction of a folder that is held out; as in the model's training unless given.
-        labels: "data" to give a model with classes those of the data, "none" for no class.
-        num: how many samples are needed.
+        held_out: fraction of a folder that is held out; None takes that of the model's training.
+        labels: "data" gives a class-conditional model the labels of the data, "none" no label.
+        num: number of samples needed.
         seed: of the order.
 
     Raises:
-        ValueError: if the data are not to be had, too few, or do not fit the model.
+        ValueError: if the data cannot be read, are too few, or do not fit the model.
     """
-    name = chosen.meta.dataset if name is None else name
-    held_out = chosen.meta.held_out if held_out is None else held_out
+    name = model.meta.dataset if data is None else data
+    held_out = model.meta.held_out if held_out is None else held_out
     if name in ("npz", "folder"):
         raise ValueError(
-            f"the model was trained on {name} of its user's: say where by --data, ./{name} if that "
-            "is its name"
+            f"the model was trained on data of its user's ({name}), which do not come with it: set "
+            f"data to their path, and to ./{name} if that is their name"
         )
     if name in DATASETS:
         source = Data(name, 1.0)
@@ -93,48 +113,59 @@ def open_material(
         source = Data("folder", 1.0, path=name, held_out=held_out)
     else:
         source = Data(name, 1.0)
-    data = load_data(source, chosen.image_shape, part)
-    if data.shape != chosen.image_shape:
+    dataset = load_data(source, model.image_shape, part)
+    if dataset.shape != model.image_shape:
         raise ValueError(
-            f"{name} has samples of shape {data.shape} and {chosen.name} takes {chosen.image_shape}"
+            f"{name} has samples of shape {dataset.shape} and {model.name} takes "
+            f"{model.image_shape}"
         )
-    if len(data) < num:
+    if len(dataset) < num:
         raise ValueError(
-            f"{name} has {len(data)} samples in the part {part}, fewer than {num}: lower --num, or "
-            "choose another --part or --data"
+            f"{name} has {len(dataset)} samples in the part {part}, fewer than {num}: lower num, "
+            "or choose another part or other data"
         )
-    rows = np.random.default_rng(seed).permutation(len(data))
-    return Material(data, rows, _labels(chosen, data, labels))
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    return ReferenceData(dataset, order, _labels(model, dataset, labels))
 
 
-def _labels(chosen: Model, data: Dataset, asked: str) -> np.ndarray | None:
-    if asked not in LABELS:
-        raise unknown_name("labels", asked, LABELS)
-    classes = chosen.meta.model.network.get("num_classes")
-    if classes is None or asked == "none":
+def _labels(model: Model, dataset: Dataset, wanted: str) -> np.ndarray | None:
+    if wanted not in LABELS:
+        raise unknown_name("labels", wanted, LABELS)
+    classes = model.meta.model.network.get("num_classes")
+    if classes is None or wanted == "none":
         return None
-    if data.labels is None or not ((data.labels >= 0) & (data.labels < classes)).all():
+    if dataset.labels is None or not ((dataset.labels >= 0) & (dataset.labels < classes)).all():
         raise ValueError(
-            f"the model {chosen.name} takes class labels 0 to {classes - 1} and the data does not "
-            "have them: choose other data, or --labels none if it was trained with label_dropout"
+            f"the model {model.name} takes class labels 0 to {classes - 1} and the data do not "
+            "have them: choose other data, or set labels to none if the model was trained with "
+            "label_dropout"
         )
-    return data.labels.astype(np.int32)
+    return dataset.labels.astype(np.int32)
 
 
-def open_samples(paths: Sequence[Path], chosen: Model, num: int | None, seed: int) -> np.ndarray:
-    """Every sample in files and folders, or `num` of them drawn at random.
+def load_samples(paths: Sequence[Path], model: Model, num: int | None, seed: int) -> np.ndarray:
+    """Load all samples in files and folders, or `num` of them drawn at random.
 
-    Images and uint8 arrays come as levels, arrays of floats in the model's coordinates.
+    Args:
+        paths: image files, npz files with an array `x`, and folders of such files.
+        model: the model that the samples are for.
+        num: number of samples; None for all.
+        seed: of the draw.
+
+    Returns:
+        uint8 levels (n, *image_shape) of images and of uint8 arrays; float32 samples (n, *shape) in
+        the model's coordinates of float arrays.
 
     Raises:
-        ValueError: if there are none, fewer than `num`, or levels and floats are mixed.
+        ValueError: if there is no sample, there are fewer than `num`, or levels and floats are
+            mixed.
     """
     files: list[Path] = []
     for path in paths:
         inside = path.rglob("*") if path.is_dir() else [path]
         wanted = (*SUFFIXES, ".npz")
         files += sorted(f for f in inside if f.suffix.lower() in wanted or f == path)
-    loaded = [source.read() for source in read_samples(files, chosen)]
+    loaded = [file.read() for file in read_samples(files, model)]
     if len({values.dtype for values in loaded}) > 1:
         raise ValueError(
             "samples are 8-bit images in one file and floats in another: separate them"
@@ -149,37 +180,46 @@ def open_samples(paths: Sequence[Path], chosen: Model, num: int | None, seed: in
     return samples if num is None else samples[np.sort(rng.permutation(len(samples))[:num])]
 
 
-def compared(chosen: Model, samples: np.ndarray, material: Material, seed: int) -> Sets:
-    """Samples, as many real ones and as many others, in the form that they are compared in.
+def prepare_sets(
+    model: Model, samples: np.ndarray, reference: ReferenceData, seed: int
+) -> ComparedSets:
+    """Bring samples and real data into one form, so that they can be compared.
 
-    Samples in the model's coordinates are as the model has them at t_min, not denoised: real ones
-    then are given that noise too. So are real pictures of a model of latents: they go through its
-    autoencoder, whose own loss is not counted. Images are rounded to 8 bits, as files have them.
+    Float samples have the noise of t_min, so the same noise is added to the real samples. Real
+    pictures of a latent model first go through its autoencoder, so the autoencoder's own error is
+    not counted. uint8 samples have no noise and are compared with the data as they are. Images are
+    rounded to 8 bits in all cases.
+
+    Args:
+        model: the model.
+        samples: (n, *shape) floats at t_min, or uint8 levels (n, *image_shape).
+        reference: the real data, of which 2n samples are used; n if there are fewer.
+        seed: of the noise on the real data.
 
     Raises:
         ValueError: if a sample is not finite.
     """
-    num, enough = len(samples), len(material.data) >= 2 * len(samples)
+    num, enough = len(samples), len(reference.dataset) >= 2 * len(samples)
     finite = np.isfinite(samples).reshape(num, -1).all(1)
     if not finite.all():
         raise ValueError(
-            f"{(~finite).sum()} of {num} samples are not finite: take more --steps, or another "
-            "--solver"
+            f"{(~finite).sum()} of {num} samples are not finite: take more solver steps, or "
+            "another solver"
         )
 
     def prepare(x):
         if x.dtype == np.uint8:
-            return x if is_image(chosen) else scale_levels(chosen, x)
-        return to_levels(chosen, x) if is_image(chosen) else x
+            return x if makes_images(model) else from_uint8(x, model.meta.data_range)
+        return to_levels(model, x) if makes_images(model) else x
 
     def real(i):
-        x = material.x(i * num, (i + 1) * num)
+        x = reference.samples(i * num, (i + 1) * num)
         if samples.dtype == np.uint8:
-            return to_uint8(x, chosen.meta.data_range) if is_image(chosen) else x
-        x = from_pictures(chosen, x)
-        path, t = chosen.field.path, chosen.field.t_min
+            return to_uint8(x, model.meta.data_range) if makes_images(model) else x
+        x = from_pictures(model, x)
+        path, t = model.field.path, model.field.t_min
         key = jax.random.fold_in(jax.random.key(seed), i)
         eps = jax.random.normal(key, x.shape, x.dtype)
         return np.asarray(path.alpha(t) * x + path.sigma(t) * eps)
 
-    return Sets(prepare(samples), prepare(real(0)), prepare(real(1)) if enough else None)
+    return ComparedSets(prepare(samples), prepare(real(0)), prepare(real(1)) if enough else None)

@@ -1,10 +1,10 @@
-"""Samples in the files that users hold: images of the model's own size, and npz files.
+"""Samples in users' files: images of the model's size, and npz files with an array `x`.
 
-Levels of 8 bits are of pictures, floats of samples: where samples are latents, pictures are
-encoded to be samples.
+uint8 arrays and images are 8-bit levels of pictures; float arrays are samples in the model's
+coordinates. For a latent model, pictures must be encoded before they are samples.
 
-Every file is looked at first, and read again when its samples are due: one file at a time is in
-memory, however many there are.
+Every file is checked at first and read again when its samples are used, so that only one file at
+a time is in memory.
 """
 
 from collections.abc import Callable
@@ -15,43 +15,57 @@ from typing import NamedTuple
 import numpy as np
 
 from dgjax.checkpoints.opened import Model
-from dgjax.pictures.image_files import image_shape, read_image, to_colours
-from dgjax.pictures.latents import from_pictures, scale_levels
+from dgjax.pictures.image_files import convert_colours, image_shape, read_image
+from dgjax.pictures.latents import from_levels
 
-__all__ = ["Rows", "Source", "encode_levels", "read_samples"]
+__all__ = ["LazySamples", "SampleFile", "encode_levels", "read_samples"]
 
 
-class Source(NamedTuple):
-    """One file: names of its samples, whether they are uint8 levels, and what reads them.
+class SampleFile(NamedTuple):
+    """One file of samples, read on demand.
 
-    `read` gives (n, *image_shape) of levels, or (n, *shape) of float32 in the model's coordinates.
+    Attributes:
+        names: one name for each of its n samples.
+        quantized: whether it holds uint8 levels.
+        read: returns levels (n, *image_shape), or float32 samples (n, *shape) in the model's
+            coordinates.
     """
 
     names: list[str]
-    levels: bool
+    quantized: bool
     read: Callable[[], np.ndarray]
 
 
-class Rows:
-    """The samples of all sources as one float32 array (n, *shape) whose rows are read on demand."""
+class LazySamples:
+    """The samples of several files as one float32 array (n, *shape), read when it is indexed.
 
-    def __init__(self, sources: list[Source], shape: tuple[int, ...]):
-        self._ends = np.cumsum([len(source.names) for source in sources])
+    Args:
+        files: the files, in order.
+        shape: of one sample.
+    """
+
+    def __init__(self, files: list[SampleFile], shape: tuple[int, ...]):
+        self._ends = np.cumsum([len(file.names) for file in files])
         self._starts = np.concatenate([[0], self._ends])
-        self._read = lru_cache(maxsize=1)(lambda i: sources[i].read())
+        self._read = lru_cache(maxsize=1)(lambda i: files[i].read())
         self.shape = (int(self._ends[-1]), *shape)
 
     def __getitem__(self, index: np.ndarray) -> np.ndarray:
         owner = np.searchsorted(self._ends, index, side="right").tolist()
-        rows = [self._read(s)[i - self._starts[s]] for s, i in zip(owner, index, strict=True)]
-        return np.stack(rows).astype(np.float32)
+        samples = [self._read(s)[i - self._starts[s]] for s, i in zip(owner, index, strict=True)]
+        return np.stack(samples).astype(np.float32)
 
 
-def read_samples(files: list[Path], model: Model) -> list[Source]:
-    """Sources of every sample in `files`: images of the model's own size, or npz with an array x.
+def read_samples(files: list[Path], model: Model) -> list[SampleFile]:
+    """Check files of samples and return them for reading on demand.
+
+    Args:
+        files: images of the model's size, or npz files with an array `x` of uint8 levels
+            (..., *image_shape) or floats (..., *shape).
+        model: the model that the samples are for.
 
     Raises:
-        ValueError: naming the first file that does not hold the model's samples.
+        ValueError: if a file does not hold samples of the model; the message names the file.
     """
     found = []
     for file in files:
@@ -59,19 +73,15 @@ def read_samples(files: list[Path], model: Model) -> list[Source]:
         read = partial(_read_npz if npz else _read_exact, file, model)
         values = read()
         names = [f"{file.name}[{i}]" for i in range(len(values))] if npz else [file.name]
-        found.append(Source(names, values.dtype == np.uint8, read))
+        found.append(SampleFile(names, values.dtype == np.uint8, read))
     return found
 
 
-def encode_levels(source: Source, model: Model) -> Source:
-    """Samples in the place of levels, which they are the encoding of; other sources stay."""
-    if not source.levels:
-        return source
-
-    def read():
-        return from_pictures(model, scale_levels(model, source.read()))
-
-    return source._replace(read=read)
+def encode_levels(file: SampleFile, model: Model) -> SampleFile:
+    """Return a file whose `read` encodes levels as samples; a file of floats stays as it is."""
+    if not file.quantized:
+        return file
+    return file._replace(read=lambda: from_levels(model, file.read()))
 
 
 def _read_exact(file: Path, model: Model) -> np.ndarray:
@@ -80,9 +90,9 @@ def _read_exact(file: Path, model: Model) -> np.ndarray:
     if (image.height, image.width) != shape[:2]:
         raise ValueError(
             f"{file} is {image.width}x{image.height} and {model.name} takes "
-            f"{shape[1]}x{shape[0]}: resize it first (dgjax edit does it by itself)"
+            f"{shape[1]}x{shape[0]}: resize it first"
         )
-    return np.asarray(to_colours(image, shape)).reshape(1, *shape)
+    return np.asarray(convert_colours(image, shape)).reshape(1, *shape)
 
 
 def _read_npz(file: Path, model: Model) -> np.ndarray:

@@ -16,7 +16,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from dgjax.pictures.quantization import to_image
+from dgjax.pictures.png import to_image
+from dgjax.pictures.quantization import to_uint8
 from dgjax.training.closing import finishing
 
 __all__ = ["Recorder", "recorder"]
@@ -49,7 +50,7 @@ class Recorder:
         Raises:
             ValueError: if it cannot be written.
         """
-        grid = to_image(tiled(x), data_range)
+        grid = to_image(to_uint8(tiled(x), data_range))
         folder, shown = self.run_dir / "samples", np.asarray(grid.convert("RGB"))
         with _explained(self.run_dir):
             folder.mkdir(exist_ok=True)

@@ -12,7 +12,7 @@ from PIL import Image
 from dgjax.checkpoints.checkpoint import load
 from dgjax.checkpoints.opened import open_model
 from dgjax.evaluation.alignment import alignment_statistics
-from dgjax.evaluation.batched import Settings, find_alignments
+from dgjax.evaluation.batched import SolverSettings, measure_alignments
 from dgjax.guidance.classifier_free import classifier_free_guidance
 from dgjax.guidance.density import density_guidance
 from dgjax.guidance.target import target_guidance
@@ -145,9 +145,9 @@ def test_alignment_is_of_the_class(folder, tmp_path, run):
     assert summary["class"] == 2
     assert "score alignment of class 2 from" in shown
     chosen = open_model(str(folder))
-    settings = Settings(STEPS, RK4(), 2, NUM, SEED)
+    settings = SolverSettings(STEPS, RK4(), 2, NUM, SEED)
     right, other = (
-        alignment_statistics(find_alignments(chosen, NUM, np.full(NUM, label), settings))
+        alignment_statistics(measure_alignments(chosen, NUM, np.full(NUM, label), settings))
         for label in (2, 1)
     )
     assert summary["mean_angle"] == pytest.approx(float(right.mean_angle), abs=0.01)
