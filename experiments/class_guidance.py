@@ -29,7 +29,7 @@ DIVERGENCE = dgjax.Coloured(2)
 
 
 def sampled(field, latent_key, key, label, weight, q, *, shape, grid):
-    """(image without the noise of t_min, log p(x | label), its standard error) of one latent."""
+    """Return (denoised image, log p(x | label), its standard error) of one latent."""
     x = dgjax.prior_sample(field, latent_key, shape)
     guides = dgjax.classifier_free_guidance(weight, field), dgjax.density_guidance(q)
     found = dgjax.sample(field, x, grid, key=key, guides=guides, divergence=DIVERGENCE, cond=label)
@@ -38,13 +38,13 @@ def sampled(field, latent_key, key, label, weight, q, *, shape, grid):
 
 
 def real(setup, part, num):
-    """Images and their labels."""
+    """Return images and their labels."""
     data = open_reference_data(setup.model, setup.data, part, None, "data", num, setup.seed)
     return data.samples(0, num), data.conditions(num)
 
 
 def classifier(seen, labels):
-    """A function from features to labels."""
+    """Fit a function from features to labels."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -57,7 +57,7 @@ def classifier(seen, labels):
 
 
 def measure(setup):
-    """{(weight, q): (images, log p, its error)}, and the label of each image of a setting."""
+    """Return {(weight, q): (images, log p, its error)}, and the label of each image."""
     field, preset = setup.model.field, setup.preset
     classes = setup.model.meta.model.network["num_classes"]
     count = -(-5 * preset.count // (2 * classes)) * classes
@@ -102,7 +102,7 @@ def row(setup, pair, group, labels, predict, seen_real):
 
 
 def draw(setup, groups, labels):
-    """Rows of images by weight and q, a column a class."""
+    """Draw images: a row for each weight and q, a column for each class."""
     shown = [int(np.flatnonzero(labels == label)[0]) for label in np.unique(labels)[:10]]
     figure = image_grid(
         to_uint8(

@@ -1,4 +1,4 @@
-"""Spacetime geodesics: is the diffusion edit distance of two images a distance that one can see?
+"""Spacetime geodesics: does the diffusion edit distance agree with perceived distance?
 
 Between pairs of test images, each taken as a point at t_min, the geodesic of the denoising
 posteriors (Karczewski et al. 2025, arXiv 2505.17517) goes up in noise until what they differ by is
@@ -36,7 +36,7 @@ def arguments():
 
 
 def perceived():
-    """Distances of two images in [-1, 1] by name; LPIPS only where its weights are installed."""
+    """Return distances of two images in [-1, 1] by name; LPIPS if its weights are installed."""
     from skimage.metrics import structural_similarity
 
     def dissimilarity(a, b):
