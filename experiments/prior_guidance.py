@@ -87,7 +87,7 @@ def sampled(field, latent_key, key, setting, *, turn, shape, grid, divergence=DI
 
 
 def turned(setup, name, turn, settings, count):
-    """Return results of `sampled` (settings, latents, ...) for `count` images; log p for a quarter."""
+    """Return results of `sampled`, (settings, latents, ...); log p for a quarter of the images."""
     few = -(-count // 4)
     grid = dgjax.grid_logsnr(setup.model.field, 3 * setup.preset.steps // 4)
     latents, probes = claims.keys(setup, count), claims.keys(setup, count, 1)
