@@ -35,7 +35,7 @@ from dgjax.typing import register_dataclass
 
 SIZES, TRAINING = (0.0, 0.025, 0.05, 0.1, 0.2, 0.4), (100, 400, 1600, 6400)
 LATENTS, STEPS, SIGMAS = 128, 128, (0.05, 20.0)
-LEVELS = 64  # noise levels at which a score is held against the true one
+NOISE_LEVELS = 64  # noise levels at which a score is held against the true one
 WAVES, LENGTH = 64, 2.0  # of the error, in units of the noisy data's deviation
 WIDTH, BATCH = 128, 512  # of the MLP
 GUIDES = {
@@ -138,8 +138,8 @@ def score_error(models, mixture, key):
         x = mixture.sample(key, sigma)
         return jnp.mean((model.pair(sigma, x).eps - mixture.pair(x, sigma).eps) ** 2)
 
-    keys = jax.random.split(key, (models.t_min.size, LEVELS))
-    levels = (jnp.arange(LEVELS) + 0.5) / LEVELS
+    keys = jax.random.split(key, (models.t_min.size, NOISE_LEVELS))
+    levels = (jnp.arange(NOISE_LEVELS) + 0.5) / NOISE_LEVELS
     every = jax.vmap(jax.vmap(one, (None, 0, 0)), (0, 0, None))
     return jnp.sqrt(jnp.mean(every(models, keys, levels)))
 

@@ -19,7 +19,7 @@ from scipy import stats
 
 import dgjax
 
-LEVELS = 6
+NOISE_LEVELS = 6
 MORE = 4  # times the images of the preset: one evaluation is a step of the others
 DIVERGENCE = dgjax.Coloured(5, repeats=4)  # four estimates, as many as the kurtosis takes
 TRAINING = 20_000  # images for the covariance
@@ -48,7 +48,7 @@ def at_level(field, x0, key, t, *, divergence=DIVERGENCE):
 
 def measure(setup):
     """Return noise levels (levels,) and h (levels, images, estimates)."""
-    sigmas = np.geomspace(*setup.sigmas, LEVELS)
+    sigmas = np.geomspace(*setup.sigmas, NOISE_LEVELS)
     ts = np.asarray(jax.vmap(setup.model.field.path.time)(jnp.float32(-2 * np.log(sigmas))))
     real = claims.images(setup, MORE * setup.preset.count)
     num = len(real)
@@ -56,11 +56,11 @@ def measure(setup):
         "h",
         at_level,
         setup,
-        np.broadcast_to(real, (LEVELS, *real.shape)).reshape(-1, *real.shape[1:]),
-        claims.keys(setup, LEVELS * num),
+        np.broadcast_to(real, (NOISE_LEVELS, *real.shape)).reshape(-1, *real.shape[1:]),
+        claims.keys(setup, NOISE_LEVELS * num),
         np.repeat(ts, num),
     )
-    return sigmas, found.reshape(LEVELS, num, -1)
+    return sigmas, found.reshape(NOISE_LEVELS, num, -1)
 
 
 def row(sigma, expected, h):

@@ -18,7 +18,7 @@ import numpy as np
 import dgjax
 from dgjax.sampling.solvers import FORWARD
 
-LEVELS = 8  # noise levels looked at, the last of them t_min
+NOISE_LEVELS = 8  # noise levels looked at, the last of them t_min
 DIVERGENCE = dgjax.Coloured(5, repeats=2)  # two estimates, for a standard error of omega
 
 
@@ -69,7 +69,7 @@ def measure(setup):
     """Return noise levels (levels,), and `Alignment` with leaves (latents, levels, ...)."""
     field, steps = setup.model.field, setup.preset.steps
     grid = dgjax.grid_logsnr(field, steps)
-    at = np.unique(np.linspace(steps / LEVELS, steps, LEVELS).round().astype(int))
+    at = np.unique(np.linspace(steps / NOISE_LEVELS, steps, NOISE_LEVELS).round().astype(int))
     sigmas = np.asarray(jax.vmap(lambda t: field.path.sigma(t) / field.path.alpha(t))(grid[at]))
 
     def one(field, key):

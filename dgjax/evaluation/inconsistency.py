@@ -1,4 +1,4 @@
-r"""How far the log-density of a learned score depends on the route by which it is computed.
+r"""Inconsistency of a learned score: its log-density depends on the route of integration.
 
 In the coordinates y = x/alpha and w = sigma/alpha, the change of log-density along a route is the
 integral of the one-form
