@@ -75,7 +75,7 @@ def test_trouble_with_classes_is_one_clear_line(folder, tmp_path, run, small_mod
     for arguments, message in [
         (["--model", folder, "--class", 3], "class 3 is out of range: .* takes 0 to 2"),
         (["--model", folder, "--class", -1], "class -1 is out of range"),
-        (["--model", unlabelled, "--class", 0], "takes no class labels: leave --class out"),
+        (["--model", unlabelled, "--class", 0], "takes no class labels: ask for no class"),
         (["--model", folder, "--guidance", 2], "add --class, or leave it out"),
         (["--model", folder, "--class", 0, "--guidance", "nan"], "weight must be finite"),
     ]:
