@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 
 from dgjax.checkpoints.opened import Model, open_model
-from dgjax.devices.batches import batches
+from dgjax.devices.batches import map_batches
 from dgjax.evaluation.intervals import Estimate
 from dgjax.evaluation.reference_data import open_reference_data
 
@@ -89,7 +89,7 @@ def each(what: str, one: Callable[..., Any], setup: Setup, *items: Any) -> Any:
     def run(field, batch):
         return jax.vmap(lambda *item: one(field, *item))(*batch)
 
-    return batches(what, run, items, setup.preset.batch, setup.model.field)
+    return map_batches(what, run, items, setup.preset.batch, setup.model.field)
 
 
 def keys(setup: Setup, num: int, stream: int = 0) -> jax.Array:

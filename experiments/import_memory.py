@@ -17,8 +17,8 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from dgjax.checkpoints.checkpoint import to_named
-from dgjax.importing.dit import read_dit
+from dgjax.checkpoints.arrays import to_named
+from dgjax.importing.diffusers_dit import read_dit
 from dgjax.networks import DiT
 
 MIB = 2**20

@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import dgjax
-from dgjax.devices.batches import batches
+from dgjax.devices.batches import map_batches
 from dgjax.evaluation.frechet import frechet_distance, frechet_interval
 from dgjax.evaluation.intervals import Estimate
 from dgjax.evaluation.precision_recall import precision_recall
@@ -116,7 +116,7 @@ def features(setup, x):
     """Return (n, 1472) features of images rounded to 8 bits."""
     levels = to_uint8(x, setup.model.meta.data_range)
     run = jax.jit(lambda net, x: net(x))
-    return batches("features", run, levels / np.float32(255), setup.preset.batch, vgg16())
+    return map_batches("features", run, levels / np.float32(255), setup.preset.batch, vgg16())
 
 
 def qualities(seen, real):

@@ -21,7 +21,8 @@ import pytest
 from flax import nnx
 
 import dgjax
-from dgjax.checkpoints.checkpoint import Meta, from_named, save, to_named
+from dgjax.checkpoints.arrays import from_named, to_named
+from dgjax.checkpoints.checkpoint import Meta, save
 from dgjax.checkpoints.spec import ModelSpec, build, build_network
 from dgjax.cli import main
 

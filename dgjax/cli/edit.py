@@ -22,7 +22,7 @@ from dgjax.cli.options import (
     make_solver,
     table,
 )
-from dgjax.devices.batches import batches
+from dgjax.devices.batches import map_batches
 from dgjax.devices.progress import console
 from dgjax.files import as_json, output_folder, write_json
 from dgjax.guidance.density import density_guidance
@@ -94,8 +94,10 @@ def command(
         )(batch)
 
     with output_folder(out) as folder:
-        code = batches("encoding", encode, x[None], 1, field)
-        found = batches("decoding", decode, dials, len(dials), field, jnp.asarray(code.latent[0]))
+        code = map_batches("encoding", encode, x[None], 1, field)
+        found = map_batches(
+            "decoding", decode, dials, len(dials), field, jnp.asarray(code.latent[0])
+        )
         pictures = to_pictures(chosen, np.stack([np.asarray(x), *found.x]))
         levels = to_uint8(pictures, chosen.meta.data_range)
         sizes = [len(encode_png(picture)) for picture in levels]

@@ -7,7 +7,6 @@ import numpy as np
 import typer
 
 import dgjax
-from dgjax.checkpoints.spec import unknown_name
 from dgjax.cli.evaluation_report import level_entry, markdown, metric_entry, show
 from dgjax.cli.options import (
     BATCH,
@@ -22,6 +21,7 @@ from dgjax.cli.options import (
     make_solver,
     note_shadowed,
 )
+from dgjax.configuration import unknown_name
 from dgjax.data.load import DATASETS
 from dgjax.devices.progress import console
 from dgjax.evaluation.batched import SolverSettings, sample_model

@@ -10,7 +10,7 @@ import typer
 from dgjax import __version__
 from dgjax.checkpoints.opened import Model, find_label
 from dgjax.cli.options import BATCH, CLASS, MODEL, PROBES, SEED, STEPS, choose_model
-from dgjax.devices.batches import walker
+from dgjax.devices.batches import batch_runner
 from dgjax.devices.progress import console, progress
 from dgjax.explorer import Exploration, Setting, check_images, render_page
 from dgjax.files import output_folder
@@ -109,8 +109,10 @@ def command(
                 if setting.noise is not None:
                     low, high = setting.noise
                     term = level_set_noise(window(noise, low=low, high=high))
-                walk = walker(run, min(batch, num * len(dials)), chosen.field, term, keys)
-                parts.append(walk(items, show))
+                run_batches = batch_runner(
+                    run, min(batch, num * len(dials)), chosen.field, term, keys
+                )
+                parts.append(run_batches(items, show))
 
         def stack(*leaves):
             return np.stack(leaves).reshape(-1, num, len(dials), *leaves[0].shape[1:])

@@ -9,10 +9,7 @@ import typer
 from dgjax.checkpoints.checkpoint import save
 from dgjax.cli.options import table
 from dgjax.devices.progress import console
-from dgjax.importing.diffusers import import_diffusers
-from dgjax.importing.edm import import_edm, is_edm
-from dgjax.importing.folder import Imported
-from dgjax.importing.hub import fetch
+from dgjax.importing import Imported, fetch, import_diffusers, import_edm, is_edm
 
 __all__ = ["command"]
 
@@ -39,9 +36,7 @@ def command(
     ] = None,
 ) -> None:
     """Make a checkpoint of a model from diffusers or EDM, for all other commands."""
-    folder = Path(source)
-    if not folder.exists():
-        folder = fetch(source)
+    folder = fetch(source)
     if is_edm(folder):
         if scheduler is not None:
             raise ValueError("a model of EDM's takes no --scheduler: its config.json has precond")

@@ -22,7 +22,7 @@ from dgjax.cli.options import (
     make_solver,
     table,
 )
-from dgjax.devices.batches import batches
+from dgjax.devices.batches import map_batches
 from dgjax.files import as_json
 from dgjax.pictures.quantization import bits_per_dim, dequantize
 from dgjax.pictures.sample_files import LazySamples, encode_levels, read_samples
@@ -75,7 +75,7 @@ def command(
     names = [name for file in read for name in file.names]
     quantized = np.concatenate([np.full(len(file.names), file.quantized) for file in read])
     items = (LazySamples(read, chosen.meta.shape), quantized, np.arange(len(names)))
-    log_density, error = batches("likelihood", run, items, batch, chosen.field, keys)
+    log_density, error = map_batches("likelihood", run, items, batch, chosen.field, keys)
     rows: list[dict[str, Any]] = [
         {
             "file": name,

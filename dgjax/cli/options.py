@@ -10,7 +10,7 @@ from rich.table import Table
 
 from dgjax.checkpoints.opened import Model, open_model
 from dgjax.checkpoints.pretrained import pretrained_models
-from dgjax.checkpoints.spec import unknown_name
+from dgjax.configuration import unknown_name
 from dgjax.devices.progress import console
 from dgjax.sampling.solvers import SOLVERS
 

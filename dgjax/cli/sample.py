@@ -30,7 +30,7 @@ from dgjax.cli.shards import (
     record_options,
     write_missing,
 )
-from dgjax.devices.batches import walker
+from dgjax.devices.batches import batch_runner
 from dgjax.devices.progress import console, progress
 from dgjax.files import as_json, output_folder, write_json
 from dgjax.guidance.classifier_free import Contrast, classifier_free_guidance
@@ -178,12 +178,14 @@ def command(
         return jax.vmap(one)(*batch)
 
     per_call = min(batch, len(dials) * min(num, shard_size or num))
-    walk = walker(run, per_call, chosen.field, before, term, keys)
+    run_batches = batch_runner(run, per_call, chosen.field, before, term, keys)
 
     def draw(start, stop, show):
         # All latents at the first dial, then all latents at the next dial, and so on.
         items = np.tile(np.arange(start, stop), len(dials)), np.repeat(dials, stop - start)
-        found = jax.tree.map(lambda a: a.reshape(len(dials), -1, *a.shape[1:]), walk(items, show))
+        found = jax.tree.map(
+            lambda a: a.reshape(len(dials), -1, *a.shape[1:]), run_batches(items, show)
+        )
         levels = to_levels(chosen, found.x)
         return _arrays(chosen, dials, by_target, found, levels), levels
 

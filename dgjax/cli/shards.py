@@ -18,7 +18,7 @@ import numpy as np
 from dgjax.cli.report import MEASURED, measure
 from dgjax.devices.progress import Show, console, progress
 from dgjax.evaluation.moments import Moments
-from dgjax.files import as_json, replace_file
+from dgjax.files import as_json, replace_file, write_json
 
 __all__ = ["Shards", "measure_shards", "read_shard", "record_options", "write_missing"]
 
@@ -75,7 +75,7 @@ def record_options(shards: Shards, options: dict[str, Any]) -> None:
                     f"{shards.folder} holds npz files and no {OPTIONS} that says what they are: "
                     "choose another --out"
                 )
-            replace_file(file, lambda stream: stream.write((as_json(options) + "\n").encode()))
+            write_json(file, options)
         then = json.loads(file.read_text())
     except OSError as error:
         raise ValueError(f"cannot write to {shards.folder}: {error.strerror or error}") from error
@@ -112,11 +112,7 @@ def write_missing(shards: Shards, draw: Callable[[int, int, Show], dict[str, Any
     with progress("sampling", shards.num * shards.dials, done * shards.dials) as show:
         for i in missing:
             arrays = draw(*shards.span(i), show)
-            try:
-                replace_file(shards.file(i), partial(np.savez_compressed, **arrays))
-            except OSError as error:
-                reason = error.strerror or error
-                raise ValueError(f"cannot write to {shards.folder}: {reason}") from error
+            replace_file(shards.file(i), partial(np.savez_compressed, **arrays))
 
 
 def read_shard(shards: Shards, i: int) -> dict[str, np.ndarray]:

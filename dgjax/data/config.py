@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dgjax.checkpoints.spec import check_fields, unknown_name
+from dgjax.configuration import check_fields, unknown_name
 from dgjax.data.folder import CROPS
 
 __all__ = ["Data"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dgjax.checkpoints.spec import unknown_name
+from dgjax.configuration import unknown_name
 from dgjax.data.dataset import Dataset, Uncut
 from dgjax.pictures.image_files import cover_image, fit_image, read_image
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dgjax.checkpoints.spec import unknown_name
+from dgjax.configuration import unknown_name
 from dgjax.data.config import Data
 from dgjax.data.dataset import Dataset
 from dgjax.data.folder import PARTS, load_folder

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike
 
 from dgjax.checkpoints.opened import Model
-from dgjax.devices.batches import batches
+from dgjax.devices.batches import map_batches
 from dgjax.evaluation.alignment import Alignment, align
 from dgjax.model.divergence import Untracked
 from dgjax.model.prior import prior_sample
@@ -132,4 +132,4 @@ def _in_batches(
     def run(field, batch):
         return jax.vmap(lambda *item: one(field, grid, solver, *item))(*batch)
 
-    return batches(what, run, items, settings.batch, model.field)
+    return map_batches(what, run, items, settings.batch, model.field)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dgjax.checkpoints.spec import unknown_name
+from dgjax.configuration import unknown_name
 from dgjax.evaluation.vgg16 import vgg16
 
 __all__ = ["FEATURES", "Features", "make_features", "pixels"]

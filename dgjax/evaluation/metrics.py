@@ -12,7 +12,7 @@ import numpy as np
 from jax.tree_util import Partial, all_leaves
 
 from dgjax.checkpoints.opened import Model
-from dgjax.devices.batches import batches
+from dgjax.devices.batches import map_batches
 from dgjax.devices.progress import console
 from dgjax.evaluation.alignment import alignment_statistics
 from dgjax.evaluation.batched import SolverSettings, measure_alignments, measure_log_densities
@@ -117,7 +117,7 @@ def measure_distances(
 
     def map_features(x):
         scaled = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x
-        return batches("features", run, scaled, settings.batch, called)
+        return map_batches("features", run, scaled, settings.batch, called)
 
     count = len(sets.generated)
     generated, real = map_features(sets.generated), map_features(sets.real)
@@ -263,4 +263,4 @@ def _at_noise_levels(
         key = jax.random.fold_in(jax.random.key(settings.seed), i)
         items = (x, jax.random.split(key, num), labels)
         title = f"{what} at {level:.3g}"
-        yield level, batches(title, run, items, settings.batch, model.field, t)
+        yield level, map_batches(title, run, items, settings.batch, model.field, t)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from dgjax.checkpoints.opened import Model
-from dgjax.checkpoints.spec import unknown_name
+from dgjax.configuration import unknown_name
 from dgjax.data.config import Data
 from dgjax.data.dataset import Dataset
 from dgjax.data.folder import SUFFIXES

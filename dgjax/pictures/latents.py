@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from dgjax.checkpoints.opened import Model
-from dgjax.devices.batches import walker
+from dgjax.devices.batches import batch_runner
 from dgjax.pictures.quantization import from_uint8, to_uint8
 
 __all__ = ["from_levels", "from_pictures", "to_levels", "to_pictures"]
@@ -72,5 +72,5 @@ def _in_batches(
     run: Callable, model: Model, values: np.ndarray, shape: tuple[int, ...]
 ) -> np.ndarray:
     flat = np.asarray(values, np.float32).reshape(-1, *shape)
-    found = walker(run, min(BATCH, len(flat)), model.autoencoder)(flat, lambda count: None)
+    found = batch_runner(run, min(BATCH, len(flat)), model.autoencoder)(flat, lambda count: None)
     return found.reshape(*values.shape[: -len(shape)], *found.shape[1:])

@@ -5,15 +5,16 @@ coefficients have a norm of about 1, so the rounding is that of a model exported
 outside them it grows (5 times at width 0.03 of stored 0.05 and 0.1).
 """
 
-import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from dgjax.checkpoints.checkpoint import from_named, to_named
+from dgjax.checkpoints.arrays import from_named, to_named
+from dgjax.files import replace_file
 from dgjax.training import ema
 
 __all__ = ["Recipe", "mix", "recipe", "snapshot_steps", "store", "stored_steps"]
@@ -56,17 +57,7 @@ def store(folder: Path, step: int, averages: Sequence[PyTree[Array]]) -> None:
             for i, average in enumerate(averages)
             for name, value in to_named(average).items()
         }
-    # Named by the step, so what a killed run leaves is overwritten when it goes on.
-    partial = folder / f".{step}.npz"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            np.savez(partial, **arrays)  # type: ignore[arg-type]
-            os.replace(partial, folder / f"{step}.npz")
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot write the averages of step {step}: {error}") from error
+    replace_file(folder / f"{step}.npz", partial(np.savez, **arrays))  # type: ignore[arg-type]
 
 
 def stored_steps(folder: Path) -> list[int]:

@@ -9,7 +9,8 @@ from typing import Any
 
 import optax
 
-from dgjax.checkpoints.spec import ModelSpec, check_names, check_types, construct
+from dgjax.checkpoints.spec import ModelSpec
+from dgjax.configuration import check_names, check_types, construct
 from dgjax.data.config import Data
 from dgjax.training import ema
 from dgjax.training.adaptation import Adaptation, Adaptive, Fixed

@@ -6,7 +6,6 @@ and are taken out.
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from dgjax.files import replace_file
 from dgjax.pictures.png import to_image
 from dgjax.pictures.quantization import to_uint8
 from dgjax.training.closing import finishing
@@ -74,12 +74,7 @@ def _cut(file: Path, start: int) -> None:
     lines = [line for line in text.splitlines() if line.endswith("}")]
     kept = "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= start)
     if kept != text:
-        partial = file.with_name(f".{file.name}")
-        try:
-            partial.write_text(kept)
-            os.replace(partial, file)
-        finally:
-            partial.unlink(missing_ok=True)
+        replace_file(file, lambda stream: stream.write(kept.encode()))
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """The folder of a training run: its configuration and data, its checkpoints and what they say."""
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,8 +8,11 @@ from typing import Any, NamedTuple
 
 import orbax.checkpoint as ocp
 
-from dgjax.checkpoints.checkpoint import Meta, from_named, read_arrays, to_named
+from dgjax.checkpoints.arrays import first_line, from_named, to_named
+from dgjax.checkpoints.checkpoint import Meta
+from dgjax.checkpoints.orbax_folder import read_arrays
 from dgjax.data.dataset import Dataset
+from dgjax.files import write_json
 from dgjax.training.closing import finishing
 from dgjax.training.config import TrainConfig
 from dgjax.training.step import TrainState
@@ -143,16 +145,7 @@ def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
 def _write(run_dir: Path, note: _Note) -> None:
     """Write the note, unless one there says something else: then raise a ValueError."""
     _compare(run_dir, note)
-    file, partial = run_dir / note.name, run_dir / f".{note.name}"
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_text(json.dumps(note.values, indent=2) + "\n")
-            os.replace(partial, file)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot use the run folder {run_dir}: {error}") from error
+    write_json(run_dir / note.name, note.values)
 
 
 def _compare(run_dir: Path, note: _Note) -> bool:
@@ -211,7 +204,7 @@ def checkpoints(run_dir: Path, records: Records) -> Iterator[Callable[[TrainStat
             yield
         except Exception as error:  # orbax's, from a thread, are of any of several kinds
             raise ValueError(
-                f"cannot write a checkpoint to {run_dir} ({_first_line(error)}); make room there "
+                f"cannot write a checkpoint to {run_dir} ({first_line(error)}); make room there "
                 "and run again: it goes on from the last one that is whole"
             ) from error
 
@@ -231,10 +224,6 @@ def checkpoints(run_dir: Path, records: Records) -> Iterator[Callable[[TrainStat
 
     with finishing(finish):
         yield save
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 def _saved(run_dir: Path) -> list[int]:

@@ -41,7 +41,7 @@ def model_shapes(config: TrainConfig) -> Field:
     """The model, with shapes and dtypes in the place of weights.
 
     Raises:
-        ValueError: as of `dgjax.checkpoints.spec.build`.
+        ValueError: as of `dgjax.checkpoints.build`.
     """
     return build(config.model, nnx.eval_shape(lambda: build_network(config.model)))
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dgjax.checkpoints.spec import check_fields, unknown_name
+from dgjax.configuration import check_fields, unknown_name
 from dgjax.training.placement import PLACEMENTS
 from dgjax.training.precision import PRECISIONS
 

@@ -15,18 +15,10 @@ from flax import nnx
 from PIL import Image
 from scipy import stats
 
-from dgjax.checkpoints.checkpoint import (
-    Meta,
-    digest,
-    from_named,
-    load,
-    load_autoencoder,
-    save,
-    to_named,
-)
+from dgjax.checkpoints.arrays import from_named, to_named
+from dgjax.checkpoints.checkpoint import Meta, digest, load, load_autoencoder, save
 from dgjax.checkpoints.pretrained import load_pretrained
 from dgjax.checkpoints.spec import ModelSpec, build, build_autoencoder
-from dgjax.networks import Pixels
 from dgjax.pictures.png import encode_png
 from dgjax.pictures.quantization import to_uint8
 
@@ -111,7 +103,7 @@ def test_samples_of_other_models_are_pixels(tmp_path):
     assert not meta.latent
     save(tmp_path / "m", build(SPEC), Meta(SPEC, "none", (-1.0, 1.0), "none", 0))
     identity = load_autoencoder(tmp_path / "m")
-    assert isinstance(identity, Pixels)
+    assert isinstance(identity, IdentityAutoencoder)
     assert identity.image_shape == SHAPE
     x = np.ones(SHAPE)
     assert identity.decode(x) is identity.encode(x) is x

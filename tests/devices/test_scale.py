@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from dgjax.checkpoints.checkpoint import read_arrays
+from dgjax.checkpoints.orbax_folder import read_arrays
 from dgjax.checkpoints.spec import ModelSpec, build
 from dgjax.devices.sharding import device_mesh
 from dgjax.training import fit, load_config

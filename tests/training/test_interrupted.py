@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from orbax.checkpoint import CheckpointManager
 
-from dgjax.checkpoints.checkpoint import read_arrays
+from dgjax.checkpoints.orbax_folder import read_arrays
 from dgjax.training import fit, load_config
 from dgjax.training.records import recorder
 from dgjax.training.run import checkpoints

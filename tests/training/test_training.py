@@ -19,7 +19,8 @@ from flax import nnx
 from PIL import Image
 
 import dgjax
-from dgjax.checkpoints.checkpoint import load, to_named
+from dgjax.checkpoints.arrays import to_named
+from dgjax.checkpoints.checkpoint import load
 from dgjax.checkpoints.spec import ModelSpec
 from dgjax.data.config import Data
 from dgjax.data.load import load_dataset, read_idx

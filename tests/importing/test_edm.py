@@ -15,10 +15,11 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from dgjax.checkpoints.checkpoint import load, to_named
-from dgjax.importing.edm import import_edm
+from dgjax.checkpoints.arrays import to_named
+from dgjax.checkpoints.checkpoint import load
+from dgjax.importing import import_edm
 from dgjax.networks import DhariwalUNet, SongUNet
-from dgjax.networks.resampling import grow, shrink
+from dgjax.networks.resampling import filter_down, filter_up
 
 pytestmark = pytest.mark.usefixtures("float32")
 
@@ -191,11 +192,11 @@ def test_resampling_is_a_convolution(row):
         )
 
     right = convolved(row, 1, half - 1, window_strides=(2, 2))
-    np.testing.assert_allclose(shrink(h, row), right, atol=1e-6)
+    np.testing.assert_allclose(filter_down(h, row), right, atol=1e-6)
     right = convolved(row, 1, half, window_strides=(2, 2))
-    np.testing.assert_allclose(shrink(h, row, half), right, atol=1e-6)
+    np.testing.assert_allclose(filter_down(h, row, half), right, atol=1e-6)
     right = convolved(row[::-1], 4, half, window_strides=(1, 1), lhs_dilation=(2, 2))
-    np.testing.assert_allclose(grow(h, row), right, atol=1e-6)
+    np.testing.assert_allclose(filter_up(h, row), right, atol=1e-6)
 
 
 # PhysicsNeMo 2.2.2 (PyTorch 2.13): two values of its outputs, and their standard deviation.
@@ -340,7 +341,10 @@ def pickled(folder):
             ),
             "the constant .*resample_filter' is not what",
         ),
-        (change_weights(lambda w: [w.pop(n) for n in list(w) if "enc" in n]), "is no SongUNet nor"),
+        (
+            change_weights(lambda w: [w.pop(n) for n in list(w) if "enc" in n]),
+            "is neither SongUNet nor",
+        ),
     ],
 )
 def test_trouble_is_one_line_and_nothing_is_written(spoil, message, tmp_path, run):

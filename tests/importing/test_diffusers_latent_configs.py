@@ -7,14 +7,15 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
-from dgjax.checkpoints.checkpoint import load, load_autoencoder, to_named
+from dgjax.checkpoints.arrays import to_named
+from dgjax.checkpoints.checkpoint import load, load_autoencoder
 from dgjax.checkpoints.opened import find_label, open_model
 from dgjax.checkpoints.spec import NETWORKS as KINDS
 from dgjax.checkpoints.spec import build_autoencoder, construct
-from dgjax.importing.autoencoder import read_autoencoder
-from dgjax.importing.diffusers import import_diffusers
-from dgjax.importing.dit import read_dit, stored_positions
-from dgjax.importing.schedulers import read_scheduler
+from dgjax.importing import import_diffusers
+from dgjax.importing.diffusers_autoencoder import read_autoencoder
+from dgjax.importing.diffusers_dit import read_dit, stored_positions
+from dgjax.importing.diffusers_schedulers import read_scheduler
 
 DIT = {
     "_class_name": "DiTTransformer2DModel",
@@ -136,7 +137,7 @@ BAD = {
     "a quantised autoencoder": (
         "vae/config.json",
         {"_class_name": "VQModel"},
-        "the autoencoder VQModel is not read here",
+        "the autoencoder VQModel is not supported",
     ),
     "another autoencoder": (
         "vae/config.json",
@@ -146,7 +147,7 @@ BAD = {
     "other blocks": (
         "vae/config.json",
         {"up_block_types": ["UpDecoderBlock2D", "AttnUpDecoderBlock2D"]},
-        "up_block_types .* is not read here",
+        "up_block_types .* is not supported",
     ),
     "standardised latents": ("vae/config.json", {"latents_mean": [0.0, 1.0]}, "latents_mean"),
     "an unknown setting": (
@@ -167,7 +168,7 @@ BAD = {
     "another norm": (
         "transformer/config.json",
         {"norm_type": "ada_norm_single"},
-        "norm_type 'ada_norm_single' is no DiT",
+        "norm_type 'ada_norm_single' is not a DiT",
     ),
     "an unknown setting of the network": (
         "transformer/config.json",

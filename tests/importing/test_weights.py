@@ -11,9 +11,8 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
-from dgjax.checkpoints.checkpoint import to_named
-from dgjax.importing.names import fill
-from dgjax.importing.weights import open_weights
+from dgjax.checkpoints.arrays import to_named
+from dgjax.importing import load_state_dict, open_weights
 
 RNG = np.random.default_rng(0)
 
@@ -50,7 +49,7 @@ def named(dtype=np.float32):
 
 def test_every_leaf_gets_its_array_in_its_layout():
     weights = named()
-    found = to_named(fill(like(), weights, "the test"))
+    found = to_named(load_state_dict(like(), weights, "the test"))
     layouts = {
         "conv.kernel": weights["conv.weight"].transpose(2, 3, 1, 0),
         "layers.1.kernel": weights["layers.1.weight"].T,
@@ -65,7 +64,7 @@ def test_every_leaf_gets_its_array_in_its_layout():
 
 @pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float64])
 def test_precision_is_the_source_s_but_for_double(dtype):
-    found = to_named(fill(like(), named(dtype), "the test"))
+    found = to_named(load_state_dict(like(), named(dtype), "the test"))
     kept = np.float32 if dtype == np.float64 else dtype
     assert {leaf.dtype for leaf in found.values()} == {np.dtype(kept)}
 
@@ -76,11 +75,11 @@ def test_renames_apply_in_order_and_constants_are_compared():
     old["filter"] = np.float32([1, 3, 3, 1])
     options = {"renames": [(r"old_layer_", "layer."), (r"^layer\.", "layers.")]}
     options["constants"] = {r"fil\w+": [1.0, 3.0, 3.0, 1.0]}
-    found = to_named(fill(like(), old, "the test", **options))
+    found = to_named(load_state_dict(like(), old, "the test", **options))
     np.testing.assert_array_equal(found["layers.1.bias"], weights["layers.1.bias"])
     old["filter"] = np.float32([1, 3, 3, 1.001])
     with pytest.raises(ValueError, match="the constant 'filter' is not what"):
-        fill(like(), old, "the test", **options)
+        load_state_dict(like(), old, "the test", **options)
 
 
 def without(weights, name):
@@ -100,7 +99,7 @@ def without(weights, name):
 )
 def test_weights_that_do_not_fit_name_the_first(change, message):
     with pytest.raises(ValueError, match=message) as caught:
-        fill(like(), change(named()), "the test", renames=[("conv_", "conv")])
+        load_state_dict(like(), change(named()), "the test", renames=[("conv_", "conv")])
     assert "\n" not in str(caught.value)
 
 
@@ -112,7 +111,7 @@ def test_nothing_is_read_before_all_names_and_shapes_have_been_compared():
             raise AssertionError("it was read")
 
     with pytest.raises(ValueError, match=r"norm\.bias"):
-        fill(like(), without(named(), "norm.bias") | {"conv.bias": Unread()}, "the test")
+        load_state_dict(like(), without(named(), "norm.bias") | {"conv.bias": Unread()}, "the test")
 
 
 def check_same(found, weights):
@@ -148,14 +147,14 @@ def test_shards_are_one_mapping_and_each_must_be_there(tmp_path):
     check_same(open_weights(tmp_path), weights)
     whole = json.loads(index.read_text())
     for places, message in [
-        ({**whole["weight_map"], "more": parts[0]}, "'more' is in one only"),
+        ({**whole["weight_map"], "more": parts[0]}, "'more' is in one of them only"),
         ({"a": "../other.safetensors"}, "outside its folder"),
     ]:
         index.write_text(json.dumps({"weight_map": places}))
         with pytest.raises(ValueError, match=message):
             open_weights(tmp_path)
     index.write_text("{")
-    with pytest.raises(ValueError, match="no index of weights"):
+    with pytest.raises(ValueError, match="not an index of weights"):
         open_weights(tmp_path)
     index.write_text(json.dumps(whole))
     (tmp_path / parts[1]).unlink()
@@ -188,8 +187,8 @@ def test_what_is_missing_damaged_or_foreign_is_one_line(tmp_path):
     for source, message in [
         (tmp_path / "none", "there are no weights at"),
         (empty, "has no weights"),
-        (cut, "damaged or no safetensors"),
-        (other, "not of a kind"),
+        (cut, "damaged or not safetensors"),
+        (other, "not a file of weights"),
         (eight, "holds x as I8"),
         (pickled, "runs code of its author"),
         (pickled / "network.pkl", "runs code of its author"),
@@ -242,5 +241,5 @@ def test_without_pytorch_its_files_are_refused_with_a_way_out(tmp_path, monkeypa
 
 
 def test_the_filled_network_runs():
-    network = jax.tree.map(jnp.asarray, fill(like(), named(), "the test"))
+    network = jax.tree.map(jnp.asarray, load_state_dict(like(), named(), "the test"))
     assert network.conv(jnp.ones((1, 5, 5, 3))).shape == (1, 5, 5, 8)

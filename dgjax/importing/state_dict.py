@@ -1,9 +1,9 @@
-"""A Flax network's leaves from arrays under PyTorch's names.
+"""Load PyTorch weights, by name, into a Flax network.
 
-The networks for import call their parts as their sources do, so one rule serves them all: a
-`kernel` is the `weight` of a convolution (OIHW there, HWIO here) or of a linear layer (transposed),
-a `scale` that of a norm, an `embedding` that of a table. What a source calls otherwise is a short
-table of renames.
+The networks for import name their attributes as the PyTorch modules do. So one rule gives the
+PyTorch name and layout of each array: a `kernel` is the `weight` of a convolution (OIHW in PyTorch,
+HWIO in Flax) or of a linear layer (transposed), a `scale` is the `weight` of a normalization, and
+an `embedding` that of a table. Where a source has other names, a list of renames translates them.
 """
 
 import re
@@ -15,16 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
-from dgjax.checkpoints.checkpoint import to_named
+from dgjax.checkpoints.arrays import to_named
 
-__all__ = ["fill"]
+__all__ = ["load_state_dict"]
 
 WEIGHTS = ("kernel", "scale", "embedding")  # all of them `weight` in PyTorch
-# From the axes here to those there, by the number of axes of a kernel.
+# Flax's axes of a kernel in PyTorch's order, by the number of axes.
 AXES = {2: (1, 0), 4: (3, 2, 0, 1)}
 
 
-def fill(
+def load_state_dict(
     like: PyTree[Any],
     weights: Mapping[str, Any],
     what: str,
@@ -32,40 +32,44 @@ def fill(
     renames: Sequence[tuple[str, str]] = (),
     constants: Mapping[str, ArrayLike] | None = None,
 ) -> PyTree[Array]:
-    """A network like `like`, of NumPy arrays in the source's own precision.
+    """Make a Flax network of PyTorch weights.
 
-    Arrays are read one at a time, after all names and shapes have been compared.
+    Every array must have its place in the network, and the other way round. Arrays are read one
+    at a time, after all names and shapes have been compared.
 
     Args:
-        like: the network, of which only structure and shapes are read (`nnx.eval_shape` of it).
-        weights: arrays (or `dgjax.importing.weights.Stored`) by their PyTorch names.
-        what: what the weights are, for messages.
-        renames: (pattern, replacement) for `re.sub` on each name of the source, in this order.
-        constants: what the source stores and this network computes, by a pattern for the whole
-            name (after renaming): these arrays are compared, not copied.
+        like: the network with shapes in place of arrays (`nnx.eval_shape` of its constructor).
+        weights: arrays, or `StoredArray`s of a file, by their PyTorch names.
+        what: name of the weights in error messages.
+        renames: pairs (pattern, replacement) for `re.sub`, applied in this order to each name.
+        constants: values that the source stores and this network computes, by a pattern that
+            matches their whole names (after the renames). Their arrays are compared, not loaded.
+
+    Returns:
+        A network like `like` with NumPy arrays in the precision of `weights`, float64 as float32.
 
     Raises:
-        ValueError: naming the first array that is left over, missing, of another shape or
-            precision, or a constant of another value.
+        ValueError: if an array is missing, left over, or of another shape or precision than the
+            others, or a constant has another value. The message names the first.
     """
     found = _rename(weights, what, renames)
     for name in [name for name in found if _constant(name, constants or {}) is not None]:
         _compare(name, found.pop(name), _constant(name, constants or {}), what)
     expected = to_named(like)
-    places = {name: _place(name) for name in expected}
-    _same_names(set(places.values()), set(found), what)
+    torch_names = {name: _torch_name(name) for name in expected}
+    _check_same_names(set(torch_names.values()), set(found), what)
     for name, leaf in expected.items():
         shape = tuple(leaf.shape[axis] for axis in _axes(name, leaf.shape))
-        there = tuple(found[places[name]].shape)
-        if there != shape:
+        stored = tuple(found[torch_names[name]].shape)
+        if stored != shape:
             raise ValueError(
-                f"{what} does not fit its config: {places[name]!r} has shape {there} where {shape} "
-                "is expected"
+                f"{what} does not fit its config: {torch_names[name]!r} has shape {stored} where "
+                f"{shape} is expected"
             )
-    dtype = _precision({place: np.dtype(found[place].dtype) for place in places.values()}, what)
+    dtype = _common_dtype({name: np.dtype(found[name].dtype) for name in found}, what)
     leaves = []
     for name, leaf in expected.items():
-        array = np.asarray(found[places[name]]).astype(dtype, copy=False)
+        array = np.asarray(found[torch_names[name]]).astype(dtype, copy=False)
         leaves.append(array.transpose(np.argsort(_axes(name, leaf.shape))))
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
@@ -84,40 +88,39 @@ def _rename(
     return found
 
 
-def _place(name: str) -> str:
-    """PyTorch's name of a leaf."""
+def _torch_name(name: str) -> str:
     *owner, last = name.split(".")
     return ".".join([*owner, "weight" if last in WEIGHTS else last])
 
 
 def _axes(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Axes of a leaf in the order in which PyTorch has them."""
+    """Return the axes of a Flax array in the order in which PyTorch has them."""
     kernel = name.rsplit(".", 1)[-1] == "kernel"
     return AXES[len(shape)] if kernel else tuple(range(len(shape)))
 
 
-def _same_names(here: set[str], there: set[str], what: str) -> None:
-    for names, trouble in (
-        (sorted(there - here), "has no place in this network"),
-        (sorted(here - there), "is missing"),
+def _check_same_names(expected: set[str], stored: set[str], what: str) -> None:
+    for names, problem in (
+        (sorted(stored - expected), "has no place in this network"),
+        (sorted(expected - stored), "is missing"),
     ):
         if names:
             raise ValueError(
-                f"{what} does not fit its config: {names[0]!r} {trouble} ({len(names)} such arrays)"
+                f"{what} does not fit its config: {names[0]!r} {problem} ({len(names)} such arrays)"
             )
 
 
-def _precision(dtypes: Mapping[str, np.dtype], what: str) -> np.dtype:
-    """The one that all arrays have; double is stored as single, in which networks run."""
+def _common_dtype(dtypes: Mapping[str, np.dtype], what: str) -> np.dtype:
+    """Return the dtype that all arrays have, and float32 for float64."""
     first, dtype = next(iter(dtypes.items()))
     for name, other in dtypes.items():
         if other != dtype:
             raise ValueError(
                 f"{what} mixes precisions: {first!r} is {dtype.name} and {name!r} {other.name}; "
-                "convert it to one"
+                "convert all to one"
             )
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"{what} holds {dtype.name} where numbers with a point are expected")
+        raise ValueError(f"{what} holds {dtype.name} where floating-point numbers are expected")
     return np.dtype(np.float32) if dtype == np.float64 else dtype
 
 

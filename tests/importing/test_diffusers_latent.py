@@ -9,8 +9,7 @@ import pytest
 from flax import nnx
 
 from dgjax.checkpoints.checkpoint import load
-from dgjax.importing.diffusers import import_diffusers
-from dgjax.importing.names import fill
+from dgjax.importing import import_diffusers, load_state_dict
 from dgjax.model.divergence import Untracked
 from dgjax.networks import AutoencoderKL, DiT
 from dgjax.sampling.sample import sample
@@ -35,7 +34,7 @@ def drawn(module):
 
 def imported(module, make):
     weights = {name: array.numpy() for name, array in module.state_dict().items()}
-    network = fill(nnx.eval_shape(make), weights, "the test")
+    network = load_state_dict(nnx.eval_shape(make), weights, "the test")
     return jax.tree.map(jnp.asarray, network)
 
 

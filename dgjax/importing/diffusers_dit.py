@@ -1,4 +1,4 @@
-"""diffusers' `DiTTransformer2DModel`: its config as arguments of `dgjax.networks.DiT`."""
+"""Read the config of diffusers' `DiTTransformer2DModel` as arguments of `dgjax.networks.DiT`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from dgjax.networks.dit import positions
 
 __all__ = ["read_dit", "stored_positions"]
 
-# What diffusers takes where a config does not say.
+# diffusers' defaults for what a config leaves out.
 DEFAULTS: dict[str, Any] = {
     "num_attention_heads": 16,
     "attention_head_dim": 72,
@@ -23,8 +23,9 @@ DEFAULTS: dict[str, Any] = {
     "norm_elementwise_affine": False,
     "norm_eps": 1e-5,
 }
-# Settings of the class's older name, which had other networks too; only these values are a DiT.
-NEUTRAL: dict[str, tuple[Any, ...]] = {
+# `Transformer2DModel`, the older name of the class, had other networks, too. With these values of
+# its settings (the first is the default) it is a DiT.
+DIT_VALUES: dict[str, tuple[Any, ...]] = {
     "attention_type": ("default",),
     "caption_channels": (None,),
     "cross_attention_dim": (None,),
@@ -36,26 +37,30 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "use_additional_conditions": (None, False),
     "use_linear_projection": (False,),
 }
-UNREAD = {
-    "dropout",
-    "norm_num_groups",
-    "upcast_attention",
-}  # of training, other networks, precision
+# About training, other networks and precision.
+IGNORED = {"dropout", "norm_num_groups", "upcast_attention"}
 
 
 def read_dit(config: Mapping[str, Any]) -> tuple[tuple[int, ...], dict[str, Any], str]:
-    """Shape of one sample, the network of a `ModelSpec`, and its clock, "step".
+    """Convert the config of a diffusion transformer.
+
+    Args:
+        config: the content of its config.json.
+
+    Returns:
+        The shape of one sample, the `network` of a `dgjax.checkpoints.spec.ModelSpec`, and
+        "time_step", the time that the network takes.
 
     Raises:
-        ValueError: naming the key that is unknown or has a value not known here.
+        ValueError: if a setting is unknown or its value is not supported; the message names it.
     """
     kind = str(config.get("_class_name"))
     given = {key: value for key, value in config.items() if not key.startswith("_")}
-    if unknown := sorted(given.keys() - DEFAULTS.keys() - NEUTRAL.keys() - UNREAD):
-        raise ValueError(f"the setting {unknown[0]!r} of {kind} is unknown here")
-    for key, values in NEUTRAL.items():
+    if unknown := sorted(given.keys() - DEFAULTS.keys() - DIT_VALUES.keys() - IGNORED):
+        raise ValueError(f"the setting {unknown[0]!r} of {kind} is unknown")
+    for key, values in DIT_VALUES.items():
         if given.get(key, values[0]) not in values:
-            raise ValueError(f"{kind} with {key} {given[key]!r} is no DiT, and is not read here")
+            raise ValueError(f"{kind} with {key} {given[key]!r} is not a DiT, and is not supported")
     c = {**DEFAULTS, **given}
     shape = (c["sample_size"], c["sample_size"], c["in_channels"])
     if not all(isinstance(n, int) and n > 0 for n in shape):
@@ -76,11 +81,19 @@ def read_dit(config: Mapping[str, Any]) -> tuple[tuple[int, ...], dict[str, Any]
         "activation": c["activation_fn"],
         "norm_affine": c["norm_elementwise_affine"],
     }
-    return shape, network, "step"
+    return shape, network, "time_step"
 
 
 def stored_positions(shape: tuple[int, ...], network: Mapping[str, Any]) -> dict[str, Any]:
-    """The table of positions that older files store: a constant of `dgjax.importing.names.fill`."""
+    """Return the position embeddings that older files store among the weights.
+
+    Args:
+        shape: (H, W, C) of one sample.
+        network: as `read_dit` returns it.
+
+    Returns:
+        `constants` of `dgjax.importing.state_dict.load_state_dict`.
+    """
     patch = network["patch_size"]
     size = network["num_attention_heads"] * network["attention_head_dim"]
     table = positions(shape[0] // patch, shape[1] // patch, size)

@@ -13,11 +13,12 @@ from flax import nnx
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from dgjax.checkpoints.checkpoint import load, to_named
+from dgjax.checkpoints.arrays import to_named
+from dgjax.checkpoints.checkpoint import load
 from dgjax.checkpoints.opened import open_model
 from dgjax.checkpoints.spec import ModelSpec, build_network
-from dgjax.importing.diffusers import import_diffusers
-from dgjax.importing.unet2d import read_unet2d
+from dgjax.importing import import_diffusers
+from dgjax.importing.diffusers_unet2d import read_unet2d
 
 CONFIG = {
     "_class_name": "UNet2DModel",
@@ -149,7 +150,7 @@ def test_a_network_alone_takes_a_scheduler(source, tmp_path, run):
     arguments = ("import", source / "unet", tmp_path / "out")
     status, _, complaint = run(*arguments)
     assert status == 1
-    assert "give one by --scheduler" in complaint
+    assert "pass the scheduler's config as scheduler" in complaint
     for scheduler in (source / "scheduler", source / "scheduler" / "scheduler_config.json"):
         assert run(*arguments, "--scheduler", scheduler)[0] == 0
         assert load(tmp_path / "out")[1].model.t_max == 49
@@ -164,7 +165,7 @@ def test_a_network_with_classes_takes_one_and_needs_one(tmp_path, run):
         model.pair(jnp.float32(3.0), jnp.zeros((4, 4, 1)), 3)
     status, _, complaint = run("sample", "--model", tmp_path / "out", "--out", tmp_path / "o")
     assert status == 1
-    assert re.search(r"with a class for every image: give cond \(--class\)", complaint)
+    assert re.search("with a class for every image: pass a class label as cond", complaint)
     plain, _ = load(write_plain(tmp_path, run))
     with pytest.raises(ValueError, match="takes no condition"):
         plain.pair(jnp.float32(3.0), jnp.zeros((4, 4, 1)), 1)
@@ -200,10 +201,10 @@ def spoil_scheduler(**changes):
     ("spoil", "message"),
     [
         (lambda f: (f / "unet" / FILE).unlink(), "has no weights"),
-        (lambda f: (f / "unet" / FILE).write_bytes(b"12345678{}"), "damaged or no safetensors"),
+        (lambda f: (f / "unet" / FILE).write_bytes(b"12345678{}"), "damaged or not safetensors"),
         (lambda f: (f / "unet" / "config.json").unlink(), r"no config\.json in"),
         (lambda f: (f / "unet" / "config.json").write_text("{"), "cannot be read as JSON"),
-        (lambda f: (f / "unet" / "config.json").write_text("[]"), "is no table"),
+        (lambda f: (f / "unet" / "config.json").write_text("[]"), "holds no JSON object"),
         (
             lambda f: (f / "model_index.json").write_text('{"_class_name": "X", "vae": []}'),
             "the pipeline X has 0 networks",
@@ -250,7 +251,8 @@ def test_a_name_is_fetched_from_the_hub_where_there_is_one(source, tmp_path, run
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     status, _, complaint = run("import", "some/model", tmp_path / "out")
     assert status == 1
-    assert "there is no folder some/model; to take it from the hub: pip install" in complaint
+    assert "there is no folder some/model;" in complaint
+    assert "pip install 'dgjax[hub]'" in complaint
     asked = []
 
     def snapshot_download(name, allow_patterns, ignore_patterns):
@@ -266,4 +268,6 @@ def test_a_name_is_fetched_from_the_hub_where_there_is_one(source, tmp_path, run
     assert asked == [("some/model", ["*.json", "README.md", "*.safetensors"])]
     status, _, complaint = run("import", "other/model", tmp_path / "more")
     assert status == 1
-    assert complaint.endswith("nor is it on the hub: no route to the hub\n")
+    assert complaint.endswith(
+        "cannot be downloaded from the Hugging Face hub: no route to the hub\n"
+    )

@@ -1,11 +1,11 @@
-"""diffusers' `AutoencoderKL`: its config as arguments of `dgjax.networks.AutoencoderKL`."""
+"""Read the config of diffusers' `AutoencoderKL` as arguments of `dgjax.networks.AutoencoderKL`."""
 
 from collections.abc import Mapping
 from typing import Any
 
 __all__ = ["read_autoencoder"]
 
-# What diffusers takes where a config does not say.
+# diffusers' defaults for what a config leaves out.
 DEFAULTS: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,
@@ -24,26 +24,33 @@ DEFAULTS: dict[str, Any] = {
     "use_post_quant_conv": True,
     "mid_block_add_attention": True,
 }
-CHOICES = {
+# The only values that `dgjax.networks.AutoencoderKL` has; diffusers has more.
+SUPPORTED = {
     "act_fn": ("silu", "swish"),
     "latents_mean": (None,),
     "latents_std": (None,),
 }
-UNREAD = {"sample_size", "force_upcast"}  # of tiles and precision
+IGNORED = {"sample_size", "force_upcast"}  # about tiling and precision
 
 
 def read_autoencoder(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The autoencoder of `dgjax.checkpoints.checkpoint.Meta`.
+    """Convert the config of an autoencoder.
+
+    Args:
+        config: the content of its config.json.
+
+    Returns:
+        The autoencoder as `dgjax.checkpoints.checkpoint.Meta` describes it: a `kind` and arguments.
 
     Raises:
-        ValueError: naming the key that is unknown or has a value not known here.
+        ValueError: if a setting is unknown or its value is not supported; the message names it.
     """
     kind = config.get("_class_name")
     if kind != "AutoencoderKL":
-        raise ValueError(f"the autoencoder {kind} is not read here: there is AutoencoderKL")
+        raise ValueError(f"the autoencoder {kind} is not supported; supported: AutoencoderKL")
     given = {key: value for key, value in config.items() if not key.startswith("_")}
-    if unknown := sorted(given.keys() - DEFAULTS.keys() - UNREAD):
-        raise ValueError(f"the setting {unknown[0]!r} of AutoencoderKL is unknown here")
+    if unknown := sorted(given.keys() - DEFAULTS.keys() - IGNORED):
+        raise ValueError(f"the setting {unknown[0]!r} of AutoencoderKL is unknown")
     c = {**DEFAULTS, **given}
     levels = len(c["block_out_channels"])
     blocks = {
@@ -51,10 +58,10 @@ def read_autoencoder(config: Mapping[str, Any]) -> dict[str, Any]:
         "up_block_types": (levels * ["UpDecoderBlock2D"],),
         "out_channels": (c["in_channels"],),
     }
-    for key, choices in {**CHOICES, **blocks}.items():
+    for key, choices in {**SUPPORTED, **blocks}.items():
         if c[key] not in choices:
             raise ValueError(
-                f"{key} {c[key]!r} of AutoencoderKL is not read here: there is {choices[0]}"
+                f"{key} {c[key]!r} of AutoencoderKL is not supported; supported: {choices[0]}"
             )
     return {
         "kind": "autoencoder_kl",

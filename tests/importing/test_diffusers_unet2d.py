@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dgjax.checkpoints.spec import build
-from dgjax.importing.diffusers import import_diffusers
+from dgjax.importing import import_diffusers
 from dgjax.model.field import repath
 from dgjax.model.paths import edm
 from dgjax.sampling.sample import sample

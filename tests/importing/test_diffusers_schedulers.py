@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dgjax.checkpoints.spec import ModelSpec, build
-from dgjax.importing.schedulers import DISCRETE, alphas_cumprod, read_scheduler
+from dgjax.importing.diffusers_schedulers import DISCRETE, alphas_cumprod, read_scheduler
 
 DDIM = {"_class_name": "DDIMScheduler", "_diffusers_version": "0.30.0", "clip_sample": False}
 
@@ -59,7 +59,7 @@ def test_noise_levels_of_a_variance_exploding_model():
     found = read_scheduler({"_class_name": "ScoreSdeVeScheduler", "sigma_max": 90.0, "snr": 0.15})
     assert (found.path, found.parametrization) == ({"kind": "edm"}, {"kind": "score"})
     assert (found.t_min, found.t_max, found.data_range) == (0.01, 90.0, (0.0, 1.0))
-    assert found.clock == "level"
+    assert found.time == "noise_level"
 
 
 @pytest.mark.parametrize(
@@ -69,12 +69,15 @@ def test_noise_levels_of_a_variance_exploding_model():
         ({"_class_name": None}, "scheduler 'None' is unknown"),
         ({"beta_schedule": "sigmoid"}, "beta_schedule 'sigmoid' is unknown"),
         ({"prediction_type": "flow_prediction"}, "prediction_type 'flow_prediction' is unknown"),
-        ({"use_flow_sigmas": True}, "use_flow_sigmas = True is a process not read"),
-        ({"timestep_type": "continuous"}, "timestep_type = 'continuous' is a process not read"),
+        ({"use_flow_sigmas": True}, "use_flow_sigmas = True is a process that is not supported"),
+        (
+            {"timestep_type": "continuous"},
+            "timestep_type = 'continuous' is a process that is not supported",
+        ),
         ({"new_noise": 1}, "has the setting 'new_noise'"),
-        ({"beta_end": "0.02"}, "are no numbers"),
+        ({"beta_end": "0.02"}, "are not numbers"),
         ({"beta_end": 1.5}, "between 0 and 1"),
-        ({"num_train_timesteps": "many"}, "are no numbers"),
+        ({"num_train_timesteps": "many"}, "are not numbers"),
         ({"trained_betas": [[0.1], [0.2]]}, "must be a list"),
     ],
 )

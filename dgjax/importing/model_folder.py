@@ -1,4 +1,4 @@
-"""What all folders of models have in common: JSON, a model card, and what becomes of them."""
+"""Shared parts of the importers: their result, JSON configs, the licence of a model card."""
 
 import json
 import re
@@ -13,9 +13,15 @@ __all__ = ["Imported", "card_licence", "read_json"]
 
 
 class Imported(NamedTuple):
-    """A model with NumPy weights, what is known of it, and what it was made from.
+    """An imported model.
 
-    `autoencoder` is that of a model of latents, and None for one of pixels.
+    Attributes:
+        model: the model, with NumPy weights in the precision of their files.
+        autoencoder: the autoencoder of a model of latents, or None for a model of pixels.
+        meta: what a checkpoint records of the model.
+        architecture: the source's name of the network's class.
+        scheduler: the source's name of the scheduler or preconditioning.
+        notes: lines on how the model differs from its source.
     """
 
     model: Field
@@ -27,7 +33,17 @@ class Imported(NamedTuple):
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The table in a JSON file; a ValueError if it is missing or none."""
+    """Read a JSON file that holds one object.
+
+    Args:
+        file: the file.
+
+    Returns:
+        The object, as a dictionary.
+
+    Raises:
+        ValueError: if the file is missing, damaged or holds something else.
+    """
     try:
         content = json.loads(file.read_text())
     except FileNotFoundError:
@@ -36,12 +52,19 @@ def read_json(file: Path) -> dict[str, Any]:
         first = str(error).splitlines()[0]
         raise ValueError(f"{file} cannot be read as JSON: {first}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{file} is no table of names and values")
+        raise ValueError(f"{file} holds no JSON object of names and values")
     return content
 
 
 def card_licence(folder: Path) -> str | None:
-    """The licence in the front matter of the model card, if it states one."""
+    """Read the licence that a model card states.
+
+    Args:
+        folder: the model's folder, with the card in README.md.
+
+    Returns:
+        `license` in the front matter of the card, or None if there is none.
+    """
     try:
         card = (folder / "README.md").read_text(errors="replace")
     except OSError:
