@@ -19,6 +19,7 @@ from dgjax.checkpoints.arrays import from_named, to_named
 from dgjax.checkpoints.checkpoint import Meta, digest, load, load_autoencoder, save
 from dgjax.checkpoints.pretrained import load_pretrained
 from dgjax.checkpoints.spec import ModelSpec, build, build_autoencoder
+from dgjax.networks import IdentityAutoencoder
 from dgjax.pictures.png import encode_png
 from dgjax.pictures.quantization import to_uint8
 
