@@ -165,7 +165,7 @@ def _read_labels(index: Mapping[str, Any], classes: int | None) -> tuple[str, ..
 def _read_autoencoder_spec(
     folder: Path, index: Mapping[str, Any], shape: tuple[int, ...]
 ) -> dict[str, Any]:
-    """Return the pipeline's autoencoder as `dgjax.checkpoints.checkpoint.Meta` describes it."""
+    """Return the pipeline's autoencoder as `dgjax.checkpoints.Meta` describes it."""
     if not any(index.get("vae") or ()):
         return dict(PIXELS)
     config = read_json(folder / "vae" / "config.json")

@@ -40,7 +40,7 @@ def read_autoencoder(config: Mapping[str, Any]) -> dict[str, Any]:
         config: the content of its config.json.
 
     Returns:
-        The autoencoder as `dgjax.checkpoints.checkpoint.Meta` describes it: a `kind` and arguments.
+        The autoencoder as `dgjax.checkpoints.Meta` describes it: a `kind` and arguments.
 
     Raises:
         ValueError: if a setting is unknown or its value is not supported; the message names it.

@@ -48,7 +48,7 @@ def read_dit(config: Mapping[str, Any]) -> tuple[tuple[int, ...], dict[str, Any]
         config: the content of its config.json.
 
     Returns:
-        The shape of one sample, the `network` of a `dgjax.checkpoints.spec.ModelSpec`, and
+        The shape of one sample, the `network` of a `dgjax.checkpoints.ModelSpec`, and
         "time_step", the time that the network takes.
 
     Raises:

@@ -16,7 +16,7 @@ __all__ = ["DISCRETE", "Process", "alphas_cumprod", "read_scheduler"]
 
 
 class Process(NamedTuple):
-    """A diffusion process, in the terms of `dgjax.checkpoints.spec.ModelSpec`.
+    """A diffusion process, in the terms of `dgjax.checkpoints.ModelSpec`.
 
     Attributes:
         path: `kind` and arguments of the path.

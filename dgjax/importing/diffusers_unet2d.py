@@ -67,7 +67,7 @@ def read_unet2d(config: Mapping[str, Any]) -> tuple[tuple[int, ...], dict[str, A
         config: the content of its config.json.
 
     Returns:
-        The shape of one image, the `network` of a `dgjax.checkpoints.spec.ModelSpec`, and the time
+        The shape of one image, the `network` of a `dgjax.checkpoints.ModelSpec`, and the time
         that the network takes: "time_step" or "noise_level".
 
     Raises:

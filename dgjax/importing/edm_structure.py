@@ -15,7 +15,7 @@ class Structure(NamedTuple):
 
     Attributes:
         shape: (H, W, C) of one image.
-        network: the network of a `dgjax.checkpoints.spec.ModelSpec`.
+        network: the network of a `dgjax.checkpoints.ModelSpec`.
         renames: argument of `dgjax.importing.state_dict.load_state_dict`.
         constants: argument of the same.
     """
