@@ -8,22 +8,19 @@ of the model's own marginal at its smallest noise level t_min.
 
 from dgjax._version import __version__ as __version__
 from dgjax.checkpoints.pretrained import load_pretrained, pretrained_models
-from dgjax.evaluation import (
-    Estimate,
-    InconsistencyStatistics,
-    Normality,
-    PrecisionRecall,
-    frechet_distance,
-    frechet_gaussian,
-    frechet_interval,
-    h_statistic,
-    inconsistency_statistics,
-    normality,
-    precision_recall,
-)
 from dgjax.evaluation.alignment import Alignment, AlignmentStatistics, align, alignment_statistics
+from dgjax.evaluation.frechet import frechet_distance, frechet_gaussian, frechet_interval
 from dgjax.evaluation.geodesics import Geodesic, Posterior, geodesic, jeffreys, posterior
-from dgjax.evaluation.inconsistency import Inconsistency, heat_residual, inconsistency
+from dgjax.evaluation.inconsistency import (
+    Inconsistency,
+    InconsistencyStatistics,
+    heat_residual,
+    inconsistency,
+    inconsistency_statistics,
+)
+from dgjax.evaluation.intervals import Estimate
+from dgjax.evaluation.normality import Normality, h_statistic, normality
+from dgjax.evaluation.precision_recall import PrecisionRecall, precision_recall
 from dgjax.guidance.classifier_free import autoguidance, classifier_free_guidance
 from dgjax.guidance.density import (
     density_guidance,
@@ -83,7 +80,8 @@ from dgjax.model.parametrization import (
 )
 from dgjax.model.paths import cosine, custom, edm, logsnr, rectified_flow, sub_vp, ve, vp
 from dgjax.model.prior import chi_quantile, prior_guidance, prior_sample, with_norm
-from dgjax.pictures.pixels import bits_per_dim, dequantize, png_bytes
+from dgjax.pictures.png import png_bytes
+from dgjax.pictures.quantization import bits_per_dim, dequantize
 from dgjax.sampling.likelihood import Likelihood, likelihood
 from dgjax.sampling.sample import Info, Sampled, Trajectory, sample
 from dgjax.sampling.shooting import Shot, pilot, shoot

@@ -1,4 +1,4 @@
-"""Training: does anything around the step (data, records, checkpoints) slow it down?
+"""Training: do data, records or checkpoints slow the training step down?
 
 The rate of `fit`, from the times that it notes in `metrics.jsonl`, against that of its own jitted
 step on one batch that lies on the devices already. Both in one process, in turn, each compiled and
@@ -36,7 +36,7 @@ OUT = Path(__file__).parent / "figures" / "throughput.md"
 
 
 def bare(config):
-    """A function that times STEPS steps on one batch, in images a second."""
+    """Make a function that times STEPS steps on one batch, in images per second."""
     mesh = device_mesh()
     data = load_data(config.data, config.model.shape)
     where = state_shardings(state_shapes(config), mesh, config.execution.parameters)
@@ -67,7 +67,7 @@ def bare(config):
 
 
 def whole(config):
-    """Images a second of a run, between its first and its last note after the warm-up."""
+    """Return images per second of a run, between its first and last record after the warm-up."""
     with tempfile.TemporaryDirectory() as folder:
         fit(config, folder)
         lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").open()]

@@ -19,7 +19,7 @@ LINKED = sorted(p for p in DOCS.rglob("*.md") if p.is_symlink())
 REFERENCE = sorted((DOCS / "api").glob("*.md"))
 ALSO = [
     "dgjax.checkpoints",
-    "dgjax.evaluation",
+    "dgjax.evaluation.frechet",
     "dgjax.networks",
     "dgjax.devices",
 ]

@@ -13,7 +13,7 @@ import numpy as np
 
 from dgjax.configuration import unknown_name
 from dgjax.data.dataset import Dataset, UncroppedImages
-from dgjax.pictures.files import cover_image, fit_image, read_image
+from dgjax.pictures.image_files import cover_image, fit_image, read_image
 
 __all__ = ["CROPS", "IMAGE_SUFFIXES", "PARTS", "is_held_out", "load_folder"]
 

@@ -16,7 +16,8 @@ from typing import Any, TextIO
 import numpy as np
 
 from dgjax.files import replace_file
-from dgjax.pictures.pixels import to_image
+from dgjax.pictures.png import to_image
+from dgjax.pictures.quantization import to_uint8
 from dgjax.training.cleanup import on_exit
 
 __all__ = ["Recorder", "open_recorder"]
@@ -64,7 +65,7 @@ class Recorder:
         Raises:
             ValueError: if the picture cannot be written.
         """
-        grid = to_image(_tile(x), data_range)
+        grid = to_image(to_uint8(_tile(x), data_range))
         folder, shown = self.run_dir / "samples", np.asarray(grid.convert("RGB"))
         with _write_errors_explained(self.run_dir):
             folder.mkdir(exist_ok=True)

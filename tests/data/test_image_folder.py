@@ -13,7 +13,7 @@ from PIL import Image
 
 from dgjax.data.dataset import UncroppedImages
 from dgjax.data.image_folder import is_held_out, load_folder
-from dgjax.pictures.files import read_image, to_colours
+from dgjax.pictures.image_files import convert_colours, read_image
 from dgjax.training import TrainConfig, export, fit, load_data
 from dgjax.training.components import make_augment
 from dgjax.training.pipeline import training_batches
@@ -99,7 +99,7 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     values = load_folder(tmp_path, (4, 4, 1)).values[0, ..., 0]
     np.testing.assert_array_equal(values, np.arange(16).reshape(4, 4) * 17)
     with pytest.raises(ValueError, match="levels of 32 bits; save it"):
-        to_colours(Image.new("F", (4, 4)), (4, 4, 1))
+        convert_colours(Image.new("F", (4, 4)), (4, 4, 1))
 
 
 # Windows

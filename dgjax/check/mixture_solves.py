@@ -1,7 +1,7 @@
-"""The mixture's model, and solves of it that share their compiled functions.
+"""The model of the mixture, and solves of it that share few compiled functions.
 
-One noise that contains the others, numbers that turn parts of it off, and pieces of one length
-are why there are so few.
+All solves use pieces of the same number of steps, and one noise term that contains all others;
+scales of 0 turn its parts off. So few programs are compiled.
 """
 
 from collections import Counter
@@ -30,8 +30,8 @@ from dgjax.typing import Key, Sample, as_float, register_dataclass
 __all__ = [
     "STEPS",
     "W_MIN",
-    "Heights",
-    "Walk",
+    "NoiseScales",
+    "Solution",
     "latents_of",
     "model_of",
     "solve",
@@ -41,20 +41,22 @@ __all__ = [
 ]
 
 RHO, W_MIN, W_MAX = 7.0, 0.05, 20.0
-STEPS = 32  # in one compiled solve; longer ones are several of these
+STEPS = 32  # steps of one compiled piece; a longer solve repeats it
 
 
 def model_of(mixture: Mixture) -> Field:
+    """Make the closed-form field of the mixture on the EDM path."""
     ends = {"t_min": W_MIN ** (1 / RHO), "t_max": W_MAX ** (1 / RHO)}
     return closed_form(gaussian_mixture(*mixture), edm(RHO), **ends)
 
 
 def latents_of(mixture: Mixture) -> Array:
+    """Draw latents (BATCH, SIZE) of the mixture at t_max."""
     return as_float(mixture.noisy(1.0, W_MAX).draw(np.random.default_rng(2), BATCH))
 
 
 def true_log_density(mixture: Mixture, model: Field, x: Array) -> np.ndarray:
-    """Log-densities of x at the model's t_min in nats, by SciPy."""
+    """Return log-densities of x at the model's t_min in nats, by SciPy."""
     sigma = float(model.t_min) ** RHO
     return mixture.noisy(1.0, sigma).log_density(np.asarray(x, np.float64))
 
@@ -62,7 +64,7 @@ def true_log_density(mixture: Mixture, model: Field, x: Array) -> np.ndarray:
 @register_dataclass
 @dataclass(frozen=True)
 class _Noises:
-    """The sum of Stratonovich terms."""
+    """Sum of Stratonovich noise terms."""
 
     terms: tuple[StratonovichNoise, ...]
 
@@ -70,14 +72,14 @@ class _Noises:
         return sum((n.increment(local, dt, dW) for n in self.terms), jnp.zeros_like(dW))
 
 
-class Heights(NamedTuple):
-    """Of the noise along the level set, and of the reverse SDE's."""
+class NoiseScales(NamedTuple):
+    """Scales of the noise along the level set and of the noise of the reverse SDE."""
 
     level_set: float = 0.0
     reverse: float = 0.0
 
 
-traces: Counter[str] = Counter()  # of the compiled solve, by its solver
+traces: Counter[str] = Counter()  # number of compilations of `_piece` by solver
 
 
 @partial(jax.jit, static_argnames="solver")
@@ -91,7 +93,7 @@ def _piece(
     key: Key,
     solver: str,
 ) -> Sampled:
-    traces[solver] += 1  # runs while tracing only
+    traces[solver] += 1  # runs only while tracing
 
     def one(x: Sample, log_density: Array, key: Key) -> Sampled:
         return sample(
@@ -115,8 +117,15 @@ def _priors(model: Field, x: Array) -> Array:
     return jax.vmap(lambda x: log_prior(model, x))(x)
 
 
-class Walk(NamedTuple):
-    """The end of a solve, (BATCH,) log-densities in nats, and its pieces' trajectories."""
+class Solution(NamedTuple):
+    """Result of a solve.
+
+    Attributes:
+        x: (BATCH, SIZE) samples at t_min.
+        log_density: (BATCH,) tracked log-densities in nats.
+        bound_share: share of the log-SNR range on which the guide was at its bound.
+        trajectories: the trajectory of each piece.
+    """
 
     x: Array
     log_density: np.ndarray
@@ -130,25 +139,34 @@ def solve(
     guide: Guide,
     *,
     steps: int = 2 * STEPS,
-    heights: Heights | None = Heights(),
+    noise: NoiseScales | None = NoiseScales(),
     solver: str = "rk4",
-) -> Walk:
-    """From x at t_max to t_min; heights of 0 share one program, None is a smaller one."""
-    noise = heights and _Noises((level_set_noise(heights[0]), reverse_sde(heights[1])))
+) -> Solution:
+    """Integrate from latents x at t_max to t_min.
+
+    Args:
+        model: the field.
+        x: (BATCH, SIZE) latents.
+        guide: the guide.
+        steps: number of steps, a multiple of STEPS.
+        noise: scales of the noise. All scales share one program; None compiles a smaller one.
+        solver: name of the solver.
+    """
+    term = noise and _Noises((level_set_noise(noise[0]), reverse_sde(noise[1])))
     grid, log_density = grid_uniform(model, steps), _priors(model, x)
     shares, trajectories = [], []
     for i, start in enumerate(range(0, steps, STEPS)):
         piece, key = grid[start : start + STEPS + 1], jax.random.key(i)
-        out = _piece(model, x, piece, log_density, guide, noise, key, solver)
+        out = _piece(model, x, piece, log_density, guide, term, key, solver)
         x, log_density = out.x, out.log_density
         shares.append(np.mean(out.info.bound_share))
         trajectories.append(out.trajectory)
-    return Walk(x, np.asarray(log_density), float(np.mean(shares)), trajectories)
+    return Solution(x, np.asarray(log_density), float(np.mean(shares)), trajectories)
 
 
-def tracked(guide: Guide, **options: Any) -> tuple[np.ndarray, Walk]:
-    """Tracked minus true log-densities in nats, and the solve they come from."""
+def tracked(guide: Guide, **options: Any) -> tuple[np.ndarray, Solution]:
+    """Return tracked minus true log-densities in nats, and the solution they come from."""
     mixture = make_mixture()
     model = model_of(mixture)
-    walk = solve(model, latents_of(mixture), guide, **options)
-    return walk.log_density - true_log_density(mixture, model, walk.x), walk
+    solution = solve(model, latents_of(mixture), guide, **options)
+    return solution.log_density - true_log_density(mixture, model, solution.x), solution

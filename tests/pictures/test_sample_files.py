@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from dgjax.pictures.samples import Rows, Source
+from dgjax.pictures.sample_files import LazySamples, SampleFile
 
 
-def test_rows_are_those_of_the_files_read_once_each_in_turn():
+def test_samples_are_those_of_the_files_read_once_each_in_turn():
     rng = np.random.default_rng(0)
     files = [
         rng.integers(0, 256, (1, 2, 2)).astype(np.uint8),
@@ -16,9 +16,9 @@ def test_rows_are_those_of_the_files_read_once_each_in_turn():
 
     def source(i):
         names = [str(j) for j in range(len(files[i]))]
-        return Source(names, files[i].dtype == np.uint8, lambda: reads.append(i) or files[i])
+        return SampleFile(names, files[i].dtype == np.uint8, lambda: reads.append(i) or files[i])
 
-    rows = Rows([source(i) for i in range(3)], (2, 2))
+    rows = LazySamples([source(i) for i in range(3)], (2, 2))
     assert rows.shape == (8, 2, 2)
     assert reads == []
     index = [np.arange(s, s + 3).clip(max=7) for s in (0, 3, 6)]  # the last batch is padded

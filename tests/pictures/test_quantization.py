@@ -10,7 +10,8 @@ from PIL import Image
 from scipy import stats
 
 import dgjax
-from dgjax.pictures.pixels import to_image, to_uint8
+from dgjax.pictures.png import encode_png, to_image
+from dgjax.pictures.quantization import from_uint8, to_uint8
 
 
 @pytest.mark.parametrize("data_range", [(-1.0, 1.0), (0.0, 1.0), (-0.5, 2.0)])
@@ -57,6 +58,7 @@ def test_every_level_survives_a_round_trip(data_range, dtype):
     levels = np.arange(256, dtype=np.uint8)
     x = (low + levels * (high - low) / 255).astype(dtype)
     np.testing.assert_array_equal(to_uint8(x, data_range), levels)
+    np.testing.assert_allclose(from_uint8(levels, data_range), x, rtol=1e-6, atol=1e-6)
     # Rounded to the nearest, not cut.
     step = (high - low) / 255
     np.testing.assert_array_equal(to_uint8(x + 0.4 * step, data_range), levels)
@@ -64,7 +66,11 @@ def test_every_level_survives_a_round_trip(data_range, dtype):
 
 
 def test_values_outside_the_range_are_clipped():
-    assert to_uint8(np.array([-9.0, 9.0])).tolist() == [0, 255]
+    assert to_uint8(np.array([-9.0, 9.0, -np.inf, np.inf])).tolist() == [0, 255, 0, 255]
+
+
+def test_nan_is_black():
+    assert to_uint8(np.array([np.nan, 1.0]), (0.0, 1.0)).tolist() == [0, 255]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -82,15 +88,21 @@ def test_png_bytes_count_the_detail(channels):
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
 def test_a_png_holds_the_pixels(channels, mode):
     x = np.random.default_rng(0).uniform(-1, 1, (5, 7, channels))
-    buffer = io.BytesIO()
-    to_image(x).save(buffer, "PNG")
-    image = Image.open(buffer)
+    levels = to_uint8(x)
+    image = Image.open(io.BytesIO(encode_png(levels)))
     assert image.mode == mode
-    np.testing.assert_array_equal(np.asarray(image).reshape(x.shape), to_uint8(x))
+    np.testing.assert_array_equal(np.asarray(image).reshape(x.shape), levels)
+    assert dgjax.png_bytes(x) == len(encode_png(levels))
 
 
 @pytest.mark.parametrize("shape", [(28, 28), (28, 28, 2), (1, 28, 28, 1)])
-@pytest.mark.parametrize("fn", [to_image, dgjax.png_bytes])
+@pytest.mark.parametrize("fn", [to_image, encode_png, dgjax.png_bytes])
 def test_other_shapes_are_no_image(fn, shape):
     with pytest.raises(ValueError, match="an image has shape"):
         fn(np.zeros(shape))
+
+
+@pytest.mark.parametrize("fn", [to_image, encode_png])
+def test_samples_that_are_not_quantized_are_refused(fn):
+    with pytest.raises(ValueError, match="must be uint8, got float64"):
+        fn(np.zeros((4, 4, 1)))
