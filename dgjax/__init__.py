@@ -1,38 +1,33 @@
-"""dgjax: sample diffusion and flow models at a log-density you choose, and measure it.
+"""dgjax: sample diffusion and flow models at a chosen log-density, and measure it.
 
-Data flows one way: a path and a network make a `Field`; `sample` follows its velocity through
-guides and noise while tracking log p_t; `likelihood` and `quadrature` measure it afterwards.
-Functions act on one sample; batch with `jax.vmap`. Log-densities are nats, of the model's own
-marginal at its smallest noise level t_min.
+`field` makes a model of a network and its path. `sample` draws from the model with guides and
+noise, and tracks log p_t along the way. `likelihood` and `quadrature` measure the log-density of
+given points. Functions act on one sample; use `jax.vmap` for a batch. Log-densities are in nats,
+of the model's own marginal at its smallest noise level t_min.
 """
 
-from dgjax._version import __version__
+from dgjax._version import __version__ as __version__
 from dgjax.checkpoints.pretrained import load_pretrained, pretrained_models
-from dgjax.evaluation import (
-    Estimate,
-    InconsistencyStatistics,
-    Normality,
-    PrecisionRecall,
-    frechet_distance,
-    frechet_gaussian,
-    frechet_interval,
-    h_statistic,
-    inconsistency_statistics,
-    normality,
-    precision_recall,
-)
 from dgjax.evaluation.alignment import Alignment, AlignmentStatistics, align, alignment_statistics
+from dgjax.evaluation.frechet import frechet_distance, frechet_gaussian, frechet_interval
 from dgjax.evaluation.geodesics import Geodesic, Posterior, geodesic, jeffreys, posterior
-from dgjax.evaluation.inconsistency import Inconsistency, heat_residual, inconsistency
-from dgjax.guidance.classifier_free import autoguidance, classifier_free_guidance, temperature
+from dgjax.evaluation.inconsistency import (
+    Inconsistency,
+    InconsistencyStatistics,
+    heat_residual,
+    inconsistency,
+    inconsistency_statistics,
+)
+from dgjax.evaluation.intervals import Estimate
+from dgjax.evaluation.normality import Normality, h_statistic, normality
+from dgjax.evaluation.precision_recall import PrecisionRecall, precision_recall
+from dgjax.guidance.classifier_free import autoguidance, classifier_free_guidance
 from dgjax.guidance.density import (
     density_guidance,
     density_guidance_nats,
     forcing_nats,
-    high_density,
-    quantile_of_forcing,
-    rate_guidance,
 )
+from dgjax.guidance.high_density import high_density
 from dgjax.guidance.noise import (
     churn,
     level_set_noise,
@@ -41,8 +36,10 @@ from dgjax.guidance.noise import (
     reverse_sde,
     reverse_sde_ito,
 )
+from dgjax.guidance.rate import rate_guidance
 from dgjax.guidance.schedules import schedule, window
 from dgjax.guidance.target import target_guidance
+from dgjax.guidance.temperature import temperature
 from dgjax.model.closed_form import (
     GaussianMixture,
     closed_form,
@@ -62,14 +59,16 @@ from dgjax.model.divergence import (
 )
 from dgjax.model.field import (
     Field,
-    Local,
     condition,
-    evaluate,
+    denoise,
     field,
     gaussian_prior,
     log_prior,
     repath,
+    score,
+    velocity,
 )
+from dgjax.model.local import Local, evaluate
 from dgjax.model.parametrization import (
     DenoisedPrediction,
     NoisePrediction,
@@ -81,7 +80,8 @@ from dgjax.model.parametrization import (
 )
 from dgjax.model.paths import cosine, custom, edm, logsnr, rectified_flow, sub_vp, ve, vp
 from dgjax.model.prior import chi_quantile, prior_guidance, prior_sample, with_norm
-from dgjax.pictures.pixels import bits_per_dim, dequantize, png_bytes
+from dgjax.pictures.png import png_bytes
+from dgjax.pictures.quantization import bits_per_dim, dequantize
 from dgjax.sampling.likelihood import Likelihood, likelihood
 from dgjax.sampling.sample import Info, Sampled, Trajectory, sample
 from dgjax.sampling.shooting import Shot, pilot, shoot
@@ -122,7 +122,6 @@ __all__ = [
     "Untracked",
     "VPrediction",
     "VelocityPrediction",
-    "__version__",
     "align",
     "alignment_statistics",
     "autoguidance",
@@ -135,6 +134,7 @@ __all__ = [
     "condition",
     "cosine",
     "custom",
+    "denoise",
     "density_guidance",
     "density_guidance_nats",
     "dequantize",
@@ -179,7 +179,6 @@ __all__ = [
     "prior_sample",
     "published_stochastic",
     "quadrature",
-    "quantile_of_forcing",
     "rate_guidance",
     "rectified_flow",
     "register_dataclass",
@@ -189,11 +188,13 @@ __all__ = [
     "reverse_sde_ito",
     "sample",
     "schedule",
+    "score",
     "shoot",
     "sub_vp",
     "target_guidance",
     "temperature",
     "ve",
+    "velocity",
     "vp",
     "window",
     "with_norm",

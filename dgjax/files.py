@@ -1,78 +1,137 @@
-"""Write files and folders so that a reader never meets a part of one."""
+"""Write files and folders atomically: a reader sees the old content or all of the new one.
 
+New content is written beside its destination, flushed to the disk (`fsync`) and then renamed.
+A process that is killed before the rename leaves the old content as it was. What such a process
+leaves beside a file or folder is removed by the next successful write to the same place.
+"""
+
+import glob
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
 
 import numpy as np
 
-__all__ = ["as_json", "output_folder", "replace_file", "write_json"]
+__all__ = ["as_json", "output_folder", "replace_file", "replace_folder", "write_json"]
 
 
 def replace_file(file: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file beside its place, flush it to the disk, and rename it into its place.
+    """Write a file atomically, replacing one that is there; missing parent folders are made.
 
-    Two processes may do so at once, each in a file of its own: the last one to finish wins. Once
-    `file` is in its place, partial files that a killed process left beside it are removed.
+    Two processes may write the same file at once. Each writes a partial file of its own, and the
+    last one to finish wins.
 
     Args:
         file: the file to make or to replace.
         write: writes the content to the open binary stream that it is given.
 
     Raises:
-        OSError: if the file cannot be written. What was there before stays.
+        ValueError: if the file cannot be written. The old content stays.
     """
-    beside = file.with_name(f".{file.name}.{uuid4().hex}.partial")
-    try:
-        with beside.open("xb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
+    partial = _partial(file)
+    with _explain(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.replace(beside, file)
-        except FileNotFoundError:
-            if not file.exists():  # else another process has put it there
+            with partial.open("xb") as stream:
+                write(stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            try:
+                os.replace(partial, file)
+            except FileNotFoundError:  # another process has finished, and removed our partial file
+                if not file.exists():
+                    raise
+            _sync(file.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+        _remove_partials(file)
+
+
+@contextmanager
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder, which takes the place of `folder` when the block ends.
+
+    Nothing changes if the block raises. Only one process may write `folder` at a time. An existing
+    folder is moved away just before the new one is renamed. A process killed between these two
+    renames leaves it beside the destination, in a folder whose name ends in `.partial`.
+
+    Args:
+        folder: the folder to make or to replace; missing parent folders are made.
+
+    Raises:
+        ValueError: if the folder cannot be written. The old content stays.
+    """
+    partial = _partial(folder)
+    new, old = partial / "new", partial / "old"
+    with _explain(folder):
+        try:
+            new.mkdir(parents=True)
+            yield new
+            for path in (*new.rglob("*"), new):
+                _sync(path)
+            if folder.exists():
+                folder.rename(old)
+            try:
+                new.rename(folder)
+            except OSError:
+                if old.exists():
+                    old.rename(folder)
                 raise
-        for other in file.parent.glob(f".{file.name}.*.partial"):
-            other.unlink(missing_ok=True)
-    finally:
-        beside.unlink(missing_ok=True)
+            _sync(folder.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        _remove_partials(folder)
 
 
 @contextmanager
 def output_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder whose files move to `folder` only when everything has been written.
+    """Yield a temporary folder whose files move into `folder` when the block ends.
+
+    Each file is replaced atomically. Other files in `folder` stay, and nothing moves if the block
+    raises. Several processes may write to one folder, so what a killed process leaves, a hidden
+    folder `.dgjax-*`, is not removed.
+
+    Args:
+        folder: the folder to write to; made if it is missing.
 
     Raises:
-        ValueError: at once, if `folder` cannot be written to.
+        ValueError: if `folder` cannot be written; where possible before the block runs.
     """
-    try:
+    with _explain(folder):
         folder.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.TemporaryDirectory(dir=folder, prefix=".dgjax-")
-    except OSError as error:
-        raise ValueError(f"cannot write to {folder}: {error.strerror or error}") from error
     with temporary as name:
         yield Path(name)
-        try:
-            for file in sorted(Path(name).iterdir()):
+        with _explain(folder):
+            files = sorted(Path(name).iterdir())
+            for file in files:
+                _sync(file)
+            for file in files:
                 os.replace(file, folder / file.name)
-        except OSError as error:
-            raise ValueError(f"cannot write to {folder}: {error.strerror or error}") from error
+            _sync(folder)
 
 
-def write_json(file: Path, summary: dict[str, Any]) -> None:
-    """Write `summary` as indented JSON; numbers that are not finite become null."""
-    file.write_text(as_json(summary) + "\n")
+def write_json(file: Path, value: Any) -> None:
+    """Write `value` atomically as indented JSON, in which numbers that are not finite are null.
+
+    Raises:
+        ValueError: if the file cannot be written. The old content stays.
+    """
+    replace_file(file, lambda stream: stream.write((as_json(value) + "\n").encode()))
 
 
-def as_json(summary: Any) -> str:
-    """Make JSON text in which numbers that are not finite are null."""
-    return json.dumps(_plain(summary), indent=2, allow_nan=False)
+def as_json(value: Any) -> str:
+    """Return indented JSON text for plain values and NumPy arrays.
+
+    JSON has no words for NaN and infinity: both become null.
+    """
+    return json.dumps(_plain(value), indent=2, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:
@@ -87,3 +146,42 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value
+
+
+@contextmanager
+def _explain(destination: Path) -> Iterator[None]:
+    """Turn an OSError into a ValueError that names the destination and the fix."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to {destination}: {error.strerror or error}; make room there, make it "
+            "writable, or choose another place"
+        ) from error
+
+
+def _partial(destination: Path) -> Path:
+    return destination.with_name(f".{destination.name}.{uuid4().hex}.partial")
+
+
+def _remove_partials(destination: Path) -> None:
+    """Remove what killed processes left beside `destination`."""
+    name = glob.escape(destination.name)
+    # All 32 digits, so that the partial files of a destination "NAME.other" do not match.
+    for path in destination.parent.glob(f".{name}.{'[0-9a-f]' * 32}.partial"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
+
+
+def _sync(path: Path) -> None:
+    """Flush a file, or the list of names of a folder, to the disk."""
+    if path.is_dir() and os.name == "nt":  # Windows opens no folders
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,6 +1,6 @@
-"""Names for the arrays that travel through the library.
+"""Array types and the small helpers that every package uses.
 
-Library functions act on ONE sample `x` of any shape; batching is `jax.vmap`.
+Library functions act on one sample `x` of any shape. Use `jax.vmap` for a batch.
 """
 
 import dataclasses
@@ -31,15 +31,25 @@ __all__ = [
     "concrete",
     "inner",
     "register_dataclass",
+    "require",
 ]
 
 
 def register_dataclass(cls: type[T]) -> type[T]:
-    """Make a dataclass a pytree; fields with the metadata `static` belong to its structure.
+    """Register a dataclass as a pytree.
 
-    For `jax.tree_util.register_dataclass`, whose structures compare equal between classes that
-    have as many leaves and equal static fields (jaxlib 0.10.2): once in a while `jit` then runs
-    what it traced for an object of the other class.
+    Fields with `metadata={"static": True}` are part of the tree structure. All other fields are
+    leaves (or subtrees).
+
+    Use this in place of `jax.tree_util.register_dataclass`. With that function the structures of
+    two different classes compare equal if both have the same number of leaves and equal static
+    fields (jaxlib 0.10.2), so `jit` can run a program that was traced for the other class.
+
+    Args:
+        cls: a dataclass.
+
+    Returns:
+        The same class. Use it as a decorator above `@dataclass(frozen=True)`.
     """
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     static = tuple(f.name for f in fields if f.metadata.get("static", False))
@@ -64,18 +74,46 @@ def register_dataclass(cls: type[T]) -> type[T]:
 
 
 def as_float(value: ArrayLike) -> Array:
-    """`value` as an array of the default floating dtype, so that numbers are leaves of one type.
+    """Convert `value` to an array of the default floating dtype.
 
-    Python numbers and arrays of other dtypes would each trace a function anew.
+    Numbers stored this way are leaves of one type. A Python number or an array of another dtype
+    would cause a new trace.
     """
     return jnp.asarray(value, dtype=jnp.result_type(float))
 
 
 def concrete(value: Any) -> np.ndarray | None:
-    """`value` as a NumPy array when its numbers are known now, or None while it is traced."""
+    """Return `value` as a NumPy array, or None if JAX is tracing it and its numbers are unknown."""
     return None if isinstance(value, core.Tracer) else np.asarray(value)
 
 
+def require(
+    name: str,
+    value: Any,
+    wanted: str,
+    holds: Callable[[np.ndarray], Any],
+    *,
+    fix: str = "",
+) -> None:
+    """Raise an error unless `holds` is true of every number of `value`.
+
+    Traced values have no numbers yet and are not checked.
+
+    Args:
+        name: what `value` is called in the error message.
+        value: a number or an array.
+        wanted: the condition in words, continuing "`name` must ...".
+        holds: maps a NumPy array to booleans.
+        fix: what the user can do, added to the message.
+
+    Raises:
+        ValueError: if `holds` is false of any number.
+    """
+    numbers = concrete(value)
+    if numbers is not None and not np.all(holds(numbers)):
+        raise ValueError(f"{name} must {wanted}, got {numbers}" + (f"; {fix}" if fix else ""))
+
+
 def inner(a: Sample, b: Sample) -> Scalar:
-    """Inner product of two arrays of one shape."""
+    """Return the inner product of two arrays of one shape."""
     return jnp.sum(a * b)

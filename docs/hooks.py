@@ -1,19 +1,26 @@
-"""Hooks of the documentation: formulas become MathML when built, and `<s, v>` is no HTML tag."""
+"""Hooks of the documentation.
+
+Formulas become MathML when built, `<s, v>` is no HTML tag, and "(A)" in the reference is a link.
+"""
 
 import html
 import re
+from functools import partial
 
 import griffe
 from latex2mathml.converter import convert
 from markdown import Extension
 from mkdocs.plugins import event_priority
+from mkdocs.utils import get_relative_url
 
 # What arithmatex makes of $...$ and $$...$$, and what notebooks leave of them.
 ARITHMATEX = re.compile(
     r'<(span|div) class="arithmatex">\\([(\[])(?P<tex>.*?)\\[)\]]</\1>', re.DOTALL
 )
 DOLLARS = re.compile(r"\$\$(?P<block>.+?)\$\$|(?<![\\$\w])\$(?P<inline>[^$]+?)\$(?!\w)", re.DOTALL)
-VERBATIM = re.compile(r"(<(pre|code|script|style|svg)\b.*?</\2>|<[^>]*>)", re.DOTALL)
+VERBATIM = re.compile(r"(<(pre|code|script|style|svg|a)\b.*?</\2>|<[^>]*>)", re.DOTALL)
+# The identities that docstrings cite, as in "(A) or (B)".
+IDENTITY = re.compile(r"\(([ABC])\)")
 TAG = re.compile(r"\\tag\{(.*?)\}")
 # What browsers would space or slant otherwise than printers do.
 ROOM = 'lspace="0.16em" rspace="0.16em"'
@@ -59,6 +66,12 @@ def on_config(config):
     config.markdown_extensions.append(PlainText())
 
 
+def on_page_markdown(markdown, page, **_):
+    """Let links of CONTRIBUTING.md and CHANGELOG.md, which are above docs/, lead to pages here."""
+    above = page.file.src_uri in ("CONTRIBUTING.md", "CHANGELOG.md")
+    return markdown.replace("](docs/", "](") if above else markdown
+
+
 def mathml(tex: str, block: bool) -> str:
     """MathML of a formula; its \\tag is the number beside it."""
     tex = html.unescape(tex).strip()
@@ -74,17 +87,28 @@ def mathml(tex: str, block: bool) -> str:
 
 def on_page_content(content, page, **_):
     if page.file.src_uri.endswith(".ipynb"):
-        return "".join(_notebook_parts(FOREIGN.sub("", content)))
+        return "".join(_outside_tags(FOREIGN.sub("", content), _dollars))
+    if page.file.src_uri.startswith("api/"):
+        concepts = get_relative_url("concepts/", page.url)
+        content = "".join(_outside_tags(content, partial(_cite, concepts)))
     return ARITHMATEX.sub(lambda m: mathml(m["tex"], m[2] == "["), content)
 
 
-def _notebook_parts(content):
+def _outside_tags(content, change):
+    """Parts of `content`, with `change` applied to text outside tags, code and links."""
     at = 0
     for verbatim in VERBATIM.finditer(content):
-        yield _dollars(content[at : verbatim.start()])
+        yield change(content[at : verbatim.start()])
         yield verbatim[0]
         at = verbatim.end()
-    yield _dollars(content[at:])
+    yield change(content[at:])
+
+
+def _cite(concepts, text):
+    """Link "(A)" to the equation of that letter on the page `concepts`."""
+    return IDENTITY.sub(
+        lambda m: f'(<a href="{concepts}#identity-{m[1].lower()}">{m[1]}</a>)', text
+    )
 
 
 def _dollars(text):

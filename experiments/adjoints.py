@@ -1,4 +1,4 @@
-"""Adjoints: what a gradient of the log-density costs in memory and time, by how it is taken.
+"""Adjoints: memory and time of a gradient of the log-density, for each way to compute it.
 
 The gradient of the final log-density with respect to the latent, through STEPS steps of a
 density-guided solve of one sample by a small U-Net of random weights, for every adjoint; with
@@ -58,7 +58,7 @@ def make_model():
 
 
 def objective(steps, solver, adjoint):
-    """(latent, q, network, model) -> log-density in nats."""
+    """Return a function (latent, q, network, model) -> log-density in nats."""
 
     def value(x, q, network, model):
         model = replace(model, network=network)
@@ -76,7 +76,7 @@ def objective(steps, solver, adjoint):
 
 
 def cost(function, *operands):
-    """(result, megabytes of intermediate results, seconds of a run)."""
+    """Return (result, megabytes of intermediate results, seconds of one run)."""
     compiled = jax.jit(function).lower(*operands).compile()
     found = jax.block_until_ready(compiled(*operands))
     best = float("inf")
@@ -88,7 +88,7 @@ def cost(function, *operands):
 
 
 def apart(found, reference):
-    """Largest difference relative to the largest entry, of the latent's and of q's part."""
+    """Return the largest difference relative to the largest entry, for latent and q."""
     return " / ".join(
         f"{np.max(np.abs(a - b)) / np.max(np.abs(b)):.1e}"
         for a, b in zip(found, reference, strict=True)
@@ -96,7 +96,7 @@ def apart(found, reference):
 
 
 def rows_of(name, steps, operands):
-    """Cells of every row of one solver, and its megabytes by the row's name."""
+    """Return the table rows of one solver, and its megabytes by name of the row."""
     solver = SOLVERS[name]
     default = ADJOINTS["RecursiveCheckpoint"]
 

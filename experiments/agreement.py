@@ -1,4 +1,4 @@
-"""Shipped model: is the log-density tracked under guidance the one that the PF-ODE finds?
+"""Shipped model: does the log-density tracked under guidance equal that by the PF-ODE?
 
 For each q the log-density tracked while sampling is compared with the likelihood of the samples,
 and the mean difference is split into what the solvers leave (coarse against fine grid, same
@@ -44,7 +44,7 @@ def main():
         return found.log_density, found.info.standard_error
 
     def both(steps, probes):
-        """Sample and measure with fresh probes each: what the commands do."""
+        """Sample and measure with different probes, like the commands."""
 
         @jax.jit
         def run(model, x, keys, q):
@@ -58,7 +58,7 @@ def main():
         return run
 
     def split(steps):
-        """Sample and measure with one set of probes for all grids: only the grid differs."""
+        """Sample and measure with the same probes on all grids, so that only the grid differs."""
 
         @jax.jit
         def run(model, x, keys, q):

@@ -1,4 +1,4 @@
-"""What the experiments on the papers' claims share: start, batches, intervals, files."""
+"""Functions shared by the experiments on the papers' claims: start, batches, intervals, files."""
 
 import argparse
 from collections.abc import Callable, Iterable
@@ -11,9 +11,9 @@ import numpy as np
 from scipy import stats
 
 from dgjax.checkpoints.opened import Model, open_model
-from dgjax.devices.batches import batches
-from dgjax.evaluation import Estimate
-from dgjax.evaluation.material import open_material
+from dgjax.devices.batches import map_batches
+from dgjax.evaluation.intervals import Estimate
+from dgjax.evaluation.reference_data import open_reference_data
 
 FIGURES = Path(__file__).parent / "figures"
 # Of Okabe and Ito, told apart by colour-blind readers.
@@ -22,7 +22,7 @@ LEAST = 8  # rows to an interval: fewer, drawn again, are too often all the same
 
 
 class Preset(NamedTuple):
-    """A scale: latents (or images) of one group, steps of a solve, samples to a compiled call."""
+    """Size of an experiment: latents (or images) per group, solver steps, samples per call."""
 
     count: int
     steps: int
@@ -37,7 +37,7 @@ PRESETS = {
 
 
 class Setup(NamedTuple):
-    """What an experiment runs on."""
+    """Model, size, seed and data of an experiment."""
 
     model: Model
     preset: Preset
@@ -46,13 +46,13 @@ class Setup(NamedTuple):
 
     @property
     def sigmas(self) -> tuple[float, float]:
-        """Smallest and largest noise level sigma/alpha of the model."""
+        """Return the smallest and the largest noise level sigma/alpha of the model."""
         facts = self.model.facts()
         return facts["t_min"], facts["t_max"]
 
 
 def start(doc: str) -> Setup:
-    """Reads the command line. What is wrong with it is said in one line, with exit status 2."""
+    """Read the command line; a wrong option ends with one line and exit status 2."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--model", help="shipped model or checkpoint folder (fashion-mnist)")
     parser.add_argument("--preset", choices=PRESETS, default="laptop")
@@ -77,30 +77,30 @@ def start(doc: str) -> Setup:
 
 
 def images(setup: Setup, num: int, part: str = "held-out") -> np.ndarray:
-    """(n, *shape): `num` real images, or all there are, in the model's coordinates, float32."""
-    material = open_material(setup.model, setup.data, part, None, "none", 1, setup.seed)
-    return material.x(0, min(num, len(material.data)))
+    """Return (n, *shape) real images in the model's coordinates: `num`, or all if fewer."""
+    data = open_reference_data(setup.model, setup.data, part, None, "none", 1, setup.seed)
+    return data.samples(0, min(num, len(data.dataset)))
 
 
 def each(what: str, one: Callable[..., Any], setup: Setup, *items: Any) -> Any:
-    """`one(field, *item)` for every item, in compiled batches spread over the devices here."""
+    """Map `one(field, *item)` over items, in compiled batches on all local devices."""
 
     @jax.jit
     def run(field, batch):
         return jax.vmap(lambda *item: one(field, *item))(*batch)
 
-    return batches(what, run, items, setup.preset.batch, setup.model.field)
+    return map_batches(what, run, items, setup.preset.batch, setup.model.field)
 
 
 def keys(setup: Setup, num: int, stream: int = 0) -> jax.Array:
-    """(num,) keys of their own for each `stream`."""
+    """Return (num,) keys that are different for each `stream`."""
     return jax.random.split(jax.random.fold_in(jax.random.key(setup.seed), stream), num)
 
 
 def bootstrap(statistic: Callable[..., Any], *samples: Any, seed: int = 0) -> Estimate:
-    """`statistic(*samples, axis=...)` with its 95 % interval, rows drawn together.
+    """Return `statistic(*samples, axis=...)` with its 95 % bootstrap interval (BCa).
 
-    Percentiles bent by bias and acceleration (BCa of `scipy.stats.bootstrap`).
+    Rows of all samples are drawn together.
 
     Raises:
         ValueError: if there are fewer than 8 rows, or one is not finite.
@@ -120,7 +120,7 @@ def bootstrap(statistic: Callable[..., Any], *samples: Any, seed: int = 0) -> Es
 
 
 def correlation(x: Any, y: Any, *, seed: int = 0) -> Estimate:
-    """Pearson's, with the interval of `bootstrap`."""
+    """Return Pearson's correlation with the interval of `bootstrap`."""
 
     def pearson(x, y, axis):
         return stats.pearsonr(x, y, axis=axis).statistic
@@ -129,30 +129,30 @@ def correlation(x: Any, y: Any, *, seed: int = 0) -> Estimate:
 
 
 def deviation(values: Any, *, seed: int = 0) -> Estimate:
-    """Standard deviation, with the interval of `bootstrap`."""
+    """Return the standard deviation with the interval of `bootstrap`."""
     return bootstrap(lambda a, axis: np.std(a, axis=axis, ddof=1), values, seed=seed)
 
 
 def mean_error(values: Any, digits: int = 1) -> str:
-    """Mean ± its standard error over the values."""
+    """Write the mean ± its standard error over the values."""
     values = np.asarray(values, np.float64)
     error = values.std(ddof=1) / np.sqrt(len(values))
     return f"{values.mean():,.{digits}f} ± {error:.{digits}f}"
 
 
 def probe_error(errors: Any) -> str:
-    """Root mean square of single standard errors, in nats."""
+    """Write the root mean square of standard errors, in nats."""
     return f"{np.sqrt(np.mean(np.square(np.asarray(errors, np.float64)))):.1f}"
 
 
 def between(estimate: Estimate, digits: int = 2) -> str:
-    """An estimate with its interval."""
+    """Write an estimate with its interval."""
     value, low, high = (f"{number:.{digits}f}" for number in estimate)
     return f"{value} [{low}, {high}]"
 
 
 def report(name: str, header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """Prints a markdown table and writes it to figures/NAME.md."""
+    """Print a Markdown table and write it to figures/NAME.md."""
     header = list(header)
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
@@ -162,6 +162,6 @@ def report(name: str, header: Iterable[str], rows: Iterable[Iterable[str]]) -> N
 
 
 def save(figure: Any, name: str) -> None:
-    """Writes a figure to figures/NAME.png."""
+    """Write a figure to figures/NAME.png."""
     FIGURES.mkdir(exist_ok=True)
     figure.savefig(FIGURES / f"{name}.png", dpi=130)

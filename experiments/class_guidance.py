@@ -18,8 +18,10 @@ import numpy as np
 from prior_guidance import QUALITIES, features, qualities, sizes
 
 import dgjax
-from dgjax.evaluation import share_interval
-from dgjax.evaluation.material import open_material
+from dgjax.evaluation.intervals import share_interval
+from dgjax.evaluation.reference_data import open_reference_data
+from dgjax.pictures.grid import image_grid
+from dgjax.pictures.quantization import to_uint8
 
 WEIGHTS, QUANTILES = (1.0, 2.0, 4.0), (0.2, 0.5, 0.8)  # 1 and 0.5 are no guidance
 TAUGHT = 2000  # training images that the classifier sees; a quarter as many test it
@@ -27,22 +29,22 @@ DIVERGENCE = dgjax.Coloured(2)
 
 
 def sampled(field, latent_key, key, label, weight, q, *, shape, grid):
-    """(image without the noise of t_min, log p(x | label), its standard error) of one latent."""
+    """Return (denoised image, log p(x | label), its standard error) of one latent."""
     x = dgjax.prior_sample(field, latent_key, shape)
     guides = dgjax.classifier_free_guidance(weight, field), dgjax.density_guidance(q)
     found = dgjax.sample(field, x, grid, key=key, guides=guides, divergence=DIVERGENCE, cond=label)
-    denoised = field.pair(grid[-1], found.x, label).x0
+    denoised = dgjax.denoise(field, grid[-1], found.x, label)
     return denoised, found.log_density, found.info.standard_error
 
 
 def real(setup, part, num):
-    """Images and their labels."""
-    material = open_material(setup.model, setup.data, part, None, "data", num, setup.seed)
-    return material.x(0, num), material.conditions(num)
+    """Return images and their labels."""
+    data = open_reference_data(setup.model, setup.data, part, None, "data", num, setup.seed)
+    return data.samples(0, num), data.conditions(num)
 
 
 def classifier(seen, labels):
-    """A function from features to labels."""
+    """Fit a function from features to labels."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -55,7 +57,7 @@ def classifier(seen, labels):
 
 
 def measure(setup):
-    """{(weight, q): (images, log p, its error)}, and the label of each image of a setting."""
+    """Return {(weight, q): (images, log p, its error)}, and the label of each image."""
     field, preset = setup.model.field, setup.preset
     classes = setup.model.meta.model.network["num_classes"]
     count = -(-5 * preset.count // (2 * classes)) * classes
@@ -100,12 +102,13 @@ def row(setup, pair, group, labels, predict, seen_real):
 
 
 def draw(setup, groups, labels):
-    """Rows of images by weight and q, a column a class."""
+    """Draw images: a row for each weight and q, a column for each class."""
     shown = [int(np.flatnonzero(labels == label)[0]) for label in np.unique(labels)[:10]]
-    figure = dgjax.pictures.grid.image_grid(
-        np.stack([group[0][shown] for group in groups.values()]),
+    figure = image_grid(
+        to_uint8(
+            np.stack([group[0][shown] for group in groups.values()]), setup.model.meta.data_range
+        ),
         [f"weight {w:g}, q = {q:g}\nlog p {g[1].mean():,.0f}" for (w, q), g in groups.items()],
-        data_range=setup.model.meta.data_range,
         title="Classifier-free weight and q, the same latents and classes in each row",
         caption="Mean log p(x | class) in nats at t_min; images without the noise of t_min.",
     )

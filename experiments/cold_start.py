@@ -1,4 +1,4 @@
-"""Cold start: how long `dgjax sample` takes on a machine that has never run it, and again.
+"""Cold start: time of the first `dgjax sample` on a machine, and of the second.
 
 Each row is a process of its own. *Network alone* compiles one evaluation of the shipped network,
 with the one product that a log-density takes, on as many samples as the command has in a call.
@@ -23,7 +23,8 @@ x = jax.numpy.zeros(({BATCH}, *meta.shape))
 
 @jax.jit
 def evaluate(model, x):
-    return jax.vmap(lambda x: jax.jvp(lambda x: model.pair(model.t_max, x).x0, (x,), (x,)))(x)
+    denoise = lambda x: dgjax.denoise(model, model.t_max, x)
+    return jax.vmap(lambda x: jax.jvp(denoise, (x,), (x,)))(x)
 
 began = time.perf_counter()
 evaluate.lower(model, x).compile()
@@ -39,7 +40,7 @@ IMPORT = "import dgjax"
 
 
 def process(program, cache):
-    """(seconds, what it printed) of Python running `program`."""
+    """Run `program` in Python and return (seconds, its output)."""
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}
     began = time.perf_counter()
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Distilled divergence: can a small head foretell the divergence of its frozen network?
+"""Distilled divergence: can a small head predict the divergence of its frozen network?
 
 With it a log-density costs one evaluation a step and no jvp. The head sees the last features of the
 U-Net, its input and its output. For every pixel it foretells a 5x5 patch of that pixel's row of the
@@ -26,7 +26,7 @@ from flax import nnx
 from rich.progress import track
 
 import dgjax
-from dgjax.data.load import load_dataset
+from dgjax.data.named_datasets import load_dataset
 from dgjax.model.paths import coefficients
 from dgjax.networks.unet import Block, fold, unfold
 
@@ -39,7 +39,7 @@ OUT = Path(__file__).parent / "figures" / "distilled.md"
 
 
 class Head(nnx.Module):
-    """(features, x, x0, embedding) -> (H, W, SIDE^2), entries of A in the row of each pixel."""
+    """Network (features, x, x0, embedding) -> (H, W, SIDE^2): entries of A in each pixel's row."""
 
     def __init__(self, features, embedding, *, rngs):
         conv = lambda i, o, **more: nnx.Conv(i, o, (3, 3), rngs=rngs, **more)
@@ -56,7 +56,7 @@ class Head(nnx.Module):
 
 
 def with_features(network):
-    """The network whose output has, before it, the features from which its last layer makes it."""
+    """Change the network so that it also returns the input features of its last layer."""
     wide, leave, shallow = nnx.clone(network), network.leave[0], network.shallow
 
     def beside(features, out):  # channels of each of the four pixels that are folded into one
@@ -72,7 +72,7 @@ def with_features(network):
 
 
 def evaluate(model, t, x):
-    """x0, and all that the head sees, from one pass of the network."""
+    """Return x0 and the inputs of the head, from one pass of the network."""
     c = coefficients(model.path, t)
     seen = []
 
@@ -87,7 +87,7 @@ def evaluate(model, t, x):
 
 
 def times(patches, z):
-    """The foretold Jacobian times z."""
+    """Return the predicted Jacobian times z."""
     padded = jnp.pad(z[..., 0], REACH)
     rows, columns = z.shape[:2]
     shifts = [(i, j) for i in range(SIDE) for j in range(SIDE)]
@@ -102,7 +102,7 @@ def trace(patches):
 
 
 def loss(head, model, x, key):
-    """Of one image: what is left of A z, and of z^T A z, when what is foretold is taken away."""
+    """Return the squared residuals of the predicted A z and z^T A z, for one image."""
     keys = jax.random.split(key, 3)
     low, high = jnp.log(model.t_min), jnp.log(model.t_max)
     t = jnp.exp(jax.random.uniform(keys[0], minval=low, maxval=high))
@@ -114,7 +114,7 @@ def loss(head, model, x, key):
 
 
 def distil(model, steps):
-    """The trained head, by Adam with a cosine."""
+    """Train the head by Adam with a cosine decay."""
     data = load_dataset(MODEL)
     head = Head(
         model.network.leave[0].in_features,
@@ -149,7 +149,7 @@ def distil(model, steps):
 
 
 def measure(head, model, shape):
-    """Along each trajectory: what the head, many products and few say of the whole integral."""
+    """Return the integral along each trajectory by the head, by many products and by few."""
     grid = dgjax.grid_logsnr(model, POINTS)
     weights = np.gradient(np.log(np.asarray(grid, np.float64)))
     weights[[0, -1]] /= 2
@@ -183,7 +183,7 @@ def measure(head, model, shape):
 
 
 def seconds(head, model, shape):
-    """Of one evaluation of a batch: the network, with the head, with one product."""
+    """Time one evaluation of a batch: network alone, with the head, with one product."""
     xs = jax.random.normal(jax.random.key(0), (BATCH, *shape))
     t, z = jnp.float32(1.0), jnp.sign(xs[0])
 
@@ -192,9 +192,9 @@ def seconds(head, model, shape):
         return x0, trace(head(*seen))
 
     def with_product(head, model, x):
-        return jax.jvp(lambda x: model.pair(t, x).x0, (x,), (z,))
+        return jax.jvp(lambda x: dgjax.denoise(model, t, x), (x,), (z,))
 
-    kinds = [lambda head, model, x: model.pair(t, x).x0, with_head, with_product]
+    kinds = [lambda head, model, x: dgjax.denoise(model, t, x), with_head, with_product]
     kinds = [jax.jit(jax.vmap(kind, (None, None, 0))) for kind in kinds]
     times = []
     for _ in range(ROUNDS + 1):  # the first compiles

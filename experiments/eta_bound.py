@@ -1,4 +1,4 @@
-"""What keeping the score weight eta within 1 +- bound does to density guidance.
+"""Bound on eta: effect of limiting the score weight to 1 +- bound on density guidance.
 
 On a 64-D three-component mixture with an exact density: the error of the tracked log-density,
 the log-density reached, and the share of the log-SNR range spent at the bound. The published
@@ -23,7 +23,7 @@ OUT = Path(__file__).parent / "figures" / "eta_bound.md"
 
 
 def mixture(key):
-    """Three full covariances, standard deviations from 0.05 to 2."""
+    """Make a mixture of three full covariances, standard deviations from 0.05 to 2."""
     keys = jax.random.split(key, 2)
     turns = jnp.linalg.qr(jax.random.normal(keys[0], (COMPONENTS, SIZE, SIZE)))[0]
     scales = jnp.logspace(jnp.log10(0.05), jnp.log10(2.0), SIZE)

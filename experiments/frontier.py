@@ -1,4 +1,4 @@
-"""Frontier: error of the log-density against network evaluations, for every solver on offer.
+"""Frontier: error of the log-density against network evaluations, for every solver.
 
 On a Gaussian mixture (D = 784, float64, exact divergence) the error is against the closed form at
 the point reached. On a shipped model it is against a converged solve with the same fixed probe, so
@@ -51,7 +51,7 @@ FIGURES = Path(__file__).parent / "figures"
 
 
 def contestants(names):
-    """(name, evaluations, steps, solver, grid), where the evaluations make whole steps."""
+    """Yield (name, evaluations, steps, solver, grid) where evaluations make whole steps."""
     for name in names:
         each, more, solver, grid = SOLVERS[name]
         for count in EVALUATIONS:
@@ -60,7 +60,7 @@ def contestants(names):
 
 
 def timed(run, *arguments):
-    """Result and seconds, once compiled."""
+    """Return result and seconds, without compilation."""
     jax.block_until_ready(run(*arguments))
     began = time.perf_counter()
     found = jax.block_until_ready(run(*arguments))
@@ -103,7 +103,7 @@ class DiagonalMixture:
 
 
 def mixture():
-    """Rows (name, evaluations, seconds, errors by q) on the closed form."""
+    """Return rows (name, evaluations, seconds, errors by q) on the closed form."""
     jax.config.update("jax_enable_x64", True)
     keys = jax.random.split(jax.random.key(0), COMPONENTS + 2)
     scales = jnp.geomspace(*SCALES, DIMENSIONS)
@@ -147,7 +147,7 @@ def mixture():
 
 
 def shipped(name):
-    """Rows (name, evaluations, seconds, errors of likelihood and of sampling) on a network."""
+    """Return rows (name, evaluations, seconds, errors of likelihood and sampling) on a network."""
     model, meta = dgjax.load_pretrained(name)
     keys = jax.random.split(jax.random.key(0), COUNT)
     latents = jax.vmap(lambda k: dgjax.prior_sample(model, k, meta.shape))(keys)
@@ -211,7 +211,7 @@ def table(rows, columns):
 
 
 def draw(rows, columns, file):
-    """Error against evaluations above, against seconds below."""
+    """Draw the error against evaluations (above) and against seconds (below)."""
     names = list(dict.fromkeys(row[0] for row in rows[1:]))
     base, *_ = rows
     with plt.style.context("tableau-colorblind10"):

@@ -1,4 +1,4 @@
-"""Spacetime geodesics: is the diffusion edit distance of two images a distance that one can see?
+"""Spacetime geodesics: does the diffusion edit distance agree with perceived distance?
 
 Between pairs of test images, each taken as a point at t_min, the geodesic of the denoising
 posteriors (Karczewski et al. 2025, arXiv 2505.17517) goes up in noise until what they differ by is
@@ -20,8 +20,9 @@ from rich.progress import track
 from scipy import stats
 
 import dgjax
-from dgjax.data.load import load_dataset
+from dgjax.data.named_datasets import load_dataset
 from dgjax.pictures.grid import image_grid
+from dgjax.pictures.quantization import to_uint8
 
 MODEL, PAIRS, STEPS, SEGMENTS, KNOTS, SHOWN = "fashion-mnist", 24, 60, 12, 4, 5
 OUT = Path(__file__).parent / "figures"
@@ -35,7 +36,7 @@ def arguments():
 
 
 def perceived():
-    """Distances of two images in [-1, 1] by name; LPIPS only where its weights are installed."""
+    """Return distances of two images in [-1, 1] by name; LPIPS if its weights are installed."""
     from skimage.metrics import structural_similarity
 
     def dissimilarity(a, b):
@@ -67,7 +68,7 @@ def main():
         t = model.t_min
         sizes = {"segments": SEGMENTS, "knots": KNOTS, "steps": options.steps}
         way = dgjax.geodesic(model, t, a, t, b, key=key, **sizes)
-        means = jax.vmap(lambda t, x: model.pair(t, x).x0)(way.ts, way.xs)
+        means = jax.vmap(lambda t, x: dgjax.denoise(model, t, x))(way.ts, way.xs)
         return way.length, way.energies, way.ts, means
 
     lengths, falls, strips, tops = [], [], [], []
@@ -104,9 +105,8 @@ def main():
         np.linspace(0, options.pairs - 1, min(SHOWN, options.pairs)).astype(int)
     ]
     figure = image_grid(
-        np.stack([strips[i][::2] for i in order]),
+        to_uint8(np.stack([strips[i][::2] for i in order]), meta.data_range),
         [f"length {lengths[i]:.0f}\nnoise to {tops[i]:.2f}" for i in order],
-        data_range=meta.data_range,
         title="Along geodesics between two test images: E[x0 | x_t]",
     )
     figure.savefig(OUT / "geodesics.png")

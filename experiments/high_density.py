@@ -1,4 +1,4 @@
-"""High-density sampler: what lies where the log-density is highest, by threshold?
+"""High-density sampler: which images have the highest log-density, for each threshold?
 
 The PF-ODE until the log-SNR reaches a threshold, and from there on the score counts double ([HD]).
 Log-density as tracked and as the PF-ODE finds it for the images reached, and their PNG size, of the
@@ -16,6 +16,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import dgjax
+from dgjax.pictures.grid import image_grid
+from dgjax.pictures.quantization import to_uint8
 
 SIGMAS = (0.0, 0.1, 0.3, 1.0, 3.0, np.inf)  # thresholds; 0 is the PF-ODE alone
 SHOWN = 8  # latents in the picture
@@ -23,7 +25,7 @@ DIVERGENCE = dgjax.Coloured()
 
 
 def sampled(field, latent_key, key, sigma, *, shape, steps):
-    """(x, denoised, tracked log p, its s.e., by the PF-ODE, its s.e.) of one latent.
+    """Return (x, denoised, tracked log p, its s.e., by the PF-ODE, its s.e.) of one latent.
 
     In two solves, before the threshold `sigma` and after it, for no solver of high order goes
     over a jump of the drift without loss. Where there is none, they meet half-way.
@@ -58,13 +60,13 @@ def sampled(field, latent_key, key, sigma, *, shape, steps):
     items = times, jnp.stack([always, ~late]), jax.random.split(key)
     (x, log_density, variance), _ = jax.lax.scan(leg, first, items)
     again = dgjax.likelihood(field, x, grid, key=key, divergence=DIVERGENCE)
-    denoised = field.pair(grid[-1], x).x0
+    denoised = dgjax.denoise(field, grid[-1], x)
     tracked = log_density, jnp.sqrt(variance)
     return x, denoised, *tracked, again.log_density, again.info.standard_error
 
 
 def measure(setup):
-    """{sigma: results of `sampled` but x}, each with a quarter of the preset's latents."""
+    """Return {sigma: results of `sampled` without x}, each with a quarter of the latents."""
     count, many = max(setup.preset.count // 4, claims.LEAST), len(SIGMAS)
     options = {"shape": setup.model.meta.shape, "steps": setup.preset.steps}
     found = claims.each(
@@ -104,7 +106,7 @@ def row(setup, groups, sigma):
 
 
 def curves(setup, groups):
-    """Log-density and PNG size against the threshold."""
+    """Draw log-density and PNG size against the threshold."""
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(6.5, 6), sharex=True, layout="constrained")
     places = np.arange(len(groups))
     series = [
@@ -125,16 +127,15 @@ def curves(setup, groups):
 
 
 def picture(setup, groups):
-    """Rows of images by threshold, columns by latent."""
+    """Draw images: a row for each threshold, a column for each latent."""
     x = np.stack([group[0][:SHOWN] for group in groups.values()])
-    rows = [
+    labels = [
         f"{f'below {sigma:g}' if 0 < sigma < np.inf else name(sigma)}\nlog p {group[1].mean():,.0f}"
         for sigma, group in groups.items()
     ]
-    figure = dgjax.pictures.grid.image_grid(
-        x,
-        rows,
-        data_range=setup.model.meta.data_range,
+    figure = image_grid(
+        to_uint8(x, setup.model.meta.data_range),
+        labels,
         title="The score counts double below sigma ..., the same latents in each row",
         caption="Mean tracked log p in nats at t_min; images without the noise of t_min.",
     )

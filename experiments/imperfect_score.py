@@ -1,4 +1,4 @@
-"""High densities by an imperfect score: how much of what is tracked is there?
+"""High densities by an imperfect score: how much of the tracked log-density is real?
 
 On a 16-D mixture of five Gaussians, whose log-density is known, the score is made wrong in two
 ways: by a smooth random error of chosen size at every noise level, another one for each latent, and
@@ -29,13 +29,13 @@ from stochastic import small
 import dgjax
 from dgjax.model.parametrization import NoisePrediction, preconditioned
 from dgjax.networks import MLP
-from dgjax.training.levels import UniformLogSNR, lattice
 from dgjax.training.loss import EDMWeighting, denoising_loss
+from dgjax.training.noise_distribution import UniformLogSNR, low_discrepancy_draw
 from dgjax.typing import register_dataclass
 
 SIZES, TRAINING = (0.0, 0.025, 0.05, 0.1, 0.2, 0.4), (100, 400, 1600, 6400)
 LATENTS, STEPS, SIGMAS = 128, 128, (0.05, 20.0)
-LEVELS = 64  # noise levels at which a score is held against the true one
+NOISE_LEVELS = 64  # noise levels at which a score is held against the true one
 WAVES, LENGTH = 64, 2.0  # of the error, in units of the noisy data's deviation
 WIDTH, BATCH = 128, 512  # of the MLP
 GUIDES = {
@@ -72,14 +72,14 @@ class Wrong:
 
 
 class Found(NamedTuple):
-    """Of every latent, (n,): log-density tracked and true, in nats."""
+    """Tracked and true log-density of every latent, (n,), in nats."""
 
     tracked: np.ndarray
     true: np.ndarray
 
 
 def wrong(mixture, size, key):
-    """The field whose eps is wrong by `size` in every dimension (RMS)."""
+    """Make the field whose eps has an error of `size` in every dimension (RMS)."""
     keys = jax.random.split(key, 4)
     dimensions = mixture.means.shape[1]
     network = Wrong(
@@ -96,7 +96,7 @@ def wrong(mixture, size, key):
 
 
 def trained(mixture, steps, seed=0):
-    """The field of an MLP after so many steps on fresh samples of the mixture."""
+    """Train the field of an MLP on samples of the mixture, for the given number of steps."""
     network = MLP(mixture.shape, WIDTH, rngs=nnx.Rngs(seed))
     make = partial(dgjax.field, t_min=SIGMAS[0], t_max=SIGMAS[1], prior=mixture)
     graph, weights = nnx.split(network)
@@ -108,7 +108,7 @@ def trained(mixture, steps, seed=0):
 
     def loss(weights, key):
         keys = jax.random.split(key, 3)
-        sigmas = levels(lattice(keys[0], BATCH))
+        sigmas = levels.quantile(low_discrepancy_draw(keys[0], BATCH))
         data = jax.vmap(mixture.sample)(jax.random.split(keys[1], BATCH))
         noise = jax.random.normal(keys[2], data.shape)
         losses = jax.vmap(partial(denoising_loss, model(weights)))(sigmas, data, noise)
@@ -125,28 +125,28 @@ def trained(mixture, steps, seed=0):
 
 
 def copies(model, count):
-    """(count,) times the same model, as there are `count` random errors."""
+    """Repeat the model (count,) times, once for each random error."""
     return jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *jnp.shape(a))), model)
 
 
 @jax.jit
 def score_error(models, mixture, key):
-    """RMS error of eps = -sigma score per dimension, on data at all noise levels."""
+    """Return the RMS error of eps = -sigma score per dimension, on data at all noise levels."""
 
     def one(model, key, u):
         sigma = UniformLogSNR(*SIGMAS)(u)
         x = mixture.sample(key, sigma)
         return jnp.mean((model.pair(sigma, x).eps - mixture.pair(x, sigma).eps) ** 2)
 
-    keys = jax.random.split(key, (models.t_min.size, LEVELS))
-    levels = (jnp.arange(LEVELS) + 0.5) / LEVELS
+    keys = jax.random.split(key, (models.t_min.size, NOISE_LEVELS))
+    levels = (jnp.arange(NOISE_LEVELS) + 0.5) / NOISE_LEVELS
     every = jax.vmap(jax.vmap(one, (None, 0, 0)), (0, 0, None))
     return jnp.sqrt(jnp.mean(every(models, keys, levels)))
 
 
 @jax.jit
 def reached(models, guides, mixture, keys):
-    """`Found` for a latent of every key, each with its own of the `models`."""
+    """Return `Found` for one latent of each key, each with its own model."""
 
     def one(model, key):
         latent, probes = jax.random.split(key)
@@ -161,7 +161,7 @@ def reached(models, guides, mixture, keys):
 
 
 def summit(mixture):
-    """The highest log-density at t_min, from the mean of every component up."""
+    """Find the highest log-density at t_min, by ascent from the mean of every component."""
     depth = jax.jit(jax.value_and_grad(lambda x: -mixture.log_density(x, SIGMAS[0])))
     return -min(minimize(depth, mean, jac=True).fun for mean in np.asarray(mixture.means))
 
@@ -181,7 +181,7 @@ def row(name, error, sampler, found, top):
 
 
 def draw(groups, top):
-    """Bias, and true log-density reached, against the error of the score."""
+    """Draw bias and true log-density against the error of the score."""
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
     bias, reach = lambda f: np.mean(f.tracked - f.true), lambda f: np.mean(f.true)
     for axis, kind, of, line in (

@@ -1,4 +1,4 @@
-"""Peak memory of `dgjax import` and of loading what it made, against the size of the weights.
+"""Peak memory of `dgjax import` and of loading its checkpoint, against the size of the weights.
 
 A transformer for latents of random weights, in shards as large models are published. Each row is a
 process of its own; what a process takes that only imports the libraries is subtracted. Files that
@@ -17,8 +17,8 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from dgjax.checkpoints.checkpoint import to_named
-from dgjax.importing.dit import read_dit
+from dgjax.checkpoints.arrays import to_named
+from dgjax.importing.diffusers_dit import read_dit
 from dgjax.networks import DiT
 
 MIB = 2**20
@@ -50,7 +50,7 @@ PROGRAMS = {
 
 
 def write(folder):
-    """The model as a folder of diffusers'; returns the bytes of its weights."""
+    """Write the model in the format of diffusers and return the bytes of its weights."""
     shape, network, _ = read_dit(CONFIG)
     del network["kind"]
     like = nnx.eval_shape(lambda: DiT(shape, **network, rngs=nnx.Rngs(0)))
@@ -82,7 +82,7 @@ def _as_source(last, value):
 
 
 def peak(program, folder):
-    """MiB of a process that runs `program`, at most."""
+    """Return the peak memory, in MiB, of a process that runs `program`."""
     text = PRELUDE.format(folder=str(folder), out=str(folder / "out"), program=program)
     done = subprocess.run([sys.executable, "-c", text], check=True, capture_output=True, text=True)
     return int(done.stdout.splitlines()[-1])

@@ -83,7 +83,7 @@ def arguments():
 
 
 def write(name, folder):
-    """The network of that name with random weights, as diffusers saves it."""
+    """Write the named network with random weights in the format of diffusers."""
     import diffusers
     import torch
 
@@ -98,7 +98,7 @@ def write(name, folder):
 
 
 def images(folder, batch):
-    """Channels first, and labels if it takes any."""
+    """Make a batch with channels first, and labels if the network takes them."""
     config = json.loads((folder / "config.json").read_text())
     size, labels = config["sample_size"], config.get("num_embeds_ada_norm")
     rng = np.random.default_rng(0)
@@ -107,7 +107,7 @@ def images(folder, batch):
 
 
 def device():
-    """PyTorch's name of where JAX runs."""
+    """Return PyTorch's name of the device on which JAX runs."""
     import jax
 
     found = {"cpu": "cpu", "gpu": "cuda"}.get(jax.default_backend())
@@ -117,7 +117,7 @@ def device():
 
 
 def set_precision(name):
-    """The same products on all sides."""
+    """Set the same precision of products in JAX and PyTorch."""
     import jax
     import torch
 
@@ -126,7 +126,7 @@ def set_precision(name):
 
 
 def runner(side, folder, batch):
-    """A function of nothing that waits for a batch and returns it, channels first."""
+    """Make a function without arguments that computes a batch and returns it, channels first."""
     x, labels = images(folder, batch)
     if side == "flax":
         return flax_runner(folder, x, labels)
@@ -175,7 +175,7 @@ def seconds(run):
 
 
 def compared(folder, batch, sides, rounds):
-    """Median seconds of each side, and how far ours is from PyTorch's, over its greatest."""
+    """Return median seconds of each side, and the largest difference over the largest value."""
     runs = {side: runner(side, folder, batch) for side in sides}
     outs = {side: run() for side, run in runs.items()}  # compiles, too
     for run in runs.values():
@@ -190,7 +190,7 @@ def compared(folder, batch, sides, rounds):
 
 
 def peak_of(side, folder, batch, precision):
-    """MiB that one side alone takes at most, in a process of its own."""
+    """Return the peak memory, in MiB, of one side in a process of its own."""
     command = [sys.executable, __file__, "--precision", precision]
     command += ["--peak", side, str(folder), str(batch)]
     found = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -198,7 +198,7 @@ def peak_of(side, folder, batch, precision):
 
 
 def peak(side):
-    """MiB so far; `getrusage` would count what the process had that started this one."""
+    """Return the peak memory so far in MiB; `getrusage` would include the parent process."""
     import jax
     import torch
 

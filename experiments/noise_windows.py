@@ -1,4 +1,4 @@
-"""Noise of stochastic density guidance: it keeps the log-density's schedule, and what does it vary?
+"""Noise of stochastic density guidance: which details does it vary?
 
 Many noise paths of ONE latent, with noise along the level set at all noise levels, early (near the
 prior) or late (near the data), under two schedules of the log-density: the published one of
@@ -23,7 +23,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import dgjax
-from dgjax.pictures.pixels import to_uint8
+from dgjax.pictures.quantization import to_uint8
 
 Q = 0.5  # the reverse SDE has no other
 BLOCK = 4  # pixels
@@ -38,7 +38,7 @@ DIVERGENCE = dgjax.Coloured()
 
 
 def fixed_schedule(field, x, key, *, grid, q=Q):
-    """d log p/d log-SNR of `x` without noise at q, as a schedule between the points of `grid`."""
+    """Return d log p/d log-SNR of `x` at q without noise, as a schedule on `grid`."""
     options = {"guides": (dgjax.density_guidance(q),), "divergence": DIVERGENCE}
     course = dgjax.sample(field, x, grid, key=key, save=dgjax.Trajectory, **options).trajectory
     levels = jax.vmap(lambda t: dgjax.logsnr(field.path, t))(course.t)
@@ -47,7 +47,7 @@ def fixed_schedule(field, x, key, *, grid, q=Q):
 
 
 def along_level_set(field, x, key, low, high, *, grid, guide):
-    """(x, tracked log p) of one path under `guide`; the window is in log-SNR."""
+    """Return (x, tracked log p) of one path under `guide`; the window is in log-SNR."""
     found = dgjax.sample(
         field,
         x,
@@ -61,7 +61,7 @@ def along_level_set(field, x, key, low, high, *, grid, guide):
 
 
 def by_reverse_sde(field, x, key, low, high, *, grid):
-    """(x, NaN) of one path of the reverse SDE with noise in the window, the PF-ODE outside."""
+    """Return (x, NaN) of one path: the reverse SDE in the window, the PF-ODE outside."""
     found = dgjax.sample(
         field,
         x,
@@ -75,13 +75,13 @@ def by_reverse_sde(field, x, key, low, high, *, grid):
 
 
 def recomputed(field, x, key, *, grid):
-    """(denoised, log p by the PF-ODE, its standard error)."""
+    """Return (denoised, log p by the PF-ODE, its standard error)."""
     found = dgjax.likelihood(field, x, grid, key=key, divergence=DIVERGENCE)
-    return field.pair(grid[-1], x).x0, found.log_density, found.info.standard_error
+    return dgjax.denoise(field, grid[-1], x), found.log_density, found.info.standard_error
 
 
 def scales(x, block=BLOCK):
-    """Means of blocks of (n, H, W, C) images, as large as these, and what is left of them."""
+    """Split (n, H, W, C) images into block means, at full size, and the rest."""
     count, height, width, channels = x.shape
     rows, columns = -(-height // block), -(-width // block)
     gaps = (rows * block - height, columns * block - width)
@@ -92,12 +92,12 @@ def scales(x, block=BLOCK):
 
 
 def distance(x):
-    """Root mean square difference of a pixel between two of (n, ...) images."""
+    """Return the root mean square difference per pixel between pairs of (n, ...) images."""
     return float(np.sqrt(2 * np.var(np.asarray(x, np.float64), axis=0, ddof=1).mean()))
 
 
 def measure(setup):
-    """{(kind, window): (denoised, tracked, recomputed, standard error)}, `count`/4 paths each."""
+    """Return {(kind, window): (denoised, tracked, recomputed, s.e.)}, `count`/4 paths each."""
     field, (count, steps, _) = setup.model.field, setup.preset
     paths = max(count // 4, claims.LEAST)
     coarse, fine = dgjax.grid_logsnr(field, steps), dgjax.grid_logsnr(field, 2 * steps)
@@ -147,7 +147,7 @@ def row(key, denoised, tracked, log_density, error):
 
 
 def draw(setup, groups):
-    """Images of each group, and what of them varies at either scale."""
+    """Draw images of each group, and their variation at both scales."""
     x = np.stack([group[0][:SHOWN] for group in groups.values()])
     shown = to_uint8(x, setup.model.meta.data_range)
     figure = Figure(figsize=(12.4, 1.06 * len(groups) + 0.5), layout="constrained")

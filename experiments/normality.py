@@ -1,4 +1,4 @@
-"""Normality of h_t: at which noise levels is the dial q the quantile that it is named for?
+"""Normality of h_t: at which noise levels is q a true quantile?
 
 h = sigma^2 (Lap log p + |s|^2)/sqrt(2D) of real test images with noise, level by level, against
 N(0, 1), which quantile matching assumes ([DG] section 4). For Gaussian data its standard deviation
@@ -19,7 +19,7 @@ from scipy import stats
 
 import dgjax
 
-LEVELS = 6
+NOISE_LEVELS = 6
 MORE = 4  # times the images of the preset: one evaluation is a step of the others
 DIVERGENCE = dgjax.Coloured(5, repeats=4)  # four estimates, as many as the kurtosis takes
 TRAINING = 20_000  # images for the covariance
@@ -27,19 +27,19 @@ Q = 0.8
 
 
 def predicted(variances, sigmas):
-    """Standard deviation of h at each noise level for Gaussian data of these variances."""
+    """Return the standard deviation of h for Gaussian data, at each noise level."""
     share = sigmas[:, None] ** 2 / (sigmas[:, None] ** 2 + variances)
     return np.sqrt(np.mean(share**2, 1))
 
 
 def variances_of(x):
-    """(D,) eigenvalues of the covariance of (n, *shape) samples."""
+    """Return the (D,) eigenvalues of the covariance of (n, *shape) samples."""
     flat = np.asarray(x, np.float64).reshape(len(x), -1)
     return np.maximum(np.linalg.eigvalsh(np.cov(flat.T)), 0)
 
 
 def at_level(field, x0, key, t, *, divergence=DIVERGENCE):
-    """(p,) estimates of h of one image with the noise of t."""
+    """Return (p,) estimates of h for one image with the noise of t."""
     noise_key, key = jax.random.split(key)
     noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
     x = field.path.alpha(t) * x0 + field.path.sigma(t) * noise
@@ -47,8 +47,8 @@ def at_level(field, x0, key, t, *, divergence=DIVERGENCE):
 
 
 def measure(setup):
-    """Noise levels (levels,), and h (levels, images, estimates)."""
-    sigmas = np.geomspace(*setup.sigmas, LEVELS)
+    """Return noise levels (levels,) and h (levels, images, estimates)."""
+    sigmas = np.geomspace(*setup.sigmas, NOISE_LEVELS)
     ts = np.asarray(jax.vmap(setup.model.field.path.time)(jnp.float32(-2 * np.log(sigmas))))
     real = claims.images(setup, MORE * setup.preset.count)
     num = len(real)
@@ -56,11 +56,11 @@ def measure(setup):
         "h",
         at_level,
         setup,
-        np.broadcast_to(real, (LEVELS, *real.shape)).reshape(-1, *real.shape[1:]),
-        claims.keys(setup, LEVELS * num),
+        np.broadcast_to(real, (NOISE_LEVELS, *real.shape)).reshape(-1, *real.shape[1:]),
+        claims.keys(setup, NOISE_LEVELS * num),
         np.repeat(ts, num),
     )
-    return sigmas, found.reshape(LEVELS, num, -1)
+    return sigmas, found.reshape(NOISE_LEVELS, num, -1)
 
 
 def row(sigma, expected, h):
@@ -79,7 +79,7 @@ def row(sigma, expected, h):
 
 
 def draw(sigmas, expected, h):
-    """Q-Q plots of h by level, in units of N(0, 1)."""
+    """Draw Q-Q plots of h at each level, in units of N(0, 1)."""
     columns = (len(sigmas) + 1) // 2
     figure, axes = plt.subplots(
         2, columns, figsize=(3.4 * columns, 6.6), sharex=True, sharey=True, layout="constrained"

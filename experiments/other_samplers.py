@@ -1,4 +1,4 @@
-"""Log-density of other people's samplers: only their trajectories are handed over.
+"""Log-density of other samplers, from their trajectories alone.
 
 DDIM, DPM-Solver++(2M), ancestral sampling of DDPM and the churned Heun of EDM are written below as
 their users would: NumPy, a loop over noise levels, a denoiser to call. Spacetime quadrature finds
@@ -22,13 +22,15 @@ import numpy as np
 from reverse_sde import cloud, rms
 
 import dgjax
+from dgjax.pictures.grid import image_grid
+from dgjax.pictures.quantization import to_uint8
 
 STEPS, NODES, RANGE, PATHS = (16, 32, 64), (2, 3, 4), (0.02, 80.0), 8  # on the mixture
 PROBES, DIVERGENCE = dgjax.Hutchinson(2), dgjax.Coloured()  # of quadrature, and of the PF-ODE
 
 
 def ddim(denoise, x, sigmas, rng):
-    """Song et al. 2021, eta = 0."""
+    """DDIM (Song et al. 2021) with eta = 0."""
     del rng
     points = [x]
     for now, after in pairwise(sigmas):
@@ -88,7 +90,7 @@ def churned_heun(denoise, x, sigmas, rng, churn=40.0, least=0.05, most=50.0, noi
 
 
 def churned_heun_on_grid(denoise, x, sigmas, rng):
-    """The same, of which only the points at `sigmas` are handed over."""
+    """Churned Heun, returning only the points at `sigmas`."""
     levels, points = churned_heun(denoise, x, sigmas, rng)
     kept = np.isin(levels, sigmas)
     return levels[kept], points[kept]
@@ -104,22 +106,22 @@ SAMPLERS = {
 
 
 def karras(low, high, steps, rho=7.0):
-    """Noise levels from `high` to `low`, uniform in sigma^(1/rho)."""
+    """Return noise levels from `high` to `low`, uniform in sigma^(1/rho)."""
     return np.linspace(high ** (1 / rho), low ** (1 / rho), steps + 1) ** rho
 
 
 def denoiser(model):
-    """E[x_0 | x] of a batch (n, *shape) with noise sigma, from NumPy to NumPy."""
+    """Make a function for E[x_0 | x] of a batch (n, *shape) with noise sigma, on NumPy arrays."""
     run = jax.jit(
-        lambda model, x, t: jax.vmap(lambda x: model.pair(model.path.time(-2 * jnp.log(t)), x).x0)(
-            x
-        )
+        lambda model, x, t: jax.vmap(
+            lambda x: dgjax.denoise(model, model.path.time(-2 * jnp.log(t)), x)
+        )(x)
     )
     return lambda x, sigma: np.asarray(run(model, jnp.asarray(x), jnp.asarray(sigma)), x.dtype)
 
 
 def summed(model, ts, xs):
-    """Log-density of the last point by the divergence of the PF-ODE at the first of every step."""
+    """Sum the divergence of the PF-ODE at the start of every step to a log-density."""
 
     def rate(t, x):
         return dgjax.evaluate(
@@ -131,7 +133,7 @@ def summed(model, ts, xs):
 
 
 def of_mixture(model, data, sampler, steps, paths=PATHS):
-    """Log-density of the last points (paths,): the truth, by quadrature for NODES, summed."""
+    """Return log-densities (paths,) of end points: exact, by quadrature for NODES, summed."""
     sigmas = karras(*RANGE, steps)
     keys = jax.random.split(jax.random.key(1), paths)
     x = np.asarray(jax.vmap(lambda key: data.sample(key, RANGE[1]))(keys))
@@ -160,7 +162,7 @@ def mixture_rows():
 
 
 def of_images(setup, sampler, steps):
-    """(denoised, log p by quadrature, its s.e., by the PF-ODE, its s.e.) of a quarter's latents."""
+    """Return (denoised, log p by quadrature, its s.e., by the PF-ODE, its s.e.)."""
     field, count = setup.model.field, max(setup.preset.count // 4, claims.LEAST)
     sigmas = karras(*setup.sigmas, steps)
     latents = jax.vmap(lambda key: dgjax.prior_sample(field, key, setup.model.meta.shape))
@@ -175,7 +177,7 @@ def of_images(setup, sampler, steps):
         keys = jax.random.split(key)
         found = dgjax.quadrature(field, ts, xs, key=keys[0], divergence=PROBES, batch=1)
         again = dgjax.likelihood(field, xs[-1], grid, key=keys[1], divergence=DIVERGENCE)
-        denoised = field.pair(grid[-1], xs[-1]).x0
+        denoised = dgjax.denoise(field, grid[-1], xs[-1])
         error = found.standard_error[-1]
         return denoised, found.log_density[-1], error, again.log_density, again.info.standard_error
 
@@ -216,10 +218,9 @@ def main():
     claims.report("other_samplers", header, rows)
     shown = {name: group for (name, n), group in groups.items() if n == steps}
     del shown["churned Heun, without the points after noise"]  # the same images
-    figure = dgjax.pictures.grid.image_grid(
-        np.stack([group[0][:8] for group in shown.values()]),
+    figure = image_grid(
+        to_uint8(np.stack([group[0][:8] for group in shown.values()]), setup.model.meta.data_range),
         [f"{name}\nlog p {group[1].mean():,.0f}" for name, group in shown.items()],
-        data_range=setup.model.meta.data_range,
         title=f"Four samplers from the same latents, {steps} steps",
         caption="Mean log p in nats at t_min by quadrature; images without the noise of t_min.",
     )

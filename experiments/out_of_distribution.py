@@ -1,4 +1,4 @@
-"""Log-density out of distribution: which images that it has never seen does a model prefer?
+"""Log-density out of distribution: to which unseen images does a model assign a high density?
 
 Likelihood of test images of the training set, the same blurred, handwritten digits, photographs,
 constant images and uniform noise, all as 8-bit levels, dequantized. Whether log p tells them from
@@ -16,8 +16,9 @@ from PIL import Image
 from scipy import ndimage, stats
 
 import dgjax
-from dgjax.pictures.files import fit_image
-from dgjax.pictures.pixels import to_uint8
+from dgjax.pictures.image_files import fit_image
+from dgjax.pictures.png import encode_png
+from dgjax.pictures.quantization import to_uint8
 
 BLURS = (0.5, 1.0, 2.0)  # standard deviation in pixels
 PATCH = 4  # a photograph's patch is this many times as large before it is scaled down
@@ -25,7 +26,7 @@ DIVERGENCE = dgjax.Coloured()
 
 
 def digits(shape, num, rng):
-    """(num, *shape) uint8: scikit-learn's digits, 8x8, enlarged."""
+    """Return (num, *shape) uint8: scikit-learn's 8x8 digits, enlarged."""
     from sklearn.datasets import load_digits
 
     found = load_digits().images
@@ -34,7 +35,7 @@ def digits(shape, num, rng):
 
 
 def photographs(shape, num, rng):
-    """(num, *shape) uint8: patches of scikit-learn's two photographs, a temple and a flower."""
+    """Return (num, *shape) uint8: patches of scikit-learn's two photographs."""
     from sklearn.datasets import load_sample_images
 
     found, height, width = load_sample_images().images, PATCH * shape[0], PATCH * shape[1]
@@ -49,13 +50,13 @@ def photographs(shape, num, rng):
 
 
 def blurred(levels, width):
-    """(n, H, W, C) uint8, blurred in space by a Gaussian."""
+    """Blur (n, H, W, C) uint8 images by a Gaussian."""
     wide = ndimage.gaussian_filter(levels.astype(np.float64), (0, width, width, 0))
     return wide.round().astype(np.uint8)
 
 
 def collect(setup):
-    """{group: (n, *shape) uint8}, test images first."""
+    """Return {group: (n, *shape) uint8}, test images first."""
     shape, num = setup.model.meta.shape, setup.preset.count
     rng = np.random.default_rng(setup.seed)
     test = to_uint8(claims.images(setup, num), setup.model.meta.data_range)
@@ -72,14 +73,14 @@ def collect(setup):
 
 
 def measured(field, levels, noise_key, key, *, grid, data_range):
-    """(log p, its standard error) of one image of 8-bit levels, dequantized."""
+    """Return (log p, its standard error) of one image of 8-bit levels, dequantized."""
     x = dgjax.dequantize(noise_key, levels, data_range)
     found = dgjax.likelihood(field, x, grid, key=key, divergence=DIVERGENCE)
     return found.log_density, found.info.standard_error
 
 
 def measure(setup, groups):
-    """{group: (log p, standard error)}."""
+    """Return {group: (log p, standard error)}."""
     grid = dgjax.grid_logsnr(setup.model.field, setup.preset.steps)
     levels = np.concatenate(list(groups.values()))
     found = claims.each(
@@ -96,7 +97,7 @@ def measure(setup, groups):
 
 
 def area(test, other):
-    """Area under the ROC curve: the share of pairs in which `test` is the higher."""
+    """Return the area under the ROC curve: the share of pairs in which `test` is higher."""
     return stats.mannwhitneyu(test, other).statistic / (len(test) * len(other))
 
 
@@ -109,12 +110,12 @@ def row(setup, name, levels, log_density, error, test):
         claims.probe_error(error),
         claims.mean_error(bits, 3),
         "" if log_density is test else f"{area(test, log_density):.2f}",
-        f"{np.mean([dgjax.png_bytes(image, (0, 255)) for image in levels]):.0f}",
+        f"{np.mean([len(encode_png(image)) for image in levels]):.0f}",
     ]
 
 
 def draw(setup, groups, found):
-    """Bits per dimension of every image, by group, and one image of each."""
+    """Draw bits per dimension of every image by group, and one image of each group."""
     figure, (axis, beside) = plt.subplots(
         1, 2, figsize=(10.5, 5.4), width_ratios=(5, 1.6), layout="constrained"
     )

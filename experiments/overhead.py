@@ -51,7 +51,7 @@ def small_model(shape):
 
 
 def evaluations(solver, steps):
-    """Of the network in one solve, counted while it runs."""
+    """Count the evaluations of the network in one solve."""
     seen = []
 
     def network(x, t, cond):
@@ -69,7 +69,7 @@ def evaluations(solver, steps):
 
 
 def sampler(model, grid, solver, divergence):
-    """(latents, keys) -> a whole solve of the batch."""
+    """Make a function (latents, keys) that solves the batch."""
 
     @jax.jit
     def run(model, xs, keys):
@@ -92,7 +92,7 @@ def sampler(model, grid, solver, divergence):
 
 
 def pass_of(divergence):
-    """(model, t, latents, probes) -> what one evaluation of the batch costs at the least."""
+    """Make a function (model, t, latents, probes) of the cheapest evaluation of the batch."""
 
     def network(model, t, xs, probes):
         return jax.vmap(lambda x: model.pair(t, x))(xs), None
@@ -104,7 +104,7 @@ def pass_of(divergence):
 
 
 def calls(model, ts, divergence):
-    """(latents, probes) -> evaluations at `ts` one after the other, each a call of its own."""
+    """Make a function (latents, probes) that evaluates at each of `ts` in a separate call."""
     call = jax.jit(pass_of(divergence))
 
     def run(xs, probes):
@@ -117,7 +117,7 @@ def calls(model, ts, divergence):
 
 
 def loop(model, ts, divergence):
-    """As `calls`, in one compiled loop."""
+    """Make a function (latents, probes) that evaluates at all `ts` in one compiled loop."""
 
     @jax.jit
     def run(model, xs, probes):
@@ -137,7 +137,7 @@ def seconds(run, *operands):
 
 
 def compare(model, shape, solver, divergence, bare, steps, batch, rounds):
-    """Evaluations, and (rounds, 2) seconds of the solve and of its evaluations by `bare`."""
+    """Return the evaluations, and (rounds, 2) seconds of the solve and of `bare` evaluations."""
     count = evaluations(solver, steps)
     grid = dgjax.grid_karras(model, steps)
     ts = list(jnp.linspace(model.t_max, model.t_min, count))

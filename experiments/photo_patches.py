@@ -1,4 +1,4 @@
-"""Photo patches: 32x32 colour patches of freely licensed photographs, and whom to credit for them.
+"""Photo patches: 32x32 colour patches of freely licensed photographs, with credits.
 
 The photographs are listed, with authors, licences and checksums, in photo_patches.toml; Debian's
 packages lomiri-wallpapers-16.04 and -20.04 bring them. Each is reduced four times (means of 4x4
@@ -30,9 +30,9 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from dgjax.data.folder import is_held_out
-from dgjax.pictures.files import read_image, to_colours
-from dgjax.pictures.pixels import png_bytes
+from dgjax.data.image_folder import is_held_out
+from dgjax.pictures.image_files import convert_colours, read_image
+from dgjax.pictures.png import encode_png
 
 SIDE, STRIDE = 32, 16
 FACTOR, SHORT_SIDE = 4, 400  # reduced less where the shorter side would fall below
@@ -80,7 +80,7 @@ class Photograph:
 
     @property
     def name(self) -> str:
-        """Of the file, without folders."""
+        """Name of the file without folders."""
         return Path(self.file).name
 
     @property
@@ -90,14 +90,14 @@ class Photograph:
 
 
 class Patches(NamedTuple):
-    """Shuffled patches (N, 32, 32, 3) and the place in the list of each one's photograph (N,)."""
+    """Shuffled patches (N, 32, 32, 3), and the index (N,) of each one's photograph in the list."""
 
     x: np.ndarray
     photograph: np.ndarray
 
 
 def read_list(file: Path) -> list[Photograph]:
-    """The photographs in a TOML file.
+    """Read the list of photographs in a TOML file.
 
     Raises:
         ValueError: if a licence is not one of `LICENCES`.
@@ -110,7 +110,7 @@ def read_list(file: Path) -> list[Photograph]:
 
 
 def locate(photograph: Photograph, roots: Sequence[Path]) -> Path:
-    """Its file, in the first of the folders that has it.
+    """Return the file of a photograph, in the first folder that has it.
 
     Raises:
         ValueError: if none has it, or it is another file than the list means.
@@ -133,14 +133,14 @@ def locate(photograph: Photograph, roots: Sequence[Path]) -> Path:
 
 
 def reduce(image: Image.Image) -> Image.Image:
-    """By a whole factor, each pixel the mean of the square that it replaces."""
+    """Reduce an image by a whole factor; each pixel is the mean of a square."""
     factor = max(1, min(FACTOR, min(image.size) // SHORT_SIDE))
     width, height = (side // factor * factor for side in image.size)
     return image.reduce(factor, (0, 0, width, height))
 
 
 def cut(image: Image.Image) -> np.ndarray:
-    """Every patch (N, 32, 32, 3), row by row."""
+    """Return all patches (N, 32, 32, 3), row by row."""
     levels = np.asarray(image)
     if min(levels.shape[:2]) < SIDE:
         return np.empty((0, SIDE, SIDE, 3), np.uint8)
@@ -150,14 +150,14 @@ def cut(image: Image.Image) -> np.ndarray:
 
 
 def thumbnail(image: Image.Image) -> np.ndarray:
-    """(16, 16, 3): what is left of a photograph whatever the size it is stored in."""
+    """Return (16, 16, 3): a thumbnail that does not depend on the size of the photograph."""
     return np.asarray(image.resize((16, 16), Image.Resampling.BOX), float)
 
 
 def cut_all(
     photographs: Sequence[Photograph], roots: Sequence[Path]
 ) -> tuple[list[Photograph], dict[str, Patches]]:
-    """The photographs without those that repeat an earlier one, and the patches of each part.
+    """Return the photographs without duplicates, and the patches of each part.
 
     Raises:
         ValueError: as `locate`, or if a file cannot be decoded or a part is left empty.
@@ -168,7 +168,7 @@ def cut_all(
     seen: set[bytes] = set()
     cuts: dict[str, list[tuple[int, np.ndarray]]] = {"train": [], "held-out": []}
     for photograph, file in zip(track(photographs, "photographs"), files, strict=True):
-        image = reduce(to_colours(read_image(file), (SIDE, SIDE, 3)))
+        image = reduce(convert_colours(read_image(file), (SIDE, SIDE, 3)))
         small = thumbnail(image)
         twins = [np.sqrt(np.mean((small - other) ** 2)) < ALIKE for other in thumbnails]
         if any(twins):
@@ -190,7 +190,7 @@ def cut_all(
 
 
 def shuffle(part: str, pieces: Sequence[tuple[int, np.ndarray]]) -> Patches:
-    """One part's patches in an order that depends on the seed and their number alone."""
+    """Shuffle the patches of one part by the seed."""
     if not sum(len(patches) for _, patches in pieces):
         raise ValueError(f"no photograph is left to the part {part!r}: list more, or larger ones")
     x = np.concatenate([patches for _, patches in pieces])
@@ -200,12 +200,12 @@ def shuffle(part: str, pieces: Sequence[tuple[int, np.ndarray]]) -> Patches:
 
 
 def sizes(x: np.ndarray) -> np.ndarray:
-    """(N,) bytes of each patch as a PNG."""
-    return np.array([png_bytes(patch, (0, 255)) for patch in track(x, "PNG bytes")])
+    """Return the size (N,) of each patch as a PNG file, in bytes."""
+    return np.array([len(encode_png(patch)) for patch in track(x, "PNG bytes")])
 
 
 def contact_sheet(x: np.ndarray) -> Image.Image:
-    """Random patches in rising PNG size, left to right and down, each pixel doubled."""
+    """Draw random patches by rising PNG size, left to right and down, each pixel doubled."""
     rows, columns = SHEET
     chosen = np.random.default_rng(SEED).choice(len(x), rows * columns, len(x) < rows * columns)
     chosen = chosen[np.argsort(sizes(x[chosen]), kind="stable")]
@@ -217,7 +217,7 @@ def contact_sheet(x: np.ndarray) -> Image.Image:
 
 
 def credits_of(photographs: Sequence[Photograph], parts: dict[str, Patches]) -> str:
-    """Whom to credit, as Markdown, and the figures of the set."""
+    """Write the credits and the numbers of the set as Markdown."""
     train, held_out = parts["train"], parts["held-out"]
     counts = Counter(np.concatenate([part.photograph for part in parts.values()]).tolist())
     lines = [
@@ -258,7 +258,7 @@ def credits_of(photographs: Sequence[Photograph], parts: dict[str, Patches]) -> 
 
 @contextmanager
 def whole(file: Path) -> Iterator[Path]:
-    """A stand-in for `file`, moved to its place once the block has ended well."""
+    """Yield a temporary file that replaces `file` if the block ends without an error."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".photo-patches-") as folder:
         partial = Path(folder) / "partial"
@@ -274,7 +274,7 @@ def build(
     credits_file: Path = CREDITS,
     figure: Path = FIGURE,
 ) -> None:
-    """Cut, and write the arrays, the credits and the figure: all of them or none.
+    """Cut the patches, and write arrays, credits and figure: all of them or none.
 
     Raises:
         ValueError: as `cut_all`.

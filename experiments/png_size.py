@@ -23,16 +23,16 @@ MARKERS = "osD^v"
 
 
 def sampled(field, latent_key, key, q, *, shape, grid):
-    """(x, denoised, log p, its standard error) of one latent at q."""
+    """Return (x, denoised, log p, its standard error) of one latent at q."""
     x = dgjax.prior_sample(field, latent_key, shape)
     guides = (dgjax.density_guidance(q),)
     found = dgjax.sample(field, x, grid, key=key, guides=guides, divergence=DIVERGENCE)
-    denoised = field.pair(grid[-1], found.x).x0
+    denoised = dgjax.denoise(field, grid[-1], found.x)
     return found.x, denoised, found.log_density, found.info.standard_error
 
 
 def measured(field, x0, key, *, grid):
-    """The same of one real image, given the noise of t_min."""
+    """Return the same for one real image, with the noise of t_min added."""
     noise_key, key = jax.random.split(key)
     path, t = field.path, grid[-1]
     x = path.alpha(t) * x0 + path.sigma(t) * jax.random.normal(noise_key, x0.shape, x0.dtype)
@@ -41,7 +41,7 @@ def measured(field, x0, key, *, grid):
 
 
 def measure(setup):
-    """{group: (x, clean image, log p, standard error)}, guided groups of the same latents."""
+    """Return {group: (x, clean image, log p, s.e.)}; guided groups share their latents."""
     field, (count, steps, _) = setup.model.field, setup.preset
     grid, shape = dgjax.grid_logsnr(field, steps), setup.model.meta.shape
     many, total = len(QUANTILES), len(QUANTILES) * count
@@ -89,13 +89,13 @@ def row(setup, name, x, clean, log_density, error):
 
 
 def pooled(groups):
-    """All samples in one group."""
+    """Join all samples to one group."""
     parts = [group for name, group in groups.items() if "real" not in name]
     return tuple(map(np.concatenate, zip(*parts, strict=True)))
 
 
 def draw(setup, groups):
-    """Scatter of size against -log p, as it is and without the noise of t_min."""
+    """Draw size against -log p, with and without the noise of t_min."""
     figure, axes = plt.subplots(1, 2, figsize=(11.5, 4.8), sharex=True, layout="constrained")
     shades = plt.get_cmap("viridis")(np.linspace(0, 0.88, len(groups) - 1))
     titles = ("the image as it is at t_min", "the image without the noise of t_min")

@@ -46,7 +46,7 @@ def one_pass(bits, multiply, a, b):
 
 
 def three_passes(multiply, a, b):
-    """Both operands in two parts of bfloat16, without the product of the smaller ones."""
+    """Multiply in three bfloat16 products: operands in two parts, without the smallest term."""
     large_a, large_b = to_bits(BFLOAT16, a), to_bits(BFLOAT16, b)
     small_a, small_b = to_bits(BFLOAT16, a - large_a), to_bits(BFLOAT16, b - large_b)
     return multiply(large_a, large_b) + (multiply(large_a, small_b) + multiply(small_a, large_b))
@@ -60,7 +60,7 @@ PRODUCTS = {
 
 
 def with_products(function, product):
-    """`function`, with `product(multiply, a, b)` for each of its products and convolutions."""
+    """Replace each product and convolution of `function` by `product(multiply, a, b)`."""
 
     def call(*operands):
         program, like = jax.make_jaxpr(function, return_shape=True)(*operands)
@@ -71,7 +71,7 @@ def with_products(function, product):
 
 
 def interpret(program, values, product):
-    """Run a closed jaxpr; derivatives pass through, so those of products are rounded as well."""
+    """Run a closed jaxpr; derivatives pass through, so their products are rounded too."""
     jaxpr = program.jaxpr
     known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*program.consts, *values], strict=True))
 
@@ -110,7 +110,7 @@ class Rounded:
 @register_dataclass
 @dataclass(frozen=True)
 class ByDefault:
-    """A network with the products that JAX takes on this device by default."""
+    """A network with JAX's default products on this device."""
 
     network: Network
 
@@ -163,7 +163,7 @@ def solves(steps):
 
 
 def networks(model, meta):
-    """Precision to the network that has it."""
+    """Return a network for each precision."""
     in_bfloat16 = in_precision(lambda: build_network(meta.model), "bfloat16")
     yield "layers in bfloat16", in_bfloat16(model.network)
     for name, product in PRODUCTS.items():

@@ -21,14 +21,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import dgjax
-from dgjax.devices.batches import batches
-from dgjax.evaluation import (
-    Estimate,
-    frechet_distance,
-    frechet_interval,
-    precision_recall,
-    vgg16,
-)
+from dgjax.devices.batches import map_batches
+from dgjax.evaluation.frechet import frechet_distance, frechet_interval
+from dgjax.evaluation.intervals import Estimate
+from dgjax.evaluation.precision_recall import precision_recall
+from dgjax.evaluation.vgg16 import vgg16
 
 FINE = 0.1  # the finer scale of temperature, of data in [-1, 1]
 CHANGES = (-0.2, -0.1, -0.05, 0.05, 0.1, 0.2)  # of PNG size, at which dials are compared
@@ -37,7 +34,7 @@ QUALITIES = ("Fréchet VGG16 distance", "precision", "recall")
 
 
 class Dial(NamedTuple):
-    """Settings in the order in which log-density should rise, and what one does to a latent."""
+    """Settings in the order of rising log-density, and the function that applies one."""
 
     settings: tuple[float, ...]
     neutral: float
@@ -45,7 +42,7 @@ class Dial(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """Of one setting: log p and its probes' error (n/4,), PNG sizes (n,) and quality."""
+    """Results of one setting: log p and its probe error (n/4,), PNG sizes (n,) and quality."""
 
     log_density: np.ndarray
     error: np.ndarray
@@ -71,7 +68,7 @@ def by_temperature(scale):
 
 
 def dials(scale):
-    """The dials by name, for data of standard deviation `scale`."""
+    """Return the dials by name, for data of standard deviation `scale`."""
     coarse, fine = (1.3, 1.1, 1.0, 0.8, 0.5), (2.5, 1.5, 1.0, 0.5, 0.2)
     return {
         "density guidance, q": Dial((0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9), 0.5, by_density),
@@ -82,15 +79,15 @@ def dials(scale):
 
 
 def sampled(field, latent_key, key, setting, *, turn, shape, grid, divergence=DIVERGENCE):
-    """(image without the noise of t_min, log p, its standard error) of one latent."""
+    """Return (denoised image, log p, its standard error) of one latent."""
     x = dgjax.prior_guidance(field, dgjax.prior_sample(field, latent_key, shape), 0.5)
     x, guides = turn(field, x, setting)
     found = dgjax.sample(field, x, grid, key=key, guides=guides, divergence=divergence)
-    return field.pair(grid[-1], found.x).x0, found.log_density, found.info.standard_error
+    return dgjax.denoise(field, grid[-1], found.x), found.log_density, found.info.standard_error
 
 
 def turned(setup, name, turn, settings, count):
-    """Results of `sampled`, (settings, latents, ...): `count` images, a quarter with log p."""
+    """Return results of `sampled`, (settings, latents, ...); log p for a quarter of the images."""
     few = -(-count // 4)
     grid = dgjax.grid_logsnr(setup.model.field, 3 * setup.preset.steps // 4)
     latents, probes = claims.keys(setup, count), claims.keys(setup, count, 1)
@@ -116,10 +113,10 @@ def sizes(setup, x):
 
 
 def features(setup, x):
-    """(n, 1472) of images as files have them, in 8 bits."""
-    levels = dgjax.pictures.pixels.to_uint8(x, setup.model.meta.data_range)
+    """Return (n, 1472) features of images rounded to 8 bits."""
+    levels = to_uint8(x, setup.model.meta.data_range)
     run = jax.jit(lambda net, x: net(x))
-    return batches("features", run, levels / np.float32(255), setup.preset.batch, vgg16())
+    return map_batches("features", run, levels / np.float32(255), setup.preset.batch, vgg16())
 
 
 def qualities(seen, real):
@@ -128,7 +125,7 @@ def qualities(seen, real):
 
 
 def measure(setup):
-    """{dial: {setting: Setting}}, sizes of the real images, and what other real ones score."""
+    """Return {dial: {setting: Setting}}, sizes of real images, quality of other real images."""
     count = 4 * setup.preset.count
     pictures = claims.images(setup, 2 * count)
     count = min(count, len(pictures) // 2)
@@ -162,7 +159,7 @@ def row(name, setting, found):
 
 
 def reach(name, group):
-    """A dial's range: of the mean log-density, of one latent's, monotone share, of PNG size."""
+    """Return the range of a dial: mean log-density, one latent's, monotone share, PNG size."""
     courses = np.array([found.log_density for found in group.values()])
     means = courses.mean(1)
     low, high = np.sort([found.sizes.mean() for found in group.values()])[[0, -1]]
@@ -191,7 +188,7 @@ def at_size(group, size):
 
 
 def compared(groups, neutral):
-    """Rows of the dials' qualities at equal changes of PNG size."""
+    """Return rows of the dials' qualities at equal changes of PNG size."""
     plain = neutral.sizes.mean()
     for change in CHANGES:
         for name, group in groups.items():
@@ -205,7 +202,7 @@ def compared(groups, neutral):
 
 
 def draw(groups, real, best):
-    """Quality against PNG size, a curve a dial."""
+    """Draw quality against PNG size, one curve for each dial."""
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.4), layout="constrained")
     for which, (axis, name) in enumerate(zip(axes, QUALITIES, strict=True)):
         for i, (dial, group) in enumerate(groups.items()):

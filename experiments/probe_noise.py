@@ -1,4 +1,4 @@
-"""Probe noise: how far off an estimated divergence leaves the log-density, and at what cost.
+"""Probe noise: error of the log-density by an estimated divergence, and its cost.
 
 Points of a trajectory of the model are held fixed, and at each of them every estimator draws many
 times, so that the figures are of probes alone, free of solver errors. The standard error of the
@@ -52,8 +52,8 @@ def main():
 
     @jax.jit
     def variances(model, t, x, key):
-        """Of one draw by each estimator, of the divergence of x0 at (t, x)."""
-        _, jvp = jax.linearize(lambda x: model.pair(t, x).x0, x)
+        """Return the variance of one draw of each estimator of the divergence of x0 at (t, x)."""
+        _, jvp = jax.linearize(lambda x: dgjax.denoise(model, t, x), x)
         draws = jax.random.split(key, DRAWS)
         found = {}
         for name, (products, estimator) in ESTIMATORS.items():

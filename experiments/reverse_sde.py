@@ -37,7 +37,7 @@ FIGURES = Path(__file__).parent / "figures"
 
 
 def walk(model, x, key, steps):
-    """Points of the reverse SDE from the latent x, and the tracked log-density of the last."""
+    """Return the points of the reverse SDE from the latent x, and the final tracked log-density."""
     found = dgjax.sample(
         model,
         x,
@@ -52,7 +52,7 @@ def walk(model, x, key, steps):
 
 
 def cloud():
-    """Full covariances in random directions, means of unit spread."""
+    """Make a mixture of full covariances in random directions, with means of unit spread."""
     keys = jax.random.split(jax.random.key(0), COMPONENTS + 1)
     draw = jax.vmap(lambda k: jax.random.normal(k, (DIMENSIONS, DIMENSIONS)))
     turns = jnp.linalg.qr(draw(keys[1:]))[0]
@@ -67,7 +67,7 @@ def rms(errors):
 
 
 def mixture():
-    """Rows (method, steps, cost, mean error, RMS error, Euler-Maruyama at that cost), per dim."""
+    """Return rows (method, steps, cost, mean error, RMS error, Euler-Maruyama at that cost)."""
     jax.config.update("jax_enable_x64", True)
     data, path = cloud(), dgjax.vp()
     t_min, t_max = (path.time(jnp.asarray(sign * LOGSNR)) for sign in (1, -1))
@@ -137,7 +137,7 @@ def draw(rows, file):
 
 
 def shipped(name):
-    """Rows (steps, tracked gap, quadrature's gap, errors of both by the probes) in nats."""
+    """Return rows (steps, tracked gap, quadrature's gap, their probe errors) in nats."""
     model, meta = dgjax.load_pretrained(name)
     there, flow = dgjax.repath(model, dgjax.vp()), dgjax.repath(model, dgjax.edm(7.0))
     size = int(np.prod(meta.shape))
@@ -195,10 +195,10 @@ def shipped_table(rows):
 
 
 def jvp_cost(name):
-    """Passes of the network that one product with its Jacobian costs, in batches of `BATCH`."""
+    """Measure the cost of one Jacobian product in passes of the network, at batch size `BATCH`."""
     model, meta = dgjax.load_pretrained(name)
     x = jax.random.normal(jax.random.key(0), (BATCH, *meta.shape))
-    one = jax.jit(jax.vmap(lambda x: model.pair(jnp.array(1.0), x).x0))
+    one = jax.jit(jax.vmap(lambda x: dgjax.denoise(model, jnp.array(1.0), x)))
     both = jax.jit(lambda x: jax.jvp(one, (x,), (x,)))
 
     def seconds(function):

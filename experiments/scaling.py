@@ -1,4 +1,4 @@
-"""How the cost of a sample with its log-density scales: with D, batch, probes and devices.
+"""Scaling: cost of a sample with its log-density by D, batch, probes and devices.
 
 Seconds for one evaluation (network and its jvps) of one sample, in solves of U-Nets of random
 weights, with one of the four numbers varied at a time. Every panel is run REPEATS times over, so
@@ -58,7 +58,7 @@ def make_model(side, width):
 
 
 def solve(asked, *, side=SIDE, samples=None, probes=1, devices=1):
-    """(run, samples): a compiled solve of that many, on the first `devices` there are."""
+    """Return (run, samples): a compiled solve of that many samples on the first `devices`."""
     samples = devices * asked.per_device if samples is None else samples
     model, shape = make_model(side, asked.width)
     grid = dgjax.grid_karras(model, asked.steps)
@@ -90,7 +90,7 @@ def solve(asked, *, side=SIDE, samples=None, probes=1, devices=1):
 
 
 def measure(asked, settings):
-    """Rows (value, samples, seconds), of settings {value: arguments of `solve`}."""
+    """Return rows (value, samples, seconds) for settings {value: arguments of `solve`}."""
     solves = {value: solve(asked, **setting) for value, setting in settings.items()}
     best = dict.fromkeys(solves, float("inf"))
     for _ in range(REPEATS):
@@ -102,7 +102,7 @@ def measure(asked, settings):
 
 
 def panels():
-    """What is varied to settings by its value."""
+    """Return {varied quantity: {value: settings}}."""
     count = len(jax.devices())
     counts = [2**i for i in range(count.bit_length()) if 2**i <= count]
     return {
@@ -114,7 +114,7 @@ def panels():
 
 
 def costs(rows, evaluations):
-    """Milliseconds for one evaluation of one sample, of each row."""
+    """Return milliseconds per evaluation of one sample for each row."""
     return [1e3 * seconds / (samples * evaluations) for _, samples, seconds in rows]
 
 

@@ -1,4 +1,4 @@
-"""Score alignment: does more prior log-density mean more at the end, and at which noise levels?
+"""Score alignment: does a higher prior log-density make a higher one at each noise level?
 
 The score at the latent is pushed through the flow, v_t, and is compared with the score s_t there
 ([DG] eqs 11-13): aligned is a latent with <s_t, v_t> > 0. Without the score the same number is
@@ -18,21 +18,18 @@ import numpy as np
 import dgjax
 from dgjax.sampling.solvers import FORWARD
 
-LEVELS = 8  # noise levels looked at, the last of them t_min
+NOISE_LEVELS = 8  # noise levels looked at, the last of them t_min
 DIVERGENCE = dgjax.Coloured(5, repeats=2)  # two estimates, for a standard error of omega
 
 
 def align_through(field, key, *, shape, grid, at, divergence=DIVERGENCE):
-    """`Alignment` of one latent where its trajectory is at each of the grid points `at`.
+    """Return the `Alignment` of one latent at each of the grid points `at`.
 
     What `dgjax.align` gives at the end of a grid, without the standard error of the omegas but
     that of the last. Leaves have the leading axis of `at`.
     """
     latent_key, probe_key = jax.random.split(key)
     x = dgjax.prior_sample(field, latent_key, shape)
-
-    def score(t, x):
-        return -field.pair(t, x).eps / field.path.sigma(t)
 
     def flow(x, log_density):
         run = dgjax.sample(
@@ -47,11 +44,11 @@ def align_through(field, key, *, shape, grid, at, divergence=DIVERGENCE):
         )
         return run.trajectory.x, run.trajectory.log_density, run.info.log_densities
 
-    first = score(grid[0], x)
+    first = dgjax.score(field, grid[0], x)
     prior = jnp.sum(first**2)
     (xs, _, _), (pushed, omegas, last) = jax.jvp(flow, (x, jnp.zeros_like(prior)), (first, prior))
     xs, pushed = xs[at], pushed[at]
-    scores = jax.lax.map(lambda a: score(*a), (grid[at], xs))
+    scores = jax.lax.map(lambda a: dgjax.score(field, *a), (grid[at], xs))
     inner = lambda a, b: jnp.sum((a * b).reshape(len(at), -1), 1)
     product = inner(scores, pushed)
     return dgjax.Alignment(
@@ -66,10 +63,10 @@ def align_through(field, key, *, shape, grid, at, divergence=DIVERGENCE):
 
 
 def measure(setup):
-    """Noise levels (levels,), and `Alignment` with leaves (latents, levels, ...)."""
+    """Return noise levels (levels,), and `Alignment` with leaves (latents, levels, ...)."""
     field, steps = setup.model.field, setup.preset.steps
     grid = dgjax.grid_logsnr(field, steps)
-    at = np.unique(np.linspace(steps / LEVELS, steps, LEVELS).round().astype(int))
+    at = np.unique(np.linspace(steps / NOISE_LEVELS, steps, NOISE_LEVELS).round().astype(int))
     sigmas = np.asarray(jax.vmap(lambda t: field.path.sigma(t) / field.path.alpha(t))(grid[at]))
 
     def one(field, key):
@@ -80,7 +77,7 @@ def measure(setup):
 
 
 def row(sigma, level):
-    """One noise level's cells."""
+    """Return the table row of one noise level."""
     found = dgjax.alignment_statistics(level)
     gains = level.product / level.prior, level.omega / level.prior
     return [
@@ -96,7 +93,7 @@ def row(sigma, level):
 
 
 def draw(sigmas, found):
-    """Angles by noise level, and one estimator against the other at t_min."""
+    """Draw angles by noise level, and one estimator against the other at t_min."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     angles = np.asarray(found.angle)
     places = np.arange(len(sigmas))

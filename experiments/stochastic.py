@@ -1,4 +1,4 @@
-"""Stochastic density guidance: does the log-density of a noisy path stay what was asked?
+"""Stochastic density guidance: does the log-density of a noisy path follow the requested schedule?
 
 True minus tracked log-density at the end (RMS over paths, nats) at equal network evaluations, with
 noise along the level set at all noise levels and q = 0.7, on two mixtures. The published scheme
@@ -48,7 +48,7 @@ class Case(NamedTuple):
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class WithProbe:
-    """Exact divergence in front, a Rademacher estimate after it."""
+    """Divergence estimates: the exact one first, then a Rademacher estimate."""
 
     def __call__(self, jvp, x, key):
         exact = dgjax.Exact(chunk=64)(jvp, x, key)
@@ -106,7 +106,7 @@ SCHEMES = {
 
 
 def small():
-    """16-D: five full covariances, standard deviations from 0.3 to 1, means of unit spread."""
+    """Make a 16-D mixture: five full covariances, standard deviations from 0.3 to 1."""
     keys = jax.random.split(jax.random.key(0), 2)
     turns = jnp.linalg.qr(jax.random.normal(keys[0], (5, 16, 16)))[0]
     scales = jnp.logspace(jnp.log10(0.3), 0.0, 16)
@@ -117,7 +117,7 @@ def small():
 
 
 def large():
-    """256-D: three components, each with scales from 0.005 to 2 along its own order of the axes."""
+    """Make a 256-D mixture: three components, scales from 0.005 to 2 in different orders."""
     keys = jax.random.split(jax.random.key(0), 4)
     variances = jnp.geomspace(0.005, 2.0, 256) ** 2
     covariances = [jnp.diag(jax.random.permutation(key, variances)) for key in keys[1:]]
@@ -130,7 +130,7 @@ def rms(errors):
 
 
 def errors_of(case, scheme, evaluations):
-    """True minus tracked, and true minus asked-for log-density at the end, RMS nats."""
+    """Return RMS errors in nats: true minus tracked, and true minus requested log-density."""
     low, high = case.sigmas
     model = dgjax.closed_form(case.mixture, dgjax.edm(), t_min=low, t_max=high)
     model = dgjax.repath(model, scheme.path)
@@ -142,9 +142,9 @@ def errors_of(case, scheme, evaluations):
     ours = isinstance(scheme.solver, dgjax.LevelSetEuler)
 
     def rate(t, x, log_density):
-        """log sigma and d log p/d log sigma, as asked for at one point."""
+        """Return log sigma and the requested d log p/d log sigma at one point."""
         at = dgjax.evaluate(model, t, x, divergence=exact, key=jax.random.key(0))
-        away = dgjax.guidance.density.apply_guides(guides, at) - at.velocity
+        away = dgjax.guidance.guide.apply_guides(guides, at) - at.velocity
         asked = jnp.sum(away * at.score) - at.divergence
         return -0.5 * at.logsnr, asked * 2 * at.sigma**2 / at.g2
 
@@ -178,7 +178,7 @@ def errors_of(case, scheme, evaluations):
 
 
 def figures(number):
-    """Two of them, in full where that is short."""
+    """Write a number with two digits."""
     return f"{float(f'{number:.2g}'):g}"
 
 

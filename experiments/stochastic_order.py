@@ -44,7 +44,7 @@ SCHEMES = {
 
 
 def errors_of(mixture, scheme, steps, paths=PATHS):
-    """Tracked less true log-density of every path, in nats."""
+    """Return tracked minus true log-density of every path, in nats."""
     model = dgjax.closed_form(mixture, dgjax.edm(), t_min=SIGMAS[0], t_max=SIGMAS[1])
     grid = dgjax.grid_logsnr(model, steps)
 
@@ -67,7 +67,7 @@ def errors_of(mixture, scheme, steps, paths=PATHS):
 
 
 def slope(steps, errors):
-    """Order: minus the slope of log error on log steps."""
+    """Return the order: minus the slope of log error on log steps."""
     return -np.polyfit(np.log(steps), np.log(errors), 1)[0]
 
 

@@ -1,4 +1,4 @@
-"""Exact targets: what log-density was asked for, and what was got?
+"""Exact targets: requested and reached log-density.
 
 By closed loop, which steers the tracked log-density on the way, and by shooting, which finds the
 dial q whose whole trajectory ends there. *Missed* is the RMS, in nats, of the log-density of the
@@ -76,7 +76,7 @@ def shipped():
 
 
 def outcome(case, way, shooting):
-    """Of every latent at every target: samples."""
+    """Return the samples of every latent at every target."""
     grid = way.grid(case.model, way.steps)
     options = {"divergence": case.divergence, "solver": way.solver}
 

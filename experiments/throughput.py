@@ -1,4 +1,4 @@
-"""Training: does anything around the step (data, records, checkpoints) slow it down?
+"""Training: do data, records or checkpoints slow the training step down?
 
 The rate of `fit`, from the times that it notes in `metrics.jsonl`, against that of its own jitted
 step on one batch that lies on the devices already. Both in one process, in turn, each compiled and
@@ -18,35 +18,37 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dgjax.data.load import load_data
+from dgjax.data.named_datasets import load_data
 from dgjax.devices.sharding import device_mesh
 from dgjax.training import fit, load_config
-from dgjax.training.pipeline import batches
-from dgjax.training.placement import bring, own_rows, shardings
-from dgjax.training.setup import (
-    compile_step,
-    fresh_state,
+from dgjax.training.components import (
+    create_state,
+    jit_train_step,
     make_augment,
     model_shapes,
     state_shapes,
 )
+from dgjax.training.data_parallel import global_batch, host_rows, state_shardings
+from dgjax.training.pipeline import training_batches
 
 CONFIG, STEPS, ROUNDS, WARM = "fashion-mnist", 60, 3, 10
 OUT = Path(__file__).parent / "figures" / "throughput.md"
 
 
 def bare(config):
-    """A function that times STEPS steps on one batch, in images a second."""
+    """Make a function that times STEPS steps on one batch, in images per second."""
     mesh = device_mesh()
     data = load_data(config.data, config.model.shape)
-    where = shardings(state_shapes(config), mesh, config.execution.parameters)
+    where = state_shardings(state_shapes(config), mesh, config.execution.parameters)
     state, step = (
-        fresh_state(config, where),
-        compile_step(config, model_shapes(config), mesh, where),
+        create_state(config, where),
+        jit_train_step(config, model_shapes(config), mesh, where),
     )
-    rows = own_rows(config.batch, mesh)
-    feed = batches(data, make_augment(config), batch=config.batch, seed=0, start=0, rows=rows)
-    batch, key = bring(next(feed), mesh), jax.random.key(0)
+    rows = host_rows(config.batch, mesh)
+    feed = training_batches(
+        data, make_augment(config), batch=config.batch, seed=0, start=0, rows=rows
+    )
+    batch, key = global_batch(next(feed), mesh), jax.random.key(0)
 
     def run(count):
         nonlocal state
@@ -65,7 +67,7 @@ def bare(config):
 
 
 def whole(config):
-    """Images a second of a run, between its first and its last note after the warm-up."""
+    """Return images per second of a run, between its first and last record after the warm-up."""
     with tempfile.TemporaryDirectory() as folder:
         fit(config, folder)
         lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").open()]
@@ -75,7 +77,7 @@ def whole(config):
 
 def main():
     config = load_config(CONFIG)
-    records = replace(config.records, log_every=10, save_every=50, watch_every=0)
+    records = replace(config.records, log_every=10, save_every=50, validate_every=0)
     config = replace(config, steps=WARM + STEPS, ema_snapshots=1, records=records)
     rate = bare(config)
     found = []

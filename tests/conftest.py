@@ -21,7 +21,8 @@ import pytest
 from flax import nnx
 
 import dgjax
-from dgjax.checkpoints.checkpoint import Meta, from_named, save, to_named
+from dgjax.checkpoints.arrays import from_named, to_named
+from dgjax.checkpoints.checkpoint import Meta, save
 from dgjax.checkpoints.spec import ModelSpec, build, build_network
 from dgjax.cli import main
 
@@ -44,9 +45,14 @@ jax.config.update("jax_disable_most_optimizations", UNOPTIMISED not in ("0", "fa
 # Tests whose arrays may not broadcast in rank unasked, a (D,) against a (n, D) being often a
 # mistake, nor change their dtype. Networks do both on purpose.
 STRICT = {
+    "test_classifier_free",
     "test_closed_form",
+    "test_coloured_probes",
+    "test_density",
+    "test_discrete_time",
     "test_divergence",
     "test_field",
+    "test_noise",
     "test_time_grids",
     "test_pixels",
     "test_parametrization",

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import dgjax
-from dgjax.guidance.density import HighDensity
+from dgjax.guidance.high_density import HighDensity
 from dgjax.guidance.target import Profile
 from dgjax.sampling.likelihood import likelihood
 from dgjax.sampling.sample import sample

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dgjax.data.folder import is_held_out
-from dgjax.pictures.files import read_image
-from dgjax.pictures.pixels import png_bytes
+from dgjax.data.image_folder import is_held_out
+from dgjax.pictures.image_files import read_image
+from dgjax.pictures.png import encode_png
 
 SCRIPT = Path(__file__).parent.parent / "experiments" / "photo_patches.py"
 if not SCRIPT.exists():
@@ -117,7 +117,7 @@ def test_the_figure_shows_patches_in_rising_png_size():
     tiles = sheet.reshape(6, 68, 16, 68, 3).swapaxes(1, 2).reshape(96, 68, 68, 3)
     shown = tiles[:, 2:-2:2, 2:-2:2]
     assert {tile.tobytes() for tile in shown} <= {patch.astype(np.uint8).tobytes() for patch in x}
-    found = [png_bytes(tile, (0, 255)) for tile in shown]
+    found = [len(encode_png(tile)) for tile in shown]
     assert found == sorted(found)
     assert len({*found}) > 20
 

@@ -1,8 +1,9 @@
-"""Closed-form oracles on the device at hand, in the precision JAX is configured to use.
+"""Comparison of the library with closed forms, on this machine's device and in its precision.
 
-Each function in `CHECKS` measures one claim and says within which bounds float32 must keep it.
-Expected values come from NumPy and SciPy in float64, given the very numbers the library gets.
-Comments say what float32 leaves on a CPU, so how much room a bound gives, and what would fail.
+Each function in `CHECKS` measures one error and compares it with bounds that hold in float32. The
+expected values are computed by NumPy and SciPy in float64, from exactly the numbers that the
+library gets. The comment at each bound states the error of float32 on a CPU, and often the error
+of a lower precision or of a wrong method, which the bound excludes.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from dgjax.check.dynamics import (
     round_trip,
 )
 from dgjax.check.finding import Finding
-from dgjax.check.guidance import (
+from dgjax.check.guides import (
     bound_reported,
     closed_loop,
     high_density,
@@ -33,7 +34,7 @@ from dgjax.check.guidance import (
 from dgjax.check.shipped import SHIPPED, network_batched, network_precision
 from dgjax.checkpoints.pretrained import pretrained_models
 
-__all__ = ["CHECKS", "Finding", "run_checks"]
+__all__ = ["CHECKS", "Finding"]
 
 CHECKS: tuple[Callable[[], Finding], ...] = (
     matrix_products,
@@ -56,14 +57,3 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     reverse_sde_quadrature,
     *((network_precision, network_batched) if SHIPPED in pretrained_models() else ()),
 )
-
-
-def run_checks(on_finding: Callable[[Finding], None] | None = None) -> list[Finding]:
-    """All findings, each handed to `on_finding` as soon as it is there."""
-    findings = []
-    for check in CHECKS:
-        finding = check()
-        if on_finding is not None:
-            on_finding(finding)
-        findings.append(finding)
-    return findings

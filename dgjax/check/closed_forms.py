@@ -1,6 +1,6 @@
-"""Claims on the closed form and its derivatives, by one evaluation of the model.
+"""Checks of the closed-form log-density and its derivatives, by one evaluation of the model.
 
-At three times of the VP path: sigma is 0.2, 0.7 and 0.998, and alpha not 1.
+They use three times of the VP path, where sigma is 0.2, 0.7 and 0.998 and alpha is not 1.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,8 @@ from dgjax.check.finding import Finding, judge, largest, relative
 from dgjax.check.oracle import BATCH, SIZE, Mixture, make_mixture
 from dgjax.model.closed_form import closed_form, gaussian_mixture, log_density
 from dgjax.model.divergence import Divergence, Exact, Hutchinson
-from dgjax.model.field import Field, evaluate
+from dgjax.model.field import Field
+from dgjax.model.local import evaluate
 from dgjax.model.paths import vp
 from dgjax.typing import Sample, as_float
 
@@ -29,7 +30,7 @@ TIMES = (1 / 16, 1 / 4, 3 / 4)
 
 
 class _Pass(NamedTuple):
-    """The model at BATCH points: log-density in closed form, the rest from one evaluation."""
+    """Results at BATCH points: the closed-form log-density, the rest from one evaluation."""
 
     log_density: Array
     score: Array
@@ -48,7 +49,7 @@ def _passes(model: Field, t: Array, x: Array, divergence: Divergence) -> _Pass:
 
 
 class _Point(NamedTuple):
-    """One time of the path: BATCH points there, the library on them, and the true mixture."""
+    """BATCH points at one time of the path, the library's results there, and the true mixture."""
 
     x: np.ndarray
     found: _Pass
@@ -67,15 +68,15 @@ def _point(t: float, divergence: Divergence) -> _Point:
 
 
 def mixture_log_density() -> Finding:
-    """The closed-form log-density is SciPy's."""
+    """Check the closed-form log-density against SciPy."""
     points = [_point(t, Exact()) for t in TIMES]
     error = max(largest(np.asarray(p.found.log_density) - p.truth.log_density(p.x)) for p in points)
-    # 4e-5 of a log-density near 100, whose last bit is 8e-6. With TF32 products it is 8e-3.
+    # 4e-5 for log-densities near 100, whose last bit is 8e-6. TF32: 8e-3.
     return judge("log-density of a mixture, against SciPy: nats", error, 2e-4)
 
 
 def mixture_score() -> Finding:
-    """The score of one model pass is that of float64."""
+    """Check the score of one evaluation against float64."""
     points = [_point(t, Exact()) for t in TIMES]
     error = max(relative(p.found.score, p.truth.derivatives(p.x)[0]) for p in points)
     # 1.4e-6. TF32: 5e-4.
@@ -83,7 +84,7 @@ def mixture_score() -> Finding:
 
 
 def mixture_laplacian() -> Finding:
-    """The Laplacian by products with the Hessian is that of float64."""
+    """Check the Laplacian by products with the Hessian against float64."""
     points = [_point(t, Exact()) for t in TIMES]
     error = max(
         relative(p.found.laplacian, np.linalg.trace(p.truth.derivatives(p.x)[1])) for p in points
@@ -96,7 +97,7 @@ PROBES = 4096
 
 
 def _laplacian_estimates() -> tuple[np.ndarray, np.ndarray]:
-    """Estimates of the Laplacian at one point, from as many probes, and the true Hessian."""
+    """Estimate the Laplacian at one point with PROBES probes; return the true Hessian too."""
     point = _point(1 / 4, Hutchinson(PROBES))
     # div u = D f - g^2/2 Lap log p, with f = -beta/2 and g^2 = beta on this path.
     divergences = np.asarray(point.found.divergences[0], np.float64)
@@ -105,16 +106,16 @@ def _laplacian_estimates() -> tuple[np.ndarray, np.ndarray]:
 
 
 def hutchinson_bias() -> Finding:
-    """The mean over probes is the Laplacian."""
+    """Check that the mean over probes is the Laplacian."""
     estimates, hessian = _laplacian_estimates()
     error = np.std(estimates) / np.sqrt(PROBES)
     z = abs(np.mean(estimates) - np.trace(hessian)) / error
-    # Random numbers of another JAX exceed 4 standard errors once in 16,000.
+    # With the random numbers of another JAX version it exceeds 4 once in 16,000.
     return judge("Hutchinson's estimate: bias in standard errors", z, 4.0)
 
 
 def hutchinson_variance() -> Finding:
-    """The variance over probes is 2 (|H|^2 - |diag H|^2)."""
+    """Check that the variance over probes is 2 (|H|_F^2 - |diag H|^2)."""
     estimates, hessian = _laplacian_estimates()
     theory = 2 * (np.sum(hessian**2) - np.sum(np.diag(hessian) ** 2))
     squares = (estimates - np.mean(estimates)) ** 2

@@ -1,4 +1,4 @@
-"""Claims on the dynamics that guides build on: at q = 1/2 density guidance changes nothing."""
+"""Checks of the unguided dynamics and of noise; q = 1/2 is density guidance without effect."""
 
 import jax
 import jax.numpy as jnp
@@ -6,17 +6,17 @@ import numpy as np
 from jaxtyping import Array
 
 from dgjax.check.finding import Finding, judge, largest, rms
-from dgjax.check.oracle import BATCH, SIZE, Mixture, make_mixture
-from dgjax.check.solves import (
+from dgjax.check.mixture_solves import (
     STEPS,
     W_MIN,
-    Heights,
+    NoiseScales,
     latents_of,
     model_of,
     solve,
     tracked,
     true_log_density,
 )
+from dgjax.check.oracle import BATCH, SIZE, Mixture, make_mixture
 from dgjax.guidance.density import density_guidance
 from dgjax.model.divergence import Exact
 from dgjax.model.field import Field
@@ -44,7 +44,7 @@ def _likelihoods(model: Field, x: Array, grid: Array) -> Likelihood:
 
 
 def _encoded() -> tuple[Mixture, Field, Array, Likelihood]:
-    """A Gaussian, written as a mixture of equal parts so that it compiles nothing new."""
+    """Encode samples of a Gaussian, a mixture of equal parts so that compiled code is reused."""
     mixture = make_mixture(same=True)
     model = model_of(mixture)
     x = as_float(mixture.noisy(1.0, W_MIN).draw(np.random.default_rng(4), BATCH))
@@ -52,15 +52,15 @@ def _encoded() -> tuple[Mixture, Field, Array, Likelihood]:
 
 
 def gaussian_likelihood() -> Finding:
-    """The likelihood by PF-ODE is SciPy's."""
+    """Check the likelihood by the probability-flow ODE against SciPy."""
     mixture, model, x, out = _encoded()
     error = largest(np.asarray(out.log_density) - true_log_density(mixture, model, x))
-    # 9e-5, and 6e-5 in float64: the solver's own. By Heun it is 0.2, with TF32 0.04.
+    # 9e-5, and 6e-5 in float64: the error of the solver. With Heun 0.2, with TF32 0.04.
     return judge("likelihood of a Gaussian, against SciPy: nats", error, 5e-4)
 
 
 def round_trip() -> Finding:
-    """Data -> noise -> data is the identity."""
+    """Check that data to noise to data is the identity."""
     _, model, x, out = _encoded()
     back = np.asarray(solve(model, out.latent, density_guidance(0.5)).x)
     # 1.3e-6, and 1e-7 in float64.
@@ -68,20 +68,20 @@ def round_trip() -> Finding:
 
 
 def heun_order() -> Finding:
-    """The tracked log-density converges at Heun's order."""
+    """Check that the tracked log-density converges at order 2 with Heun."""
     guide = density_guidance(0.5)
     coarse, fine = (
-        rms(tracked(guide, steps=n, solver="heun", heights=None)[0]) for n in (2 * STEPS, 4 * STEPS)
+        rms(tracked(guide, steps=n, solver="heun", noise=None)[0]) for n in (2 * STEPS, 4 * STEPS)
     )
-    # 2.03, from 0.17 and 0.042 nats: far above what float32 leaves, 1e-4.
+    # 2.03, from 0.17 and 0.042 nats: far above the error of float32, 1e-4.
     return judge("Heun: order of convergence", np.log2(coarse / fine), 2.2, low=1.8)
 
 
 def level_set() -> Finding:
-    """Noise along the level set leaves the tracked log-density true, by Stratonovich RK4."""
-    heights = Heights(level_set=1.0)
-    error = rms(tracked(density_guidance(0.5), steps=8 * STEPS, heights=heights)[0])
-    # 0.013 to 0.016 by the latents, the solver's own. Heun, of order 1, leaves over 1.
+    """Check the tracked log-density with noise along the level set, by Stratonovich RK4."""
+    noise = NoiseScales(level_set=1.0)
+    error = rms(tracked(density_guidance(0.5), steps=8 * STEPS, noise=noise)[0])
+    # 0.013 to 0.016, depending on the latents: the error of the solver. Heun, of order 1: over 1.
     return judge("noise along the level set, tracked - true: RMS nats", error, 0.05)
 
 
@@ -93,16 +93,17 @@ def _quadratures(model: Field, t: Array, x: Array) -> Array:
 
 
 def reverse_sde_quadrature() -> Finding:
-    """Quadrature along the reverse SDE gives the log-density of its end, by SciPy."""
+    """Check the quadrature along a trajectory of the reverse SDE against SciPy, at its end."""
     mixture = make_mixture()
     model = model_of(mixture)
-    walk = solve(model, latents_of(mixture), density_guidance(0.5), heights=Heights(reverse=1.0))
-    # Pieces share the points where they meet.
-    first, *rest = walk.trajectories
+    noise = NoiseScales(reverse=1.0)
+    solution = solve(model, latents_of(mixture), density_guidance(0.5), noise=noise)
+    # Consecutive trajectories share a point.
+    first, *rest = solution.trajectories
     t = jnp.concatenate([first.t, *(r.t[:, 1:] for r in rest)], 1)
     x = jnp.concatenate([first.x, *(r.x[:, 1:] for r in rest)], 1)
-    error = np.asarray(_quadratures(model, t, x)) - true_log_density(mixture, model, walk.x)
+    error = np.asarray(_quadratures(model, t, x)) - true_log_density(mixture, model, solution.x)
     claim = "quadrature along the reverse SDE: nats per dimension"
-    # 4e-5 to 3.7e-4 by the latents, of which the method's own is 1e-4. A rule with nodes at the
-    # points leaves 0.23.
+    # 4e-5 to 3.7e-4, depending on the latents, of which 1e-4 is the error of the method. A rule
+    # with nodes at the points of the trajectory: 0.23.
     return judge(claim, largest(error) / SIZE, 1e-3)

@@ -1,4 +1,4 @@
-"""The problem and its truth: a Gaussian mixture in float64, by NumPy and SciPy alone."""
+"""Gaussian mixture with exact log-density and derivatives in float64, by NumPy and SciPy."""
 
 from typing import NamedTuple
 
@@ -8,39 +8,47 @@ from scipy.stats import multivariate_normal
 
 __all__ = ["BATCH", "COUNT", "SIZE", "Mixture", "make_mixture", "rounded"]
 
-# Full covariances in 64 dimensions, small to compile and to solve.
+# Dimension, number of components with full covariances, samples in a batch: small to compile.
 SIZE, COUNT, BATCH = 64, 3, 8
 
 
 class Mixture(NamedTuple):
-    """A Gaussian mixture in float64, of numbers that float32 holds exactly."""
+    """A Gaussian mixture in float64, whose parameters float32 represents exactly.
+
+    Attributes:
+        weights: (COUNT,) weights.
+        means: (COUNT, SIZE) means.
+        covariances: (COUNT, SIZE, SIZE) covariances.
+    """
 
     weights: np.ndarray
     means: np.ndarray
     covariances: np.ndarray
 
     def noisy(self, alpha: float, sigma: float) -> "Mixture":
-        """That of alpha x + sigma eps."""
+        """Return the mixture of alpha x + sigma eps."""
         noise = sigma**2 * np.eye(SIZE)
         return Mixture(self.weights, alpha * self.means, alpha**2 * self.covariances + noise)
 
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """(count, SIZE) samples, each a float32 number."""
+        """Draw (count, SIZE) samples that float32 represents exactly."""
         k = rng.choice(COUNT, size=count, p=self.weights)
         root = np.linalg.cholesky(self.covariances)[k]
         x = self.means[k] + np.einsum("nij,nj->ni", root, rng.normal(size=(count, SIZE)))
         return rounded(x)
 
     def log_terms(self, x: np.ndarray) -> np.ndarray:
+        """Return log(weight times density) of each component at x (n, SIZE): (n, COUNT)."""
         parts = zip(self.means, self.covariances, strict=True)
         terms = [multivariate_normal(m, c).logpdf(x) for m, c in parts]
         return np.stack(terms, -1) + np.log(self.weights)
 
     def log_density(self, x: np.ndarray) -> np.ndarray:
+        """Return log-densities (n,) at x (n, SIZE), in nats."""
         return logsumexp(self.log_terms(x), axis=-1)
 
     def derivatives(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Scores (n, SIZE) and Hessians (n, SIZE, SIZE) of the log-density at x (n, SIZE)."""
+        """Return scores (n, SIZE) and Hessians (n, SIZE, SIZE) of the log-density at x."""
         terms = self.log_terms(x)
         weights = np.exp(terms - logsumexp(terms, axis=-1, keepdims=True))
         precisions = np.linalg.inv(self.covariances)
@@ -52,12 +60,16 @@ class Mixture(NamedTuple):
 
 
 def rounded(a: np.ndarray) -> np.ndarray:
-    """`a` in float64, each number one that float32 holds exactly."""
+    """Round `a` to float32 and return it in float64."""
     return np.asarray(a, np.float32).astype(np.float64)
 
 
 def make_mixture(same: bool = False) -> Mixture:
-    """Standard deviations from 0.3 to 1.5; `same`: equal parts, which make one Gaussian."""
+    """Make a mixture with standard deviations from 0.3 to 1.5 in random directions.
+
+    Args:
+        same: whether all components are equal, so that the mixture is one Gaussian.
+    """
     rng = np.random.default_rng(1)
     means = rng.normal(size=(COUNT, SIZE))
     rotations = np.linalg.qr(rng.normal(size=(COUNT, SIZE, SIZE)))[0]

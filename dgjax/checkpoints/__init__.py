@@ -1,1 +1,26 @@
-"""Models as folders: their specification, their weights, and the ones shipped with dgjax."""
+"""Save and load models: weights and facts in one folder, and the models that come with dgjax."""
+
+from dgjax.checkpoints.checkpoint import Meta, digest, load, load_autoencoder, save, weight_bytes
+from dgjax.checkpoints.opened import Model, condition_on_class, find_label, open_model
+from dgjax.checkpoints.pretrained import load_pretrained, pretrained_models
+from dgjax.checkpoints.spec import Autoencoder, ModelSpec, build, build_autoencoder, build_network
+
+__all__ = [
+    "Autoencoder",
+    "Meta",
+    "Model",
+    "ModelSpec",
+    "build",
+    "build_autoencoder",
+    "build_network",
+    "condition_on_class",
+    "digest",
+    "find_label",
+    "load",
+    "load_autoencoder",
+    "load_pretrained",
+    "open_model",
+    "pretrained_models",
+    "save",
+    "weight_bytes",
+]

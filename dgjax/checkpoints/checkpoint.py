@@ -1,15 +1,16 @@
-"""A trained model as a folder: `weights` (orbax, half precision) and `config.json` beside it.
+"""A trained model as a folder: `config.json`, and its weights in `weights.safetensors`.
 
-The autoencoder of a model of latents is in the same folder, its weights in `autoencoder`.
+The folder holds everything that rebuilds the `Field`. A model of latents has its autoencoder in
+the same folder, in `autoencoder.safetensors`. Folders are replaced as a whole, so a reader never
+meets half a checkpoint.
 
-The folder holds everything that rebuilds the `Field`; it is written next to its place and moved
-there whole, so a reader never meets half a checkpoint.
+Folders of the older format "dgjax-checkpoint-1" have orbax folders `weights` and `autoencoder` in
+place of the two files. They are read, and no longer written.
 """
 
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -21,16 +22,8 @@ import numpy as np
 from flax import nnx
 
 from dgjax._version import __version__
-from dgjax.checkpoints.arrays import (
-    Placement,
-    as_dtype,
-    first_line,
-    from_named,
-    read_arrays,
-    restore,
-    to_named,
-    write_arrays,
-)
+from dgjax.checkpoints import orbax_folder
+from dgjax.checkpoints.arrays import WeightSharding, as_dtype, first_line, to_named
 from dgjax.checkpoints.spec import (
     Autoencoder,
     ModelSpec,
@@ -38,45 +31,40 @@ from dgjax.checkpoints.spec import (
     build_autoencoder,
     build_network,
     check_autoencoder,
-    check_names,
 )
+from dgjax.checkpoints.weights_file import read_weights, write_weights
+from dgjax.configuration import check_names
+from dgjax.files import replace_folder, write_json
 from dgjax.model.field import Field
 from dgjax.model.parametrization import Network
 
-__all__ = [
-    "PIXELS",
-    "Meta",
-    "digest",
-    "from_named",
-    "load",
-    "load_autoencoder",
-    "read_arrays",
-    "save",
-    "to_named",
-    "weight_bytes",
-]
+__all__ = ["PIXELS", "Meta", "digest", "load", "load_autoencoder", "save", "weight_bytes"]
 
-FORMAT = "dgjax-checkpoint-1"
-PIXELS = {"kind": "pixels"}  # where no autoencoder is named
+FORMAT, ORBAX_FORMAT = "dgjax-checkpoint-2", "dgjax-checkpoint-1"
+WEIGHTS, AUTOENCODER = "weights", "autoencoder"  # names of the files
+PIXELS = {"kind": "pixels"}  # the autoencoder of a model whose samples are pixels
+# Values of fields that checkpoints of older versions lack.
+DEFAULTS = {"held_out": 0.0, "source": "", "autoencoder": PIXELS, "labels": ()}
 
 
 @dataclass(frozen=True)
 class Meta:
-    """What a checkpoint says of its model.
+    """Facts about a trained model, as `config.json` of its checkpoint states them.
 
     Attributes:
-        model: the model without its weights.
-        dataset: name of the data it was trained on.
-        data_range: (low, high), the range of the pictures' values: in the model's coordinates, or
-            as the autoencoder has them.
-        licence: of the data, in one line.
-        steps: of training.
-        version: of dgjax that wrote it.
-        held_out: fraction of a folder of images that training did not see.
-        source: where an imported model came from; empty for one that dgjax trained.
-        autoencoder: between the model's samples and pictures, as in `ModelSpec`; of kind "pixels"
-            where samples are pixels.
-        labels: names of the classes, synonyms separated by commas; empty if they have none.
+        model: specification of the model, without its weights.
+        dataset: name of the training data.
+        data_range: (low, high), the range of values of the images: in the model's coordinates, or
+            in the autoencoder's for a model of latents.
+        licence: licence of the training data, in one line.
+        steps: number of training steps.
+        version: version of dgjax that wrote the checkpoint.
+        held_out: fraction of a folder of images that was kept out of training.
+        source: where an imported model comes from; empty for a model trained by dgjax.
+        autoencoder: specification of the autoencoder between samples and images, as
+            `{"kind": name, ...arguments}`; of kind "pixels" where samples are images already.
+        labels: names of the classes in the order of their labels, synonyms separated by commas;
+            empty if the classes have no names.
     """
 
     model: ModelSpec
@@ -92,7 +80,7 @@ class Meta:
 
     @property
     def latent(self) -> bool:
-        """Whether the model's samples, and so its densities, are of latents and not of pixels."""
+        """Whether samples, and so their densities, are of latents and not of images."""
         return self.autoencoder["kind"] != PIXELS["kind"]
 
     @property
@@ -109,88 +97,97 @@ def save(
     autoencoder: Autoencoder | None = None,
     dtype: Any = jnp.float16,
 ) -> None:
-    """Write `model`'s weights as `dtype` and `meta` to `folder`, replacing a checkpoint there.
+    """Write a model to a folder, replacing a checkpoint that is there.
 
-    float16 moves a log-density of the shipped model by about 0.4 nats, bfloat16 by about 3; None
-    keeps the weights as they are. An `autoencoder` is that of `meta.autoencoder`, and is needed if
-    the model's samples are latents.
+    With several hosts call it on one of them: it does not wait for the others.
+
+    Args:
+        folder: the folder to make.
+        model: the model; its weights are on devices of this host.
+        meta: facts about it. `meta.model` must describe `model`.
+        autoencoder: of a model of latents, as `meta.autoencoder` describes it.
+        dtype: of the weights in the file. float16 moves a log-density of a shipped model by about
+            0.4 nats, bfloat16 by about 3. None keeps each weight's own dtype.
 
     Raises:
-        ValueError: if `folder` holds anything but a checkpoint or cannot be written, a weight
-            does not fit `dtype`, or the autoencoder is missing.
+        ValueError: if `folder` holds anything but a checkpoint or cannot be written, a weight is
+            not finite in `dtype`, or the autoencoder is missing.
     """
     if meta.latent and autoencoder is None:
         raise ValueError("a model of latents is saved with its autoencoder: pass autoencoder")
     folder = Path(folder).absolute()
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        _read_meta(folder)  # raises unless it is a checkpoint, which may be replaced
-    weights = {"weights": as_dtype(model.network, dtype)}
+        _read_config(folder)  # raises unless it is a checkpoint, which may be replaced
+    weights = {WEIGHTS: as_dtype(model.network, dtype)}
     if meta.latent:
-        weights["autoencoder"] = as_dtype(autoencoder, dtype)
-    config = {"format": FORMAT, **asdict(meta), "model": meta.model.to_dict()}
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-            new = Path(temporary) / "new"
-            new.mkdir()
-            for name, arrays in weights.items():
-                write_arrays(new / name, arrays)
-            (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-            if folder.exists():
-                folder.rename(Path(temporary) / "old")
-            new.rename(folder)
-    except OSError as error:
-        raise ValueError(f"cannot write a checkpoint to {folder}: {error}") from error
+        weights[AUTOENCODER] = as_dtype(autoencoder, dtype)
+    with replace_folder(folder) as new:
+        for name, arrays in weights.items():
+            write_weights(new / f"{name}.safetensors", arrays)
+        config = {"format": FORMAT, **asdict(meta), "model": meta.model.to_dict()}
+        write_json(new / "config.json", config)
 
 
-def load(folder: str | os.PathLike, sharding: Placement | None = None) -> tuple[Field, Meta]:
-    """The model in `folder` with float32 weights, and what is known of it.
+def load(folder: str | os.PathLike, sharding: WeightSharding | None = None) -> tuple[Field, Meta]:
+    """Load a model with float32 weights from a folder.
 
-    The host holds no second copy of the weights on the way.
+    The host holds one weight at a time on the way to the devices.
 
     Args:
-        folder: that `save` wrote, on whatever devices.
-        sharding: of all weights, or a function from a weight's shape to its own, such as
-            `dgjax.devices.sharding.weight_sharding(mesh)`: each device is then sent its part
-            alone. The
-            default device has all of them unless told.
+        folder: a folder that `save` wrote, on any number of devices.
+        sharding: of all weights, or a function from a weight's shape to its sharding, such as
+            `dgjax.devices.weight_sharding(mesh)`. Each device is then sent its part only. With
+            None all weights go to the default device.
+
+    Returns:
+        The model, and the facts about it.
 
     Raises:
-        ValueError: if the folder is missing, foreign, truncated or does not fit its own config, or
-            `sharding` does not divide a weight.
+        ValueError: if the folder is missing, truncated, no checkpoint or does not fit its own
+            config, or `sharding` does not divide a weight.
     """
     folder = Path(folder).absolute()
-    meta = _read_meta(folder)
-    like = _network_shapes(meta)
-    network = restore(folder / "weights", like, f"the checkpoint {folder}", sharding)
+    form, meta = _read_config(folder)
+    like = _abstract_network(meta)
+    network = _read(folder, form, WEIGHTS, like, f"the checkpoint {folder}", sharding)
     return build(meta.model, network), meta
 
 
-def weight_bytes(folder: str | os.PathLike) -> int:
-    """Bytes of the float32 weights that `load` makes of `folder`, without reading them.
+def load_autoencoder(
+    folder: str | os.PathLike, sharding: WeightSharding | None = None
+) -> Autoencoder:
+    """Load the autoencoder between a model's samples and images.
+
+    Args:
+        folder: as of `load`.
+        sharding: as of `load`.
+
+    Returns:
+        The autoencoder; the identity if the model's samples are images already.
 
     Raises:
-        ValueError: if the folder is missing or foreign.
-    """
-    like = _network_shapes(_read_meta(Path(folder).absolute()))
-    return sum(4 * leaf.size for leaf in jax.tree.leaves(like))
-
-
-def load_autoencoder(folder: str | os.PathLike, sharding: Placement | None = None) -> Autoencoder:
-    """What turns samples of the model in `folder` into pictures; arguments and errors as of `load`.
-
-    Where samples are pixels it changes nothing.
+        ValueError: as of `load`.
     """
     folder = Path(folder).absolute()
-    meta = _read_meta(folder)
+    form, meta = _read_config(folder)
     like = nnx.eval_shape(lambda: build_autoencoder(meta.autoencoder, meta.shape))
     if not meta.latent:
         return like
-    return restore(folder / "autoencoder", like, f"the autoencoder in {folder}", sharding)
+    return _read(folder, form, AUTOENCODER, like, f"the autoencoder in {folder}", sharding)
+
+
+def weight_bytes(folder: str | os.PathLike) -> int:
+    """Return the bytes of the float32 weights that `load` makes, without reading them.
+
+    Raises:
+        ValueError: if the folder is missing or no checkpoint.
+    """
+    _, meta = _read_config(Path(folder).absolute())
+    return sum(4 * leaf.size for leaf in jax.tree.leaves(_abstract_network(meta)))
 
 
 def digest(model: Field, meta: Meta, autoencoder: Autoencoder | None = None) -> str:
-    """SHA-256 of a model's weights and of what is said of it: equal for copies of a checkpoint."""
+    """Return the SHA-256 of a model's weights and facts, which copies of a checkpoint share."""
     content = hashlib.sha256(json.dumps(asdict(meta), sort_keys=True).encode())
     for name, leaf in sorted(to_named((model.network, autoencoder)).items()):
         value = np.asarray(leaf)
@@ -199,12 +196,21 @@ def digest(model: Field, meta: Meta, autoencoder: Autoencoder | None = None) -> 
     return content.hexdigest()
 
 
-def _network_shapes(meta: Meta) -> Network:
+def _abstract_network(meta: Meta) -> Network:
     # Shapes only: no weight is drawn that would be thrown away.
     return nnx.eval_shape(lambda: build_network(meta.model))
 
 
-def _read_meta(folder: Path) -> Meta:
+def _read(
+    folder: Path, form: str, name: str, like: Any, what: str, sharding: WeightSharding | None
+) -> Any:
+    if form == ORBAX_FORMAT:
+        return orbax_folder.restore(folder / name, like, what, sharding)
+    return read_weights(folder / f"{name}.safetensors", like, what, sharding)
+
+
+def _read_config(folder: Path) -> tuple[str, Meta]:
+    """Return the format of a checkpoint and the facts about its model."""
     file = folder / "config.json"
     if not folder.is_dir():
         raise ValueError(f"{folder} is no checkpoint: there is no such folder")
@@ -214,17 +220,20 @@ def _read_meta(folder: Path) -> Meta:
         raise ValueError(f"{folder} is no dgjax checkpoint: it has no config.json") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} cannot be read as JSON: {first_line(error)}") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise ValueError(f"{file} is not of a dgjax checkpoint: its format is not {FORMAT!r}")
-    del config["format"]
-    older = {"held_out": 0.0, "source": "", "autoencoder": PIXELS, "labels": ()}
-    config = {**older, **config}  # older ones do not say
+    if not isinstance(config, dict) or config.get("format") not in (FORMAT, ORBAX_FORMAT):
+        raise ValueError(
+            f"{file} is not of a dgjax checkpoint: its format is neither {FORMAT!r} nor "
+            f"{ORBAX_FORMAT!r}"
+        )
+    form = config.pop("format")
+    config = {**DEFAULTS, **config}
     try:
         check_names("config", config, [f.name for f in fields(Meta)], required=True)
         model = ModelSpec.from_dict(config["model"])
         check_autoencoder(config["autoencoder"])
         low, high = config["data_range"]
         labels = tuple(map(str, config["labels"]))
-        return Meta(**{**config, "model": model, "data_range": (low, high), "labels": labels})
+        meta = Meta(**{**config, "model": model, "data_range": (low, high), "labels": labels})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file}: {first_line(error)}") from error
+    return form, meta

@@ -1,4 +1,4 @@
-"""A model ready to be used: its field in sampling coordinates, and what its checkpoint says."""
+"""Open a model ready for sampling, and choose one of its classes."""
 
 import difflib
 import os
@@ -12,7 +12,7 @@ import numpy as np
 from dgjax.checkpoints.checkpoint import PIXELS, Meta, load, load_autoencoder, weight_bytes
 from dgjax.checkpoints.pretrained import load_pretrained, pretrained_models
 from dgjax.checkpoints.spec import Autoencoder, build_autoencoder
-from dgjax.devices.placement import placement
+from dgjax.devices.placement import choose_weight_sharding
 from dgjax.model.field import Field, condition, repath
 from dgjax.model.paths import edm
 
@@ -20,9 +20,15 @@ __all__ = ["Model", "condition_on_class", "density_title", "find_label", "open_m
 
 
 class Model(NamedTuple):
-    """A loaded model in sampling coordinates, and what its checkpoint says of it.
+    """A loaded model in sampling coordinates, and the facts about it.
 
-    With a `label` the field is that of the conditional density, and every log-density is of it.
+    Attributes:
+        field: the model on the path `edm(7.0)`; with a `label`, that of the conditional density,
+            to which every log-density then refers.
+        meta: facts that its checkpoint states.
+        name: name of a shipped model, or the model's folder.
+        autoencoder: maps between samples and images; the identity if samples are images.
+        label: the class the field is conditioned on, or None.
     """
 
     field: Field
@@ -38,18 +44,18 @@ class Model(NamedTuple):
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """Shape of a sample as a picture."""
+        """Shape (H, W, C) of one image."""
         return self.autoencoder.image_shape
 
     def facts(self) -> dict[str, Any]:
-        """What every summary says of the model; noise levels as sigma/alpha."""
+        """Return the facts that every summary states; noise levels are sigma/alpha."""
         path = self.field.path
         ends = (self.field.t_min, self.field.t_max)
-        # To the digits that float32 keeps through the change of clock.
+        # Rounded to the digits that float32 keeps through the change of time.
         ratio = [float(f"{path.sigma(t) / path.alpha(t):.6g}") for t in ends]
         return {
             "model": self.name,
-            "source": self.meta.source or None,  # of an imported one
+            "source": self.meta.source or None,  # None for a model trained by dgjax
             "shape": list(self.meta.shape),
             "latent": self.meta.latent,
             "class": self.label,
@@ -59,43 +65,68 @@ class Model(NamedTuple):
 
 
 def open_model(name: str) -> Model:
-    """Load a model by name or folder, on EDM coordinates with the clock sigma^(1/7).
+    """Load a model by name or folder, in EDM coordinates with time t = sigma^(1/7).
 
-    A shipped model wins over a folder of the same name here; write ./NAME for the folder. One in a
-    folder is cut over the local devices if it is too large for one, as by `placement`.
+    The weights are cut over the local devices if they are too large for one.
+
+    Args:
+        name: name of a shipped model, or a checkpoint's folder. A shipped model is preferred to a
+            folder of the same name: pass "./NAME" for the folder.
 
     Raises:
         ValueError: if there is no such model or it cannot be read.
     """
-    folder = name not in pretrained_models() and (os.sep in name or Path(name).is_dir())
-    if folder:
-        sharding = placement(lambda: weight_bytes(name), jax.local_devices())
+    is_folder = name not in pretrained_models() and (os.sep in name or Path(name).is_dir())
+    if is_folder:
+        sharding = choose_weight_sharding(lambda: weight_bytes(name), jax.local_devices())
         field, meta = load(name, sharding)
         autoencoder = load_autoencoder(name)
     else:
         field, meta = load_pretrained(name)
-        autoencoder = build_autoencoder(PIXELS, meta.shape)  # the shipped ones are of pixels
+        autoencoder = build_autoencoder(PIXELS, meta.shape)  # no shipped model is of latents
     return Model(repath(field, edm(7.0)), meta, name, autoencoder)
 
 
 def density_title(facts: Mapping[str, Any]) -> str:
-    """Which log-density it is that a summary with these `facts` of its model gives."""
+    """Return a title that says which log-density a summary states.
+
+    Args:
+        facts: as of `Model.facts`.
+    """
     what = "log p" if facts["class"] is None else f"log p(x | class {facts['class']})"
     of = " of the latent" if facts["latent"] else ""
     return f"{what}{of} at t_min = {facts['t_min']:g}"
 
 
 def condition_on_class(chosen: Model, name: str | None) -> Model:
-    """`chosen` given the class `name`, as of `find_label`; as it is without one."""
+    """Condition a model on a class.
+
+    Args:
+        chosen: the model.
+        name: number or name of the class, as of `find_label`; None for no class.
+
+    Returns:
+        The conditional model, or `chosen` with its unconditional density.
+
+    Raises:
+        ValueError: as of `find_label`.
+    """
     label = find_label(chosen, name)
     return chosen._replace(field=condition(chosen.field, label), label=label)
 
 
 def find_label(chosen: Model, name: str | None) -> int | None:
-    """The label that `name` stands for, its number or one of its names; None for no class.
+    """Find the label of a class of the model.
+
+    Args:
+        chosen: the model.
+        name: the label as a number, or one of the class's names; None for no class.
+
+    Returns:
+        The label, or None for no class.
 
     Raises:
-        ValueError: if `chosen` takes no labels, or not this one.
+        ValueError: if the model takes no labels, or has no such class.
     """
     if name is None:
         return None

@@ -3,23 +3,26 @@
 from importlib.resources import as_file, files
 
 from dgjax.checkpoints.checkpoint import Meta, load
-from dgjax.checkpoints.spec import unknown_name
+from dgjax.configuration import unknown_name
 from dgjax.model.field import Field
 
 __all__ = ["load_pretrained", "pretrained_models"]
 
 
 def pretrained_models() -> list[str]:
-    """Names that `load_pretrained` takes."""
+    """Return the names of the shipped models, sorted."""
     folder = files("dgjax") / "pretrained"
     return sorted(m.name for m in folder.iterdir() if (m / "config.json").is_file())
 
 
 def load_pretrained(name: str) -> tuple[Field, Meta]:
-    """A shipped model by its name, as `dgjax.checkpoints.checkpoint.load` returns it.
+    """Load a shipped model by its name.
+
+    Returns:
+        The model with float32 weights, and the facts about it.
 
     Raises:
-        ValueError: if there is no such model; it lists those there are.
+        ValueError: if there is no such model; the message lists the models there are.
     """
     names = pretrained_models()
     if name not in names:

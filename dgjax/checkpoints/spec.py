@@ -1,19 +1,16 @@
-"""A model written down as plain numbers and names, as configs and checkpoints hold it.
+"""Specify a model in plain numbers and names, as configurations and checkpoints hold it.
 
-`network`, `path`, `parametrization` and `autoencoder` are each a `kind` and that constructor's
-arguments; the four tables below are all the names there are.
+Each of `network`, `path`, `parametrization` and `autoencoder` is `{"kind": name, ...arguments}`:
+the name of a constructor and its arguments. The four tables below list all names.
 """
 
-import difflib
-import inspect
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from types import NoneType, UnionType
-from typing import Any, Protocol, get_args, get_origin
+from typing import Any, Protocol
 
 from flax import nnx
 
+from dgjax.configuration import check_kind, check_names, construct, is_number
 from dgjax.model import discrete_time, parametrization, paths
 from dgjax.model.field import Field, field
 from dgjax.model.parametrization import Network
@@ -25,22 +22,21 @@ from dgjax.networks import (
     SongUNet,
     UNet,
     UNet2D,
-    pixels,
+    identity_autoencoder,
 )
 from dgjax.typing import Key, Sample
 
 __all__ = [
+    "AUTOENCODERS",
+    "NETWORKS",
+    "PARAMETRIZATIONS",
+    "PATHS",
     "Autoencoder",
     "ModelSpec",
     "build",
     "build_autoencoder",
     "build_network",
     "check_autoencoder",
-    "check_fields",
-    "check_names",
-    "check_types",
-    "construct",
-    "unknown_name",
 ]
 
 NETWORKS: dict[str, Callable[..., Any]] = {
@@ -65,20 +61,31 @@ PARAMETRIZATIONS: dict[str, Callable[..., Any]] = {
     "denoised": parametrization.DenoisedPrediction,
     "score": parametrization.ScorePrediction,
     "v": parametrization.VPrediction,
-    "velocity": parametrization.velocity,
+    "velocity": parametrization.velocity_prediction,
     "preconditioned": parametrization.preconditioned,
 }
-AUTOENCODERS: dict[str, Callable[..., Any]] = {"pixels": pixels, "autoencoder_kl": AutoencoderKL}
+AUTOENCODERS: dict[str, Callable[..., Any]] = {
+    "pixels": identity_autoencoder,
+    "autoencoder_kl": AutoencoderKL,
+}
 
 
 class Autoencoder(Protocol):
-    """Between a model's samples and pictures, one at a time."""
+    """Maps between a model's samples and images, one at a time.
+
+    Attributes:
+        image_shape: shape (H, W, C) of one image.
+    """
 
     image_shape: tuple[int, ...]
 
-    def encode(self, image: Sample, *, key: Key | None = None) -> Sample: ...
+    def encode(self, image: Sample, *, key: Key | None = None) -> Sample:
+        """Map an image to a sample: the encoder's mean, or a draw from its Gaussian with `key`."""
+        ...
 
-    def decode(self, x: Sample) -> Sample: ...
+    def decode(self, x: Sample) -> Sample:
+        """Map a sample to an image."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -86,10 +93,15 @@ class ModelSpec:
     """Everything that rebuilds a `Field`, except the weights.
 
     Attributes:
-        shape: of one sample.
-        network, path, parametrization: `{"kind": name, ...arguments}`; names are in the tables
-            of this module.
-        t_min, t_max: the model's own range, as times on its path.
+        shape: shape of one sample.
+        network: `{"kind": name, ...arguments}`, a kind of `NETWORKS`.
+        path: the same for a kind of `PATHS`.
+        parametrization: the same for a kind of `PARAMETRIZATIONS`.
+        t_min: the time of the smallest noise level of the model, on its path.
+        t_max: the time of the largest noise level.
+
+    Raises:
+        ValueError: if a value is wrong, or a kind or the name of an argument is unknown.
     """
 
     shape: tuple[int, ...]
@@ -103,15 +115,15 @@ class ModelSpec:
         if not (self.shape and all(isinstance(n, int) and n > 0 for n in self.shape)):
             raise ValueError(f"model: shape must be positive whole numbers, got {self.shape}")
         for name in ("t_min", "t_max"):
-            if not _is_number(getattr(self, name)):
+            if not is_number(getattr(self, name)):
                 raise ValueError(f"model: {name} must be a number, got {getattr(self, name)!r}")
-        _resolve("model.network", NETWORKS, self.network, ("shape", "rngs"))
-        _resolve("model.path", PATHS, self.path, ())
-        _resolve("model.parametrization", PARAMETRIZATIONS, self.parametrization, ())
+        check_kind("model.network", NETWORKS, self.network, ("shape", "rngs"))
+        check_kind("model.path", PATHS, self.path, ())
+        check_kind("model.parametrization", PARAMETRIZATIONS, self.parametrization, ())
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelSpec":
-        """From parsed JSON or TOML.
+        """Make a specification from parsed JSON or TOML; the inverse of `to_dict`.
 
         Raises:
             ValueError: naming the key that is unknown or missing, or the value that is wrong.
@@ -123,15 +135,20 @@ class ModelSpec:
         return cls(**{**values, "shape": tuple(shape)})
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain lists, numbers and names for JSON."""
+        """Return the specification as plain lists, numbers and names for JSON."""
         return {**asdict(self), "shape": list(self.shape)}
 
 
 def build(spec: ModelSpec, network: Network | None = None, *, seed: int = 0) -> Field:
-    """The field that `spec` describes, with `network`, or with fresh weights from `seed`.
+    """Build the `Field` that a specification describes.
+
+    Args:
+        spec: the specification.
+        network: the network with its weights; a network with fresh weights if None.
+        seed: of fresh weights.
 
     Raises:
-        ValueError: if a name or an argument is unknown, or a constructor refuses its arguments.
+        ValueError: if a constructor refuses its arguments.
     """
     return field(
         build_network(spec, seed) if network is None else network,
@@ -143,126 +160,36 @@ def build(spec: ModelSpec, network: Network | None = None, *, seed: int = 0) -> 
 
 
 def build_network(spec: ModelSpec, seed: int = 0) -> Network:
-    """The network of `spec` with fresh weights from `seed`; errors as of `build`."""
+    """Build the network of a specification with fresh weights.
+
+    Raises:
+        ValueError: if the constructor refuses its arguments.
+    """
     rngs = nnx.Rngs(seed)
     return construct("model.network", NETWORKS, spec.network, shape=spec.shape, rngs=rngs)
 
 
 def check_autoencoder(values: Any) -> None:
-    """Raise a ValueError unless `values` describe an autoencoder."""
-    _resolve("autoencoder", AUTOENCODERS, values, ("shape", "rngs"))
+    """Check that `values` specify an autoencoder.
+
+    Raises:
+        ValueError: if the kind or the name of an argument is unknown, or a value is of a wrong
+            type.
+    """
+    check_kind("autoencoder", AUTOENCODERS, values, ("shape", "rngs"))
 
 
 def build_autoencoder(
     values: Mapping[str, Any], shape: tuple[int, ...], seed: int = 0
 ) -> Autoencoder:
-    """The autoencoder that `values` describes, for samples of `shape`; errors as of `build`."""
-    return construct("autoencoder", AUTOENCODERS, values, shape=shape, rngs=nnx.Rngs(seed))
+    """Build an autoencoder with fresh weights.
 
-
-def construct(
-    where: str, table: Mapping[str, Callable[..., Any]], values: Mapping[str, Any], **given: Any
-) -> Any:
-    """Call `table[values["kind"]]` with the other values, lists turned into tuples.
+    Args:
+        values: `{"kind": name, ...arguments}`, a kind of `AUTOENCODERS`.
+        shape: shape of one sample of the diffusion model, which the autoencoder decodes.
+        seed: of the weights.
 
     Raises:
-        ValueError: if the kind or an argument is unknown, missing or refused; `where` says where.
+        ValueError: if `values` specify no autoencoder, or the constructor refuses its arguments.
     """
-    maker, arguments = _resolve(where, table, values, given)
-    try:
-        return maker(**arguments, **given)
-    except TypeError as error:
-        kind = values["kind"]
-        raise ValueError(f"{where}: {kind} does not take these values: {error}") from error
-
-
-def _resolve(
-    where: str,
-    table: Mapping[str, Callable[..., Any]],
-    values: Mapping[str, Any],
-    given: Iterable[str],
-) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """What `construct` calls and with what, but for what is `given`; errors as there."""
-    if not isinstance(values, Mapping) or not isinstance(values.get("kind"), str):
-        raise ValueError(f"{where} needs a kind: one of {', '.join(table)}")
-    kind = values["kind"]
-    if kind not in table:
-        raise unknown_name(f"{where}: kind", kind, table)
-    # A flax module's class has the signature of its metaclass, so ask its constructor.
-    maker = table[kind].__init__ if inspect.isclass(table[kind]) else table[kind]
-    kinds = {
-        name: parameter.annotation
-        for name, parameter in inspect.signature(maker).parameters.items()
-        if name not in (*given, "self")
-    }
-    arguments = {k: _as_tuple(v) for k, v in values.items() if k != "kind"}
-    check_names(where, arguments, kinds)
-    check_types(f"{where}: {kind} does not take these values", arguments, kinds)
-    return table[kind], arguments
-
-
-def check_names(where: str, values: Any, names: Iterable[str], *, required: bool = False) -> None:
-    """Raise a ValueError unless `values` is a table with keys among `names` (all, if required)."""
-    names = list(names)
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{where} must be a table of names and values, got {values!r}")
-    for key in values:
-        if key not in names:
-            raise unknown_name(f"{where}: key", key, names)
-    missing = [name for name in names if required and name not in values]
-    if missing:
-        raise ValueError(f"{where}: {', '.join(missing)} missing")
-
-
-def check_types(where: str, values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
-    """Raise a ValueError unless each value is of its annotated kind: TOML's, of any depth.
-
-    Whole numbers are numbers too, true and false are not. What is annotated otherwise (an array,
-    a table) is left to who takes it.
-    """
-    for name, value in values.items():
-        if not _fits(value, kinds[name]):
-            raise ValueError(f"{where}: {name} must be {_named(kinds[name])}, got {value!r}")
-
-
-def check_fields(where: str, section: Any) -> None:
-    """Raise a ValueError unless each field of the dataclass `section` is of its annotated kind."""
-    check_types(where, vars(section), {f.name: f.type for f in fields(section)})
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    if isinstance(kind, UnionType):
-        return any(_fits(value, one) for one in get_args(kind))
-    if get_origin(kind) is tuple:
-        one = get_args(kind)[0]
-        return isinstance(value, tuple | list) and all(_fits(v, one) for v in value)
-    if kind is float:
-        return _is_number(value)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, kind) if kind in (bool, str, NoneType) else True
-
-
-def _named(kind: Any) -> str:
-    if isinstance(kind, UnionType):
-        return " or ".join(_named(one) for one in get_args(kind) if one is not NoneType)
-    if get_origin(kind) is tuple:
-        return f"a list, each {_named(get_args(kind)[0])}"
-    names = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false"}
-    return names[kind]
-
-
-def unknown_name(what: str, name: str, names: Iterable[str]) -> ValueError:
-    """The error that says what there is instead of `name`, and which of it is nearest."""
-    names = list(names)
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return ValueError(f"{what} {name!r} is unknown: there is {', '.join(names) or 'none'}{hint}")
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return construct("autoencoder", AUTOENCODERS, values, shape=shape, rngs=nnx.Rngs(seed))

@@ -1,23 +1,26 @@
-"""The command line: `dgjax COMMAND`, each of which explains itself with `--help`.
+"""The command line `dgjax COMMAND`; every command explains itself with `--help`.
 
-Each command is a thin layer over the library. Trouble that a user can mend is one line on
-standard error and exit status 1 (2 for a misspelt option).
+Each module here is named after its command and holds one function `command`, a thin layer over
+the library. Errors that a user can fix are one line on standard error with exit status 1; a wrong
+option has exit status 2.
 """
 
 import sys
 
 import typer
 
-from dgjax.cli.align import align
-from dgjax.cli.cache import keep_compiled
-from dgjax.cli.check import check
-from dgjax.cli.edit import edit
-from dgjax.cli.evaluate import evaluate
-from dgjax.cli.explore import explore
-from dgjax.cli.import_model import import_model
-from dgjax.cli.likelihood import likelihood
-from dgjax.cli.sample import sample
-from dgjax.cli.train import train
+from dgjax.cli import (
+    align,
+    check,
+    edit,
+    evaluate,
+    explore,
+    import_model,
+    likelihood,
+    sample,
+    train,
+)
+from dgjax.cli.cache import enable_compilation_cache
 
 __all__ = ["app", "main"]
 
@@ -27,14 +30,20 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (sample, edit, explore, likelihood, align, evaluate, train, check):
-    app.command()(command)
-app.command("import")(import_model)  # whose name Python keeps for itself
+app.command("sample")(sample.command)
+app.command("edit")(edit.command)
+app.command("explore")(explore.command)
+app.command("likelihood")(likelihood.command)
+app.command("align")(align.command)
+app.command("evaluate")(evaluate.command)
+app.command("train")(train.command)
+app.command("check")(check.command)
+app.command("import")(import_model.command)
 
 
 def main() -> None:
-    """Entry point of the `dgjax` command."""
-    keep_compiled()
+    """Run the `dgjax` command."""
+    enable_compilation_cache()
     try:
         app()
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""`dgjax align`: for which share of latents does more prior log-density mean more at the end?"""
+"""`dgjax align`: measure for which share of latents the scores at both ends are aligned."""
 
 from typing import Annotated
 
@@ -19,15 +19,20 @@ from dgjax.cli.options import (
     table,
 )
 from dgjax.evaluation.alignment import alignment_statistics
-from dgjax.evaluation.solves import Settings, find_alignments
+from dgjax.evaluation.batched import SolverSettings, measure_alignments
+from dgjax.evaluation.intervals import check_confidence
 from dgjax.files import as_json
 
+__all__ = ["command"]
 
-def align(
+
+def command(
     model: MODEL = "fashion-mnist",
     class_: CLASS = None,
     num: Annotated[int, typer.Option(min=1, help="Number of latents.")] = 64,
-    confidence: Annotated[float, typer.Option(help="Of the interval, in (0, 1).")] = 0.95,
+    confidence: Annotated[
+        float, typer.Option(help="Confidence of the interval, in (0, 1).")
+    ] = 0.95,
     batch: BATCH = 16,
     steps: STEPS = 32,
     solver: SOLVER = "multistep",
@@ -35,12 +40,11 @@ def align(
     seed: SEED = 0,
     json: JSON = False,
 ) -> None:
-    """Score alignment: the share of latents with <score, pushed prior score> > 0 at t_min."""
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie strictly between 0 and 1, got {confidence}")
+    """Measure score alignment: the share of latents with <score, pushed prior score> > 0."""
+    check_confidence(confidence)
     chosen = condition_on_class(choose_model(model), class_)
-    settings = Settings(steps, make_solver(solver), probes, batch, seed)
-    found = find_alignments(chosen, num, None, settings)
+    settings = SolverSettings(steps, make_solver(solver), probes, batch, seed)
+    found = measure_alignments(chosen, num, None, settings)
     statistics = alignment_statistics(found, confidence=confidence)
     summary = {**chosen.facts(), "steps": steps, "solver": solver, "confidence": confidence}
     summary |= statistics._asdict()

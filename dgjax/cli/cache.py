@@ -1,20 +1,20 @@
-"""Compiled programs that one command leaves to the next."""
+"""Cache of compiled programs, so that a command need not compile what an earlier one compiled."""
 
 import os
 
 import jax
 import platformdirs
 
-__all__ = ["keep_compiled"]
+__all__ = ["enable_compilation_cache"]
 
-LIMIT = 2**30  # bytes; what was used longest ago goes first
+LIMIT = 2**30  # bytes; the least recently used programs are removed first
 
 
-def keep_compiled() -> None:
-    """Keep what XLA compiles in the user's cache folder, unless JAX was told another place.
+def enable_compilation_cache() -> None:
+    """Keep compiled programs in the user's cache folder, unless JAX was given another place.
 
-    A folder that cannot be written to is done without. `JAX_COMPILATION_CACHE_DIR` is JAX's own
-    variable for the place, and `JAX_ENABLE_COMPILATION_CACHE=0` switches all of it off.
+    If the folder cannot be written to, nothing is cached. JAX's own variables still apply:
+    `JAX_COMPILATION_CACHE_DIR` sets the place, `JAX_ENABLE_COMPILATION_CACHE=0` turns caching off.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return

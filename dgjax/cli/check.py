@@ -1,4 +1,4 @@
-"""`dgjax check`: whether the numbers can be trusted on this machine."""
+"""`dgjax check`: compare the library with closed forms on this machine."""
 
 import jax
 import typer
@@ -9,10 +9,12 @@ from dgjax.cli.options import JSON, table
 from dgjax.devices.progress import console
 from dgjax.files import as_json
 
+__all__ = ["command"]
 
-def check(json: JSON = False) -> None:
-    """Compare the library with closed forms on the device at hand."""
-    findings = [one() for one in track(CHECKS, "checking", console=console, transient=True)]
+
+def command(json: JSON = False) -> None:
+    """Compare the library with closed forms on the device of this machine."""
+    findings = [measure() for measure in track(CHECKS, "checking", console=console, transient=True)]
     failed = [f for f in findings if not f.passed]
     device = jax.devices()[0]
     if json:
@@ -29,6 +31,6 @@ def check(json: JSON = False) -> None:
     if failed:
         names = "; ".join(f.claim for f in failed)
         console.print(f"{len(failed)} of {len(findings)} checks failed: {names}")
-        for mend in dict.fromkeys(f.mend for f in failed if f.mend):
-            console.print(f"warning: {mend}", style="yellow", markup=False, soft_wrap=True)
+        for fix in dict.fromkeys(f.fix for f in failed if f.fix):
+            console.print(f"warning: {fix}", style="yellow", markup=False, soft_wrap=True)
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""`dgjax edit`: a picture of your own, encoded and decoded again at other log-densities."""
+"""`dgjax edit`: encode a picture to its latent and decode it at other log-densities."""
 
 from pathlib import Path
 from typing import Annotated
@@ -22,28 +22,33 @@ from dgjax.cli.options import (
     make_solver,
     table,
 )
-from dgjax.devices.batches import batches
+from dgjax.devices.batches import map_batches
 from dgjax.devices.progress import console
 from dgjax.files import as_json, output_folder, write_json
 from dgjax.guidance.density import density_guidance
-from dgjax.pictures.files import fit_image, read_image
 from dgjax.pictures.grid import image_grid
-from dgjax.pictures.latents import from_pictures, scale_levels, to_pictures
-from dgjax.pictures.pixels import png_bytes, to_uint8
+from dgjax.pictures.image_files import fit_image, read_image
+from dgjax.pictures.latents import from_levels, to_pictures
+from dgjax.pictures.png import encode_png
+from dgjax.pictures.quantization import to_uint8
 from dgjax.sampling.likelihood import likelihood
 from dgjax.sampling.sample import sample
 from dgjax.sampling.solvers import default_divergence
 from dgjax.sampling.time_grids import grid_logsnr
 
+__all__ = ["command"]
+
 QUANTILES = [0.3, 0.4, 0.5, 0.6, 0.7]
 
 
-def edit(
-    image: Annotated[Path, typer.Argument(help="A picture; cropped and resized to the model.")],
+def command(
+    image: Annotated[
+        Path, typer.Argument(help="A picture; it is cropped and resized to the model's size.")
+    ],
     model: MODEL = "fashion-mnist",
     q: Annotated[
         list[float] | None,
-        typer.Option(help="Dial in (0, 1), repeatable; 0.5 is the reconstruction."),
+        typer.Option(help="Quantile in (0, 1), repeatable; 0.5 is the reconstruction."),
     ] = None,
     class_: CLASS = None,
     steps: STEPS = 32,
@@ -56,12 +61,12 @@ def edit(
     """Encode a picture to its latent and decode it at other log-densities."""
     chosen, method = condition_on_class(choose_model(model), class_), make_solver(solver)
     dials = jnp.asarray(sorted(q or QUANTILES), jnp.float32)
-    for dial in dials:  # says early what is wrong with q
+    for dial in dials:  # raises now, before anything is computed
         density_guidance(dial)
-    levels = fit_image(read_image(image), chosen.image_shape)
+    given = fit_image(read_image(image), chosen.image_shape)
     keys = jax.random.split(jax.random.key(seed), 3)
-    clean = from_pictures(chosen, scale_levels(chosen, levels))
-    # The model knows pictures with the noise of t_min on them, so that is what is encoded.
+    clean = from_levels(chosen, given)
+    # The model describes pictures with the noise of t_min, so this noise is added first.
     field = chosen.field
     noise = jax.random.normal(keys[0], clean.shape)
     x = field.path.alpha(field.t_min) * clean + field.path.sigma(field.t_min) * noise
@@ -89,10 +94,13 @@ def edit(
         )(batch)
 
     with output_folder(out) as folder:
-        code = batches("encoding", encode, x[None], 1, field)
-        found = batches("decoding", decode, dials, len(dials), field, jnp.asarray(code.latent[0]))
+        code = map_batches("encoding", encode, x[None], 1, field)
+        found = map_batches(
+            "decoding", decode, dials, len(dials), field, jnp.asarray(code.latent[0])
+        )
         pictures = to_pictures(chosen, np.stack([np.asarray(x), *found.x]))
-        sizes = [png_bytes(picture, chosen.meta.data_range) for picture in pictures]
+        levels = to_uint8(pictures, chosen.meta.data_range)
+        sizes = [len(encode_png(picture)) for picture in levels]
         changes = np.sqrt(np.mean((pictures - pictures[0]) ** 2, axis=(1, 2, 3)))
         rows = [
             {
@@ -123,15 +131,14 @@ def edit(
             "t_min": summary["t_min"],
         }
         if chosen.meta.latent:
-            arrays["pixels"] = to_uint8(pictures, chosen.meta.data_range)
+            arrays["pixels"] = levels
         np.savez_compressed(folder / "edit.npz", **arrays)
         texts = [f"original\n{summary['log_density']:,.0f} nats"]
         texts += [f"q = {row['q']:g}\n{row['log_density']:,.0f} nats" for row in rows]
         image_grid(
-            pictures[None],
+            levels[None],
             [image.name if len(image.name) < 22 else f"{image.name[:20]}…"],
-            data_range=chosen.meta.data_range,
-            columns=texts,
+            column_labels=texts,
             caption=f"{chosen.name}; {density_title(summary)}",
         ).savefig(folder / "edit.png")
         write_json(folder / "edit.json", summary)

@@ -1,4 +1,4 @@
-"""`dgjax evaluate`: how good is a model, in figures with an interval of confidence each?"""
+"""`dgjax evaluate`: measure the quality of a model, with confidence intervals."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,8 +7,7 @@ import numpy as np
 import typer
 
 import dgjax
-from dgjax.checkpoints.spec import unknown_name
-from dgjax.cli.evaluation_report import figure_entry, level_entry, markdown, show
+from dgjax.cli.evaluation_report import level_entry, markdown, metric_entry, show
 from dgjax.cli.options import (
     BATCH,
     JSON,
@@ -22,23 +21,41 @@ from dgjax.cli.options import (
     make_solver,
     note_shadowed,
 )
-from dgjax.data.load import DATASETS
+from dgjax.configuration import unknown_name
+from dgjax.data.named_datasets import DATASETS
 from dgjax.devices.progress import console
-from dgjax.evaluation import InconsistencyStatistics, Normality, figures, make_features, pixels
-from dgjax.evaluation.figures import Figure
+from dgjax.evaluation.batched import SolverSettings, sample_model
+from dgjax.evaluation.features import make_features, pixels
+from dgjax.evaluation.inconsistency import InconsistencyStatistics
 from dgjax.evaluation.intervals import check_confidence
-from dgjax.evaluation.material import compared, is_image, open_material, open_samples
-from dgjax.evaluation.solves import Settings, find_samples
+from dgjax.evaluation.metrics import (
+    Metric,
+    measure_aligned_share,
+    measure_bits_per_dim,
+    measure_distances,
+    measure_inconsistency,
+    measure_normality,
+    measure_png_bytes,
+)
+from dgjax.evaluation.normality import Normality
+from dgjax.evaluation.reference_data import (
+    load_samples,
+    makes_images,
+    open_reference_data,
+    prepare_sets,
+)
 from dgjax.files import as_json, output_folder, write_json
+
+__all__ = ["command"]
 
 SECTIONS = ("bits", "frechet", "precision-recall", "png", "alignment", "normality", "inconsistency")
 
 
-def evaluate(
+def command(
     model: MODEL = "fashion-mnist",
     only: Annotated[
         list[str] | None,
-        typer.Option(help=f"Of {', '.join(SECTIONS)}; repeatable.", show_default="all"),
+        typer.Option(help=f"One of {', '.join(SECTIONS)}; repeatable.", show_default="all"),
     ] = None,
     data: Annotated[
         str | None,
@@ -51,7 +68,8 @@ def evaluate(
     held_out: Annotated[
         float | None,
         typer.Option(
-            help="Fraction of a folder held out.", show_default="that of the model's training"
+            help="Fraction of a folder that is held out.",
+            show_default="that of the model's training",
         ),
     ] = None,
     samples: Annotated[
@@ -62,29 +80,37 @@ def evaluate(
     ] = None,
     labels: Annotated[
         str,
-        typer.Option(help="Of a model with classes: data, those of the data; none, no class."),
+        typer.Option(
+            help="Labels for a class-conditional model: data (those of the data) or none."
+        ),
     ] = "data",
     features: Annotated[
         str | None,
         typer.Option(
-            help="Where samples are compared: vgg16 or pixels.",
+            help="Feature space in which samples are compared: vgg16 or pixels.",
             show_default="vgg16 for images, else pixels",
         ),
     ] = None,
     num: Annotated[
         int | None,
-        typer.Option(min=4, help="Samples compared.", show_default="256, or all of --samples"),
+        typer.Option(
+            min=4, help="Number of samples compared.", show_default="256, or all of --samples"
+        ),
     ] = None,
     num_density: Annotated[
         int | None,
         typer.Option(
-            min=3, help="Images and latents for densities.", show_default="--num, at most 64"
+            min=3,
+            help="Number of images and latents for log-densities.",
+            show_default="--num, at most 64",
         ),
     ] = None,
     levels: Annotated[
-        int, typer.Option(min=1, help="Noise levels for normality and inconsistency.")
+        int, typer.Option(min=1, help="Number of noise levels for normality and inconsistency.")
     ] = 5,
-    confidence: Annotated[float, typer.Option(help="Of the intervals, in (0, 1).")] = 0.95,
+    confidence: Annotated[
+        float, typer.Option(help="Confidence of the intervals, in (0, 1).")
+    ] = 0.95,
     batch: BATCH = 16,
     steps: STEPS = 32,
     solver: SOLVER = "multistep",
@@ -93,12 +119,12 @@ def evaluate(
     out: OUT = Path("dgjax-out"),
     json: JSON = False,
 ) -> None:
-    """How good a model is: bits/dim, distance of samples from data, alignment, consistency."""
+    """Measure a model: bits/dim, distance of samples from data, alignment, consistency."""
     names = _sections(only)
     check_confidence(confidence)
     chosen = choose_model(model)
-    settings = Settings(steps, make_solver(solver), probes, batch, seed)
-    if not is_image(chosen) and "png" in names:
+    settings = SolverSettings(steps, make_solver(solver), probes, batch, seed)
+    if not makes_images(chosen) and "png" in names:
         if only:
             raise ValueError(f"samples of shape {chosen.image_shape} are no images: leave png out")
         names.remove("png")
@@ -106,43 +132,43 @@ def evaluate(
         if only:
             raise ValueError("the log-density of latents has no bits per dimension: leave bits out")
         names.remove("bits")
-    # What is wrong with any of these is said before the first solve.
-    space = features or ("vgg16" if is_image(chosen) else "pixels")
+    # All arguments are checked before the first solve.
+    space = features or ("vgg16" if makes_images(chosen) else "pixels")
     vectors = make_features(space) if {"frechet", "precision-recall"} & names else pixels
-    given = open_samples(samples, chosen, num, seed) if samples else None
+    given = load_samples(samples, chosen, num, seed) if samples else None
     num = num or (256 if given is None else len(given))
     few = num_density or min(num, 64)
     if data is not None:
         note_shadowed("data set", data, DATASETS)
-    material = open_material(chosen, data, part, held_out, labels, max(num, few), seed)
+    reference = open_reference_data(chosen, data, part, held_out, labels, max(num, few), seed)
 
-    found: dict[str, Figure] = {}
+    found: dict[str, Metric] = {}
     h: list[tuple[float, Normality]] = []
     gaps: list[tuple[float, InconsistencyStatistics]] = []
     common = (settings, confidence)
     with output_folder(out) as folder:
         if "bits" in names:
-            found["bits_per_dim"] = figures.bits(chosen, material, few, *common)
+            found["bits_per_dim"] = measure_bits_per_dim(chosen, reference, few, *common)
         if {"frechet", "precision-recall", "png"} & names:
             if given is None:
-                given = find_samples(chosen, num, material.conditions(num), settings)
-            sets = compared(chosen, given, material, seed)
-            found |= figures.distances(sets, vectors, names, *common)
+                given = sample_model(chosen, num, reference.conditions(num), settings)
+            sets = prepare_sets(chosen, given, reference, seed)
+            found |= measure_distances(sets, vectors, names, *common)
             if "png" in names:
-                found["png_bytes"] = figures.sizes(sets, confidence)
+                found["png_bytes"] = measure_png_bytes(sets, confidence)
         if "alignment" in names:
-            found["alignment"] = figures.alignment(chosen, material, few, *common)
+            found["alignment"] = measure_aligned_share(chosen, reference, few, *common)
         if "normality" in names:
-            h = figures.h_by_level(chosen, material, few, levels, *common)
+            h = measure_normality(chosen, reference, few, levels, *common)
         if "inconsistency" in names:
-            gaps = figures.inconsistency_by_level(chosen, material, few, levels, *common)
+            gaps = measure_inconsistency(chosen, reference, few, levels, *common)
         summary = {
             **chosen.facts(),
             "version": dgjax.__version__,
             "data": data or chosen.meta.dataset,
             "part": part,
-            "data_size": len(material.data),
-            "labels": "none" if material.labels is None else "data",
+            "data_size": len(reference.dataset),
+            "labels": "none" if reference.labels is None else "data",
             "samples": ", ".join(map(str, samples)) if samples else "drawn from the model",
             "noise_on_real": given is None or given.dtype != np.uint8,
             "features": space,
@@ -151,7 +177,7 @@ def evaluate(
             "solver": solver,
             "probes": probes,
             "seed": seed,
-            "figures": {name: figure_entry(figure) for name, figure in found.items()},
+            "figures": {name: metric_entry(metric) for name, metric in found.items()},
             "normality": [level_entry(*entry) for entry in h],
             "inconsistency": [level_entry(*entry) for entry in gaps],
         }

@@ -1,16 +1,18 @@
-"""What `dgjax evaluate` says: the same figures as JSON, as Markdown and on the terminal."""
+"""Results of `dgjax evaluate` as JSON, as Markdown and as tables on the terminal."""
 
 import math
 from collections.abc import Callable
 from typing import Any
 
 from dgjax.cli.options import table
-from dgjax.evaluation import Estimate, InconsistencyStatistics, Normality
-from dgjax.evaluation.figures import Figure
+from dgjax.evaluation.inconsistency import InconsistencyStatistics
+from dgjax.evaluation.intervals import Estimate
+from dgjax.evaluation.metrics import Metric
+from dgjax.evaluation.normality import Normality
 
-__all__ = ["figure_entry", "level_entry", "markdown", "show"]
+__all__ = ["level_entry", "markdown", "metric_entry", "show"]
 
-# What a figure is called in the table, and how its numbers are written.
+# Name of each metric in the table, and format of its numbers.
 WORDS: dict[str, tuple[str, Callable[[float], str]]] = {
     "bits_per_dim": ("bits/dim of data", "{:.3f}".format),
     "frechet_distance": ("Fréchet {features} distance", "{:.4g}".format),
@@ -22,65 +24,65 @@ WORDS: dict[str, tuple[str, Callable[[float], str]]] = {
 OF_SAMPLES = {"frechet_distance", "precision", "recall", "png_bytes"}
 NAMES = {"vgg16": "VGG16", "pixels": "pixels"}
 HEADER = ["figure", "value", "interval", "real", "number"]
-LEVEL_HEADER = ["noise", "mean of h", "deviation", "skewness", "excess kurtosis", "p"]
-TRUST = ("transport", "residual", "curl", "asymmetry")
-TRUST_HEADER = ["noise", *TRUST]
+NORMALITY_HEADER = ["noise", "mean of h", "deviation", "skewness", "excess kurtosis", "p"]
+INCONSISTENCIES = ("transport", "residual", "curl", "asymmetry")
+INCONSISTENCY_HEADER = ["noise", *INCONSISTENCIES]
 
 
-def figure_entry(figure: Figure) -> dict[str, Any]:
-    """A figure for JSON."""
+def metric_entry(metric: Metric) -> dict[str, Any]:
+    """Make the JSON entry of a metric."""
     return {
-        **figure.estimate._asdict(),
-        "number": figure.number,
-        "real": figure.real,
-        "probe_standard_error": figure.probe_error,
+        **metric.estimate._asdict(),
+        "number": metric.number,
+        "real": metric.real,
+        "probe_standard_error": metric.probe_error,
     }
 
 
 def level_entry(level: float, found: Normality | InconsistencyStatistics) -> dict[str, Any]:
-    """What was found at a noise level for JSON."""
+    """Make the JSON entry of what was measured at one noise level."""
     values = {k: v._asdict() if isinstance(v, Estimate) else v for k, v in found._asdict().items()}
     return {"noise_level": level, **values}
 
 
 def markdown(summary: dict[str, Any]) -> str:
-    """The summary as a section of a model card."""
+    """Write the summary as a section of a model card."""
     parts = [f"# Evaluation of {summary['model']}", _preamble(summary)]
     if summary["figures"]:
-        parts.append(_markdown_table(_header(summary), _rows(summary)))
+        parts.append(_markdown_table(_header(summary), _metric_rows(summary)))
         parts += _notes(summary)
     if summary["normality"]:
         parts.append(_about_h(summary))
-        parts.append(_markdown_table(LEVEL_HEADER, _level_rows(summary, _interval)))
+        parts.append(_markdown_table(NORMALITY_HEADER, _normality_rows(summary, _interval)))
     if summary["inconsistency"]:
         parts.append(_about_inconsistency(summary))
-        parts.append(_markdown_table(TRUST_HEADER, _trust_rows(summary, _interval)))
+        parts.append(_markdown_table(INCONSISTENCY_HEADER, _inconsistency_rows(summary, _interval)))
     return "\n\n".join(parts) + "\n"
 
 
 def show(summary: dict[str, Any]) -> None:
-    """The summary as tables on standard output."""
+    """Print the summary as tables on standard output."""
     title = f"{summary['model']}: log p at t_min = {summary['t_min']:g}, undenoised"
     if summary["figures"]:
-        table(title, _header(summary), _rows(summary))
+        table(title, _header(summary), _metric_rows(summary))
     if summary["normality"]:
         count = summary["normality"][0]["samples"]
         title = f"h at noise levels sigma/alpha, {count:,} data: N(0, 1) if q were exact"
-        table(title, [*LEVEL_HEADER[:4], "kurtosis", "p"], _level_rows(summary, _value))
+        table(title, [*NORMALITY_HEADER[:4], "kurtosis", "p"], _normality_rows(summary, _value))
     if summary["inconsistency"]:
         count = summary["inconsistency"][0]["samples"]
         title = (
             f"{summary['model']}, t_min = {summary['t_min']:g}: inconsistency at noise levels "
             f"sigma/alpha, {count:,} data (0 for a true score; nats/dim but for asymmetry)"
         )
-        table(title, TRUST_HEADER, _trust_rows(summary, _value))
+        table(title, INCONSISTENCY_HEADER, _inconsistency_rows(summary, _value))
 
 
 def _header(summary: dict[str, Any]) -> list[str]:
     return [h if h != "interval" else f"{summary['confidence']:.0%} interval" for h in HEADER]
 
 
-def _rows(summary: dict[str, Any]) -> list[list[str]]:
+def _metric_rows(summary: dict[str, Any]) -> list[list[str]]:
     rows = []
     for name, entry in summary["figures"].items():
         words, write = WORDS[name]
@@ -96,7 +98,7 @@ def _rows(summary: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _level_rows(summary: dict[str, Any], write: Callable[[Any], str]) -> list[list[str]]:
+def _normality_rows(summary: dict[str, Any], write: Callable[[Any], str]) -> list[list[str]]:
     return [
         [
             f"{e['noise_level']:.3g}",
@@ -110,15 +112,19 @@ def _level_rows(summary: dict[str, Any], write: Callable[[Any], str]) -> list[li
     ]
 
 
-def _trust_rows(summary: dict[str, Any], write: Callable[[Any], str]) -> list[list[str]]:
+def _inconsistency_rows(summary: dict[str, Any], write: Callable[[Any], str]) -> list[list[str]]:
     return [
-        [f"{e['noise_level']:.3g}", _interval(e[TRUST[0]]), *(write(e[name]) for name in TRUST[1:])]
+        [
+            f"{e['noise_level']:.3g}",
+            _interval(e[INCONSISTENCIES[0]]),
+            *(write(e[name]) for name in INCONSISTENCIES[1:]),
+        ]
         for e in summary["inconsistency"]
     ]
 
 
 def _interval(entry: dict[str, float]) -> str:
-    if math.isnan(entry["low"]):  # too few samples or probes to tell
+    if math.isnan(entry["low"]):  # too few samples or probes
         return f"{_value(entry)} [unknown]"
     return f"{_value(entry)} [{entry['low']:.2g}, {entry['high']:.2g}]"
 
@@ -128,11 +134,13 @@ def _value(entry: dict[str, float]) -> str:
 
 
 def _preamble(summary: dict[str, Any]) -> str:
-    conditional = " Everything is given the data's labels." if summary["labels"] == "data" else ""
+    conditional = (
+        " All measurements use the labels of the data." if summary["labels"] == "data" else ""
+    )
     return (
-        f"Density: of the model's own marginal at t_min = {summary['t_min']:g} (sigma/alpha), "
+        f"Density: the model's own marginal at t_min = {summary['t_min']:g} (sigma/alpha), "
         f"undenoised. Data: {summary['data']}, part {summary['part']} of {summary['data_size']:,} "
-        f"samples, drawn from with seed {summary['seed']}.{conditional} Solver: "
+        f"samples, in an order by seed {summary['seed']}.{conditional} Solver: "
         f"{summary['solver']}, {summary['steps']} steps. dgjax {summary['version']}."
     )
 
@@ -142,22 +150,22 @@ def _notes(summary: dict[str, Any]) -> list[str]:
     if "bits_per_dim" in figures:
         entry = figures["bits_per_dim"]
         notes.append(
-            f"bits/dim: mean over images; {summary['probes']} probes a step, whose own standard "
-            f"error of the mean is {entry['probe_standard_error']:.2g}."
+            f"bits/dim: mean over images with {summary['probes']} probes per step; the standard "
+            f"error of the mean from the probes alone is {entry['probe_standard_error']:.2g}."
         )
     if OF_SAMPLES & figures.keys():
         on = summary["noise_on_real"]
-        noise = "with the noise of t_min, as the samples have" if on else "as they are"
+        noise = "with the noise of t_min, which the samples have" if on else "without noise"
         notes.append(
-            f"Samples: {summary['samples']}; compared with as many real ones, {noise}. The column "
-            "real has what as many other real ones have in the samples' place (PNG bytes: what "
-            "the real ones have)."
+            f"Samples: {summary['samples']}; compared with the same number of real ones, {noise}. "
+            "The column real shows the same metric with other real samples in place of the "
+            "generated ones (for PNG bytes: the mean of the real images)."
         )
     if "frechet_distance" in figures:
         notes.append(
-            "The Fréchet distance is no FID (other features), and is biased upwards at every "
-            "number of samples: the value is to be read against the column real, and its interval "
-            "(a jackknife's) is for the expectation at this number."
+            "The Fréchet distance is not an FID, whose features are others. It is biased upwards, "
+            "more so for fewer samples: compare it with the column real. Its interval (by a "
+            "jackknife) is for the expected distance at this number of samples."
         )
     return notes
 
@@ -166,22 +174,24 @@ def _about_h(summary: dict[str, Any]) -> str:
     first = summary["normality"][0]
     return (
         "h = sigma^2 (Laplacian of log p + squared norm of its gradient)/sqrt(2 D) on noisy data, "
-        f"{first['samples']:,} samples at each noise level sigma/alpha: N(0, 1) if the dial q were "
-        f"an exact quantile. What the {first['probes']} probes add is taken off the deviation and "
-        "the moments above it, with their intervals in brackets; p is of Shapiro and Wilk's test "
-        "of normality, with it."
+        f"{first['samples']:,} samples at each noise level sigma/alpha: N(0, 1) if q were an exact "
+        f"quantile. The noise of the {first['probes']} probes is subtracted from the deviation and "
+        "the higher moments, whose intervals are in brackets. p is the p-value of the Shapiro-Wilk "
+        "test of normality, which includes this noise."
     )
 
 
 def _about_inconsistency(summary: dict[str, Any]) -> str:
     return (
-        "Inconsistency of the score, which is no exact gradient of a log-density that obeys the "
-        f"heat equation, on {summary['inconsistency'][0]['samples']:,} noisy data at each noise "
-        "level sigma/alpha, with intervals in brackets; all are 0 for a true score. In nats per "
-        "dimension: what log-densities by two routes, one standard deviation of the noise apart "
-        "in every dimension and at worst, come to differ by along the PF-ODE while the noise "
-        "changes by a factor e (transport), at rest (residual), or as one moves by a draw of the "
-        "noise (curl). Without unit: the asymmetry of the denoiser's Jacobian."
+        "Inconsistency of the score, on "
+        f"{summary['inconsistency'][0]['samples']:,} noisy data at each noise level sigma/alpha, "
+        "with intervals in brackets. A learned score is not exactly the gradient of a log-density "
+        "that obeys the heat equation; for a true score all numbers are 0. Take two routes that "
+        "are one standard deviation of the noise apart in every dimension, in the worst direction. "
+        "Their log-densities drift apart by so many nats per dimension: along the PF-ODE while the "
+        "noise changes by a factor e (transport), at a fixed point while the noise changes by a "
+        "factor e (residual), or while one of them moves by a draw of the noise (curl). Without "
+        "unit: the asymmetry of the denoiser's Jacobian."
     )
 
 

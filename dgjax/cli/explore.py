@@ -1,4 +1,4 @@
-"""`dgjax explore`: a page to turn the dial in, with every sample computed beforehand."""
+"""`dgjax explore`: write a page in which q can be changed, with all samples computed before."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +10,7 @@ import typer
 from dgjax import __version__
 from dgjax.checkpoints.opened import Model, find_label
 from dgjax.cli.options import BATCH, CLASS, MODEL, PROBES, SEED, STEPS, choose_model
-from dgjax.devices.batches import walker
+from dgjax.devices.batches import batch_runner
 from dgjax.devices.progress import console, progress
 from dgjax.explorer import Exploration, Setting, check_images, render_page
 from dgjax.files import output_folder
@@ -19,28 +19,32 @@ from dgjax.guidance.noise import level_set_noise
 from dgjax.guidance.schedules import window
 from dgjax.model.paths import logsnr
 from dgjax.model.prior import prior_sample
-from dgjax.pictures.latents import to_pictures
+from dgjax.pictures.latents import to_levels
 from dgjax.sampling.sample import sample
 from dgjax.sampling.solvers import default_divergence, default_solver
 from dgjax.sampling.time_grids import grid_logsnr
 
-NO_NOISE = Setting("None", "Nothing random on the way: latent and q decide all.")
+__all__ = ["command"]
+
+NO_NOISE = Setting("None", "No randomness: latent and q determine the image.")
 QUANTILES = [round(0.1 + 0.05 * i, 2) for i in range(17)]
 
 
-def explore(
+def command(
     model: MODEL = "fashion-mnist",
     q: Annotated[
         list[float] | None,
         typer.Option(
-            help="Dial in (0, 1), repeatable: above 0.5 smoother, below more detail.",
+            help="Quantile in (0, 1), repeatable: above 0.5 smoother, below 0.5 more detail.",
             show_default="0.1, 0.15, ..., 0.9",
         ),
     ] = None,
     class_: CLASS = None,
     noise: Annotated[
         float,
-        typer.Option(min=0.0, help="Noise along the level set, relative to g; 0 is none."),
+        typer.Option(
+            min=0.0, help="Noise along the level set of log-density, relative to g; 0 is none."
+        ),
     ] = 1.0,
     split: Annotated[
         float, typer.Option(help="Log-SNR at which early noise ends and late noise begins.")
@@ -52,19 +56,21 @@ def explore(
     seed: SEED = 0,
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("dgjax-explorer.html"),
 ) -> None:
-    """Write a page, for any browser, in which the dial is turned and samples compared."""
+    """Write an HTML page in which q can be changed and samples compared."""
     chosen = choose_model(model)
     check_images(chosen.image_shape)
     label = find_label(chosen, class_)
     if out.is_dir():
         raise ValueError(f"{out} is a folder: name a file in it, such as {out / 'explorer.html'}")
     dials = np.asarray(sorted(set(q or QUANTILES)), np.float32)
-    for dial in dials:  # says early what is wrong with one
+    for dial in dials:  # raises now, before anything is computed
         density_guidance(dial)
     grid = grid_logsnr(chosen.field, steps)
-    levels = np.asarray(jax.vmap(lambda t: logsnr(chosen.field.path, t))(grid))
-    settings = [NO_NOISE, *(_noisy(split, levels) if noise > 0 else ())]
-    keys = jax.random.split(jax.random.key(seed), 3)  # as `dgjax sample`, whose samples these are
+    logsnrs = np.asarray(jax.vmap(lambda t: logsnr(chosen.field.path, t))(grid))
+    settings = [NO_NOISE, *(_noisy(split, logsnrs) if noise > 0 else ())]
+    keys = jax.random.split(
+        jax.random.key(seed), 3
+    )  # as in `dgjax sample`, so that both draw the same samples
 
     @jax.jit
     def run(field, term, keys, batch):
@@ -103,25 +109,28 @@ def explore(
                 if setting.noise is not None:
                     low, high = setting.noise
                     term = level_set_noise(window(noise, low=low, high=high))
-                walk = walker(run, min(batch, num * len(dials)), chosen.field, term, keys)
-                parts.append(walk(items, show))
+                run_batches = batch_runner(
+                    run, min(batch, num * len(dials)), chosen.field, term, keys
+                )
+                parts.append(run_batches(items, show))
 
-        def together(*leaves):
+        def stack(*leaves):
             return np.stack(leaves).reshape(-1, num, len(dials), *leaves[0].shape[1:])
 
-        arrays = jax.tree.map(together, *parts)
-        arrays["x"] = to_pictures(chosen, arrays["x"])
+        arrays = jax.tree.map(stack, *parts)
+        x = arrays.pop("x")
         found = Exploration(
+            levels=to_levels(chosen, x),
             **arrays,
-            logsnr=levels,
+            logsnr=logsnrs,
             q=dials,
             settings=settings,
             data_range=chosen.meta.data_range,
             latent=chosen.meta.latent,
         )
-        if not (np.isfinite(found.x).all() and np.isfinite(found.log_density).all()):
+        if not (np.isfinite(x).all() and np.isfinite(found.log_density).all()):
             console.print("[yellow]some samples are not finite; the page says which[/yellow]")
-        how = f"{steps} steps, uniform in log-SNR from {levels[0]:.2f} to {levels[-1]:.2f}"
+        how = f"{steps} steps, uniform in log-SNR from {logsnrs[0]:.2f} to {logsnrs[-1]:.2f}"
         how += f", by Multistep; seed {seed}; probes {probes}"
         if noise > 0:
             how += (
@@ -132,20 +141,20 @@ def explore(
     console.print(f"wrote {out} ({len(text) / 1e6:.1f} MB): open it in a browser")
 
 
-def _noisy(split: float, levels: np.ndarray) -> list[Setting]:
-    """Noise before and after the log-SNR `split`, which must lie inside `levels`."""
-    if not levels[0] < split < levels[-1]:
+def _noisy(split: float, logsnrs: np.ndarray) -> list[Setting]:
+    """Make the settings with noise before and after the log-SNR `split`."""
+    if not logsnrs[0] < split < logsnrs[-1]:
         raise ValueError(
             f"--split is {split:g}, outside the model's range of log-SNR, "
-            f"{levels[0]:.4g} to {levels[-1]:.4g}"
+            f"{logsnrs[0]:.4g} to {logsnrs[-1]:.4g}"
         )
     early = (
-        f"Random moves that keep the log-density of the moment, up to log-SNR {split:g}: what the "
-        "image is of may change."
+        f"Random moves along the level set of the log-density, up to log-SNR {split:g}: they may "
+        "change what the image shows."
     )
     late = (
-        f"Random moves that keep the log-density of the moment, from log-SNR {split:g} on: mostly "
-        "details change."
+        f"Random moves along the level set of the log-density, from log-SNR {split:g} on: they "
+        "change mostly details."
     )
     return [
         Setting("Early", early, (-np.inf, split)),
@@ -154,7 +163,7 @@ def _noisy(split: float, levels: np.ndarray) -> list[Setting]:
 
 
 def _about(chosen: Model, label: int | None, how: str) -> dict[str, str]:
-    """What the page says of how it was made."""
+    """Describe how the samples were made."""
     height, width, channels = chosen.image_shape
     t_min = chosen.facts()["t_min"]
     condition = "" if label is None else f" for class {label}, log p(x | {label})"
@@ -165,6 +174,7 @@ def _about(chosen: Model, label: int | None, how: str) -> dict[str, str]:
         + ("no class" if label is None else f"class {label}"),
         "Which density": f"The model's own{condition}, at its smallest noise level "
         f"t_min = {t_min:g}, of the {'latent' if chosen.meta.latent else 'sample'} as it is "
-        "there, not denoised. Not the density of the data; figures compare only at one t_min.",
+        "there, not denoised. It is not the density of the data, and it can be compared only with "
+        "log-densities at the same t_min.",
         "How it was made": f"dgjax {__version__}; {how}",
     }

@@ -1,4 +1,4 @@
-"""`dgjax import`: a model that another library trained, as a checkpoint of dgjax's."""
+"""`dgjax import`: make a checkpoint of a model that another library trained."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,30 +9,34 @@ import typer
 from dgjax.checkpoints.checkpoint import save
 from dgjax.cli.options import table
 from dgjax.devices.progress import console
-from dgjax.importing.diffusers import import_diffusers
-from dgjax.importing.edm import import_edm, is_edm
-from dgjax.importing.folder import Imported
-from dgjax.importing.hub import fetch
+from dgjax.importing import Imported, fetch, import_diffusers, import_edm, is_edm
+
+__all__ = ["command"]
 
 
-def import_model(
+def command(
     source: Annotated[
-        str, typer.Argument(help="A folder of diffusers' or EDM's, or a name on the hub.")
+        str,
+        typer.Argument(
+            help="A folder in the format of diffusers or EDM, or a name on the Hugging Face hub."
+        ),
     ],
-    out: Annotated[Path, typer.Argument(help="Folder for the checkpoint; made if there is none.")],
+    out: Annotated[
+        Path, typer.Argument(help="Folder for the checkpoint; made if it does not exist.")
+    ],
     scheduler: Annotated[
         Path | None,
-        typer.Option(help="Config of the scheduler, for a network alone or in another's stead."),
+        typer.Option(
+            help="Config of the scheduler: for a network alone, or instead of the model's own."
+        ),
     ] = None,
     licence: Annotated[
         str | None,
-        typer.Option(help="In one line.", show_default="that of the model card"),
+        typer.Option(help="Licence in one line.", show_default="that of the model card"),
     ] = None,
 ) -> None:
-    """Make a checkpoint of a model from diffusers or EDM; every command takes it."""
-    folder = Path(source)
-    if not folder.exists():
-        folder = fetch(source)
+    """Make a checkpoint of a model from diffusers or EDM, for all other commands."""
+    folder = fetch(source)
     if is_edm(folder):
         if scheduler is not None:
             raise ValueError("a model of EDM's takes no --scheduler: its config.json has precond")
@@ -85,5 +89,5 @@ def _weights(network: Any) -> str:
 
 
 def _as_folder(out: Path) -> str:
-    """`out` so that `--model` takes it for a folder, and not for the name of a shipped model."""
+    """Write `out` so that --model takes it for a folder, not for a shipped model."""
     return str(out) if len(out.parts) > 1 else f"./{out}"

@@ -1,4 +1,4 @@
-"""`dgjax likelihood`: log-density and bits per dimension of images and arrays."""
+"""`dgjax likelihood`: compute log-density and bits per dimension of images and arrays."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,17 +22,21 @@ from dgjax.cli.options import (
     make_solver,
     table,
 )
-from dgjax.devices.batches import batches
+from dgjax.devices.batches import map_batches
 from dgjax.files import as_json
-from dgjax.pictures.pixels import bits_per_dim, dequantize
-from dgjax.pictures.samples import Rows, encode_levels, read_samples
-from dgjax.sampling.likelihood import likelihood as solve
+from dgjax.pictures.quantization import bits_per_dim, dequantize
+from dgjax.pictures.sample_files import LazySamples, encode_levels, read_samples
+from dgjax.sampling.likelihood import likelihood
 from dgjax.sampling.solvers import default_divergence
 from dgjax.sampling.time_grids import grid_logsnr
 
+__all__ = ["command"]
 
-def likelihood(
-    files: Annotated[list[Path], typer.Argument(help="Images of the model's size, or npz with x.")],
+
+def command(
+    files: Annotated[
+        list[Path], typer.Argument(help="Images of the model's size, or npz files with an array x.")
+    ],
     model: MODEL = "fashion-mnist",
     class_: CLASS = None,
     batch: BATCH = 8,
@@ -42,44 +46,44 @@ def likelihood(
     seed: SEED = 0,
     json: JSON = False,
 ) -> None:
-    """Log-density (nats) and bits per dimension of data, by the probability-flow ODE.
+    """Compute log-density (nats) and bits per dimension of data, by the probability-flow ODE.
 
-    Of a model of latents it is the latent's log-density, without bits per dimension: pictures are
-    encoded first, to the mean of their latent. With --class it is the conditional log p(x | class).
+    A latent model encodes pictures to the mean of their latent first; the log-density is that of
+    the latent, without bits per dimension. With --class it is the conditional log p(x | class).
     """
     chosen, method = condition_on_class(choose_model(model), class_), make_solver(solver)
-    sources = read_samples(files, chosen)
+    read = read_samples(files, chosen)
     latent = chosen.meta.latent
     if latent:
-        sources = [encode_levels(source, chosen) for source in sources]
+        read = [encode_levels(file, chosen) for file in read]
     keys = jax.random.split(jax.random.key(seed), 2)
     grid = grid_logsnr(chosen.field, steps)
     divergence = default_divergence(probes, method, chosen.size)
 
     @jax.jit
     def run(field, keys, batch):
-        def one(x, levels, i):
+        def one(x, quantized, i):
             noise_key, key = jax.random.fold_in(keys[0], i), jax.random.fold_in(keys[1], i)
             if not latent:
-                spread = dequantize(noise_key, x.astype(jnp.uint8), chosen.meta.data_range)
-                x = jnp.where(levels, spread, x)
-            return solve(field, x, grid, key=key, divergence=divergence, solver=method)
+                dequantized = dequantize(noise_key, x.astype(jnp.uint8), chosen.meta.data_range)
+                x = jnp.where(quantized, dequantized, x)
+            return likelihood(field, x, grid, key=key, divergence=divergence, solver=method)
 
         found = jax.vmap(one)(*batch)
         return found.log_density, found.info.standard_error
 
-    names = [name for source in sources for name in source.names]
-    levels = np.concatenate([np.full(len(s.names), s.levels) for s in sources])
-    items = (Rows(sources, chosen.meta.shape), levels, np.arange(len(names)))
-    log_density, error = batches("likelihood", run, items, batch, chosen.field, keys)
+    names = [name for file in read for name in file.names]
+    quantized = np.concatenate([np.full(len(file.names), file.quantized) for file in read])
+    items = (LazySamples(read, chosen.meta.shape), quantized, np.arange(len(names)))
+    log_density, error = map_batches("likelihood", run, items, batch, chosen.field, keys)
     rows: list[dict[str, Any]] = [
         {
             "file": name,
-            "data": ("encoded" if latent else "dequantized") if rough else "as given",
+            "data": ("encoded" if latent else "dequantized") if levels else "as given",
             "log_density": float(value),
             "log_density_standard_error": float(spread),
         }
-        for name, rough, value, spread in zip(names, levels, log_density, error, strict=True)
+        for name, levels, value, spread in zip(names, quantized, log_density, error, strict=True)
     ]
     columns = [
         ("log_density", "log-density, nats", ",.1f"),

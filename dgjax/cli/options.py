@@ -1,4 +1,4 @@
-"""Options that several commands share, and the tables that they print."""
+"""Options that several commands share, and the tables that commands print."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +10,7 @@ from rich.table import Table
 
 from dgjax.checkpoints.opened import Model, open_model
 from dgjax.checkpoints.pretrained import pretrained_models
-from dgjax.checkpoints.spec import unknown_name
+from dgjax.configuration import unknown_name
 from dgjax.devices.progress import console
 from dgjax.sampling.solvers import SOLVERS
 
@@ -33,31 +33,35 @@ __all__ = [
 ]
 
 MODEL = Annotated[
-    str, typer.Option(help="Name of a shipped model, or a checkpoint folder (./NAME if both).")
+    str,
+    typer.Option(
+        help="Name of a shipped model, or checkpoint folder; if both exist, ./NAME is the folder."
+    ),
 ]
 STEPS = Annotated[int, typer.Option(min=1, help="Solver steps, uniform in log-SNR.")]
 SOLVER_HELP = f"One of {', '.join(SOLVERS)}."
 SOLVER = Annotated[str, typer.Option(help=SOLVER_HELP)]
 BATCH = Annotated[
-    int, typer.Option(min=1, help="Samples to a compiled call, of all devices together.")
+    int, typer.Option(min=1, help="Samples in one compiled call, on all devices together.")
 ]
-PROBES_HELP = "Hutchinson probes per step; with multistep one to each colour of the pixels."
+PROBES_HELP = "Hutchinson probes per step; with the solver multistep, one per colour of pixels."
 PROBES = Annotated[int, typer.Option(min=1, help=PROBES_HELP)]
 CLASS = Annotated[
     str | None,
-    typer.Option(
-        "--class", help="Condition on this class, by number or name, if the model takes labels."
-    ),
+    typer.Option("--class", help="Condition on this class, by number or name."),
 ]
-SEED = Annotated[int, typer.Option(help="Everything random follows from it.")]
-OUT = Annotated[Path, typer.Option(help="Folder for the results; made if there is none.")]
-JSON = Annotated[bool, typer.Option("--json", help="Print the summary as JSON, not as a table.")]
+SEED = Annotated[int, typer.Option(help="Seed of everything random.")]
+OUT = Annotated[Path, typer.Option(help="Folder for the results; made if it does not exist.")]
+JSON = Annotated[bool, typer.Option("--json", help="Print the summary as JSON instead of a table.")]
 
 
 def note_shadowed(what: str, name: str, names: Iterable[str]) -> None:
-    """Say so on standard error where one of the `names` that come with dgjax wins over a file here.
+    """Note on standard error if a name that comes with dgjax hides a file of the same name.
 
-    The file or folder of that name is meant if it is written as a path.
+    Args:
+        what: what `names` are called, for the message.
+        name: the name that was given. Written as a path, ./NAME, it means the file.
+        names: the names that come with dgjax.
     """
     if name in names and Path(name).exists():
         note = f"taking the {what} {name} that comes with dgjax; for the one here write ./{name}"
@@ -65,16 +69,16 @@ def note_shadowed(what: str, name: str, names: Iterable[str]) -> None:
 
 
 def choose_model(name: str) -> Model:
-    """Open the model that the option --model names; errors as of `open_model`."""
+    """Open the model named by the option --model; raises a ValueError like `open_model`."""
     note_shadowed("model", name, pretrained_models())
     return open_model(name)
 
 
 def make_solver(name: str) -> Any:
-    """A solver by its name.
+    """Make a solver by its name.
 
     Raises:
-        ValueError: if there is no such solver.
+        ValueError: if no solver has this name.
     """
     if name not in SOLVERS:
         raise unknown_name("solver", name, SOLVERS)
@@ -82,7 +86,7 @@ def make_solver(name: str) -> Any:
 
 
 def table(title: str, header: list[str], rows: list[list[str]]) -> None:
-    """A table on standard output."""
+    """Print a table on standard output; columns of numbers are right-aligned."""
     shown = Table(title=title, title_justify="left", header_style="bold")
     for i, name in enumerate(header):
         words = any(row[i][:1].isalpha() for row in rows)

@@ -1,86 +1,80 @@
-"""What `dgjax sample` says of its samples, however many: means and spreads, a picture, a table."""
+"""Summary, figure and table of the samples that `dgjax sample` draws."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from dgjax.checkpoints.opened import Model, density_title
 from dgjax.cli.options import table
 from dgjax.devices.progress import console
+from dgjax.evaluation.moments import Moments, moments
 from dgjax.pictures.grid import image_grid
-from dgjax.pictures.latents import LEVELS, to_levels
-from dgjax.pictures.pixels import bits_per_dim
+from dgjax.pictures.latents import to_levels
+from dgjax.pictures.quantization import bits_per_dim
 
-__all__ = ["MEASURED", "Moments", "measure", "rows", "show_table", "write_picture"]
+__all__ = ["MEASURED", "measure", "show_table", "shown_levels", "summarize", "write_figure"]
 
 MEASURED = ("log_density", "png_bytes", "bound_share", "target_met", "finite")
-PICTURED = 12  # columns at most
-
-
-class Moments(NamedTuple):
-    """Mean and sum of squared deviations of `number` values, for any number of quantities at once.
-
-    What two sets have together follows from what each has (Chan, Golub and LeVeque), without the
-    cancellation that sums of squares suffer.
-    """
-
-    number: int
-    mean: np.ndarray
-    squares: np.ndarray
-
-    def join(self, other: "Moments") -> "Moments":
-        number = self.number + other.number
-        apart, share = other.mean - self.mean, other.number / number
-        squares = self.squares + other.squares + apart**2 * (self.number * share)
-        return Moments(number, self.mean + apart * share, squares)
+SHOWN = 12  # latents in the figure, at most
 
 
 def measure(arrays: Mapping[str, np.ndarray]) -> Moments:
-    """Of each quantity in `MEASURED`, along the latents: (len(MEASURED), dials)."""
-    values = np.stack([np.asarray(arrays[name], np.float64) for name in MEASURED])
-    mean = values.mean(-1)
-    return Moments(values.shape[-1], mean, ((values - mean[..., None]) ** 2).sum(-1))
+    """Compute moments over the latents of each quantity in `MEASURED`.
+
+    Args:
+        arrays: (dials, n) of each quantity.
+
+    Returns:
+        Moments of shape (len(MEASURED), dials).
+    """
+    return moments(np.stack([np.asarray(arrays[name], np.float64) for name in MEASURED]))
 
 
-def rows(
-    chosen: Model, dials: np.ndarray, by_target: bool, moments: Moments
+def summarize(
+    chosen: Model, dials: np.ndarray, by_target: bool, measured: Moments
 ) -> list[dict[str, Any]]:
-    """The summary's rows, one for each dial; a note on standard error if anything is not finite."""
-    mean = dict(zip(MEASURED, moments.mean, strict=True))
+    """Make the rows of the summary, one for each dial; warn if a sample is not finite.
+
+    Args:
+        chosen: the model.
+        dials: (dials,) values of q, or target log-densities in nats.
+        by_target: whether `dials` are targets.
+        measured: from `measure`.
+    """
+    mean = dict(zip(MEASURED, measured.mean, strict=True))
     if (mean["finite"] < 1).any():
         console.print("[yellow]some samples are not finite: see finite in the npz files[/yellow]")
-    found = []
+    deviation = measured.deviation
+    rows = []
     for i, dial in enumerate(dials):
-        value = mean["log_density"][i]
-        spread = None
-        if moments.number > 1:
-            spread = float(np.sqrt(moments.squares[0, i] / (moments.number - 1)))
+        log_density = mean["log_density"][i]
         row = {
             "target_log_density" if by_target else "q": round(float(dial), 6),
-            "log_density_mean": float(value),
-            "log_density_std": spread,
+            "log_density_mean": float(log_density),
+            "log_density_std": None if deviation is None else float(deviation[0, i]),
             "png_bytes": float(mean["png_bytes"][i]),
             "bound_share": float(mean["bound_share"][i]),
         }
-        if not chosen.meta.latent:  # of a latent's elements there are no levels to count
-            bits = bits_per_dim(value, chosen.size, chosen.meta.data_range)
+        if not chosen.meta.latent:  # the elements of a latent have no levels to count
+            bits = bits_per_dim(log_density, chosen.size, chosen.meta.data_range)
             row["bits_per_dim"] = float(bits)
         if by_target:
             row["target_met"] = float(mean["target_met"][i])
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
-def write_picture(
-    file: Path, chosen: Model, summary: dict[str, Any], arrays: Mapping[str, np.ndarray]
-) -> None:
-    """The first latents of `arrays`, (dials, n, ...) each, a row for each dial."""
+def shown_levels(chosen: Model, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return uint8 levels of the first latents of stored samples, (dials, n, H, W, channels)."""
     if chosen.meta.latent:
-        pixels = arrays["pixels"][:, :PICTURED]
-    else:
-        pixels = to_levels(chosen, arrays["x"][:, :PICTURED])
+        return arrays["pixels"][:, :SHOWN]
+    return to_levels(chosen, arrays["x"][:, :SHOWN])
+
+
+def write_figure(file: Path, chosen: Model, summary: dict[str, Any], levels: np.ndarray) -> None:
+    """Write a figure of the first latents in `levels`, with a row for each dial."""
     name = "target" if "target_log_density" in summary["rows"][0] else "q"
     labels = [
         f"{name} = {row.get('q', row.get('target_log_density')):g}\n"
@@ -88,22 +82,21 @@ def write_picture(
         for row in summary["rows"]
     ]
     image_grid(
-        pixels,
+        levels[:, :SHOWN],
         labels,
-        data_range=LEVELS,
         title="The same latents at rising log-density: detail above, smoothness below",
         caption=f"{chosen.name}; mean {density_title(summary)}",
     ).savefig(file)
 
 
 def show_table(summary: dict[str, Any]) -> None:
-    """The summary's rows on standard output."""
+    """Print the rows of the summary on standard output."""
     by_target = "target_log_density" in summary["rows"][0]
 
     def cell(row, name, form):
         return "" if row[name] is None else form.format(row[name])
 
-    # name in the summary's rows, header, form
+    # key in a row, header, format
     columns = [
         ("target_log_density", "target", "{:g}") if by_target else ("q", "q", "{:g}"),
         ("log_density_mean", "log-density, nats", "{:,.1f}"),

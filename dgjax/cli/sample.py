@@ -1,4 +1,4 @@
-"""`dgjax sample`: the same latents at several log-densities, as pictures and numbers."""
+"""`dgjax sample`: draw samples from the same latents at several log-densities."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +10,6 @@ import typer
 
 from dgjax.checkpoints.checkpoint import digest
 from dgjax.checkpoints.opened import Model, find_label
-from dgjax.cli import shards
 from dgjax.cli.options import (
     BATCH,
     CLASS,
@@ -23,8 +22,15 @@ from dgjax.cli.options import (
     choose_model,
     make_solver,
 )
-from dgjax.cli.report import measure, rows, show_table, write_picture
-from dgjax.devices.batches import walker
+from dgjax.cli.report import measure, show_table, shown_levels, summarize, write_figure
+from dgjax.cli.shards import (
+    Shards,
+    measure_shards,
+    read_shard,
+    record_options,
+    write_missing,
+)
+from dgjax.devices.batches import batch_runner
 from dgjax.devices.progress import console, progress
 from dgjax.files import as_json, output_folder, write_json
 from dgjax.guidance.classifier_free import Contrast, classifier_free_guidance
@@ -33,26 +39,31 @@ from dgjax.guidance.noise import level_set_noise
 from dgjax.guidance.schedules import window
 from dgjax.guidance.target import target_guidance
 from dgjax.model.prior import chi_quantile, prior_guidance, prior_sample
-from dgjax.pictures.latents import LEVELS, to_levels
-from dgjax.pictures.pixels import png_bytes
-from dgjax.sampling.sample import sample as solve
+from dgjax.pictures.latents import to_levels
+from dgjax.pictures.png import encode_png
+from dgjax.sampling.sample import Sampled, sample
 from dgjax.sampling.shooting import pilot
 from dgjax.sampling.solvers import default_divergence, default_name
 from dgjax.sampling.time_grids import grid_logsnr
 
+__all__ = ["command"]
+
 QUANTILES = [0.2, 0.35, 0.5, 0.65, 0.8]
-PILOTS = 4  # latents, however many are drawn: what a sample comes to depends on its own alone
+# Always this many pilot latents, so that a sample does not depend on the number of samples drawn.
+PILOTS = 4
 
 
-def sample(
+def command(
     model: MODEL = "fashion-mnist",
     q: Annotated[
         list[float] | None,
-        typer.Option(help="Dial in (0, 1), repeatable: above 0.5 smoother, below more detail."),
+        typer.Option(
+            help="Quantile in (0, 1), repeatable: above 0.5 smoother, below 0.5 more detail."
+        ),
     ] = None,
     target_log_density: Annotated[
         list[float] | None,
-        typer.Option(help="Ask for a log-density in nats instead of q, repeatable."),
+        typer.Option(help="Target log-density in nats, instead of --q; repeatable."),
     ] = None,
     prior_quantile: Annotated[
         float | None,
@@ -61,22 +72,25 @@ def sample(
     class_: CLASS = None,
     guidance: Annotated[
         float,
-        typer.Option(help="Classifier-free weight on --class; 1 is none, above 1 stronger."),
+        typer.Option(help="Classifier-free guidance weight for --class; 1 is none."),
     ] = 1.0,
     noise: Annotated[
-        float, typer.Option(min=0.0, help="Noise along the level set, relative to g; 0 is none.")
+        float,
+        typer.Option(
+            min=0.0, help="Noise along the level set of log-density, relative to g; 0 is none."
+        ),
     ] = 0.0,
     noise_window: Annotated[
         tuple[float, float],
-        typer.Option(help="Log-SNRs between which the noise acts."),
+        typer.Option(help="Log-SNRs between which this noise is added."),
     ] = (-float("inf"), float("inf")),
     num: Annotated[int, typer.Option(min=1, help="Number of latents.")] = 8,
     shard_size: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Write OUT/shards/00000.npz, ... of so many latents each, as soon as they are "
-            "computed; run again to go on.",
+            help="Write files OUT/shards/00000.npz, ... with this many latents each, as soon as "
+            "they are computed. To continue a stopped run, run the same command again.",
         ),
     ] = None,
     batch: BATCH = 8,
@@ -85,7 +99,7 @@ def sample(
         typer.Option(
             min=1,
             help="Solver steps, uniform in log-SNR.",
-            show_default="32, or 48 for targets, which are steered step by step",
+            show_default="32; 48 for targets",
         ),
     ] = None,
     solver: Annotated[
@@ -100,7 +114,7 @@ def sample(
     out: OUT = Path("dgjax-out"),
     json: JSON = False,
 ) -> None:
-    """Sample the same latents at several log-densities."""
+    """Draw samples from the same latents at several log-densities."""
     if q and target_log_density:
         raise ValueError("choose either --q or --target-log-density, not both")
     by_target = bool(target_log_density)
@@ -116,7 +130,7 @@ def sample(
     label = find_label(chosen, class_)
     before = _class_guides(chosen, label, guidance)
     if prior_quantile is not None:
-        chi_quantile(prior_quantile, chosen.size)  # says early what is wrong with it
+        chi_quantile(prior_quantile, chosen.size)  # raises now, before anything is computed
     keys = jax.random.split(jax.random.key(seed), 3)
 
     def latent(field, keys, i):
@@ -143,13 +157,13 @@ def sample(
     else:
         guide = density_guidance
 
-    for dial in dials:  # says early what is wrong with one
+    for dial in dials:  # raises now, before anything is computed
         guide(dial)
 
     @jax.jit
     def run(field, before, term, keys, batch):
         def one(i, dial):
-            return solve(
+            return sample(
                 field,
                 latent(field, keys, i),
                 grid,
@@ -164,40 +178,46 @@ def sample(
         return jax.vmap(one)(*batch)
 
     per_call = min(batch, len(dials) * min(num, shard_size or num))
-    walk = walker(run, per_call, chosen.field, before, term, keys)
+    run_batches = batch_runner(run, per_call, chosen.field, before, term, keys)
 
     def draw(start, stop, show):
-        # q-major: all latents at the first dial, then all at the next.
+        # All latents at the first dial, then all latents at the next dial, and so on.
         items = np.tile(np.arange(start, stop), len(dials)), np.repeat(dials, stop - start)
-        return _arrays(chosen, dials, by_target, walk(items, show))
+        found = jax.tree.map(
+            lambda a: a.reshape(len(dials), -1, *a.shape[1:]), run_batches(items, show)
+        )
+        levels = to_levels(chosen, found.x)
+        return _arrays(chosen, dials, by_target, found, levels), levels
 
     settings = {"num": num, "seed": seed, "steps": steps, "solver": solver, "noise": noise}
     settings |= {"class": label, "guidance": guidance}
 
-    def finish(folder, moments, arrays):
-        found = {**chosen.facts(), "rows": rows(chosen, dials, by_target, moments), **settings}
-        write_picture(folder / "samples.png", chosen, found, arrays)
-        write_json(folder / "summary.json", found)
-        return found
+    def finish(folder, measured, levels):
+        rows = summarize(chosen, dials, by_target, measured)
+        summary = {**chosen.facts(), "rows": rows, **settings}
+        write_figure(folder / "samples.png", chosen, summary, levels)
+        write_json(folder / "summary.json", summary)
+        return summary
 
     if shard_size is None:
         with output_folder(out) as folder:
             with progress("sampling", num * len(dials)) as show:
-                arrays = draw(0, num, show)
+                arrays, levels = draw(0, num, show)
             np.savez_compressed(folder / "samples.npz", **arrays)
-            summary = finish(folder, measure(arrays), arrays)
+            summary = finish(folder, measure(arrays), levels)
         made = "samples.npz"
     else:
         sha = digest(chosen.field, chosen.meta, chosen.autoencoder)
         options = {"model": chosen.name, "sha256": sha, **settings}
         options |= {"target_log_density" if by_target else "q": dials, "probes": probes}
         options |= {"prior_quantile": prior_quantile, "noise_window": noise_window}
-        place = shards.Shards(out / "shards", num, shard_size, len(dials), chosen.meta.shape)
-        shards.claim(place, {**options, "shard_size": shard_size})
-        shards.fill(place, draw)
+        shards = Shards(out / "shards", num, shard_size, len(dials), chosen.meta.shape)
+        record_options(shards, {**options, "shard_size": shard_size})
+        write_missing(shards, lambda start, stop, show: draw(start, stop, show)[0])
         with output_folder(out) as folder:
-            summary = finish(folder, shards.moments(place), shards.read(place, 0))
-        made = f"{place.files} shards in shards/"
+            levels = shown_levels(chosen, read_shard(shards, 0))
+            summary = finish(folder, measure_shards(shards), levels)
+        made = f"{shards.files} shards in shards/"
     if json:
         print(as_json(summary))
     else:
@@ -213,18 +233,15 @@ def _class_guides(chosen: Model, label: int | None, weight: float) -> tuple[Cont
     return (classifier_free_guidance(weight, chosen.field),)
 
 
-def _arrays(chosen: Model, dials: np.ndarray, by_target: bool, flat: Any) -> dict[str, Any]:
-    """What samples.npz and shards hold, q-major: (len(dials), n, ...).
-
-    Of latents there are the pixels too, 8-bit levels.
-    """
-    found = jax.tree.map(lambda a: a.reshape(len(dials), -1, *a.shape[1:]), flat)
+def _arrays(
+    chosen: Model, dials: np.ndarray, by_target: bool, found: Sampled, levels: np.ndarray
+) -> dict[str, Any]:
+    """Make the arrays of samples.npz or of a shard; most are (dials, n, ...)."""
     blank = np.full(len(dials), np.nan, np.float32)
-    pixels = to_levels(chosen, found.x)
-    sizes = [[png_bytes(image, LEVELS) for image in row] for row in pixels]
+    sizes = [[len(encode_png(image)) for image in row] for row in levels]
     return {
         "x": found.x,
-        **({"pixels": pixels} if chosen.meta.latent else {}),
+        **({"pixels": levels} if chosen.meta.latent else {}),
         "q": blank if by_target else dials,
         "target_log_density": dials if by_target else blank,
         "log_density": found.log_density,

@@ -1,9 +1,10 @@
-"""Samples streamed to disk in shards, so that any number of them needs the memory of one shard.
+"""Shards of `dgjax sample`: any number of samples, with one shard in memory at a time.
 
-`shards/00000.npz`, ... hold what samples.npz would of so many latents each, `shards/options.json`
-what they were asked for. A shard is in its place whole or not at all, and depends on the options
-and its number alone: a run that was stopped, at any moment, goes on with those that are missing.
---batch and the number of devices may change meanwhile: they move samples by rounding errors only.
+`shards/00000.npz` and the following files hold the arrays of samples.npz for a fixed number of
+latents each. `shards/options.json` records the options with which they were made. A shard is
+written completely or not at all, and depends on the options and its number alone, so a run that
+was stopped at any moment continues with the missing shards. --batch and the number of devices may
+change meanwhile: they change samples by rounding errors only.
 """
 
 import json
@@ -14,17 +15,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dgjax.cli.report import MEASURED, Moments, measure
+from dgjax.cli.report import MEASURED, measure
 from dgjax.devices.progress import Show, console, progress
-from dgjax.files import as_json, replace_file
+from dgjax.evaluation.moments import Moments
+from dgjax.files import as_json, replace_file, write_json
 
-__all__ = ["Shards", "claim", "fill", "moments", "read"]
+__all__ = ["Shards", "measure_shards", "read_shard", "record_options", "write_missing"]
 
 OPTIONS = "options.json"
 
 
 class Shards(NamedTuple):
-    """Shards of `size` latents in `folder`, `num` in all, at so many dials, samples of `shape`."""
+    """Names and sizes of the shards in one folder.
+
+    Attributes:
+        folder: the folder.
+        num: number of latents in all shards.
+        size: number of latents in one shard; the last may have fewer.
+        dials: number of values of q, or of targets, per latent.
+        shape: shape of one sample.
+    """
 
     folder: Path
     num: int
@@ -38,18 +48,23 @@ class Shards(NamedTuple):
         return -(-self.num // self.size)
 
     def file(self, i: int) -> Path:
+        """Return the file of shard i."""
         return self.folder / f"{i:05d}.npz"
 
     def span(self, i: int) -> tuple[int, int]:
-        """The first latent of shard i and that after its last."""
+        """Return the first latent of shard i, and the one after its last."""
         return i * self.size, min((i + 1) * self.size, self.num)
 
 
-def claim(shards: Shards, options: dict[str, Any]) -> None:
-    """Note the options in the folder, or compare them with those noted there.
+def record_options(shards: Shards, options: dict[str, Any]) -> None:
+    """Record the options in the folder, or compare them with those recorded there.
+
+    Args:
+        shards: the shards.
+        options: everything on which the samples depend.
 
     Raises:
-        ValueError: if they are others, or the folder cannot be used.
+        ValueError: if other options are recorded, or the folder cannot be used.
     """
     file, now = shards.folder / OPTIONS, json.loads(as_json(options))
     try:
@@ -60,7 +75,7 @@ def claim(shards: Shards, options: dict[str, Any]) -> None:
                     f"{shards.folder} holds npz files and no {OPTIONS} that says what they are: "
                     "choose another --out"
                 )
-            replace_file(file, lambda stream: stream.write((as_json(options) + "\n").encode()))
+            write_json(file, options)
         then = json.loads(file.read_text())
     except OSError as error:
         raise ValueError(f"cannot write to {shards.folder}: {error.strerror or error}") from error
@@ -68,7 +83,7 @@ def claim(shards: Shards, options: dict[str, Any]) -> None:
         raise ValueError(
             f"{file} is damaged ({error}): remove it with its shards, or choose another --out"
         ) from error
-    # A model is known by its weights, wherever they are.
+    # The sha256 of its weights identifies a model, wherever its folder is.
     names = (name for name in {**then, **now} if name != "model")
     for name in names:
         if then.get(name) != now.get(name):
@@ -79,13 +94,17 @@ def claim(shards: Shards, options: dict[str, Any]) -> None:
             )
 
 
-def fill(shards: Shards, draw: Callable[[int, int, Show], dict[str, Any]]) -> None:
-    """Write the shards that are missing or damaged: `draw(start, stop, show)` gives the arrays.
+def write_missing(shards: Shards, draw: Callable[[int, int, Show], dict[str, Any]]) -> None:
+    """Write the shards that are missing or damaged.
+
+    Args:
+        shards: the shards.
+        draw: `draw(start, stop, show)` returns the arrays of latents `start` to `stop`.
 
     Raises:
-        ValueError: if the folder cannot be written to; what is there by then stays.
+        ValueError: if the folder cannot be written to. Shards written before stay.
     """
-    missing = [i for i in range(shards.files) if not _whole(shards, i)]
+    missing = [i for i in range(shards.files) if not _is_complete(shards, i)]
     left = sum(stop - start for start, stop in map(shards.span, missing))
     done = shards.num - left
     if done:
@@ -93,37 +112,33 @@ def fill(shards: Shards, draw: Callable[[int, int, Show], dict[str, Any]]) -> No
     with progress("sampling", shards.num * shards.dials, done * shards.dials) as show:
         for i in missing:
             arrays = draw(*shards.span(i), show)
-            try:
-                replace_file(shards.file(i), partial(np.savez_compressed, **arrays))
-            except OSError as error:
-                reason = error.strerror or error
-                raise ValueError(f"cannot write to {shards.folder}: {reason}") from error
+            replace_file(shards.file(i), partial(np.savez_compressed, **arrays))
 
 
-def read(shards: Shards, i: int) -> dict[str, np.ndarray]:
-    """All arrays of shard i."""
-    # NumPy leaves a damaged file open that it has opened itself.
+def read_shard(shards: Shards, i: int) -> dict[str, np.ndarray]:
+    """Return all arrays of shard i."""
+    # NumPy does not close a damaged file if it has opened it itself.
     with shards.file(i).open("rb") as stream, np.load(stream) as arrays:
         return dict(arrays)
 
 
-def moments(shards: Shards) -> Moments:
-    """Means and spreads over all shards, of which one at a time is in memory."""
+def measure_shards(shards: Shards) -> Moments:
+    """Compute the moments of `measure` over all shards, with one in memory at a time."""
 
     def one(i):
-        with np.load(shards.file(i)) as arrays:  # reads what is asked for alone
+        with np.load(shards.file(i)) as arrays:  # reads only the arrays that are used
             return measure({name: arrays[name] for name in MEASURED})
 
     return reduce(Moments.join, map(one, range(shards.files)))
 
 
-def _whole(shards: Shards, i: int) -> bool:
+def _is_complete(shards: Shards, i: int) -> bool:
     if not shards.file(i).exists():
         return False
     start, stop = shards.span(i)
     shape = (shards.dials, stop - start)
     try:
-        arrays = read(shards, i)  # to the end, for its checksums
+        arrays = read_shard(shards, i)  # the whole file, so that its checksums are compared
         shapes = {arrays[name].shape for name in MEASURED}
         if shapes == {shape} and arrays["x"].shape == (*shape, *shards.shape):
             return True

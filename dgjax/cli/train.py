@@ -1,4 +1,4 @@
-"""`dgjax train`: a model from a configuration file, resumed where it was stopped."""
+"""`dgjax train`: train a model from a configuration file, or continue a stopped run."""
 
 import os
 from pathlib import Path
@@ -9,27 +9,29 @@ import typer
 
 from dgjax.cli.options import note_shadowed
 from dgjax.devices.progress import console
-from dgjax.training import average_recipe, ema, export, fit, load_config
+from dgjax.training import ema, export, fit, load_config, plan_average
+from dgjax.training.checkpointing import is_finished
 from dgjax.training.config import CONFIGS, shipped_configs
-from dgjax.training.run import is_finished
+
+__all__ = ["command", "join_hosts"]
 
 
-def train(
+def command(
     config: Annotated[
         str,
         typer.Argument(
             help="A TOML file, or the name of a shipped config: "
-            f"{', '.join(shipped_configs())}. Every key, with its default, is in "
+            f"{', '.join(shipped_configs())}. All keys and their defaults are in "
             f"{CONFIGS / 'reference.toml'}"
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run; runs/CONFIG unless told.")
+        Path | None, typer.Option(help="Folder of the run.", show_default="runs/CONFIG")
     ] = None,
     ema_width: Annotated[
         float | None,
         typer.Option(
-            help="Export a moving average of this width too, relative to the length of training. "
+            help="Also export a moving average of this width, relative to the length of training. "
             "A finished run only exports."
         ),
     ] = None,
@@ -37,46 +39,47 @@ def train(
         bool,
         typer.Option(
             "--distributed",
-            help="Train with the same command on other hosts, which share the folder; as the "
-            "cluster says, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
+            help="Train on several hosts that share the folder: run the same command on each. The "
+            "hosts are found by the cluster manager, or by the variables "
+            "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
         ),
     ] = False,
 ) -> None:
-    """Train a model on all devices; run again with the same folder to go on where it stopped."""
+    """Train a model on all devices. To continue a stopped run, run the same command again."""
     if distributed:
         join_hosts()
     note_shadowed("config", config, shipped_configs())
     settings = load_config(config)
     if ema_width is not None:
-        ema.exponent(ema_width)  # refused now, not after hours of training
+        ema.exponent(ema_width)  # raises now, not after hours of training
     folder = Path("runs") / Path(config).stem if out is None else out
-    # Several hosts must first see that they share the folder, so they always ask `fit`.
+    # `fit` checks that several hosts share the folder, so it always runs there.
     if jax.process_count() > 1 or not is_finished(folder, settings):
         fit(settings, folder)
     if jax.process_index() != 0:
-        return  # the first host writes the models
+        return  # only the first host writes models
     model = folder / "model"
     steps = export(folder, model).steps
     finished = steps == settings.steps
     state = "finished" if finished else "stopped; run the same command to go on"
     if ema_width is not None:
         model = folder / f"model-{ema_width:g}"
-        chosen = average_recipe(folder, width=ema_width)
+        plan = plan_average(folder, width=ema_width)
         export(folder, model, width=ema_width)
         console.print(
-            f"EMA width {ema_width:g} at step {chosen.step}, made of {len(chosen.steps)} "
-            f"snapshots; its profile is off by {chosen.error:.2%}"
+            f"EMA width {ema_width:g} at step {plan.step}, made of {len(plan.steps)} "
+            f"snapshots; its profile is off by {plan.error:.2%}"
         )
     console.print(f"{state} at step {steps}; sample it: dgjax sample --model {model}")
 
 
 def join_hosts() -> None:
-    """Let this process and its peers know of each other's devices.
+    """Connect this process with those on the other hosts, so that all see all devices.
 
     Raises:
-        ValueError: if the peers are not described, or do not answer.
+        ValueError: if the other hosts are not described, or do not answer.
     """
-    # JAX reads the address by itself, but the two numbers from cluster managers only.
+    # JAX reads the address from its variable, but both numbers only from cluster managers.
     count, own = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
     try:
         jax.distributed.initialize(

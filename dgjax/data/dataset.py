@@ -1,59 +1,66 @@
-"""A data set held whole in memory, and samples of it in the model's coordinates."""
+"""A data set held in memory, and batches of it in the model's coordinates."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import ArrayLike
 
-__all__ = ["Dataset", "Uncut"]
+__all__ = ["Dataset", "UncroppedImages"]
 
 
 @dataclass(frozen=True)
-class Uncut:
-    """Images of their own sizes, of which a batch takes a window each.
+class UncroppedImages:
+    """Images of different sizes, from which every batch takes random crops.
 
     Attributes:
-        images: N of (H_i, W_i, C), none smaller than the window.
-        window: (H, W, C).
+        images: N arrays (H_i, W_i, C), none smaller than the crop.
+        crop_shape: (H, W, C) of a crop.
     """
 
     images: list[np.ndarray]
-    window: tuple[int, ...]
+    crop_shape: tuple[int, ...]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(N, H, W, C), as of an array of windows."""
-        return (len(self.images), *self.window)
+        """Shape (N, H, W, C), as of an array with one crop of each image."""
+        return (len(self.images), *self.crop_shape)
 
-    def cut(self, indices: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """(B, H, W, C): of each image at `indices` a window.
+    def crop(self, indices: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Return one crop of each of the chosen images.
 
-        `places` (B, 2) in [0, 1) say where between top and bottom, and left and right.
+        Args:
+            indices: of the images, (B,).
+            positions: of the crops, (B, 2) in [0, 1): between top and bottom, left and right.
+
+        Returns:
+            The crops (B, H, W, C).
         """
-        height, width, _ = self.window
-        windows = []
-        for index, (down, along) in zip(indices, places, strict=True):
+        height, width, _ = self.crop_shape
+        crops = []
+        for index, (down, along) in zip(indices, positions, strict=True):
             image = self.images[index]
             top = int(down * (image.shape[0] - height + 1))
             left = int(along * (image.shape[1] - width + 1))
-            windows.append(image[top : top + height, left : left + width])
-        return np.stack(windows)
+            crops.append(image[top : top + height, left : left + width])
+        return np.stack(crops)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Samples as stored, and the line that takes them to the model's coordinates.
+    """Samples as stored, and the linear map from stored values to the model's coordinates.
 
     Attributes:
-        values: (N, *shape), of any dtype, or images that are cut to `shape` batch by batch.
-        scale, offset: a batch is `values * scale + offset` in float32.
-        data_range: (low, high) of a batch's values.
-        labels: (N,) whole numbers, or None.
-        licence: in one line.
-        classes: names of the labels 0, 1, ..., where they have any.
+        values: stored samples, (N, *shape), of any dtype; or images that are cropped to `shape`
+            batch by batch.
+        scale: a batch is `values * scale + offset`, in float32.
+        offset: see `scale`.
+        data_range: smallest and largest value in the model's coordinates.
+        labels: whole numbers (N,), or None.
+        licence: of the data, in one line.
+        classes: names of the labels 0, 1, ..., or None.
     """
 
-    values: np.ndarray | Uncut
+    values: np.ndarray | UncroppedImages
     scale: float
     offset: float
     data_range: tuple[float, float]
@@ -73,26 +80,29 @@ class Dataset:
         self,
         indices: ArrayLike,
         *,
-        places: np.ndarray | None = None,
+        positions: np.ndarray | None = None,
         mirrored: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Samples at `indices` in the model's coordinates, (B, *shape) in float32.
+        """Return samples in the model's coordinates.
 
         Args:
-            indices: (B,) of the samples.
-            places: (B, 2) in [0, 1), where images are cut; needed only if they are.
-            mirrored: (B,), which images are mirrored left-right; none unless given.
+            indices: of the samples, (B,).
+            positions: of random crops, (B, 2) in [0, 1); needed only for images to be cropped.
+            mirrored: which images to mirror left-right, (B,); none of them if None.
+
+        Returns:
+            Samples (B, *shape) in float32.
 
         Raises:
-            ValueError: if images are to be cut and there are no `places`.
+            ValueError: if images are to be cropped and there are no `positions`.
         """
         indices = np.asarray(indices)
         if isinstance(self.values, np.ndarray):
             chosen = self.values[indices]
-        elif places is not None:
-            chosen = self.values.cut(indices, places)
+        elif positions is not None:
+            chosen = self.values.crop(indices, positions)
         else:
-            raise ValueError("these images are cut at random places: give batch the places")
+            raise ValueError("these images are cropped batch by batch: pass positions (B, 2)")
         x = chosen.astype(np.float32) * np.float32(self.scale) + np.float32(self.offset)
         if mirrored is not None:
             x[mirrored] = x[mirrored, :, ::-1]

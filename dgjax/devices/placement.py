@@ -1,4 +1,4 @@
-"""Where a command's model lies: whole on every device, or cut over them if it is large."""
+"""Choose how a model lies on the devices: whole on each, or cut over all if it is too large."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -8,46 +8,57 @@ from jax.sharding import Mesh, NamedSharding
 
 from dgjax.devices.sharding import device_mesh, replicate, shard_batch, weight_sharding
 
-__all__ = ["Put", "place", "placement"]
+__all__ = ["PlaceBatch", "choose_weight_sharding", "place_shared", "smallest_memory"]
 
 T = TypeVar("T")
-Put = Callable[[T, Mesh], T]
+PlaceBatch = Callable[[T, Mesh], T]
 
 SHARE = 0.5  # of a device's memory for whole weights; samples and their products need the rest
 
 
-def placement(
+def choose_weight_sharding(
     weight_bytes: Callable[[], int], devices: Sequence[jax.Device]
 ) -> Callable[[tuple[int, ...]], NamedSharding] | None:
-    """Decide how to lay a model's weights over `devices`.
+    """Cut a model's weights over the devices only if they take over half of a device's memory.
 
     Args:
-        weight_bytes: finds the size of the weights; called only if there are several devices
-            that say how much memory they have.
-        devices: to be used.
+        weight_bytes: returns the size of the weights in bytes; called only if there are several
+            devices and they state their memory.
+        devices: the devices to use.
 
     Returns:
-        None if the weights fit one device, else where each weight lies, by its shape.
+        None if the weights fit one device, else a function from a weight's shape to its sharding.
     """
     mesh = device_mesh(devices)
-    room = memory(devices)
-    if mesh.size == 1 or room is None or weight_bytes() <= SHARE * room:
+    memory = smallest_memory(devices)
+    if mesh.size == 1 or memory is None or weight_bytes() <= SHARE * memory:
         return None
     return weight_sharding(mesh)
 
 
-def memory(devices: Sequence[jax.Device]) -> int | None:
-    """Bytes that JAX may take of the smallest of `devices`; None if they do not say, as a CPU."""
+def smallest_memory(devices: Sequence[jax.Device]) -> int | None:
+    """Return the bytes that JAX may use of the smallest device, or None if no device says.
+
+    CPUs do not say.
+    """
     found = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
     return min((limit for limit in found if limit is not None), default=None)
 
 
-def place(shared: T, mesh: Mesh) -> tuple[T, Put]:
-    """`shared` over the devices of `mesh`, and how batches that it is used with are put there.
+def place_shared(shared: T, mesh: Mesh) -> tuple[T, PlaceBatch]:
+    """Place the arguments that all batches share, and choose how batches are placed.
 
-    With a copy of `shared` on every device each takes its own samples. What is cut over them
-    already stays so, and all work on the same samples: were these cut as well, every device would
-    have to gather all weights.
+    If every leaf of `shared` is whole on each device, a batch is cut and each device takes its own
+    samples (`shard_batch`). If a leaf is cut over the devices, it stays so, and all devices work
+    on the same samples (`replicate`): with a cut batch every device would have to gather all
+    weights.
+
+    Args:
+        shared: a pytree, such as a model.
+        mesh: the devices.
+
+    Returns:
+        `shared` on the devices, and the function `(batch, mesh) -> batch` that places a batch.
     """
     devices = set(mesh.devices.flat)
 

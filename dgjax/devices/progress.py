@@ -1,4 +1,4 @@
-"""Progress on standard error: a bar over samples with the time left."""
+"""Show progress on standard error: a bar over samples with the time left."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,14 +8,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 __all__ = ["Show", "console", "progress"]
 
-Show = Callable[[int], None]
+Show = Callable[[int], None]  # advances a progress bar by a number of samples
 
 console = Console(stderr=True)
 
 
 @contextmanager
 def progress(what: str, total: int, done: int = 0) -> Iterator[Show]:
-    """A bar over `total` samples with the time left; yields what moves it on by so many."""
+    """Show a progress bar while the block runs, and remove it afterwards.
+
+    Args:
+        what: the text before the bar.
+        total: number of samples.
+        done: number of samples that are done already.
+
+    Yields:
+        A function that advances the bar by a number of samples.
+    """
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),

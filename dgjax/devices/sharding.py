@@ -1,21 +1,20 @@
-"""A batch over many devices: each holds the whole model and its own share of the samples.
+"""Place a batch of samples on many devices: each holds the whole model and a share of the samples.
 
-Samples know nothing of each other, so `jit(vmap(sample))` of a batch placed by `shard_batch`, with
-the model placed by `replicate`, runs on every device without a word between them:
+Samples do not depend on each other. With the model placed by `replicate` and the batch placed by
+`shard_batch`, `jit(vmap(sample))` runs on every device without communication:
 
-    over = device_mesh()
+    mesh = device_mesh()
     run = jax.jit(jax.vmap(one, in_axes=(None, 0, 0)))  # one(model, x, key)
-    run(replicate(model, over), *shard_batch((xs, keys), over))
+    run(replicate(model, mesh), *shard_batch((xs, keys), mesh))
 
-The exception is an adaptive step-size controller: the loop of a batch ends when all of its samples
-have, which devices must tell each other at every step. Wrap what runs by `over_devices` there, and
-each device stops by itself.
+An adaptive step-size controller is the exception. The loop of a batch ends when all of its samples
+have ended, so devices would communicate at every step. With `over_devices` each device stops by
+itself.
 
-A model too large for one device is placed by `weight_sharding` instead of `replicate`, from the
-start by `dgjax.checkpoints.checkpoint.load(folder, weight_sharding(over))`. Its batch is placed by
-`replicate`:
-all devices work on the same samples and tell each other what they found. Were it cut as well, every
-device would gather all the weights.
+A model that is too large for one device is placed by `weight_sharding` instead of `replicate`;
+`dgjax.checkpoints.load(folder, weight_sharding(mesh))` reads it so from the start. Place its batch
+by `replicate`: all devices then work on the same samples and exchange activations. With a cut batch
+every device would gather all the weights.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,19 +29,26 @@ T = TypeVar("T")
 __all__ = ["AXIS", "device_mesh", "over_devices", "replicate", "shard_batch", "weight_sharding"]
 
 AXIS = "data"
-SMALL = 2**12  # elements; below, a copy on each device costs less than to gather it
+SMALL = 2**12  # elements; below it, a copy on each device costs less than gathering the weight
 
 
 def device_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of one axis over `devices`, all there are unless told."""
+    """Return a mesh of one axis, named "data", over `devices`; over all devices if None."""
     return Mesh(np.asarray(jax.devices() if devices is None else devices), (AXIS,))
 
 
 def shard_batch(tree: T, mesh: Mesh) -> T:
-    """`tree`, whose leaves have one leading axis in common, cut along it over the devices.
+    """Cut a batch along its leading axis, one part for each device.
+
+    Args:
+        tree: a pytree whose leaves have one leading axis in common.
+        mesh: the devices.
+
+    Returns:
+        The same pytree, placed on the devices.
 
     Raises:
-        ValueError: unless the devices divide the length of that axis.
+        ValueError: if the number of devices does not divide the length of the leading axis.
     """
     for leaf in jax.tree.leaves(tree):
         if np.ndim(leaf) == 0 or np.shape(leaf)[0] % mesh.size:
@@ -54,14 +60,15 @@ def shard_batch(tree: T, mesh: Mesh) -> T:
 
 
 def replicate(tree: T, mesh: Mesh) -> T:
-    """`tree` with a whole copy of every leaf on every device."""
+    """Place a whole copy of every leaf of `tree` on every device."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def weight_sharding(mesh: Mesh) -> Callable[[tuple[int, ...]], NamedSharding]:
-    """From a weight's shape to where it lies when weights are cut over the devices of `mesh`.
+    """Return a function from a weight's shape to its sharding, which cuts it over the devices.
 
-    It is cut along its longest axis that the devices divide; small ones are whole everywhere.
+    A weight is cut along its longest axis whose length the number of devices divides. If there is
+    none, and for weights below 4096 elements, every device holds a whole copy.
     """
 
     def find(shape: tuple[int, ...]) -> NamedSharding:
@@ -76,14 +83,22 @@ def weight_sharding(mesh: Mesh) -> Callable[[tuple[int, ...]], NamedSharding]:
 
 
 def over_devices(function: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[[Any, Any], Any]:
-    """`function(shared, batch)` run on each device by itself, with its own share of the batch.
+    """Run a function on each device by itself, with its own share of the batch.
 
-    `batch` and what comes back are pytrees with one leading axis in common, `shared` is whole
-    everywhere. For what would wait for the other devices otherwise: adaptive solves, and loops
-    until all have converged.
+    Use it for loops whose length depends on the samples, such as adaptive solves: without it a
+    device waits at each iteration for the slowest sample on all devices.
+
+    Args:
+        function: a function `(shared, batch) -> result`. `batch` and `result` are pytrees whose
+            leaves have one leading axis in common.
+        mesh: the devices.
+
+    Returns:
+        A function of the same arguments, for `shared` placed by `replicate` and `batch` by
+        `shard_batch`.
     """
     each = PartitionSpec(AXIS)
-    # What varies between devices is not tracked: loops inside need not say it of their carries.
+    # With check_vma loops inside would have to declare which of their state differs by device.
     return jax.shard_map(
         function, mesh=mesh, in_specs=(PartitionSpec(), each), out_specs=each, check_vma=False
     )

@@ -1,15 +1,16 @@
-r"""Score alignment: does a higher prior log-density make a higher final one? ([DG] eqs 11-13)
+r"""Score alignment: whether a higher prior log-density makes a higher final one.
 
-Push the prior score through the flow: dv/dt = (grad u) v with v_T = s_T(x_T), so that v_t is how
-x_t moves when x_T moves along its score, and a latent is aligned where omega_t = <s_t, v_t> > 0.
-Along the flow ds/dt = -grad(div u) - (grad u)^T s, hence
+Density Guidance (arXiv 2502.05807), eqs 11-13. The prior score is pushed through the flow:
+dv/dt = (grad u) v with v_T = s_T(x_T), so v_t says how x_t moves when x_T moves along its score. A
+latent is aligned at time t if omega_t = <s_t, v_t> > 0. Along the flow
+ds/dt = -grad(div u) - (grad u)^T s, hence
 
-    d omega/dt = <-grad(div u), v> = -div((grad u) v),  v held constant, omega_T = |s_T|^2,
+    d omega/dt = <-grad(div u), v> = -div((grad u) v)   for constant v,   omega_T = |s_T|^2,
 
-which needs no score but the prior's. Both are derivatives of what a sampler returns, in the
-direction s_T at x_T: v_t of its sample, and omega_t of its tracked log-density, whose rate is
--div u. So one `jax.jvp` of `sample` gives both, at the order of its solver, and under guides as
-well, for the tracked log-density is log p_t(x_t) whatever drift was followed.
+which needs no score but the prior's. Both v_t and omega_t are derivatives of what a sampler
+returns, in the direction s_T at x_T: v_t of the sample, and omega_t of the tracked log-density,
+whose rate is -div u. So one `jax.jvp` of `sample` gives both, at the order of its solver. It also
+works with guides, because the tracked log-density is log p_t(x_t) for any drift.
 """
 
 from typing import Any, NamedTuple
@@ -19,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from dgjax.evaluation.intervals import check_confidence, share_interval
 from dgjax.model.divergence import Divergence, Hutchinson
-from dgjax.model.field import Field, condition
+from dgjax.model.field import Field, condition, score
 from dgjax.sampling.sample import sample
 from dgjax.sampling.solvers import FORWARD
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float, concrete, inner
@@ -29,17 +31,17 @@ __all__ = ["Alignment", "AlignmentStatistics", "align", "alignment_statistics"]
 
 
 class Alignment(NamedTuple):
-    """Score alignment of one latent, where its trajectory ended.
+    """Score alignment of one latent, at the end of its trajectory.
 
     Attributes:
-        cosine: of the angle between the score s and the pushed prior score v.
-        product: <s, v>, by the model's score at the end.
-        omega: the same number without that score; what is gained in log-density at the end (nats)
-            for each unit of |s_T|^2 gained at the start is omega/|s_T|^2.
-        standard_error: of `omega` from the probes; NaN for a single probe.
-        prior: |s_T|^2, where `product` and `omega` started.
-        x: the sample.
-        pushed: v, of the shape of x.
+        cosine: cosine of the angle between the score s and the pushed prior score v.
+        product: <s, v>, with the model's score at the end.
+        omega: the same number from the divergence alone, without the score at the end.
+            omega/|s_T|^2 is the gain in final log-density (nats) per nat gained at the start.
+        standard_error: standard error of `omega` from the probes; NaN for a single probe.
+        prior: |s_T|^2, the value of `product` and `omega` at the start.
+        x: the sample, (*shape).
+        pushed: v, (*shape).
     """
 
     cosine: Scalar
@@ -57,7 +59,7 @@ class Alignment(NamedTuple):
 
     @property
     def angle(self) -> Array:
-        """Between s and v, in degrees: below 90 where aligned."""
+        """Angle between s and v, in degrees; below 90 if aligned."""
         return jnp.degrees(jnp.arccos(jnp.clip(self.cosine, -1, 1)))
 
 
@@ -71,22 +73,25 @@ def align(
     cond: Cond = None,
     **options: Any,
 ) -> Alignment:
-    """Pushes the score at `x` through the flow and compares it with the score at the end.
+    """Push the score at `x` through the flow and compare it with the score at the end.
+
+    Density Guidance (arXiv 2502.05807), eqs 11-13.
 
     Args:
         model: the field.
         x: one latent at time `grid[0]`, of any shape.
-        grid: (steps + 1,) decreasing times; it may stop at any noise level.
+        grid: (steps + 1,) decreasing times. It may end at any noise level.
         key: for the probes; only `omega` depends on it.
-        divergence: trace estimator. It serves `omega` only: `Untracked()` where that is not read.
-        cond: what the model is conditioned on.
-        options: passed on to `sample` (solver, guides, controller, ...).
+        divergence: trace estimator; only `omega` needs it. If you do not read `omega`, use
+            `Untracked()`.
+        cond: condition of the model, if any.
+        **options: further arguments of `sample` (solver, guides, controller, ...).
 
     Returns:
-        `Alignment`. `vmap` over latents and keys, then `alignment_statistics`.
+        `Alignment`. Use `jax.vmap` over latents and keys, then `alignment_statistics`.
 
     Raises:
-        ValueError: as `sample`.
+        ValueError: if an argument is invalid, as in `sample`.
     """
     x, grid = jnp.asarray(x), as_float(grid)
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -111,13 +116,10 @@ def align(
         )
         return run.x, run.info.log_densities
 
-    def score(t: Scalar, x: Sample) -> Sample:
-        return -model.pair(t, x).eps / model.path.sigma(t)
-
-    start = score(grid[0], x).astype(x.dtype)
+    start = score(model, grid[0], x).astype(x.dtype)
     prior = inner(start, start)
     (end, _), (pushed, omegas) = jax.jvp(flow, (x, jnp.zeros_like(prior)), (start, prior))
-    final = score(grid[-1], end)
+    final = score(model, grid[-1], end)
     product = inner(final, pushed)
     return Alignment(
         cosine=product / jnp.sqrt(inner(final, final) * inner(pushed, pushed)),
@@ -134,13 +136,14 @@ class AlignmentStatistics(NamedTuple):
     """Score alignment over many latents.
 
     Attributes:
-        latents: how many were counted.
-        failed: how many were left out, for a cosine or an omega that is not finite.
-        share: of latents with <s, v> > 0.
-        low, high: the interval of confidence of `share` (Wilson's, which stays inside [0, 1]).
+        latents: number of latents counted.
+        failed: number of latents left out because their cosine or omega is not finite.
+        share: share of latents with <s, v> > 0.
+        low: lower end of Wilson's confidence interval of `share`.
+        high: upper end of Wilson's confidence interval of `share`.
         mean_angle: mean angle between s and v, in degrees.
-        largest_angle: the largest, in degrees.
-        agreement: share of latents at which `product` and `omega` are of one sign.
+        largest_angle: largest angle between s and v, in degrees.
+        agreement: share of latents whose `product` and `omega` have the same sign.
     """
 
     latents: int
@@ -154,20 +157,17 @@ class AlignmentStatistics(NamedTuple):
 
 
 def alignment_statistics(alignments: Alignment, *, confidence: float = 0.95) -> AlignmentStatistics:
-    """Share of aligned latents with its interval of confidence. Not for use under `jit`.
+    """Return the share of aligned latents with its confidence interval. Not for use under `jit`.
 
     Args:
-        alignments: of m latents, from `jax.vmap` of `align`: every leaf is (m, ...).
-        confidence: of the interval, between 0 and 1.
+        alignments: leaves (m, ...) for m latents, from `jax.vmap` of `align`.
+        confidence: of the interval, in (0, 1).
 
     Raises:
-        ValueError: if `alignments` is of one latent only, none is finite, or `confidence` is
-            outside (0, 1).
+        ValueError: if `alignments` has no axis of latents, no latent is finite, or `confidence`
+            is outside (0, 1).
     """
-    from scipy import stats  # half a second that `import dgjax` need not spend
-
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie strictly between 0 and 1, got {confidence}")
+    check_confidence(confidence)
     if alignments.cosine.ndim != 1:
         raise ValueError(
             f"cosine must be (m,), got {alignments.cosine.shape}: vmap align over the latents"
@@ -178,13 +178,13 @@ def alignment_statistics(alignments: Alignment, *, confidence: float = 0.95) -> 
     if not count:
         raise ValueError(f"none of {finite.size} latents has a finite angle; refine the grid")
     aligned, angle = product[finite] > 0, np.asarray(alignments.angle)[finite]
-    interval = stats.binomtest(int(aligned.sum()), count).proportion_ci(confidence, "wilson")
+    share = share_interval(int(aligned.sum()), count, confidence=confidence)
     return AlignmentStatistics(
         latents=count,
         failed=finite.size - count,
-        share=float(aligned.mean()),
-        low=float(interval.low),
-        high=float(interval.high),
+        share=share.value,
+        low=share.low,
+        high=share.high,
         mean_angle=float(angle.mean()),
         largest_angle=float(angle.max()),
         agreement=float((aligned == (omega[finite] > 0)).mean()),

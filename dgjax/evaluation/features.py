@@ -1,7 +1,7 @@
-"""Feature spaces in which samples are compared: a function from samples to vectors, by name.
+"""Feature spaces in which samples are compared: functions from samples to vectors, by name.
 
-A figure is one of its feature space: "Fréchet VGG16 distance" is no FID, whose features are those
-of another network.
+Name a distance after its feature space: a Fréchet distance between VGG16 features is not an FID,
+whose features come from another network.
 """
 
 from collections.abc import Callable
@@ -9,17 +9,17 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dgjax.checkpoints.spec import unknown_name
+from dgjax.configuration import unknown_name
 from dgjax.evaluation.vgg16 import vgg16
 
 __all__ = ["FEATURES", "Features", "make_features", "pixels"]
 
-# (n, *shape) with images in [0, 1] -> (n, D). A pytree, if it has weights.
+# From (n, *shape), images in [0, 1], to (n, D). A pytree if it has weights.
 Features = Callable[[Float[Array, "n ..."]], Float[Array, "n d"]]
 
 
 def pixels(x: Float[Array, "n ..."]) -> Float[Array, "n d"]:
-    """The samples themselves, flattened: of any shape, and nothing to install."""
+    """Flatten samples (n, *shape) to vectors (n, D): the feature space that needs no network."""
     return jnp.reshape(x, (x.shape[0], -1))
 
 
@@ -27,10 +27,16 @@ FEATURES: dict[str, Callable[[], Features]] = {"vgg16": vgg16, "pixels": lambda:
 
 
 def make_features(name: str) -> Features:
-    """A feature space by its name.
+    """Make a feature space by its name.
+
+    Args:
+        name: a key of `FEATURES`.
+
+    Returns:
+        A function from samples (n, *shape) to features (n, D).
 
     Raises:
-        ValueError: if there is none of this name, or its weights are not installed.
+        ValueError: if no feature space has this name, or its weights are not installed.
     """
     if name not in FEATURES:
         raise unknown_name("feature space", name, FEATURES)

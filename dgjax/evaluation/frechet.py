@@ -1,13 +1,15 @@
-r"""Fréchet distance between two sets of features, each taken for a Gaussian (Dowson, Landau 1982).
+r"""Fréchet distance between two sets of features, each modelled by a Gaussian.
 
     |m_1 - m_2|^2 + tr S_1 + tr S_2 - 2 tr (S_1^1/2 S_2 S_1^1/2)^1/2
 
-the square of the 2-Wasserstein distance, as such figures usually are. Between Inception features
-it is called FID; with other features it has another scale, so name it after them.
+(Dowson and Landau 1982) is the square of the 2-Wasserstein distance between N(m_1, S_1) and
+N(m_2, S_2). With Inception features it is called FID. With other features it has another scale,
+so name it after its features.
 
-It is biased upwards, by much where there are fewer samples n than features: two sets of n samples
-of one law have a distance above zero. So compare at one n only, and against the distance that
-other real samples have at this n. What has an interval here is the expected distance at this n.
+The estimate from samples is biased upwards, strongly if there are fewer samples n than features:
+two sets of n samples of one distribution have a distance above 0. So compare distances at one n
+only, and with the distance that other real samples have at this n. The intervals here are for the
+expected distance at this n.
 """
 
 import numpy as np
@@ -21,14 +23,16 @@ __all__ = ["frechet_distance", "frechet_gaussian", "frechet_interval"]
 def frechet_gaussian(
     mean_1: ArrayLike, covariance_1: ArrayLike, mean_2: ArrayLike, covariance_2: ArrayLike
 ) -> float:
-    """Fréchet distance (squared) between N(mean_1, covariance_1) and N(mean_2, covariance_2).
+    """Return the squared Fréchet distance between two Gaussians.
 
-    In float64. The trace is that of a symmetric root, so it is real and not negative whatever
-    the rank.
+    It is computed in float64 from a symmetric matrix root, so it is real and non-negative for
+    covariances of any rank.
 
     Args:
-        mean_1, mean_2: (D,).
-        covariance_1, covariance_2: (D, D), symmetric positive semi-definite.
+        mean_1: (D,) mean of the first Gaussian.
+        covariance_1: (D, D) covariance of the first Gaussian, positive semi-definite.
+        mean_2: (D,) mean of the second Gaussian.
+        covariance_2: (D, D) covariance of the second Gaussian, positive semi-definite.
 
     Raises:
         ValueError: if shapes disagree or a number is not finite.
@@ -45,13 +49,17 @@ def frechet_gaussian(
 
 
 def frechet_distance(a: Float[ArrayLike, "n d"], b: Float[ArrayLike, "m d"]) -> float:
-    """Fréchet distance (squared) between the Gaussians with the moments of two sets of features.
+    """Return the squared Fréchet distance between two sets of features.
+
+    Each set is modelled by the Gaussian with its mean and covariance. The distance depends on the
+    number of samples: compare at equal n and m only.
 
     Args:
-        a, b: (n, D) and (m, D) features; see the module about n.
+        a: (n, D) features.
+        b: (m, D) features.
 
     Raises:
-        ValueError: if shapes disagree, a set has fewer than two rows, or one is not finite.
+        ValueError: if shapes disagree, a set has fewer than two rows, or a number is not finite.
     """
     return _between(*_checked(a, b, 2))
 
@@ -64,25 +72,28 @@ def frechet_interval(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Estimate:
-    """`frechet_distance` with an interval for its expectation at this number of samples.
+    """Return `frechet_distance` with an interval for its expectation at this number of samples.
 
-    Each set is split into `groups` at random, and the distance found without each group in turn:
-    the jackknife's variance of the two sets added, and Student's interval with `groups` - 1
-    degrees of freedom around the distance. A bootstrap would be wrong here: it draws samples
-    twice, which lowers the rank, and a percentile interval of it can lie wholly above the
-    distance that it is for. The jackknife never repeats a sample, and what leaving some out adds
-    to the bias is common to all its parts. On Gaussian samples, with 4 to 200 features, an
-    interval of 95 % holds the expectation 95 to 100 % of the time: widest for equal laws.
+    The interval is a jackknife's. Each set is split into `groups` at random, and the distance is
+    computed without each group in turn. The jackknife variances of the two sets are added, and
+    Student's interval has `groups` - 1 degrees of freedom.
+
+    A bootstrap would be wrong here. It draws samples twice, which lowers the rank of the
+    covariance, and its percentile interval can lie entirely above the distance. The jackknife
+    never repeats a sample, and leaving a group out adds the same bias to all its terms. On
+    Gaussian samples with 4 to 200 features, a 95 % interval contains the expectation 95 to 100 %
+    of the time; it is most conservative for equal distributions.
 
     Args:
-        a, b: (n, D) and (m, D) features.
-        groups: at least 2; fewer are made if there are fewer samples.
-        confidence: of the interval.
+        a: (n, D) features.
+        b: (m, D) features.
+        groups: number of groups, at least 2; reduced to n or m if that is smaller.
+        confidence: of the interval, in (0, 1).
         seed: of the split.
 
     Raises:
-        ValueError: as `frechet_distance`, but for fewer than three rows, or if an option is out
-            of range.
+        ValueError: if shapes disagree, a set has fewer than three rows, a number is not finite,
+            or an option is out of range.
     """
     from scipy import stats
 
@@ -105,11 +116,11 @@ def frechet_interval(
 
 def _between(a: np.ndarray, b: np.ndarray) -> float:
     means = a.mean(0), b.mean(0)
-    # Factors of the covariances, S = x^T x.
+    # Factors x of the covariances: S = x^T x.
     x = (a - means[0]) / np.sqrt(len(a) - 1)
     y = (b - means[1]) / np.sqrt(len(b) - 1)
     if min(len(a), len(b)) < a.shape[1]:
-        # S_1 S_2 has the eigenvalues of (x y^T)(x y^T)^T, a smaller matrix without a root in it.
+        # S_1 S_2 has the eigenvalues of (x y^T)(x y^T)^T, which is smaller and needs no root.
         cross = float(np.linalg.svd(x @ y.T, compute_uv=False).sum())
     else:
         cross = _root_trace(x.T @ x, y.T @ y)

@@ -1,15 +1,15 @@
-r"""Spacetime geometry of a diffusion model: how far apart are two denoising posteriors?
+r"""Spacetime geometry of a diffusion model: distances between denoising posteriors.
 
-The posteriors p(x_0 | x_t), one for every point (x, t), are an exponential family with statistics
-(x_0, |x_0|^2) (Karczewski et al. 2025, arXiv 2505.17517). In scaled coordinates y = x/alpha,
-w = sigma/alpha, with D(y, w) = E[x_0 | x_t],
+The posteriors p(x_0 | x_t), one for every point (x, t), form an exponential family with sufficient
+statistics (x_0, |x_0|^2) (Spacetime Geometry of Denoising, arXiv 2505.17517). In the scaled
+coordinates y = x/alpha and w = sigma/alpha, with the denoiser D(y, w) = E[x_0 | x_t],
 
     natural parameters      (y/w^2, -1/(2 w^2))  =  (alpha x/sigma^2, -alpha^2/(2 sigma^2)),
     expectation parameters  (D, |D|^2 + w^2 div_y D).
 
-The Fisher-Rao metric is <d natural, d expectation>. Between two members of the family
-<difference of natural, difference of expectation> is the Jeffreys divergence, KL both ways, so the
-energy of a curve takes one evaluation and one Hessian product a point, and no metric tensor.
+The Fisher-Rao metric is <d natural, d expectation>. For two members of the family, <difference of
+natural, difference of expectation> is the Jeffreys divergence KL(p|q) + KL(q|p). So the energy of a
+curve needs one evaluation and one Hessian product per point, and no metric tensor.
 """
 
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from jaxtyping import Array, ArrayLike, Float
 from scipy.interpolate import CubicSpline
 
 from dgjax.model.divergence import Divergence, Hutchinson, check_count
-from dgjax.model.field import Field, condition
+from dgjax.model.field import Field, condition, denoise
 from dgjax.model.paths import logsnr
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float, concrete
 
@@ -30,7 +30,7 @@ __all__ = ["Geodesic", "Posterior", "geodesic", "jeffreys", "posterior"]
 
 
 class Posterior(NamedTuple):
-    """The denoising posterior at one point, by the parameters of its exponential family.
+    """The denoising posterior at one point, as parameters of its exponential family.
 
     Attributes:
         natural: (alpha x/sigma^2, -alpha^2/(2 sigma^2)).
@@ -42,14 +42,15 @@ class Posterior(NamedTuple):
 
 
 class Geodesic(NamedTuple):
-    """A curve of least energy found between two points of spacetime.
+    """A curve of least energy between two points of spacetime.
 
     Attributes:
         ts: (n+1,) times of its points.
         xs: (n+1, *shape) its points.
-        length: sum of the square roots of the Jeffreys divergences between them.
-        energy: n/2 times their sum, in nats; length^2/2 if they are equally spaced.
-        energies: (steps,) estimates while it was sought, each by other probes.
+        length: sum of the square roots of the Jeffreys divergences between consecutive points.
+        energy: n/2 times the sum of these divergences, in nats; length^2/2 if the points are
+            equally spaced.
+        energies: (steps,) estimates of the energy during the optimisation, each with new probes.
     """
 
     ts: Float[Array, " n+1"]
@@ -60,7 +61,7 @@ class Geodesic(NamedTuple):
 
 
 class _Point(NamedTuple):
-    """In scaled coordinates: y, w^2, the denoised D and the trace of w^2 dD/dy (estimated)."""
+    """One point in scaled coordinates: y, w^2, the denoised D and an estimate of w^2 div_y D."""
 
     y: Sample
     w2: Scalar
@@ -77,13 +78,17 @@ def posterior(
     divergence: Divergence = Hutchinson(),
     cond: Cond = None,
 ) -> Posterior:
-    """The posterior p(x_0 | x_t = x), as its natural and expectation parameters.
+    """Return the natural and expectation parameters of the posterior p(x_0 | x_t = x).
+
+    Spacetime Geometry of Denoising, arXiv 2505.17517.
 
     Args:
         model: the field.
-        t, x: a point, x of any shape.
-        key, divergence: for the trace in E[|x_0|^2 | x].
-        cond: what the model is conditioned on.
+        t: a time of its path.
+        x: one sample at `t`, of any shape.
+        key: for the probes.
+        divergence: trace estimator of w^2 div_y D in E[|x_0|^2 | x].
+        cond: condition of the model, if any.
     """
     p = _point(condition(model, cond), as_float(t), x, key, divergence)
     second = jnp.sum(p.denoised**2) + p.spread
@@ -93,7 +98,7 @@ def posterior(
 def _point(model: Field, t: Scalar, x: Sample, key: Key, divergence: Divergence) -> _Point:
     alpha, sigma = model.path.alpha(t), model.path.sigma(t)
     w2 = (sigma / alpha) ** 2
-    denoised, push = jax.linearize(lambda x: model.pair(t, x).x0, x)
+    denoised, push = jax.linearize(lambda x: denoise(model, t, x), x)
     spread = w2 * alpha * jnp.mean(divergence(push, x, key))
     return _Point(x / alpha, w2, denoised, spread)
 
@@ -108,18 +113,19 @@ def jeffreys(
     cond: Cond = None,
     batch: int = 16,
 ) -> Float[Array, " n"]:
-    """Jeffreys divergences KL(p|q) + KL(q|p) between the posteriors at consecutive points.
+    """Return the Jeffreys divergences KL(p|q) + KL(q|p) between posteriors at consecutive points.
 
-    To second order the squared Fisher-Rao length of each segment. All points share one probe, so
-    that most of its noise drops out of their differences; still, an estimate can be negative.
+    To second order each is the squared Fisher-Rao length of its segment. All points share one
+    probe, so most of its noise cancels in their differences. An estimate can still be negative.
 
     Args:
         model: the field.
         ts: (n+1,) times.
         xs: (n+1, *shape) points, on the model's path.
-        key, divergence: for the traces.
-        cond: what the model is conditioned on.
-        batch: points evaluated together, which bounds memory.
+        key: for the probes.
+        divergence: trace estimator.
+        cond: condition of the model, if any.
+        batch: number of points evaluated together; it bounds memory.
 
     Returns:
         (n,) nats.
@@ -148,8 +154,8 @@ def _part(points: _Point, which: slice) -> _Point:
 
 
 def _between(a: _Point, b: _Point) -> Scalar:
-    # Statistics of x_0 - c give the same product, and for the c halfway between the two D the
-    # terms in |D - c|^2, which would cancel at low noise, are equal.
+    # The statistics of x_0 - c give the same product for every c. With c halfway between both D
+    # the terms |D - c|^2 are equal and drop out; otherwise they cancel badly at low noise.
     c = 0.5 * (a.denoised + b.denoised)
     along = jnp.sum(((b.y - c) / b.w2 - (a.y - c) / a.w2) * (b.denoised - a.denoised))
     return along - 0.5 * (1 / b.w2 - 1 / a.w2) * (b.spread - a.spread)
@@ -171,29 +177,34 @@ def geodesic(
     optimiser: optax.GradientTransformation | None = None,
     batch: int = 16,
 ) -> Geodesic:
-    """The curve of least energy between (x0, t0) and (x1, t1), by gradient descent on a spline.
+    """Find the curve of least energy between (x0, t0) and (x1, t1).
 
-    Between two images at t_min its length is the diffusion edit distance: the noise that undoes
-    the one and the denoising that makes the other. Starts from the geodesic of data with a flat
-    density, a semicircle in (y, sqrt(2 D) w), and moves the knots of a cubic spline added to it
-    in (y, log w). Each step has a fresh probe.
+    Between two images at t_min its length is the diffusion edit distance (Spacetime Geometry of
+    Denoising, arXiv 2505.17517): the noise that removes one image and the denoising that makes the
+    other. The search starts from the geodesic of a flat data density, a semicircle in
+    (y, sqrt(2 D) w). A cubic spline in (y, log w) is added to it, whose knots are optimised by
+    gradient descent. Each step draws a new probe.
 
     Args:
         model: the field.
-        t0, x0, t1, x1: the ends, on the model's path.
-        key, divergence: for the traces.
-        cond: what the model is conditioned on.
-        segments: n, pieces into which energy and length are cut.
-        knots: of the spline, between the ends.
-        steps: of the optimiser.
-        optimiser: `optax.adam` with a cosine from 0.03 unless told.
-        batch: points evaluated together, which bounds memory.
+        t0: time of the first end.
+        x0: first end, of any shape, on the model's path.
+        t1: time of the second end.
+        x1: second end, of the shape of `x0`.
+        key: for the probes.
+        divergence: trace estimator.
+        cond: condition of the model, if any.
+        segments: number n of segments of the curve.
+        knots: number of knots of the spline between the ends.
+        steps: number of steps of the optimiser.
+        optimiser: `optax.adam` with a cosine decay from 0.03 by default.
+        batch: number of points evaluated together; it bounds memory.
 
     Returns:
         `Geodesic(ts, xs, length, energy, energies)`.
 
     Raises:
-        ValueError: if the ends are of different shapes or not finite, a time is outside the
+        ValueError: if the ends have different shapes or are not finite, a time is outside the
             model's range, or a count is not a positive int.
     """
     t0, t1, x0, x1 = as_float(t0), as_float(t1), jnp.asarray(x0), jnp.asarray(x1)
@@ -213,27 +224,26 @@ def geodesic(
         ys = y0 + jnp.tensordot(share, y1 - y0, 0) + jnp.tensordot(lift, moved[0], 1)
         log_w = jnp.clip(base + lift @ moved[1], low, high)
         ts = jax.vmap(model.path.time)(-2 * log_w)
-        # The ends themselves, which the way through log-SNR gives to rounding only.
+        # The conversion to log-SNR and back would change the ends by rounding errors.
         ts = ts.at[0].set(t0).at[-1].set(t1)
         return ts, jax.vmap(lambda t, y: model.path.alpha(t) * y)(ts, ys)
 
     def parts(moved, key):
         return jeffreys(model, *curve(moved), key=key, divergence=divergence, batch=batch)
 
-    chosen = (
-        optax.adam(optax.cosine_decay_schedule(0.03, steps)) if optimiser is None else optimiser
-    )
+    if optimiser is None:
+        optimiser = optax.adam(optax.cosine_decay_schedule(0.03, steps))
 
     def step(carry, i):
         moved, state = carry
         energy, slope = jax.value_and_grad(
             lambda m: 0.5 * segments * jnp.sum(parts(m, jax.random.fold_in(key, i)))
         )(moved)
-        updates, state = chosen.update(slope, state, moved)
+        updates, state = optimiser.update(slope, state, moved)
         return (optax.apply_updates(moved, updates), state), energy
 
     start = jnp.zeros((knots, *x0.shape), x0.dtype), jnp.zeros(knots, x0.dtype)
-    (moved, _), energies = jax.lax.scan(step, (start, chosen.init(start)), jnp.arange(steps))
+    (moved, _), energies = jax.lax.scan(step, (start, optimiser.init(start)), jnp.arange(steps))
     pieces = parts(moved, jax.random.fold_in(key, steps))
     length = jnp.sum(jnp.sqrt(jnp.maximum(pieces, 0)))
     ts, xs = curve(moved)
@@ -241,18 +251,20 @@ def geodesic(
 
 
 def _semicircle(ends, segments: int) -> tuple[Array, Array]:
-    """Share of the way from y0 to y1 and log w at n+1 equally spaced points of a flat geodesic.
+    """Return (y - y0)/(y1 - y0) and log w at n+1 equally spaced points of a flat geodesic.
 
-    For flat data the posterior is N(y, w^2 I), whose metric |dy|^2/w^2 + 2 D (d log w)^2 is that
-    of the upper half-plane in (|y|/sqrt(2 D), w).
+    For a flat data density the posterior is N(y, w^2 I). Its metric |dy|^2/w^2 + 2 D (d log w)^2
+    is that of the upper half-plane in (|y|/sqrt(2 D), w).
     """
     (y0, u0), (y1, u1) = ends
     w0, w1 = jnp.exp(u0), jnp.exp(u1)
     apart = jnp.linalg.norm((y1 - y0).ravel()) / np.sqrt(2 * y0.size)
-    apart = jnp.maximum(apart, 1e-2 * jnp.maximum(w0, w1))  # straight up, all but
+    apart = jnp.maximum(
+        apart, 1e-2 * jnp.maximum(w0, w1)
+    )  # nearly vertical: a semicircle needs a width
     centre = (apart**2 + w1**2 - w0**2) / (2 * apart)
     radius = jnp.hypot(centre, w0)
-    # Along it log tan(angle/2) is the length.
+    # The length along the semicircle is log tan(angle/2).
     first, last = (
         jnp.log(jnp.tan(0.5 * jnp.arctan2(w, at - centre))) for w, at in ((w0, 0.0), (w1, apart))
     )
@@ -261,7 +273,7 @@ def _semicircle(ends, segments: int) -> tuple[Array, Array]:
 
 
 def _spline(segments: int, knots: int) -> np.ndarray:
-    """(n+1, knots) weights of a cubic spline through `knots` values, zero at both ends."""
+    """Return (n+1, knots) weights of a cubic spline through `knots` values, 0 at both ends."""
     values = np.eye(knots + 2)[:, 1:-1]
     spline = CubicSpline(np.linspace(0, 1, knots + 2), values)
     return spline(np.linspace(0, 1, segments + 1))
@@ -269,7 +281,7 @@ def _spline(segments: int, knots: int) -> np.ndarray:
 
 def _check_ends(model: Field, ts, xs) -> None:
     if xs[0].shape != xs[1].shape:
-        raise ValueError(f"the ends {xs[0].shape} and {xs[1].shape} must be of one shape")
+        raise ValueError(f"the ends must be of one shape, got {xs[0].shape} and {xs[1].shape}")
     low, high = concrete(model.t_min), concrete(model.t_max)
     for t, x in zip(ts, xs, strict=True):
         values, time = concrete(x), concrete(t)

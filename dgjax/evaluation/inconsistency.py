@@ -1,52 +1,62 @@
-r"""How far a learned score is from being the score of any density that obeys the heat equation.
+r"""Inconsistency of a learned score: its log-density depends on the route of integration.
 
-In the coordinates of (C), y = x/alpha and w = sigma/alpha, the change of log-density along a route
-is the integral of the one-form
+In the coordinates y = x/alpha and w = sigma/alpha, the change of log-density along a route is the
+integral of the one-form
 
-    omega = <s_y, dy> + w^2 (div s_y + |s_y|^2) d log w.
+    omega = <s_y, dy> + w^2 (div s_y + |s_y|^2) d log w
 
-It depends on the ends alone if and only if d omega = 0. A learned score breaks that in two ways:
-its Jacobian J is not symmetric, so that it has a *curl* and is no gradient, and it leaves a
-*residual* of the heat equation,
+(identity (C) of the documentation's Concepts). It depends on the ends alone if and only if
+d omega = 0. A learned score violates that in two ways. Its Jacobian J is not symmetric, so it has
+a *curl* and is no gradient; and it leaves a *residual* r in the heat equation:
 
     J - J^T      and      r = w^2 grad_y (div s_y + |s_y|^2) - d s_y/d log w.
 
-Then every route gives another log-density, and their differences say how far any of them can be
-trusted. Both parts are measured here for displacements by the standard deviation of the noise, dy
-= w dxi, where they read w^2 (J - J^T) = J_D - J_D^T, J_D being the Jacobian of the denoiser, and
-w r: the nats that the log-density changes by around a small loop.
+Both are measured for displacements of one standard deviation of the noise, dy = w dxi. There the
+curl is w^2 (J - J^T) = J_D - J_D^T, where J_D is the Jacobian of the denoiser, and the residual is
+w r: the change of log-density, in nats, around a small loop.
 
-A route along the probability-flow ODE, dy = -w^2 s_y d log w, sees them together: log-densities by
-two such routes that lie w dxi apart drift by <w r + (J_D - J_D^T) w s_y, dxi> a unit of log w. That
-is the *transport* residual: what s_y lacks to be carried by the flow as the gradient of the flow's
-own log-density is.
+A route along the probability-flow ODE, dy = -w^2 s_y d log w, meets both together. The
+log-densities of two such routes that are w dxi apart drift apart by <transport, dxi> per unit of
+log w, with the *transport* residual
 
-None of it tells how good a model is: a network that has not been trained may be quite consistent.
-It tells what the log-density of a model is worth.
+    transport = w r + (J_D - J_D^T) w s_y.
+
+These measures do not say how good a model is: an untrained network may be quite consistent. They
+say how far the log-densities of a model can be trusted.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import ArrayLike
 
+from dgjax.evaluation.intervals import Estimate, mean_interval
 from dgjax.model.divergence import Divergence, Hutchinson
 from dgjax.model.field import Field
 from dgjax.model.paths import coefficients
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float, inner
 
-__all__ = ["Inconsistency", "heat_residual", "inconsistency"]
+__all__ = [
+    "Inconsistency",
+    "InconsistencyStatistics",
+    "heat_residual",
+    "inconsistency",
+    "inconsistency_statistics",
+]
 
 
 class Inconsistency(NamedTuple):
-    """Squared inconsistency at one point, per dimension, in nats^2; zero for a consistent score.
+    """Squared inconsistency at one point, per dimension; zero for a true score.
+
+    `residual` and `transport` are unbiased estimates of squares, so single ones may be negative.
 
     Attributes:
-        curl: |J_D - J_D^T|_F^2/D.
-        residual: |w r|^2/D. This and the next are unbiased, so that single ones may be negative.
-        transport: |w r + (J_D - J_D^T) w s_y|^2/D.
-        jacobian: |J_D|_F^2/D, which `curl` may be held against; no nats.
+        curl: |J_D - J_D^T|_F^2/D, in nats^2.
+        residual: |w r|^2/D, in nats^2.
+        transport: |w r + (J_D - J_D^T) w s_y|^2/D, in nats^2.
+        jacobian: |J_D|_F^2/D, without unit: the scale with which `curl` can be compared.
     """
 
     curl: Scalar
@@ -64,29 +74,32 @@ def heat_residual(
     key: Key,
     cond: Cond = None,
 ) -> Sample:
-    """An unbiased estimate of w r, with r = w^2 grad (div s + |s|^2) - ds/d log w as above.
+    """Estimate w r, the residual of the heat equation, without bias.
 
-    Nats for a displacement by the standard deviation of the noise, a unit of log w. Costs about 6
-    passes of the network for one probe.
+    r = w^2 grad_y (div s_y + |s_y|^2) - d s_y/d log w, in the coordinates of this module. One
+    probe costs about 6 passes of the network.
 
     Args:
         model: the field.
-        t: a time on its path.
+        t: a time of its path.
         x: one sample, of any shape.
-        divergence: trace estimator; the estimate is exact if it is.
+        divergence: trace estimator; the result is exact if the estimator is.
         key: for the probes.
-        cond: what the model is conditioned on.
+        cond: condition of the model, if any.
+
+    Returns:
+        An array of the shape of `x`: nats per standard deviation of the noise, per unit of log w.
     """
     c = coefficients(model.path, as_float(t))
     w = c.sigma / c.alpha
 
     def scaled(t, xi):
-        """w s_y at y = x/alpha + w xi, w held: finite at every noise level, unlike s."""
+        # w s_y at y = x/alpha + w xi with w fixed: finite at every noise level, unlike s_y.
         alpha = model.path.alpha(t)
         return -model.pair(t, alpha * (x / c.alpha + w * xi), cond).eps
 
     def heat(xi):
-        """w^2 (div s_y + |s_y|^2)."""
+        # w^2 (div s_y + |s_y|^2).
         n, push = jax.linearize(lambda xi: scaled(as_float(t), xi), xi)
         return jnp.mean(divergence(push, x, key)) + inner(n, n)
 
@@ -106,20 +119,23 @@ def inconsistency(
     estimates: int = 2,
     cond: Cond = None,
 ) -> Inconsistency:
-    """Curl and residual of the heat equation at one point, squared.
+    """Estimate the squared curl, residual and transport residual at one point, without bias.
 
-    The square of one estimate of the residual would hold the square of its probe noise as well,
-    which is much the larger. The mean product of different estimates does not.
+    The square of a single estimate of the residual contains the square of its probe noise, which
+    is much larger. The mean product of two different estimates does not.
 
     Args:
         model: the field.
-        t: a time on its path.
-        x: one sample at which the model should be trusted: alpha x_0 + sigma eps for data x_0.
+        t: a time of its path.
+        x: one sample of any shape. Take alpha x_0 + sigma eps for data x_0.
         key: for the probes.
-        divergence: trace estimator, used once for the curl and for each estimate of the residual.
-        estimates: of the residual, at least 2. What the probes add to its square falls as fast as
-            the number of their pairs grows.
-        cond: what the model is conditioned on.
+        divergence: trace estimator, used once for the curl and once for each estimate.
+        estimates: number of estimates of the residual, at least 2. The noise of its square falls
+            with the number of pairs of estimates.
+        cond: condition of the model, if any.
+
+    Returns:
+        `Inconsistency`. Use `jax.vmap` over points, then `inconsistency_statistics`.
 
     Raises:
         ValueError: if `estimates` is not an int above 1.
@@ -156,6 +172,76 @@ def inconsistency(
 
 
 def _square(estimates):
-    """|a|^2 from independent estimates of a along the first axis, by products of different ones."""
+    """Return an unbiased |a|^2 from independent estimates of a along the first axis."""
     count, total = estimates.shape[0], jnp.sum(estimates, 0)
     return (inner(total, total) - inner(estimates, estimates)) / (count * (count - 1))
+
+
+class InconsistencyStatistics(NamedTuple):
+    """Root mean squares over the points of one noise level, each with Student's interval.
+
+    Take two routes that are one standard deviation of the noise apart in every dimension, in the
+    direction that matters most. The first three values say by how many nats per dimension their
+    log-densities drift apart. For a random direction, divide them by sqrt(D).
+
+    A relative measure would be large where little depends on it: for the residual at weak noise,
+    where the score hardly changes with w, and for the curl at strong noise, where the denoiser
+    hardly changes with y. Only the asymmetry is relative.
+
+    Attributes:
+        curl: |J_D - J_D^T|_F/sqrt(D), in nats per dimension, while one of the routes moves by a
+            draw of the noise.
+        residual: |w r|/sqrt(D), in nats per dimension, while the noise changes by a factor e.
+        transport: |w r + (J_D - J_D^T) w s_y|/sqrt(D), in nats per dimension, along the
+            probability-flow ODE while the noise changes by a factor e.
+        asymmetry: |J_D - J_D^T|_F/|J_D|_F, without unit: 0 for a gradient, sqrt(2) for a random
+            matrix.
+        samples: number of points.
+    """
+
+    curl: Estimate
+    residual: Estimate
+    transport: Estimate
+    asymmetry: Estimate
+    samples: int
+
+
+def inconsistency_statistics(
+    points: Inconsistency, *, confidence: float = 0.95
+) -> InconsistencyStatistics:
+    """Summarise `inconsistency` at several points of one noise level.
+
+    Each interval is that of a mean square, of whose ends the roots are returned. It contains the
+    noise of the probes. Where this noise dominates, a mean square may be negative; its root is
+    returned as 0.
+
+    Args:
+        points: leaves (n,), from `jax.vmap` of `inconsistency`.
+        confidence: of the intervals, in (0, 1).
+
+    Raises:
+        ValueError: if the leaves are not (n,) with n > 0 or not finite, or `confidence` is outside
+            (0, 1).
+    """
+    curl, residual, transport, jacobian = (np.asarray(leaf, np.float64) for leaf in points)
+    shapes = {leaf.shape for leaf in (curl, residual, transport, jacobian)}
+    if len(shapes) > 1 or curl.ndim != 1 or not curl.size:
+        raise ValueError(f"leaves must all be (n,) with n > 0, got {sorted(shapes)}")
+    if not all(np.isfinite(leaf).all() for leaf in (curl, residual, transport, jacobian)):
+        raise ValueError("inconsistencies must be finite; some are NaN or infinite")
+
+    def root(squares: ArrayLike) -> Estimate:
+        found = mean_interval(squares, confidence=confidence)
+        return Estimate(*np.sqrt(np.maximum(found, 0)).tolist())
+
+    with np.errstate(invalid="ignore", divide="ignore"):  # NaN for a Jacobian of 0
+        ratio = curl.mean() / jacobian.mean()
+        # Student's interval for a ratio of means, linearised in each point.
+        ratios = ratio + (curl - ratio * jacobian) / jacobian.mean()
+    return InconsistencyStatistics(
+        curl=root(curl),
+        residual=root(residual),
+        transport=root(transport),
+        asymmetry=root(ratios),
+        samples=curl.size,
+    )

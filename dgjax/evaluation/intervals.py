@@ -1,4 +1,4 @@
-"""Figures with an interval of confidence each: a mean, and a share."""
+"""Confidence intervals of a mean and of a proportion."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,13 @@ __all__ = ["Estimate", "check_confidence", "mean_interval", "share_interval"]
 
 
 class Estimate(NamedTuple):
-    """A figure and the ends of its interval of confidence."""
+    """An estimate with its confidence interval.
+
+    Attributes:
+        value: the estimate.
+        low: lower end of the interval.
+        high: upper end of the interval.
+    """
 
     value: float
     low: float
@@ -17,12 +23,19 @@ class Estimate(NamedTuple):
 
 
 def mean_interval(values: ArrayLike, *, confidence: float = 0.95) -> Estimate:
-    """Mean of `values` (n,) with Student's interval; the ends are NaN for a single value.
+    """Return the mean of `values` with Student's t interval.
+
+    Args:
+        values: (n,) independent values.
+        confidence: of the interval, in (0, 1).
+
+    Returns:
+        The mean and its interval; the ends are NaN if n = 1.
 
     Raises:
         ValueError: if there is no value, or `confidence` is outside (0, 1).
     """
-    from scipy import stats  # half a second that `import dgjax` need not spend
+    from scipy import stats  # importing it takes half a second, which `import dgjax` saves
 
     check_confidence(confidence)
     values = np.asarray(values, np.float64)
@@ -37,10 +50,16 @@ def mean_interval(values: ArrayLike, *, confidence: float = 0.95) -> Estimate:
 
 
 def share_interval(hits: int, count: int, *, confidence: float = 0.95) -> Estimate:
-    """hits/count with Wilson's interval, which stays inside [0, 1].
+    """Return the proportion hits/count with Wilson's score interval, which stays inside [0, 1].
+
+    Args:
+        hits: number of successes.
+        count: number of trials.
+        confidence: of the interval, in (0, 1).
 
     Raises:
-        ValueError: if `count` is not positive, or `confidence` is outside (0, 1).
+        ValueError: if `count` is not positive, `hits` is not in 0..count, or `confidence` is
+            outside (0, 1).
     """
     from scipy import stats
 

@@ -1,11 +1,12 @@
-r"""How close the statistic behind density guidance is to a standard normal ([DG] section 4).
+r"""Normality of the statistic h behind density guidance, which makes q a quantile.
 
     h_t(x) = sigma^2 (Lap log p_t(x) + |grad log p_t(x)|^2)/sqrt(2D)
 
-has mean zero under p_t, whatever p_t is, so that another mean tells of a score that does not
-belong to the samples. It tends to N(0, 1) where D is large and the noise is large against the
-data. For Gaussian data with variances lambda_i its standard deviation is the root mean square of
-sigma^2/(sigma^2 + lambda_i), alpha being 1: the dial q is a quantile only as far as that is 1.
+(Density Guidance, arXiv 2502.05807, section 4) has mean 0 under p_t for every p_t, so another mean
+shows that the score does not fit the samples. It tends to N(0, 1) if D is large and the noise is
+large compared with the data. For Gaussian data with variances lambda_i and alpha = 1, its standard
+deviation is the root mean square of sigma^2/(sigma^2 + lambda_i). The parameter q of density
+guidance is a true quantile only as far as h is standard normal.
 """
 
 import math
@@ -17,7 +18,8 @@ from jaxtyping import Array, ArrayLike, Float
 
 from dgjax.evaluation.intervals import Estimate, check_confidence, mean_interval
 from dgjax.model.divergence import Divergence
-from dgjax.model.field import Field, evaluate
+from dgjax.model.field import Field
+from dgjax.model.local import evaluate
 from dgjax.typing import Cond, Key, Sample
 
 __all__ = ["Normality", "h_statistic", "normality"]
@@ -32,16 +34,21 @@ def h_statistic(
     key: Key,
     cond: Cond = None,
 ) -> Float[Array, " p"]:
-    """Independent unbiased estimates of h_t(x), one for each estimate that `divergence` makes.
+    """Estimate h_t(x) without bias, once for each estimate that `divergence` makes.
+
+    Density Guidance (arXiv 2502.05807), section 4.
 
     Args:
         model: the field.
-        t: a time on its path.
+        t: a time of its path.
         x: one sample of p_t, of any shape: alpha x_0 + sigma eps for data x_0.
-        divergence: trace estimator. One Rademacher probe adds a variance of the order of that
-            of h itself; `normality` takes it off again.
+        divergence: trace estimator. One Rademacher probe adds about as much variance as h has
+            itself; `normality` subtracts it.
         key: for the probes.
-        cond: what the model is conditioned on.
+        cond: condition of the model, if any.
+
+    Returns:
+        (p,) independent estimates.
     """
     local = evaluate(model, t, x, divergence=divergence, key=key, cond=cond)
     assert local.hvp is not None
@@ -50,17 +57,23 @@ def h_statistic(
 
 
 class Normality(NamedTuple):
-    """Moments of h at one noise level, and a test of whether it is normal at all.
+    """Moments of h at one noise level, and a test of its normality.
+
+    The intervals of the higher moments are percentile intervals of a bootstrap over the samples.
+    They are NaN if there are too few probes or samples.
 
     Attributes:
-        mean: with Student's interval.
-        standard_deviation, skewness, excess_kurtosis: with percentile intervals of a bootstrap
-            over the samples. NaN where there are too few probes or samples to tell.
-        probe_deviation: root mean square of what the probes add to each mean of estimates.
-        statistic, p_value: of Shapiro and Wilk's test on the means of estimates, what the probes
-            add included. A small p-value says that h is not normal; a large one, with few
-            samples, says little.
-        samples, probes: how many.
+        mean: mean, with Student's interval.
+        standard_deviation: standard deviation of h, without the noise of the probes.
+        skewness: skewness of h, without the noise of the probes.
+        excess_kurtosis: excess kurtosis of h, without the noise of the probes.
+        probe_deviation: standard deviation of the probe noise in each sample's mean estimate.
+        statistic: Shapiro-Wilk statistic of the samples' mean estimates, which contain the noise
+            of the probes.
+        p_value: p-value of that test. A small one says that h is not normal; a large one, with
+            few samples, says little.
+        samples: number of samples.
+        probes: number of estimates per sample.
     """
 
     mean: Estimate
@@ -81,19 +94,20 @@ def normality(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Normality:
-    """Moments of h from independent estimates, free of what the probes add.
+    """Compute moments of h from independent estimates, without the noise of the probes.
 
-    Products of different probes' estimates of one h have the expectation of its powers, so the
-    moments are those of h itself: the j-th takes j probes. A single column is taken as exact.
+    The expected product of j different estimates of one h is its j-th power, so the j-th moment of
+    h itself needs j probes. A single column (p = 1) is taken as exact.
 
     Args:
         estimates: (n, p): p estimates, from `h_statistic`, for each of n samples.
-        confidence: of the intervals.
-        resamples: of the bootstrap.
+        confidence: of the intervals, in (0, 1).
+        resamples: number of resamples of the bootstrap.
         seed: of the bootstrap.
 
     Raises:
-        ValueError: if `estimates` is not (n, p) with n of at least 3, or not finite.
+        ValueError: if `estimates` is not (n, p) with n at least 3, or not finite, or `confidence`
+            is outside (0, 1).
     """
     from scipy import stats
 
@@ -129,7 +143,7 @@ def normality(
 
 
 def _ends(drawn: np.ndarray, tails: tuple[float, float]) -> tuple[float, float]:
-    # A resample with no variance left has no higher moments. A few of them may be passed over.
+    # A resample without variance has no higher moments. A few of them may be ignored.
     known = drawn[np.isfinite(drawn)]
     if len(known) < 0.99 * len(drawn):
         return np.nan, np.nan
@@ -138,10 +152,10 @@ def _ends(drawn: np.ndarray, tails: tuple[float, float]) -> tuple[float, float]:
 
 
 def _powers(h: np.ndarray) -> np.ndarray:
-    """(n, 4) unbiased estimates of the powers 1 to 4 of h, from (n, p) estimates of it.
+    """Estimate the powers 1 to 4 of h, (n, 4), from (n, p) estimates of h, without bias.
 
-    The j-th is the mean product of j different columns, by the recursion of elementary symmetric
-    polynomials; NaN for fewer columns than that.
+    Power j is the mean product of j different columns, by the recursion of elementary symmetric
+    polynomials. It is NaN if there are fewer than j columns.
     """
     count, probes = h.shape
     if probes == 1:
@@ -155,7 +169,7 @@ def _powers(h: np.ndarray) -> np.ndarray:
 
 
 def _shape(powers: np.ndarray, count: int) -> np.ndarray:
-    """Standard deviation, skewness and excess kurtosis from the mean powers 1 to 4."""
+    """Return standard deviation, skewness and excess kurtosis from the mean powers 1 to 4."""
     m1, m2, m3, m4 = powers
     variance = m2 - m1**2
     if not variance > 0:

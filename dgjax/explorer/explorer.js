@@ -6,7 +6,7 @@ const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const nearest = (q) => data.q.reduce((best, v, i) => (Math.abs(v - q) < Math.abs(data.q[best] - q) ? i : best), 0);
 const MIDDLE = nearest(0.5);
 
-// All that can be chosen. Panel B is kept while it is not shown.
+// Everything the user can choose. The state of panel B is kept while it is hidden.
 const state = { latent: 0, compare: false, panels: [{ q: MIDDLE, setting: 0 }, { q: nearest(0.75), setting: 0 }] };
 const LETTERS = ["A", "B"];
 const shown = () => (state.compare ? [0, 1] : [0]);
@@ -21,7 +21,7 @@ const nats = ({ nats, error }) => {
   const spread = error === null ? "" : ` \u00b1 ${thousands(error, error < 1 ? 1 : 0)}`;
   return orNone(nats, (v) => minus(thousands(v)) + spread + " nats");
 };
-const bits = ({ bits, nats }) => (bits === null && nats !== null ? "none of a latent" : orNone(bits, (v) => minus(v.toFixed(2))));
+const bits = ({ bits, nats }) => (bits === null && nats !== null ? "none for latents" : orNone(bits, (v) => minus(v.toFixed(2))));
 const bytes = (sample) => `${thousands(sample.bytes)} bytes`;
 const qText = (i) => `q = ${data.q[i].toFixed(data.q.every((q) => Math.abs(q * 100 - Math.round(q * 100)) < 1e-6) ? 2 : 4)}`;
 const noiseText = (setting) => (data.settings[setting].noise ? `${data.settings[setting].name.toLowerCase()} noise` : "no noise");
@@ -76,7 +76,7 @@ function drawPanel(i) {
   find(".bits", root).textContent = bits(sample);
   find(".bytes", root).textContent = bytes(sample);
   const share = Math.round(100 * (sample.bound ?? 0));
-  find(".bound", root).textContent = share ? `The dial is at its limit for ${share} % of the way.` : "";
+  find(".bound", root).textContent = share ? `Guidance is at its bound for ${share} % of the log-SNR range.` : "";
   over.alt = `Sample of latent ${state.latent + 1} at ${qText(chosen.q)}, ${noiseText(chosen.setting)}`;
   if (over.src === source(sample)) return;
   const before = over.src;
@@ -107,7 +107,7 @@ function ticks(low, high, count) {
 
 function drawChart() {
   const place = find("#chart"), width = place.clientWidth || 320, height = Math.round(Math.min(440, Math.max(280, 0.62 * width)));
-  // One scale for all that this latent can show, so that curves move and axes do not.
+  // One scale for all curves of this latent, so that the axes stay fixed while curves move.
   const all = data.settings.flatMap((_, s) => data.samples[s][state.latent].flatMap((sample) => sample.course)).filter((v) => v !== null);
   const low = Math.min(...all), high = Math.max(...all), pad = 0.04 * (high - low || 1);
   const room = 7.5 * Math.max(...[low, high].map((v) => thousands(v).length)); // for the longest number
@@ -151,16 +151,16 @@ function drawChart() {
   }
   ends.sort((one, other) => one.at - other.at);
   if (ends.length === 2) {
-    const lack = Math.max(0, 18 - (ends[1].at - ends[0].at)) / 2;
-    ends[0].at -= lack;
-    ends[1].at += lack;
+    const gap = Math.max(0, 18 - (ends[1].at - ends[0].at)) / 2;
+    ends[0].at -= gap;
+    ends[1].at += gap;
   }
   for (const { kind, at, text } of ends)
     root.append(svg("text", { class: `value ${kind}`, x: width - right + 9, y: at + 4 }, text));
   place.replaceChildren(root);
 }
 
-// The table, and what is read out
+// The table, and the text for screen readers
 
 function drawTable() {
   const row = (tag, cells) => element("tr", {}, ...cells.map((text) => element(tag, { textContent: text, ...(tag === "th" ? { scope: "col" } : {}) })));
@@ -175,7 +175,7 @@ function drawTable() {
 }
 
 let wait;
-/** Said once the hand rests, not at every step of the slider. */
+/** Announces the sample when the slider has stopped, not at every step. */
 function say() {
   clearTimeout(wait);
   wait = setTimeout(() => {

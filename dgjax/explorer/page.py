@@ -1,7 +1,7 @@
-"""Arrays in, one self-contained page out: style, script, pictures and figures are all inside.
+"""Render arrays of samples as one self-contained HTML page.
 
-The browser is told by the page's own policy to load nothing from anywhere, and to run only the
-one script whose hash stands there.
+Style, script, images and numbers are all inside the page. Its content security policy tells the
+browser to load nothing from anywhere and to run only the one script with the given hash.
 """
 
 import base64
@@ -15,18 +15,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dgjax.pictures.pixels import bits_per_dim, to_png
+from dgjax.pictures.png import encode_png
+from dgjax.pictures.quantization import bits_per_dim
 
 __all__ = ["Exploration", "Setting", "check_images", "render_page"]
 
 
 class Setting(NamedTuple):
-    """A way of sampling that the page offers beside q.
+    """One way of sampling that the page offers as a button.
 
     Attributes:
-        name: a word or two, for a button.
-        words: what it does, in a plain sentence or two.
-        noise: log-SNRs between which noise acts, which may be infinite; None if there is none.
+        name: one or two words, for the button.
+        words: one or two sentences that say what the setting does.
+        noise: log-SNRs between which noise is added, possibly infinite; None without noise.
     """
 
     name: str
@@ -35,22 +36,22 @@ class Setting(NamedTuple):
 
 
 class Exploration(NamedTuple):
-    """Samples of L latents by S settings at Q values of the dial, and how they came about.
+    """Samples from L latents, with S settings, at Q values of q.
 
     Attributes:
-        x: (S, L, Q, H, W, 1 or 3), pictures with values in `data_range`.
-        log_density: (S, L, Q), of x at t_min or of its latent, in nats.
-        standard_error: (S, L, Q), of `log_density`, in nats; not finite where it is not known.
-        bound_share: (S, L, Q), share of the log-SNR range on which the guide was at its bound.
-        course: (S, L, Q, steps + 1), log-density along each trajectory, in nats.
-        logsnr: (steps + 1,), of the points of `course`, rising.
-        q: (Q,), rising.
-        settings: S of them.
-        data_range: values shown as black and white.
-        latent: whether the log-density is of latents, which have no bits per dimension.
+        levels: (S, L, Q, H, W, 1 or 3) uint8 levels of the pictures.
+        log_density: (S, L, Q) log-density at t_min of each sample, or of its latent, in nats.
+        standard_error: (S, L, Q) standard error of `log_density` in nats; NaN if unknown.
+        bound_share: (S, L, Q) share of the log-SNR range on which the guide was at its bound.
+        course: (S, L, Q, steps + 1) log-density along each trajectory, in nats.
+        logsnr: (steps + 1,) log-SNR at the points of `course`, rising.
+        q: (Q,) values of q, rising.
+        settings: the S settings.
+        data_range: values of levels 0 and 255.
+        latent: whether the log-density is that of latents, which have no bits per dimension.
     """
 
-    x: np.ndarray
+    levels: np.ndarray
     log_density: np.ndarray
     standard_error: np.ndarray
     bound_share: np.ndarray
@@ -63,7 +64,7 @@ class Exploration(NamedTuple):
 
 
 def check_images(shape: tuple[int, ...]) -> None:
-    """Raise a ValueError unless samples of `shape` can be shown."""
+    """Raise a ValueError unless `shape` is (H, W, 1) or (H, W, 3)."""
     if len(shape) != 3 or shape[-1] not in (1, 3):
         raise ValueError(
             f"the explorer shows images (H, W, 1 or 3), and this model's samples have shape {shape}"
@@ -71,15 +72,18 @@ def check_images(shape: tuple[int, ...]) -> None:
 
 
 def render_page(found: Exploration, name: str, about: Mapping[str, str]) -> str:
-    """The explorer as the text of an HTML file, which needs no other file and no network.
+    """Render the explorer as an HTML file that needs no other file and no network.
 
     Args:
-        found: what is shown.
-        name: of the model.
-        about: how it was made, as terms and what is to be said of each; plain text.
+        found: the samples to show.
+        name: name of the model.
+        about: how the samples were made: terms and their descriptions, as plain text.
+
+    Returns:
+        The text of the file.
 
     Raises:
-        ValueError: if the samples are no images, or the arrays do not belong together.
+        ValueError: if the samples are not uint8 images, or the shapes of the arrays do not match.
     """
     _check(found)
     style, script = _own("style.css"), _own("explorer.js")
@@ -99,10 +103,12 @@ def render_page(found: Exploration, name: str, about: Mapping[str, str]) -> str:
 
 
 def _check(found: Exploration) -> None:
-    check_images(found.x.shape[3:])
-    samples = (len(found.settings), *found.x.shape[1:2], len(found.q))
+    check_images(found.levels.shape[3:])
+    if found.levels.dtype != np.uint8:
+        raise ValueError(f"levels must be uint8, got {found.levels.dtype}: use to_uint8 first")
+    samples = (len(found.settings), *found.levels.shape[1:2], len(found.q))
     wanted = {
-        "x": (*samples, *found.x.shape[3:]),
+        "levels": (*samples, *found.levels.shape[3:]),
         "log_density": samples,
         "standard_error": samples,
         "bound_share": samples,
@@ -118,14 +124,14 @@ def _check(found: Exploration) -> None:
 
 
 def _data(found: Exploration) -> dict[str, Any]:
-    """What the script reads; figures with digits enough to be rounded again."""
-    size = int(np.prod(found.x.shape[3:]))
+    """Collect the data that the script reads, with more digits than it shows."""
+    size = int(np.prod(found.levels.shape[3:]))
     bits = np.asarray(bits_per_dim(found.log_density, size, found.data_range))
     if found.latent:
         bits = np.full_like(bits, np.nan)
 
     def sample(at: tuple[int, ...]) -> dict[str, Any]:
-        png = _png(found.x[at], found.data_range)
+        png = encode_png(found.levels[at])
         return {
             "png": base64.b64encode(png).decode(),
             "bytes": len(png),
@@ -136,7 +142,7 @@ def _data(found: Exploration) -> dict[str, Any]:
             "course": [_number(value, 1) for value in found.course[at]],
         }
 
-    settings, latents, dials = found.x.shape[:3]
+    settings, latents, values = found.levels.shape[:3]
     return {
         "q": [_number(q, 4) for q in found.q],
         "logsnr": [_number(value, 3) for value in found.logsnr],
@@ -145,16 +151,10 @@ def _data(found: Exploration) -> dict[str, Any]:
             for name, words, noise in found.settings
         ],
         "samples": [
-            [[sample((s, i, j)) for j in range(dials)] for i in range(latents)]
+            [[sample((s, i, j)) for j in range(values)] for i in range(latents)]
             for s in range(settings)
         ],
     }
-
-
-def _png(x: np.ndarray, data_range: tuple[float, float]) -> bytes:
-    """What is not finite is shown as black."""
-    low = data_range[0]
-    return to_png(np.nan_to_num(x, nan=low, posinf=low, neginf=low), data_range)
 
 
 def _number(value: Any, digits: int) -> float | None:
@@ -162,7 +162,7 @@ def _number(value: Any, digits: int) -> float | None:
 
 
 def _json(data: Any) -> str:
-    """JSON that no text in it can end the element early."""
+    """Make JSON that cannot end its HTML element early, whatever text is in it."""
     return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 

@@ -1,1 +1,1 @@
-"""Guides that steer log-density, and noise along its level sets."""
+"""Guides that steer the log-density, and noise along its level sets."""

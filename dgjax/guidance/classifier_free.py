@@ -1,15 +1,16 @@
-r"""Guides that strengthen the score: by contrast with a second model, or by a temperature.
+r"""Classifier-free guidance and autoguidance: extrapolate away from a second score.
 
-Classifier-free guidance and autoguidance extrapolate from a second score s' through the model's
-own score s, and temperature multiplies the score by r:
+With the model's score s and a second score s' the drift changes by
 
-    v <- v - g^2/2 (weight - 1)(s - s'),        v <- f x + r (v - f x).
+    v <- v - g^2/2 (weight - 1)(s - s').
 
-What they follow is no longer the velocity of any p_t, so they change the drift only. The tracked
-log-density stays, by (A), that of the model being sampled: where `sample` is given a condition,
-log p_t(x | cond), and never the density of where guided samples fall. Put these guides before
-those that fix the rate (density guidance, targets), which keep of them what lies across the
-score: of a temperature alone nothing.
+The guided score is not the score of any p_t. So these guides change the drift only. The tracked
+log-density remains that of the model being sampled, by identity (A) of `dgjax.guidance.guide`: with
+a condition it is log p_t(x | cond). It is not the log-density of the distribution of the guided
+samples.
+
+Put these guides before density guidance and targets. Those keep only the component of earlier
+guidance that is perpendicular to the score.
 """
 
 from dataclasses import dataclass
@@ -17,29 +18,29 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike
+from jaxtyping import ArrayLike
 
 from dgjax.guidance.schedules import Schedule, Window, schedule, window
-from dgjax.model.field import Conditioned, Field, Local, condition
-from dgjax.typing import Cond, Sample, Scalar, as_float, concrete, register_dataclass
+from dgjax.model.field import Conditioned, Field, condition
+from dgjax.model.local import Local
+from dgjax.typing import Cond, Sample, register_dataclass, require
 
-__all__ = [
-    "Contrast",
-    "Temperature",
-    "autoguidance",
-    "classifier_free_guidance",
-    "temperature",
-]
+__all__ = ["Contrast", "autoguidance", "classifier_free_guidance"]
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class Contrast:
-    """v - g^2/2 (weight - 1)(s - s') inside the interval, s' the score of `other`.
+    """Add -g^2/2 (weight - 1)(s - s') to the drift inside an interval; s' is the score of `other`.
 
-    Made by `classifier_free_guidance` or `autoguidance`. `other` may live on any path: it is asked
-    at equal log-SNR, where two paths differ by the scale of x alone. One more pass of a network
-    inside the interval, none outside, and no divergence.
+    Made by `classifier_free_guidance` or `autoguidance`. It costs one more pass of a network
+    inside the interval, none outside, and no Jacobian product. `other` may be on any path: it is
+    evaluated at equal log-SNR, where two paths differ only in the scale of x.
+
+    Attributes:
+        other: the model to move away from.
+        weight: a schedule in log-SNR; 1 is no guidance.
+        interval: positive at the log-SNRs where the guide acts, 0 elsewhere.
     """
 
     other: Field
@@ -47,17 +48,21 @@ class Contrast:
     interval: Window
 
     def _score(self, local: Local) -> Sample:
+        """Return the score of `other`, in the coordinates of `local`."""
         t = self.other.path.time(local.logsnr)
         x = local.x * (self.other.path.alpha(t) / local.alpha)
+        # eps is the same on every path. `score` would divide by sigma of the other path.
         return -self.other.pair(t, x).eps / local.sigma
 
     def __call__(self, drift: Sample, local: Local) -> Sample:
+        """Return the guided drift."""
+
         def guided(drift: Sample) -> Sample:
             strength = 0.5 * local.g2 * (self.weight(local.logsnr) - 1)
             return drift - strength * (local.score - self._score(local))
 
-        # Latents that share their times (and their interval) share the branch, also under vmap:
-        # outside the interval the second network does not run.
+        # Under vmap over samples with one common time the predicate is not batched, so `cond`
+        # does not become a `select`: outside the interval the second network does not run.
         return jax.lax.cond(self.interval(local.logsnr) > 0, guided, lambda drift: drift, drift)
 
 
@@ -69,26 +74,34 @@ def classifier_free_guidance(
     low: ArrayLike = -jnp.inf,
     high: ArrayLike = jnp.inf,
 ) -> Contrast:
-    """Away from the unconditional model (Ho and Salimans 2022, arXiv 2207.12598, eq. 6).
+    """Make a guide away from the unconditional model.
 
-    The guided score is weight s(x | cond) + (1 - weight) s(x): weight 1 is no guidance, and the
-    paper's w is weight - 1. Restricting it to some noise levels is Kynkaanniemi et al. 2024
-    (arXiv 2404.07724), whose interval (sigma_lo, sigma_hi] is `low` = -2 log sigma_hi and `high` =
-    -2 log sigma_lo. Pass the condition to `sample`: the log-density tracked is log p(x | cond).
+    The guided score is weight s(x | cond) + (1 - weight) s(x) (Ho and Salimans 2022, arXiv
+    2207.12598, eq. 6, whose w is weight - 1). Weight 1 is no guidance. `low` and `high` restrict
+    the guide to some noise levels (Kynkaanniemi et al. 2024, arXiv 2404.07724): the interval
+    (sigma_lo, sigma_hi] of that paper is `low` = -2 log sigma_hi and `high` = -2 log sigma_lo.
+
+    Pass the condition to `sample`. The tracked log-density is then log p(x | cond).
 
     Args:
         weight: a number or a `Schedule` in log-SNR.
         model: the field being sampled, before any `condition`.
-        null: the condition that stands for none.
-        low, high: it acts while `low` <= log-SNR < `high`. Edges on grid points cost least.
+        null: the condition that the network takes as no condition.
+        low: smallest log-SNR at which the guide acts.
+        high: log-SNR at which the guide ends: it acts while `low` <= log-SNR < `high`. A solver
+            loses least accuracy if both edges are grid points.
+
+    Returns:
+        A guide.
 
     Raises:
-        ValueError: if the weight is not finite, low >= high, or `model` has a condition already.
+        ValueError: if the weight is not finite, `low` >= `high`, or `model` already has a
+            condition and `null` is None.
     """
     if null is None and isinstance(model.network, Conditioned):
         raise ValueError(
-            "this model has a condition already, so that nothing would stand against it: pass the "
-            "model before condition, and the condition to sample"
+            "this model has a condition already, so both scores would be the conditional one; "
+            "pass the model from before `condition`, and pass the condition to `sample`"
         )
     return autoguidance(weight, model, cond=null, low=low, high=high)
 
@@ -101,80 +114,27 @@ def autoguidance(
     low: ArrayLike = -jnp.inf,
     high: ArrayLike = jnp.inf,
 ) -> Contrast:
-    """Away from a weaker model (Karras et al. 2024, arXiv 2406.02507).
+    """Make a guide away from a weaker model (Karras et al. 2024, arXiv 2406.02507).
 
-    The guided score is weight s + (1 - weight) s'; weight 1 is no guidance. `other` is a smaller
-    or less trained model of the same data and shape, on any path.
+    The guided score is weight s + (1 - weight) s' with the score s' of `other`. Weight 1 is no
+    guidance.
 
     Args:
         weight: a number or a `Schedule` in log-SNR.
-        other: the weaker field; its noise range should cover the interval.
-        cond: what it is conditioned on, usually what `sample` is given as well.
-        low, high: it acts while `low` <= log-SNR < `high`. Edges on grid points cost least.
+        other: a smaller or less trained model of the same data and shape, on any path. Its noise
+            range should cover the interval.
+        cond: the condition of `other`, usually the one given to `sample`.
+        low: smallest log-SNR at which the guide acts.
+        high: log-SNR at which the guide ends: it acts while `low` <= log-SNR < `high`. A solver
+            loses least accuracy if both edges are grid points.
+
+    Returns:
+        A guide.
 
     Raises:
-        ValueError: if the weight is not finite or low >= high.
+        ValueError: if the weight is not finite or `low` >= `high`.
     """
     weight = schedule(weight)
-    _check("weight", weight.values, "finite", np.isfinite)
-    cond = jax.tree.map(jnp.asarray, cond)  # a Python number would trace anew
+    require("weight", weight.values, "be finite", np.isfinite)
+    cond = jax.tree.map(jnp.asarray, cond)  # a Python number would cause a new trace
     return Contrast(condition(other, cond), weight, window(low=low, high=high))
-
-
-@register_dataclass
-@dataclass(frozen=True)
-class Temperature:
-    """f x + r (v - f x), r = (1 + w^2/scale^2)/(T + w^2/scale^2) with w = sigma/alpha.
-
-    Made by `temperature`.
-    """
-
-    T: Scalar
-    scale: Array
-    interval: Window
-
-    def __call__(self, drift: Sample, local: Local) -> Sample:
-        noise = (local.sigma / (local.alpha * self.scale)) ** 2
-        extra = self.interval(local.logsnr) * (1 - self.T) / (self.T + noise)  # r - 1
-        # f x itself is singular where alpha vanishes; u - f x = -g^2/2 s is not.
-        beyond = (drift - local.velocity) - 0.5 * local.g2 * local.score
-        return drift + extra * beyond
-
-
-def temperature(
-    T: ArrayLike,
-    *,
-    scale: ArrayLike,
-    low: ArrayLike = -jnp.inf,
-    high: ArrayLike = jnp.inf,
-) -> Temperature:
-    """Samples as if from p^(1/T): T < 1 sharper, T > 1 flatter, 1 leaves everything as it is.
-
-    Temporal score rescaling (Xu et al. 2025, arXiv 2510.01184; with `scale` 1 the form of
-    Ingraham et al. 2023, doi 10.1038/s41586-023-06728-8): the score is multiplied by
-    (alpha^2 scale^2 + sigma^2)/(alpha^2 scale^2 T + sigma^2). It is exact for data of covariance
-    scale^2 I, whose samples then have covariance T scale^2 I; elsewhere it is a heuristic, and
-    close to it for parts of the data that are as wide as `scale` and far apart.
-
-    It multiplies the whole of the guidance that it receives: after `classifier_free_guidance` it
-    is the temperature of the guided score, before it that of the model's own.
-
-    Args:
-        T: the temperature.
-        scale: standard deviation of the data, or of its parts; `jnp.inf` divides the score by T
-            at every noise level.
-        low, high: it acts while `low` <= log-SNR < `high`.
-
-    Raises:
-        ValueError: if T is not positive and finite, scale not positive, or low >= high.
-    """
-    T, scale = as_float(T), as_float(scale)
-    _check("T", T, "positive and finite", lambda n: (n > 0) & np.isfinite(n))
-    _check("scale", scale, "positive (jnp.inf divides the score by T)", lambda n: n > 0)
-    return Temperature(T, scale, window(low=low, high=high))
-
-
-def _check(name: str, value: Array, wanted: str, holds) -> None:
-    numbers = concrete(value)
-    if numbers is not None and not np.all(holds(numbers)):
-        raise ValueError(f"{name} must be {wanted}, got {numbers}")

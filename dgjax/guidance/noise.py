@@ -1,12 +1,15 @@
-r"""Stochastic terms, each saying in which sense it is meant.
+r"""Noise terms of the sampler's SDE, in the Stratonovich or in the Ito sense.
 
-A Stratonovich term gives its increment dx, linear in (dt, dW). The ordinary chain rule holds, so
-with all of the step in one dx the log-density gains
+A Stratonovich term returns its increment dx, which is linear in (dt, dW). The ordinary chain rule
+holds for it. So with dx the whole step, drift and noise, the log-density gains
 
     d log p_t = -div u dt + <dx - u dt, s>.                                           (B)
 
-An Ito term gives one Euler step with its own gain, for methods made for one evaluation a step.
-Time runs from noise to data, dt < 0, and dW has variance |dt| per element.
+This is identity (B) of the page Concepts. An Ito term returns one Euler step together with the
+gain of the log-density. It is meant for methods with one evaluation per step.
+
+Time runs from noise to data, so dt < 0. Each element of dW has variance |dt|. The height h sets the
+strength of the noise, phi = h g, and may depend on the log-SNR.
 """
 
 from collections.abc import Callable
@@ -17,11 +20,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
 from dgjax.guidance.schedules import Schedule, Window, schedule, window
-from dgjax.model.field import Local
-from dgjax.typing import Sample, Scalar, as_float, concrete, inner, register_dataclass
+from dgjax.model.local import Local
+from dgjax.typing import Sample, Scalar, as_float, inner, register_dataclass, require
 
 __all__ = [
     "ItoNoise",
+    "Langevin",
+    "LevelSetNoise",
+    "NoiseMatched",
+    "PublishedStochastic",
+    "ReverseSDEIto",
     "StratonovichNoise",
     "churn",
     "level_set_noise",
@@ -35,19 +43,38 @@ Height = Callable[[Scalar], Scalar]
 
 
 class StratonovichNoise(Protocol):
-    """A stochastic term for Stratonovich solvers (Heun, Runge-Kutta)."""
+    """A noise term for Stratonovich solvers, such as Heun and Runge-Kutta."""
 
     def increment(self, local: Local, dt: Scalar, dW: Sample) -> Sample:
-        """What it adds to the step v dt; linear in (dt, dW)."""
+        """Return what the term adds to the step v dt.
+
+        Args:
+            local: the model at the current point.
+            dt: time step, negative.
+            dW: Brownian increment, of the shape of one sample.
+
+        Returns:
+            An increment of the state, linear in (dt, dW).
+        """
         ...
 
 
 @runtime_checkable
 class ItoNoise(Protocol):
-    """A stochastic term for one-evaluation Euler steps."""
+    """A noise term for Euler steps with one evaluation each."""
 
     def step(self, drift: Sample, local: Local, dt: Scalar, dW: Sample) -> tuple[Sample, Array]:
-        """The whole step dx of the state, and the (n,) gains of its log-densities in nats."""
+        """Return the whole step of the state and the gains of its log-densities.
+
+        Args:
+            drift: the guided drift v.
+            local: the model at the current point.
+            dt: time step, negative.
+            dW: Brownian increment, of the shape of one sample.
+
+        Returns:
+            The increment dx of the state, drift included, and `(n,)` gains in nats.
+        """
         ...
 
 
@@ -56,133 +83,204 @@ def _height(value: ArrayLike | Schedule | Window) -> Height:
 
 
 def _diffusion(height: Height, local: Local) -> Scalar:
+    """Return phi = height g."""
     return height(local.logsnr) * jnp.sqrt(jnp.maximum(local.g2, 0))
 
 
 def _project(z: Sample, local: Local) -> Sample:
-    """P z = z - s <s, z>/|s|^2."""
+    """Return P z = z - s <s, z>/|s|^2."""
     return z - local.score * (inner(local.score, z) / local.score_norm2)
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class LevelSetNoise:
-    """phi P o dW with phi = height g: noise only along the level set of log p_t.
+    """Stratonovich noise phi P o dW along the level set of log p_t. Made by `level_set_noise`.
 
-    Stochastic density guidance in Stratonovich form: P s = 0, so the log-density keeps the rate
-    of the drift with no correction, no trace and no Jacobian product. Made by `level_set_noise`.
+    P = I - s s^T/|s|^2 projects to the tangent space of the level set. Since P s = 0, the noise
+    does not change the rate of the log-density, by (B). No trace and no Jacobian product is needed.
+
+    Attributes:
+        height: phi/g as a function of log-SNR.
     """
 
     height: Height
 
     def increment(self, local: Local, dt: Scalar, dW: Sample) -> Sample:
+        """Return phi P dW."""
         del dt
         return _diffusion(self.height, local) * _project(dW, local)
 
 
 def level_set_noise(height: ArrayLike | Schedule | Window = 1.0) -> LevelSetNoise:
-    """Stochastic density guidance: `height` is phi/g, a number, a schedule or a window."""
+    """Make noise along the level sets of log p_t: stochastic density guidance.
+
+    The SDE dx = v dt + phi P o dW in the Stratonovich sense, with P = I - s s^T/|s|^2 and
+    phi = height g. `published_stochastic` is the Ito form of Density Guidance (arXiv 2502.05807).
+
+    Args:
+        height: phi/g: a number, a `Schedule` or a `Window` in log-SNR.
+
+    Returns:
+        A noise term for Stratonovich solvers and for `LevelSetEuler`.
+    """
     return LevelSetNoise(_height(height))
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class Langevin:
-    """phi dW with the drift -phi^2/2 s dt (dt < 0) that keeps p_t. phi = height g.
+    """Noise phi dW with the drift -phi^2/2 s dt, which together keep p_t (dt < 0).
 
-    The matrix of the noise does not depend on x: Ito and Stratonovich sense agree for the state.
-    Made by `reverse_sde` or `churn`.
+    The noise phi dW does not depend on x, so its Ito and Stratonovich senses agree. Made by
+    `reverse_sde` or `churn`.
+
+    Attributes:
+        height: phi/g as a function of log-SNR.
     """
 
     height: Height
 
     def increment(self, local: Local, dt: Scalar, dW: Sample) -> Sample:
+        """Return -phi^2/2 s dt + phi dW."""
         phi = _diffusion(self.height, local)
         return -0.5 * phi**2 * local.score * dt + phi * dW
 
 
 def reverse_sde(height: ArrayLike | Schedule | Window = 1.0) -> Langevin:
-    """The reverse SDE at height 1: dx = (f x - g^2 s) dt + g dW. Tracked by (B)."""
+    """Make the noise of the reverse SDE, which keeps the marginals p_t.
+
+    Without guides the SDE is dx = (f x - g^2/2 (1 + height^2) s) dt + height g dW. Height 1 is the
+    reverse SDE dx = (f x - g^2 s) dt + g dW. The log-density is tracked by (B).
+
+    Args:
+        height: phi/g: a number, a `Schedule` or a `Window` in log-SNR.
+
+    Returns:
+        A noise term for Stratonovich solvers.
+    """
     return Langevin(_height(height))
 
 
 def churn(
     amount: ArrayLike = 1.0, *, low: ArrayLike = -jnp.inf, high: ArrayLike = jnp.inf
 ) -> Langevin:
-    """EDM-style churn: Langevin noise of strength `amount` inside a window of log-SNR.
+    """Make Langevin noise of a given variance inside a window of log-SNR.
 
-    Adds and removes the variance `amount` g^2 |dt|: amount 1 is the reverse SDE.
+    A continuous form of the churn of EDM (Karras et al. 2022, arXiv 2206.00364). Per step it adds
+    and removes the variance `amount` g^2 |dt|. It equals `reverse_sde` of the window of height
+    sqrt(`amount`), so amount 1 is the reverse SDE.
+
+    Args:
+        amount: variance relative to the reverse SDE, not negative.
+        low: smallest log-SNR at which the noise acts.
+        high: log-SNR at which the noise ends: it acts while `low` <= log-SNR < `high`.
+
+    Returns:
+        A noise term for Stratonovich solvers.
+
+    Raises:
+        ValueError: if the amount is negative or `low` >= `high`.
     """
     amount = as_float(amount)
-    numbers = concrete(amount)
-    if numbers is not None and not numbers >= 0:
-        raise ValueError(f"amount must not be negative, got {numbers:g}")
+    require("amount", amount, "not be negative", lambda amount: amount >= 0)
     return Langevin(window(jnp.sqrt(amount), low=low, high=high))
 
 
-def _tracked(drift: Sample, local: Local, dt: Scalar) -> Array:
-    """The gain of (A) over dt, for each of the divergence estimates."""
+def _gains(drift: Sample, local: Local, dt: Scalar) -> Array:
+    """Return the gain of identity (A) over dt for each of the divergence estimates, `(n,)`."""
     return (inner(drift - local.velocity, local.score) - local.divergences) * dt
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class NoiseMatched:
-    """Ito step of stochastic density guidance with the step's own noise as the probe.
+    """Ito step of stochastic density guidance that uses its own noise as the probe.
 
-    With z = P dW: dx = v dt + phi z - phi^2/2 (z^T H z) s/|s|^2. One Jacobian product; pathwise
-    order 1. Made by `noise_matched`.
+    With z = P dW the step is dx = v dt + phi z - phi^2/2 (z^T H z) s/|s|^2, where H is the
+    Hessian of log p_t. It takes one Jacobian product and has pathwise order 1. Made by
+    `noise_matched`.
+
+    Attributes:
+        height: phi/g as a function of log-SNR.
     """
 
     height: Height
 
     def step(self, drift: Sample, local: Local, dt: Scalar, dW: Sample) -> tuple[Sample, Array]:
-        assert local.hvp is not None  # a step evaluates where it stands
+        """Return the whole step of the state and the `(n,)` gains of its log-densities."""
+        assert local.hvp is not None  # it is None only in stored copies
         phi = _diffusion(self.height, local)
         z = _project(dW, local)
         bend = 0.5 * phi**2 * inner(z, local.hvp(z)) / local.score_norm2
-        return drift * dt + phi * z - bend * local.score, _tracked(drift, local, dt)
+        return drift * dt + phi * z - bend * local.score, _gains(drift, local, dt)
 
 
 def noise_matched(height: ArrayLike | Schedule | Window = 1.0) -> NoiseMatched:
-    """Stochastic density guidance by one-evaluation Euler steps, noise-matched Ito form."""
+    """Make stochastic density guidance for Euler steps, with an order-1 Ito correction.
+
+    The correction -phi^2/2 (z^T H z) s/|s|^2 uses the projected noise z = P dW of the step itself
+    in place of an independent probe.
+
+    Args:
+        height: phi/g: a number, a `Schedule` or a `Window` in log-SNR.
+
+    Returns:
+        A noise term for Euler steps.
+    """
     return NoiseMatched(_height(height))
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class PublishedStochastic:
-    """Stochastic density guidance as published: Ito, correction phi^2/2 Lap log p s/|s|^2 dt.
+    """Ito step of stochastic density guidance with the published correction.
 
-    The Laplacian is `local`'s own estimate ([DG] use one Hutchinson probe). Kept for comparison:
-    it drops the normal part of the trace and levels off at a bias. Made by
-    `published_stochastic`.
+    The correction is phi^2/2 Lap log p s/|s|^2 dt, with the Laplacian estimated by the divergence
+    estimator of the solve. Made by `published_stochastic`.
+
+    Attributes:
+        height: phi/g as a function of log-SNR.
     """
 
     height: Height
 
     def step(self, drift: Sample, local: Local, dt: Scalar, dW: Sample) -> tuple[Sample, Array]:
+        """Return the whole step of the state and the `(n,)` gains of its log-densities."""
         phi = _diffusion(self.height, local)
         bend = 0.5 * phi**2 * local.laplacian / local.score_norm2
         dx = (drift + bend * local.score) * dt + phi * _project(dW, local)
-        return dx, _tracked(drift, local, dt)
+        return dx, _gains(drift, local, dt)
 
 
 def published_stochastic(height: ArrayLike | Schedule | Window = 1.0) -> PublishedStochastic:
-    """Stochastic density guidance in the paper's Ito form."""
+    """Make stochastic density guidance in the Ito form of Density Guidance (arXiv 2502.05807).
+
+    Kept for comparison. The correction takes the whole Laplacian although the noise has no
+    component along the score, so the error of the tracked log-density does not go to 0 with the
+    step. Use `level_set_noise` instead. The paper estimates the Laplacian with one Hutchinson
+    probe; here the divergence estimator of the solve does.
+
+    Args:
+        height: phi/g: a number, a `Schedule` or a `Window` in log-SNR.
+
+    Returns:
+        A noise term for Euler steps.
+    """
     return PublishedStochastic(_height(height))
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class ReverseSDEIto:
-    """Euler-Maruyama of the reverse SDE with the tracking of [HD], which needs no divergence.
+    """Euler-Maruyama step of the reverse SDE with a log-density that needs no divergence.
 
-    dx = (v - g^2/2 s) dt + g dW and d log p = -(D f + g^2/2 |s|^2) dt + g <s, dW>, for v = u;
-    a guided v adds <v - u, s> dt. Made by `reverse_sde_ito`.
+    The step is dx = (v - g^2/2 s) dt + g dW, and the log-density changes by
+    d log p = (<v - u, s> - D f - g^2/2 |s|^2) dt + g <s, dW>. Made by `reverse_sde_ito`.
     """
 
     def step(self, drift: Sample, local: Local, dt: Scalar, dW: Sample) -> tuple[Sample, Array]:
+        """Return the whole step of the state and the `(n,)` gains of its log-densities."""
         g = jnp.sqrt(jnp.maximum(local.g2, 0))
         dx = (drift - 0.5 * local.g2 * local.score) * dt + g * dW
         rate = inner(drift - local.velocity, local.score) - local.x.size * local.f
@@ -192,5 +290,13 @@ class ReverseSDEIto:
 
 
 def reverse_sde_ito() -> ReverseSDEIto:
-    """Euler-Maruyama steps of the reverse SDE, log-density tracked without divergences."""
+    """Make the reverse SDE for Euler-Maruyama steps, tracked without divergences.
+
+    The tracking is that of Cartoonists (arXiv 2411.01293): in the Ito sense the Laplacian terms
+    cancel, d log p_t = -(D f + g^2/2 |s|^2) dt + g <s, dW>. It is cheap, but its bias is of the
+    order of the step. `reverse_sde` with a Stratonovich solver is more accurate.
+
+    Returns:
+        A noise term for Euler steps.
+    """
     return ReverseSDEIto()

@@ -1,4 +1,4 @@
-"""Numbers that vary with the noise level, as arrays: another schedule is not another program."""
+"""Functions of the log-SNR. Their numbers are arrays, so a changed number never recompiles."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from dgjax.typing import Scalar, as_float, concrete, register_dataclass
+from dgjax.typing import Scalar, as_float, concrete, register_dataclass, require
 
 __all__ = ["Schedule", "Window", "schedule", "window"]
 
@@ -14,24 +14,33 @@ __all__ = ["Schedule", "Window", "schedule", "window"]
 @register_dataclass
 @dataclass(frozen=True)
 class Schedule:
-    """A number as a function of log-SNR, linear between knots. Made by `schedule`."""
+    """A function of log-SNR, linear between knots and constant outside. Made by `schedule`.
+
+    Attributes:
+        knots: `(n,)` increasing log-SNRs.
+        values: `(n,)` values at the knots.
+    """
 
     knots: Float[Array, " n"]
     values: Float[Array, " n"]
 
     def __call__(self, logsnr: Scalar) -> Scalar:
+        """Return the value at `logsnr`."""
         return jnp.interp(logsnr, self.knots, self.values)
 
 
 def schedule(value: ArrayLike | Schedule, knots: ArrayLike | None = None) -> Schedule:
-    """`value` as a schedule: constant, or linear in log-SNR between `knots`.
+    """Make a schedule: a constant, or a function linear in log-SNR between `knots`.
 
     Args:
-        value: a number, or (n,) values at the knots, or a schedule, which is returned.
-        knots: (n,) increasing log-SNRs.
+        value: a number, or `(n,)` values at the knots, or a schedule, which is returned as it is.
+        knots: `(n,)` increasing log-SNRs.
+
+    Returns:
+        A function of log-SNR.
 
     Raises:
-        ValueError: if the knots do not increase or their number is not that of the values.
+        ValueError: if the knots do not increase, or their number differs from that of the values.
     """
     if isinstance(value, Schedule):
         return value
@@ -43,39 +52,58 @@ def schedule(value: ArrayLike | Schedule, knots: ArrayLike | None = None) -> Sch
     knots = as_float(knots)
     if knots.ndim != 1 or knots.shape != value.shape:
         raise ValueError(f"knots {knots.shape} and values {value.shape} must both be (n,)")
-    numbers = concrete(knots)
-    if numbers is not None and not (np.diff(numbers) > 0).all():
-        raise ValueError("knots must increase (they are log-SNRs, noise to data)")
+    require(
+        "knots",
+        knots,
+        "increase",
+        lambda knots: np.diff(knots) > 0,
+        fix="they are log-SNRs, which rise from noise to data",
+    )
     return Schedule(knots, value)
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class Window:
-    """`height` between two log-SNRs and 0 outside. Made by `window`."""
+    """`height` while low <= log-SNR < high, and 0 elsewhere. Made by `window`.
+
+    Attributes:
+        low: smallest log-SNR of the window.
+        high: log-SNR at which the window ends.
+        height: value inside the window.
+    """
 
     low: Scalar
     high: Scalar
     height: Scalar
 
     def __call__(self, logsnr: Scalar) -> Scalar:
+        """Return the value at `logsnr`."""
         return jnp.where((logsnr >= self.low) & (logsnr < self.high), self.height, 0.0)
 
 
 def window(
     height: ArrayLike = 1.0, *, low: ArrayLike = -jnp.inf, high: ArrayLike = jnp.inf
 ) -> Window:
-    """`height` while `low` <= log-SNR < `high`, 0 elsewhere: noise, or a guide, for some levels.
+    """Make a window: `height` while `low` <= log-SNR < `high`, and 0 elsewhere.
 
-    What acts 'early', near the prior, has only `high` set; 'late', near the data, only `low`.
+    It restricts noise or a guide to some noise levels. Set only `high` to act early in sampling,
+    near the prior; set only `low` to act late, near the data.
+
+    Args:
+        height: value inside the window, not negative.
+        low: smallest log-SNR of the window.
+        high: log-SNR at which the window ends.
+
+    Returns:
+        A function of log-SNR.
 
     Raises:
-        ValueError: if low >= high or the height is negative.
+        ValueError: if `low` >= `high` or the height is negative.
     """
     low, high, height = as_float(low), as_float(high), as_float(height)
-    a, b, h = concrete(low), concrete(high), concrete(height)
+    a, b = concrete(low), concrete(high)
     if a is not None and b is not None and not a < b:
-        raise ValueError(f"a window needs low < high (log-SNRs), got {a:g} and {b:g}")
-    if h is not None and not h >= 0:
-        raise ValueError(f"height must not be negative, got {h:g}")
+        raise ValueError(f"a window needs low < high (log-SNRs), got {a:g} and {b:g}; swap them")
+    require("height", height, "not be negative", lambda height: height >= 0)
     return Window(low, high, height)

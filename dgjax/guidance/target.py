@@ -1,4 +1,4 @@
-"""A guide that steers the tracked log-density to a target, along the course of a pilot run."""
+"""Guidance to a target log-density, in a closed loop with the tracked log-density."""
 
 from dataclasses import dataclass
 
@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from dgjax.guidance.density import with_score_weight
-from dgjax.model.field import Field, Local
-from dgjax.typing import Sample, Scalar, as_float, concrete, register_dataclass
+from dgjax.guidance.guide import ScoreWeightGuide
+from dgjax.model.field import Field
+from dgjax.model.local import Local
+from dgjax.typing import Scalar, as_float, register_dataclass, require
 
 __all__ = ["Profile", "TargetGuidance", "target_guidance"]
 
@@ -16,10 +17,12 @@ __all__ = ["Profile", "TargetGuidance", "target_guidance"]
 @register_dataclass
 @dataclass(frozen=True)
 class Profile:
-    """A pilot's course at q = 1/2, by log-SNR. Made by `targets.pilot`.
+    """Averages over the trajectories of an unguided pilot run. Made by `pilot`.
 
-    `ahead` is the log-density (of x/alpha) still to be gained, `curvature` is
-    -sigma^2 Lap log p; both averaged over the pilot's trajectories.
+    Attributes:
+        knots: `(n,)` increasing log-SNRs.
+        ahead: `(n,)` gain in the log-density of x/alpha from each knot to t_min, in nats.
+        curvature: `(n,)` values of -sigma^2 Lap log p.
     """
 
     knots: Float[Array, " n"]
@@ -29,15 +32,23 @@ class Profile:
 
 @register_dataclass
 @dataclass(frozen=True)
-class TargetGuidance:
-    r"""Closed loop to a target log-density at t_min. Made by `target_guidance`.
+class TargetGuidance(ScoreWeightGuide):
+    r"""Steer the tracked log-density to `target` at t_min. Made by `target_guidance`.
 
-    With n_L = -sigma^2 Lap log p, n_S = |sigma s|^2, l the tracked log-density and R the gain
-    that the pilot still had ahead here, scaled by n_L over the pilot's,
+    Let l be the tracked log-density, c the target, n_L = -sigma^2 Lap log p and n_S = |sigma s|^2
+    at the current point. R is the gain still expected: the pilot run's gain from here to t_min,
+    times n_L over the pilot run's n_L. The score weight is
 
         eta = 1 + clip(2 (c - l - R)/R n_L/n_S, -bound, bound).
 
-    Both l and c are taken of y = x/alpha, whose log-density has no volume term.
+    Here l and c are log-densities of y = x/alpha, so no change of volume by alpha enters.
+
+    Attributes:
+        target: log-density asked for at t_min, in nats.
+        profile: averages over a pilot run.
+        alpha_end: alpha at t_min.
+        bound: eta stays in [1 - bound, 1 + bound].
+        tolerance: nats per dimension within which the target counts as met.
     """
 
     target: Scalar
@@ -46,7 +57,8 @@ class TargetGuidance:
     bound: Scalar
     tolerance: Scalar
 
-    def _raw(self, local: Local) -> Scalar:
+    def weight_change(self, local: Local) -> Scalar:
+        """Return eta - 1 before the bound is applied."""
         size = local.x.size
         pilot = jnp.interp(local.logsnr, self.profile.knots, self.profile.curvature)
         ahead = jnp.interp(local.logsnr, self.profile.knots, self.profile.ahead)
@@ -54,21 +66,19 @@ class TargetGuidance:
         here = local.log_density + size * jnp.log(local.alpha)
         goal = self.target + size * jnp.log(self.alpha_end)
         missing = goal - here - ahead * curvature / pilot
-        # Nothing is ahead at t_min itself: over the pilot's last step the gain stays what it was,
-        # which a solver can follow, and what is still missing there is small.
+        # At t_min the expected gain is 0 and would be divided by. Over the last step of the pilot
+        # run it is kept at that step's gain: a solver can follow this, and little is missing then.
         least = jnp.abs(self.profile.ahead[-2])
         ahead = jnp.where(jnp.abs(ahead) < least, jnp.copysign(least, ahead), ahead)
         return 2 * missing * pilot / (ahead * local.sigma**2 * local.score_norm2)
 
-    def __call__(self, drift: Sample, local: Local) -> Sample:
-        eta = 1 + jnp.clip(self._raw(local), -self.bound, self.bound)
-        return with_score_weight(drift, local, eta)
-
-    def excess(self, local: Local) -> Scalar:
-        return jnp.maximum(jnp.abs(self._raw(local)) - self.bound, 0)
-
     def met(self, log_density: Scalar, size: int) -> Scalar:
-        """Whether the log-density reached at t_min is the one asked for."""
+        """Return whether `log_density` is within `tolerance * size` nats of the target.
+
+        Args:
+            log_density: the log-density reached at t_min, in nats.
+            size: number of elements D of one sample.
+        """
         return jnp.abs(log_density - self.target) <= self.tolerance * size
 
 
@@ -80,21 +90,24 @@ def target_guidance(
     bound: ArrayLike = 1.0,
     tolerance: ArrayLike = 0.01,
 ) -> TargetGuidance:
-    """Steers the tracked log p to `target` nats at the model's t_min.
+    """Make a guide that steers the tracked log p to `target` nats at the model's t_min.
 
     Args:
-        target: log-density asked for, in nats.
+        target: the log-density asked for, in nats.
         model: the field that will be sampled.
-        profile: from `pilot`, on the same path.
-        bound: the score weight eta stays within 1 +- bound; targets beyond it are not met.
+        profile: the result of `pilot` with this model.
+        bound: the score weight eta stays in [1 - bound, 1 + bound]. Targets that need more are
+            not met.
         tolerance: nats per dimension within which the target counts as met.
+
+    Returns:
+        A guide. Put it last: it keeps only the component of earlier guidance that is
+        perpendicular to the score.
 
     Raises:
         ValueError: if the target is not finite.
     """
     target = as_float(target)
-    numbers = concrete(target)
-    if numbers is not None and not np.isfinite(numbers).all():
-        raise ValueError(f"target must be finite nats, got {numbers}")
+    require("target", target, "be finite (in nats)", np.isfinite)
     alpha_end = model.path.alpha(model.t_min)
     return TargetGuidance(target, profile, alpha_end, as_float(bound), as_float(tolerance))

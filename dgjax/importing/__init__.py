@@ -1,1 +1,33 @@
-"""Models that other libraries trained, as dgjax's own: weights, names, schedules."""
+"""Models that diffusers or EDM trained, read as models of this library.
+
+    from dgjax.checkpoints.checkpoint import save
+    from dgjax.importing import fetch, import_diffusers
+
+    found = import_diffusers(fetch("google/ddpm-cifar10-32"))
+    save("models/cifar10", found.model, found.meta, autoencoder=found.autoencoder, dtype=None)
+
+`import_edm` does the same for EDM's networks, and `is_edm` tells the two kinds of folders apart.
+`found.model` is a `dgjax.Field` with NumPy weights in the precision of their files. It can be used
+without a checkpoint, too: `jax.tree.map(jnp.asarray, found.model)` puts the weights on the device.
+
+`open_weights` and `load_state_dict` read PyTorch weights into any Flax network whose attributes
+have the same names.
+"""
+
+from dgjax.importing.diffusers import import_diffusers
+from dgjax.importing.edm import import_edm, is_edm
+from dgjax.importing.hub import fetch
+from dgjax.importing.model_folder import Imported
+from dgjax.importing.state_dict import load_state_dict
+from dgjax.importing.weights import StoredArray, open_weights
+
+__all__ = [
+    "Imported",
+    "StoredArray",
+    "fetch",
+    "import_diffusers",
+    "import_edm",
+    "is_edm",
+    "load_state_dict",
+    "open_weights",
+]

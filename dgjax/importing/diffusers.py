@@ -1,5 +1,6 @@
-"""Folders that diffusers saved, as dgjax's own models."""
+"""Import models that diffusers saved: pipelines, or networks with a scheduler."""
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,30 +8,27 @@ from typing import Any, NamedTuple
 from flax import nnx
 
 from dgjax.checkpoints.checkpoint import PIXELS, Meta
-from dgjax.checkpoints.spec import (
-    ModelSpec,
-    build,
-    build_autoencoder,
-    build_network,
-    unknown_name,
-)
-from dgjax.importing.autoencoder import read_autoencoder
-from dgjax.importing.dit import read_dit, stored_positions
-from dgjax.importing.folder import Imported, card_licence, read_json
-from dgjax.importing.names import fill
-from dgjax.importing.schedulers import Process, read_scheduler
-from dgjax.importing.unet2d import RENAMES, read_unet2d
+from dgjax.checkpoints.spec import ModelSpec, build, build_autoencoder, build_network
+from dgjax.configuration import unknown_name
+from dgjax.importing.diffusers_autoencoder import read_autoencoder
+from dgjax.importing.diffusers_dit import read_dit, stored_positions
+from dgjax.importing.diffusers_schedulers import Process, read_scheduler
+from dgjax.importing.diffusers_unet2d import RENAMES, read_unet2d
+from dgjax.importing.model_folder import Imported, card_licence, read_json
+from dgjax.importing.state_dict import load_state_dict
 from dgjax.importing.weights import open_weights
 
 __all__ = ["ARCHITECTURES", "Architecture", "import_diffusers"]
 
 
 class Architecture(NamedTuple):
-    """How a class of diffusers' becomes a network of dgjax's.
+    """The import of one network class of diffusers.
 
-    `read` makes of its config the shape of one sample, the network of a `ModelSpec` and the
-    clock that it is told; `renames` and, of shape and network, `constants` are those of
-    `dgjax.importing.names.fill`.
+    Attributes:
+        read: maps the content of config.json to the shape of one sample, the `network` of a
+            `ModelSpec`, and the time that the network takes ("time_step" or "noise_level").
+        renames: argument of `load_state_dict`.
+        constants: maps shape and network to this argument of `load_state_dict`.
     """
 
     read: Callable[[Mapping[str, Any]], tuple[tuple[int, ...], dict[str, Any], str]]
@@ -45,66 +43,75 @@ ARCHITECTURES: dict[str, Architecture] = {
     "DiTTransformer2DModel": Architecture(read_dit, constants=stored_positions),
     "Transformer2DModel": Architecture(read_dit, constants=stored_positions),  # its older name
 }
-CLOCKS = {"step": "numbers of time steps", "level": "noise levels"}
-PARTS = ("unet", "transformer")  # what pipelines call their network
+TIMES = {"time_step": "time steps", "noise_level": "noise levels"}
+NETWORK_PARTS = ("unet", "transformer")  # names of the network in pipelines
 OTHER_PARTS = ("scheduler", "vae")
 
 
 def import_diffusers(
-    folder: Path, *, scheduler: Path | None = None, licence: str | None = None, source: str = ""
+    folder: str | os.PathLike,
+    *,
+    scheduler: str | os.PathLike | None = None,
+    licence: str | None = None,
+    source: str = "",
 ) -> Imported:
-    """The model in a folder of diffusers': a pipeline, or a network alone with a `scheduler`.
+    """Import a model that diffusers saved.
 
-    Weights keep their precision and are read one array at a time into a network of which no
-    weight is drawn.
+    Weights keep their precision. They are read one array at a time, and no initial weights are
+    drawn.
 
     Args:
-        folder: with model_index.json, or with the config.json of a network.
-        scheduler: a scheduler's config or its folder, instead of the pipeline's.
-        licence: in one line; that of the model card unless given.
-        source: where the model came from, for its checkpoint; the folder unless given.
+        folder: folder of a pipeline (with model_index.json) or of a network (with config.json).
+        scheduler: the scheduler's config file or folder; needed for a network alone, and in place
+            of the scheduler of a pipeline.
+        licence: licence of the model in one line; unless given, that of the model card.
+        source: where the model came from, for the record; unless given, the folder.
+
+    Returns:
+        The model, with its autoencoder if it is one of latents.
 
     Raises:
-        ValueError: saying which part is missing, damaged, unknown here or does not fit another.
+        ValueError: if a part is missing, damaged, not supported or does not fit another; the
+            message names it.
     """
+    folder = Path(folder)
     index = read_json(folder / "model_index.json") if _has_index(folder) else {}
-    place = _network_folder(folder, index)
-    config = read_json(place / "config.json")
+    network_folder = _network_folder(folder, index)
+    config = read_json(network_folder / "config.json")
     kind = str(config.get("_class_name"))
     if config.get("cross_attention_dim") is not None:
         raise ValueError(
-            f"{kind} attends to a text or the like (cross_attention_dim), which is not read here: "
-            "models without a condition, or of classes, are"
+            f"{kind} attends to a text or another sequence (cross_attention_dim), which is not "
+            "supported: import a model without a condition, or with class labels"
         )
     if kind not in ARCHITECTURES:
         raise unknown_name("network", kind, ARCHITECTURES)
     architecture = ARCHITECTURES[kind]
-    name, process = _read_process(folder, scheduler)
-    shape, network, clock = architecture.read(config)
-    if clock != process.clock:
+    name, process = _read_process(folder, None if scheduler is None else Path(scheduler))
+    shape, network, time = architecture.read(config)
+    if time != process.time:
         raise ValueError(
-            f"{name} and this {kind} do not belong together: the network is told {CLOCKS[clock]} "
-            f"and the scheduler has {CLOCKS[process.clock]}; name the right one by --scheduler"
+            f"{name} and this {kind} do not belong together: the network takes {TIMES[time]} and "
+            f"the scheduler has {TIMES[process.time]}; pass the right one as scheduler"
         )
     spec = ModelSpec(
         shape, network, process.path, process.parametrization, process.t_min, process.t_max
     )
-    pictures = _read_pictures(folder, index, shape)
+    autoencoder_spec = _read_autoencoder_spec(folder, index, shape)
     like = nnx.eval_shape(lambda: build_network(spec))
-    weights = fill(
+    weights = load_state_dict(
         like,
-        open_weights(place),
-        f"the {kind} in {place}",
+        open_weights(network_folder),
+        f"the {kind} in {network_folder}",
         renames=architecture.renames,
         constants=architecture.constants(shape, network),
     )
     autoencoder = None
-    if pictures != PIXELS:
-        place = folder / "vae"
-        autoencoder = fill(
-            nnx.eval_shape(lambda: build_autoencoder(pictures, shape)),
-            open_weights(place),
-            f"the autoencoder in {place}",
+    if autoencoder_spec != PIXELS:
+        autoencoder = load_state_dict(
+            nnx.eval_shape(lambda: build_autoencoder(autoencoder_spec, shape)),
+            open_weights(folder / "vae"),
+            f"the autoencoder in {folder / 'vae'}",
             renames=RENAMES,
         )
     meta = Meta(
@@ -114,7 +121,7 @@ def import_diffusers(
         licence=licence or card_licence(folder) or "not stated",
         steps=0,
         source=source or str(folder),
-        autoencoder=pictures,
+        autoencoder=autoencoder_spec,
         labels=_read_labels(index, network.get("num_classes")),
     )
     return Imported(build(spec, weights), autoencoder, meta, kind, name, process.notes)
@@ -127,27 +134,27 @@ def _has_index(folder: Path) -> bool:
 
 
 def _network_folder(folder: Path, index: Mapping[str, Any]) -> Path:
-    """Where the network is: a pipeline's part, or the folder itself, as in the oldest ones."""
+    """Return the folder of the network: a part of a pipeline or, in the oldest ones, `folder`."""
     if not index:
         return folder
     for part, value in index.items():
-        if part not in (*PARTS, *OTHER_PARTS) and isinstance(value, list) and any(value):
+        if part not in (*NETWORK_PARTS, *OTHER_PARTS) and isinstance(value, list) and any(value):
             raise ValueError(
                 f"the pipeline {index.get('_class_name')} has a part {part!r} ({value[-1]}), which "
-                "is not read here: the model would be another without it"
+                "is not supported, and without which it would be another model"
             )
-    parts = [part for part in PARTS if part in index]
+    parts = [part for part in NETWORK_PARTS if part in index]
     if len(parts) != 1:
         raise ValueError(
             f"the pipeline {index.get('_class_name')} has {len(parts)} networks called "
-            f"{' or '.join(PARTS)}, where one is wanted"
+            f"{' or '.join(NETWORK_PARTS)}, and only pipelines with one are supported"
         )
     inside = folder / parts[0]
     return inside if inside.is_dir() else folder
 
 
 def _read_labels(index: Mapping[str, Any], classes: int | None) -> tuple[str, ...]:
-    """Names of the classes where the pipeline says all of them."""
+    """Return the names of the classes, or none unless the pipeline names every class."""
     names = index.get("id2label")
     if classes is None or not isinstance(names, dict):
         return ()
@@ -155,10 +162,10 @@ def _read_labels(index: Mapping[str, Any], classes: int | None) -> tuple[str, ..
     return tuple(map(str, found)) if None not in found else ()
 
 
-def _read_pictures(
+def _read_autoencoder_spec(
     folder: Path, index: Mapping[str, Any], shape: tuple[int, ...]
 ) -> dict[str, Any]:
-    """The pipeline's autoencoder as `dgjax.checkpoints.checkpoint.Meta` describes it."""
+    """Return the pipeline's autoencoder as `dgjax.checkpoints.Meta` describes it."""
     if not any(index.get("vae") or ()):
         return dict(PIXELS)
     config = read_json(folder / "vae" / "config.json")
@@ -173,14 +180,14 @@ def _read_pictures(
 
 
 def _read_process(folder: Path, scheduler: Path | None) -> tuple[str, Process]:
-    """Class and process of the scheduler: the one given, or the one in the folder."""
+    """Return class and process of the given scheduler, or of the one in the folder."""
     if scheduler is None:
         inside = folder / "scheduler"
         file = (inside if inside.is_dir() else folder) / "scheduler_config.json"
         if not file.is_file():
             raise ValueError(
                 f"{folder} has no scheduler/scheduler_config.json, which says how much noise the "
-                "network was trained on: give one by --scheduler"
+                "network was trained on: pass the scheduler's config as scheduler"
             )
     else:
         file = scheduler / "scheduler_config.json" if scheduler.is_dir() else scheduler

@@ -1,10 +1,11 @@
-"""Networks of Karras et al. 2022 (EDM): a state dict with a small config.json beside it.
+"""Import networks of EDM (arXiv 2206.00364): weights with a config.json beside them.
 
-What a network is made of is read from the names and shapes of its weights. The config says which
-preconditioning they were trained in, and must not contradict them.
+The structure of a network is read from the names and shapes of its weights. The config says in
+which preconditioning the network was trained, and must not contradict the weights.
 """
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,50 +14,64 @@ import numpy as np
 from flax import nnx
 
 from dgjax.checkpoints.checkpoint import Meta
-from dgjax.checkpoints.spec import ModelSpec, build, build_network, unknown_name
+from dgjax.checkpoints.spec import ModelSpec, build, build_network
+from dgjax.configuration import unknown_name
 from dgjax.importing.edm_structure import read_structure
-from dgjax.importing.folder import Imported, card_licence, read_json
-from dgjax.importing.names import fill
+from dgjax.importing.model_folder import Imported, card_licence, read_json
+from dgjax.importing.state_dict import load_state_dict
 from dgjax.importing.weights import open_weights
 
 __all__ = ["import_edm", "is_edm"]
 
 KINDS = {"song_unet": "SongUNet", "dhariwal_unet": "DhariwalUNet"}
-# Of training, or of how EDM runs a network: they make no other model of it.
-HABITS = {"dropout", "label_dropout", "use_fp16", "checkpoint_level", "epsilon_t", "M"}
-LEVELS = (0.002, 80.0)  # noise levels of EDM's samplers, where a config states none
+# Ignored: settings of training and sampling, which do not change the model.
+IGNORED = {"dropout", "label_dropout", "use_fp16", "checkpoint_level", "epsilon_t", "M"}
+SIGMA_RANGE = (0.002, 80.0)  # least and greatest sigma of EDM's samplers, if a config has none
 
 
-def is_edm(folder: Path) -> bool:
-    """Whether the folder has a config of EDM's."""
-    if not (folder / "config.json").is_file():
+def is_edm(folder: str | os.PathLike) -> bool:
+    """Return whether a folder holds a network of EDM, judged by its config.json.
+
+    Raises:
+        ValueError: if config.json is damaged.
+    """
+    file = Path(folder) / "config.json"
+    if not file.is_file():
         return False
-    config = read_json(folder / "config.json")
+    config = read_json(file)
     return config.get("model_type") in KINDS.values() or "precond" in config
 
 
-def import_edm(folder: Path, *, licence: str | None = None, source: str = "") -> Imported:
-    """The model in a folder with weights and the config.json that EDM's own `init_kwargs` make.
+def import_edm(
+    folder: str | os.PathLike, *, licence: str | None = None, source: str = ""
+) -> Imported:
+    """Import a network of EDM.
 
-    Weights keep their precision and are read one array at a time.
+    Weights keep their precision, and are read one array at a time.
 
     Args:
-        folder: with config.json and weights as `dgjax.importing.weights.open_weights` takes them.
-        licence: in one line; that of the model card unless given.
-        source: where the model came from, for its checkpoint; the folder unless given.
+        folder: folder with weights (see `open_weights`) and a config.json: `init_kwargs` of EDM's
+            network, and its preconditioning as `precond`.
+        licence: licence of the model in one line; unless given, that of the model card.
+        source: where the model came from, for the record; unless given, the folder.
+
+    Returns:
+        The model, without an autoencoder.
 
     Raises:
-        ValueError: saying what is missing, damaged, unknown here or contradicts the weights.
+        ValueError: if something is missing, damaged, not supported or contradicts the weights; the
+            message names it.
     """
+    folder = Path(folder)
     config = dict(read_json(folder / "config.json"))
     what = f"the EDM network in {folder}"
     weights = {name.removeprefix("model."): w for name, w in open_weights(folder).items()}
     shape, network, renames, constants = read_structure(weights, what)
     precond, process = _process(config)
-    _compare(config, shape, network)
+    _check_config(config, shape, network)
     spec = ModelSpec(shape, network, **process)
     like = nnx.eval_shape(lambda: build_network(spec))
-    filled = fill(like, weights, what, renames=renames, constants=constants)
+    loaded = load_state_dict(like, weights, what, renames=renames, constants=constants)
     meta = Meta(
         model=spec,
         dataset="not stated",
@@ -65,16 +80,19 @@ def import_edm(folder: Path, *, licence: str | None = None, source: str = "") ->
         steps=0,
         source=source or str(folder),
     )
-    return Imported(build(spec, filled), None, meta, KINDS[network["kind"]], precond, ())
+    return Imported(build(spec, loaded), None, meta, KINDS[network["kind"]], precond, ())
 
 
 def _process(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The preconditioning's name; path, parametrization and range. Takes its keys from `config`."""
+    """Return the preconditioning's name and, for a `ModelSpec`, path, parametrization and range.
+
+    The settings that are read are removed from `config`.
+    """
     precond = config.pop("precond", "EDMPrecond" if "sigma_data" in config else None)
     if precond is None:
         raise ValueError(
             "config.json does not say in which preconditioning the network was trained: add "
-            '"precond": "EDMPrecond" or "VPPrecond"'
+            '"precond": "EDMPrecond" or "precond": "VPPrecond"'
         )
     if precond == "EDMPrecond":
         low, high = _number(config, "sigma_min", 0.0), _number(config, "sigma_max", math.inf)
@@ -82,22 +100,23 @@ def _process(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         return precond, {
             "path": {"kind": "edm"},
             "parametrization": {"kind": "preconditioned", "sigma_data": data},
-            "t_min": low if low > 0 else LEVELS[0],
-            "t_max": high if math.isfinite(high) else LEVELS[1],
+            "t_min": low if low > 0 else SIGMA_RANGE[0],
+            "t_max": high if math.isfinite(high) else SIGMA_RANGE[1],
         }
     if precond == "VPPrecond":
-        # Its network is told (M - 1) t and predicts the noise: the same path in that clock.
+        # The network takes (M - 1) t and predicts the noise. The model's time is (M - 1) t, too,
+        # which divides the slope of beta by (M - 1)^2 and its start by M - 1.
         slope, start = _number(config, "beta_d", 19.9), _number(config, "beta_min", 0.1)
-        clock, first = _number(config, "M", 1000.0) - 1, _number(config, "epsilon_t", 1e-5)
+        rate, first = _number(config, "M", 1000.0) - 1, _number(config, "epsilon_t", 1e-5)
         return precond, {
             "path": {
                 "kind": "vp",
-                "beta_min": start / clock,
-                "beta_max": start / clock + slope / clock**2,
+                "beta_min": start / rate,
+                "beta_max": start / rate + slope / rate**2,
             },
             "parametrization": {"kind": "noise"},
-            "t_min": clock * first,
-            "t_max": clock,
+            "t_min": rate * first,
+            "t_max": rate,
         }
     raise unknown_name("preconditioning", str(precond), ["EDMPrecond", "VPPrecond"])
 
@@ -109,10 +128,12 @@ def _number(config: dict[str, Any], key: str, default: float) -> float:
     return float(value)
 
 
-def _compare(config: Mapping[str, Any], shape: tuple[int, ...], network: dict[str, Any]) -> None:
-    """Raise a ValueError if the config says other than the weights, or what is unknown here."""
-    stated = {key: value for key, value in config.items() if key not in HABITS}
-    there = {
+def _check_config(
+    config: Mapping[str, Any], shape: tuple[int, ...], network: dict[str, Any]
+) -> None:
+    """Raise a ValueError if a setting is unknown or contradicts the weights."""
+    stated = {key: value for key, value in config.items() if key not in IGNORED}
+    read = {
         **network,
         "model_type": KINDS[network["kind"]],
         "img_resolution": shape[0],
@@ -122,25 +143,25 @@ def _compare(config: Mapping[str, Any], shape: tuple[int, ...], network: dict[st
         "label_dim": network["num_classes"] or 0,
         "augment_dim": network["augment_dim"] or 0,
     }
-    del there["kind"], there["num_classes"]
-    # Any multiple of a filter is the same one, and a config may name resolutions that are not met.
-    if "resample_filter" in stated and "resample_filter" in there:
-        stated["resample_filter"] = _shares(stated["resample_filter"])
-        there["resample_filter"] = _shares(there["resample_filter"])
+    del read["kind"], read["num_classes"]
+    # A filter counts up to its sum, and a config may list resolutions that the network has not.
+    if "resample_filter" in stated and "resample_filter" in read:
+        stated["resample_filter"] = _normalized(stated["resample_filter"])
+        read["resample_filter"] = _normalized(read["resample_filter"])
     if isinstance(stated.get("attn_resolutions"), list):
-        met = [shape[0] >> level for level in range(len(network["channel_mult"]))]
-        stated["attn_resolutions"] = [n for n in met if n in stated["attn_resolutions"]]
+        sizes = [shape[0] >> level for level in range(len(network["channel_mult"]))]
+        stated["attn_resolutions"] = [n for n in sizes if n in stated["attn_resolutions"]]
     for key, value in stated.items():
-        if key not in there:
-            raise unknown_name("setting of EDM's networks", key, [*there, *HABITS])
-        if value != there[key]:
+        if key not in read:
+            raise unknown_name("setting of EDM's networks", key, [*read, *IGNORED])
+        if value != read[key]:
             raise ValueError(
                 f"config.json does not fit the weights: it has {key} = {value!r}, they have "
-                f"{there[key]!r}"
+                f"{read[key]!r}"
             )
 
 
-def _shares(row: Any) -> list[float]:
+def _normalized(row: Any) -> list[float]:
     try:
         numbers = np.asarray(row, float)
         return (numbers / numbers.sum()).round(6).tolist()

@@ -1,10 +1,11 @@
-"""Files of weights as a mapping from names to arrays, of which one is read at a time.
+"""Open files of weights as mappings from names to arrays that are read one at a time.
 
-Nothing here executes what a file says: safetensors holds numbers only, and PyTorch's own files
-are read by its loader for weights alone. Pickles of whole programs are refused.
+Nothing in a file is ever run: safetensors holds numbers only, and PyTorch's files are read by its
+loader for weights alone. Pickles, which can hold programs, are refused.
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,12 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-__all__ = ["Stored", "open_weights"]
+__all__ = ["TORCH_ENDINGS", "StoredArray", "open_weights"]
 
-STANDARD = ("diffusion_pytorch_model", "model", "pytorch_model")  # names that libraries save under
+# File names, without ending, under which libraries save weights.
+STANDARD_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
 INDEX = ".index.json"
-TORCH = (".bin", ".pt", ".pth", ".ckpt")
-# As safetensors calls what networks are stored in. Eight-bit weights need their scales besides.
+# Endings of PyTorch's files.
+TORCH_ENDINGS = (".bin", ".pt", ".pth", ".ckpt")
+# By safetensors' names. Eight-bit weights are not among them: they need scales, too.
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype("float64"),
     "F32": np.dtype("float32"),
@@ -33,8 +36,14 @@ DTYPES: dict[str, np.dtype] = {
 
 
 @dataclass(frozen=True)
-class Stored:
-    """An array in a file: its shape and dtype are known, and `np.asarray` reads it."""
+class StoredArray:
+    """An array in a file, which `np.asarray` reads.
+
+    Attributes:
+        shape: shape of the array, known without reading it.
+        dtype: dtype of the array, known without reading it.
+        read: reads the array.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -44,15 +53,22 @@ class Stored:
         return self.read().astype(dtype or self.dtype, copy=False)
 
 
-def open_weights(source: Path) -> Mapping[str, Stored]:
-    """The arrays in a file, in a folder, or in the files that an index in a folder names.
+def open_weights(source: str | os.PathLike) -> Mapping[str, StoredArray]:
+    """Open the weights in a file, in a folder, or in the files that an index lists.
 
-    In a folder safetensors come before PyTorch's files, and standard names before others.
+    In a folder, safetensors are preferred to PyTorch's files, and standard names to others.
+
+    Args:
+        source: a file, or a folder.
+
+    Returns:
+        The arrays by their names. They are read when they are converted to NumPy arrays.
 
     Raises:
-        ValueError: if there is nothing to read, more than one candidate, a part is missing or
-            damaged, or a file could only be read by running what is in it.
+        ValueError: if there are no weights or several candidates, a part is missing or damaged, or
+            a file is a pickle, which could only be read by running what is in it.
     """
+    source = Path(source)
     file = _choose(source) if source.is_dir() else source
     if not file.is_file():
         raise ValueError(f"there are no weights at {file}")
@@ -62,90 +78,95 @@ def open_weights(source: Path) -> Mapping[str, Stored]:
 
 
 def _choose(folder: Path) -> Path:
-    for endings in ((f".safetensors{INDEX}", ".safetensors"), (f".bin{INDEX}", *TORCH)):
+    for endings in ((f".safetensors{INDEX}", ".safetensors"), (f".bin{INDEX}", *TORCH_ENDINGS)):
         files = sorted(f for f in folder.iterdir() if f.name.endswith(endings))
-        for name in (name + ending for name in STANDARD for ending in endings):
+        for name in (name + ending for name in STANDARD_NAMES for ending in endings):
             if folder / name in files:
                 return folder / name
         if len(files) == 1:
             return files[0]
         if files:
             names = ", ".join(f.name for f in files)
-            raise ValueError(f"{folder} has several files of weights: name one of {names}")
+            raise ValueError(f"{folder} has several files of weights: keep one of {names}")
     pickles = sorted(folder.glob("*.pkl"))
     if pickles:
         raise _pickled(pickles[0])
-    raise ValueError(f"{folder} has no weights: no *.safetensors, nor {', '.join(TORCH)}")
+    raise ValueError(
+        f"{folder} has no weights: no file ends in .safetensors, {', '.join(TORCH_ENDINGS)}"
+    )
 
 
-def _open_shards(index: Path) -> dict[str, Stored]:
+def _open_shards(index: Path) -> dict[str, StoredArray]:
     try:
-        places = json.loads(index.read_text())["weight_map"]
-        names = sorted(set(places.values()))
+        files = json.loads(index.read_text())["weight_map"]
+        names = sorted(set(files.values()))
         if not all(Path(name).name == name for name in names):
             raise ValueError("it names files outside its folder")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is no index of weights: {_one_line(error)}") from error
-    found: dict[str, Stored] = {}
+        raise ValueError(f"{index} is not an index of weights: {_one_line(error)}") from error
+    found: dict[str, StoredArray] = {}
     for name in names:
         if not (index.parent / name).is_file():
             raise ValueError(f"{index.name} names {name}, which is not in {index.parent}")
         part = _open_file(index.parent / name)
-        wrong = sorted(part.keys() ^ {key for key, place in places.items() if place == name})
+        wrong = sorted(part.keys() ^ {key for key, file in files.items() if file == name})
         if wrong:
             raise ValueError(
-                f"{name} does not hold what {index.name} says: {wrong[0]!r} is in one only"
+                f"{name} does not hold what {index.name} says: {wrong[0]!r} is in one of them only"
             )
         found |= part
     return found
 
 
-def _open_file(file: Path) -> dict[str, Stored]:
+def _open_file(file: Path) -> dict[str, StoredArray]:
     if file.suffix == ".safetensors":
         return _open_safetensors(file)
-    if file.suffix in TORCH:
+    if file.suffix in TORCH_ENDINGS:
         return _open_torch(file)
     if file.suffix in (".pkl", ".pickle"):
         raise _pickled(file)
-    raise ValueError(f"{file} is not of a kind that holds weights: .safetensors or {TORCH}")
+    raise ValueError(
+        f"{file} is not a file of weights: its name must end in .safetensors or one of "
+        f"{', '.join(TORCH_ENDINGS)}"
+    )
 
 
 def _pickled(file: Path) -> ValueError:
     return ValueError(
-        f"{file} is a pickle, which runs code of its author's when it is read: load it where you "
-        "trust it, and write its state_dict by safetensors.torch.save_file"
+        f"{file} is a pickle, and reading it runs code of its author: load it where you trust it, "
+        "and save its state_dict with safetensors.torch.save_file"
     )
 
 
-def _open_safetensors(file: Path) -> dict[str, Stored]:
+def _open_safetensors(file: Path) -> dict[str, StoredArray]:
     try:
         with safe_open(file, "np") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
             facts = {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is damaged or no safetensors: {_one_line(error)}") from error
+        raise ValueError(f"{file} is damaged or not safetensors: {_one_line(error)}") from error
     found = {}
     for name, (shape, dtype) in facts.items():
         if dtype not in DTYPES:
             raise ValueError(
-                f"{file} holds {name} as {dtype}, and only {', '.join(DTYPES)} are read"
+                f"{file} holds {name} as {dtype}, and only {', '.join(DTYPES)} are supported"
             )
-        found[name] = Stored(shape, DTYPES[dtype], partial(_read_tensor, file, name))
+        found[name] = StoredArray(shape, DTYPES[dtype], partial(_read_tensor, file, name))
     return found
 
 
 def _read_tensor(file: Path, name: str) -> np.ndarray:
-    # Opened anew: what an open file has mapped of it stays in memory.
+    # A file that stays open would keep in memory what has been read of it.
     with safe_open(file, "np") as opened:
         return opened.get_tensor(name)
 
 
-def _open_torch(file: Path) -> dict[str, Stored]:
+def _open_torch(file: Path) -> dict[str, StoredArray]:
     try:
         import torch
     except ImportError:
         raise ValueError(
-            f"{file} takes PyTorch to read: pip install 'dgjax[torch]', or convert it to "
+            f"reading {file} needs PyTorch: pip install 'dgjax[torch]', or convert it to "
             "safetensors"
         ) from None
     load = partial(torch.load, file, map_location="cpu", weights_only=True)
@@ -163,7 +184,7 @@ def _open_torch(file: Path) -> dict[str, Stored]:
 
 
 def _state_dict(file: Path, content: Any) -> dict[str, Any]:
-    """The one table of tensors: the content itself or, in a file of a training run, a part."""
+    """Return the table of tensors: the content itself or, in a file of a training run, a part."""
     import torch
 
     def is_weights(part: Any) -> bool:
@@ -179,27 +200,27 @@ def _state_dict(file: Path, content: Any) -> dict[str, Any]:
     tables = [name for name, part in parts.items() if is_weights(part)]
     if len(tables) != 1:
         raise ValueError(
-            f"{file} holds {len(tables)} tables of weights ({', '.join(map(str, tables))}) where "
-            "one is wanted: save the one you mean by safetensors.torch.save_file"
+            f"{file} holds {len(tables)} tables of weights ({', '.join(map(str, tables))}) instead "
+            "of one: save the right one with safetensors.torch.save_file"
         )
     return content[tables[0]]
 
 
-def _torch_array(name: str, tensor: Any) -> Stored:
+def _torch_array(name: str, tensor: Any) -> StoredArray:
     import torch
 
     half = tensor.dtype == torch.bfloat16
 
     def read() -> np.ndarray:
-        if half:  # NumPy's own kinds do not include it
+        if half:  # torch cannot convert it, since NumPy has no bfloat16 of its own
             return tensor.contiguous().view(torch.uint16).numpy().view(jnp.bfloat16)
         return tensor.numpy()
 
     kind = str(tensor.dtype).removeprefix("torch.")
     known = {dtype.name: dtype for dtype in DTYPES.values()}
     if kind not in known:
-        raise ValueError(f"{name} is stored as {kind}, and only {', '.join(known)} are read")
-    return Stored(tuple(tensor.shape), known[kind], read)
+        raise ValueError(f"{name} is stored as {kind}, and only {', '.join(known)} are supported")
+    return StoredArray(tuple(tensor.shape), known[kind], read)
 
 
 def _one_line(error: Exception) -> str:

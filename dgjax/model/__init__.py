@@ -1,1 +1,1 @@
-"""Models: paths, networks' predictions, fields, closed forms and divergences."""
+"""Models: paths, parametrizations of networks, fields, closed forms and divergence estimators."""

@@ -1,9 +1,9 @@
-"""Fields whose density is known in closed form at every noise level, under every path.
+"""Gaussian mixtures: models whose density is known in closed form at every noise level.
 
-Noise of standard deviation w turns a Gaussian mixture into a Gaussian mixture, so its
-log-density, score, Laplacian and denoiser are all elementary. Covariances are stored as a few
-directions with their variances and one variance for all the others; no directions and one
-component per image is the kernel density of a data set.
+A Gaussian mixture plus Gaussian noise is again a Gaussian mixture, so its log-density, score,
+Laplacian and denoiser have closed forms. A covariance is stored as a few directions with their
+variances, and one variance for all directions perpendicular to them. A mixture without stored
+directions and with one component per image is the kernel density of a data set.
 """
 
 from dataclasses import dataclass, field, replace
@@ -17,7 +17,7 @@ from dgjax.model.field import Field
 from dgjax.model.field import field as make_field
 from dgjax.model.parametrization import Pair
 from dgjax.model.paths import Path, edm, logsnr
-from dgjax.typing import Sample, Scalar, as_float, concrete, register_dataclass
+from dgjax.typing import Sample, Scalar, as_float, concrete, register_dataclass, require
 
 __all__ = [
     "GaussianMixture",
@@ -32,10 +32,18 @@ __all__ = [
 @register_dataclass
 @dataclass(frozen=True)
 class GaussianMixture:
-    """Sum_k weight_k N(mean_k, U_k diag(variances_k) U_k^T + rest_k (I - U_k U_k^T)).
+    """A mixture of Gaussians N(mean_k, U_k diag(variances_k) U_k^T + rest_k (I - U_k U_k^T)).
 
-    Made by `gaussian`, `gaussian_mixture` or `kernel_density`. Methods take one sample y of the
-    mixture's shape with noise of standard deviation w added to the data.
+    Made by `gaussian`, `gaussian_mixture` or `kernel_density`. The methods evaluate the density of
+    data plus noise of standard deviation w, at one point y.
+
+    Attributes:
+        log_weights: `(K,)` logarithms of the weights, which sum to 1.
+        means: `(K, D)`.
+        basis: `(K, D, R)` orthonormal directions U_k.
+        variances: `(K, R)` variances along these directions.
+        rest: `(K,)` variances along all other directions.
+        shape: shape of one sample, with D elements.
     """
 
     log_weights: Float[Array, " k"]
@@ -47,19 +55,22 @@ class GaussianMixture:
 
     @property
     def _others(self) -> int:
+        """Number of directions outside the basis."""
         return self.means.shape[1] - self.basis.shape[2]
 
     def _split(self, y: Sample, w: Scalar):
-        """Offsets from each mean, along the basis and outside it, and the noisy variances."""
+        """Return y - mean_k along and outside the basis, and the variances of both parts."""
         if y.shape != self.shape:
-            raise ValueError(f"x has shape {y.shape} and this mixture lives in {self.shape}")
+            raise ValueError(
+                f"x has shape {y.shape}, but this mixture has samples of shape {self.shape}"
+            )
         offset = y.reshape(1, -1) - self.means
         along = jnp.einsum("kdr,kd->kr", self.basis, offset)
         inside = self.variances + w**2
         if self._others:
             outside = offset - jnp.einsum("kdr,kr->kd", self.basis, along)
             rest = self.rest + w**2
-        else:  # nothing is outside a full basis, and rounding must not be divided by w^2
+        else:  # outside a full basis there is only rounding, which w^2 must not divide
             outside, rest = jnp.zeros_like(offset), jnp.ones_like(self.rest)
         return along, outside, inside, rest
 
@@ -70,31 +81,53 @@ class GaussianMixture:
         return self.log_weights - 0.5 * (square + logdet + size * jnp.log(2 * jnp.pi))
 
     def log_density(self, y: Sample, w: Scalar) -> Scalar:
-        """log-density of data plus noise, in nats."""
+        """Return the log-density at y of data plus noise, in nats.
+
+        Args:
+            y: one sample.
+            w: standard deviation of the noise.
+        """
         return jax.nn.logsumexp(self._log_terms(*self._split(y, w)))
 
     def _component_scores(self, along, outside, inside, rest) -> Float[Array, "k d"]:
         return -jnp.einsum("kdr,kr->kd", self.basis, along / inside) - outside / rest[:, None]
 
     def score(self, y: Sample, w: Scalar) -> Sample:
-        """Gradient of `log_density` in y."""
+        """Return the gradient of `log_density` in y.
+
+        Args:
+            y: one sample.
+            w: standard deviation of the noise.
+        """
         parts = self._split(y, w)
         weights = jax.nn.softmax(self._log_terms(*parts))
         return (weights @ self._component_scores(*parts)).reshape(self.shape)
 
     def laplacian(self, y: Sample, w: Scalar) -> Scalar:
-        """Laplacian of `log_density` in y."""
+        """Return the Laplacian of `log_density` in y.
+
+        Args:
+            y: one sample.
+            w: standard deviation of the noise.
+        """
         parts = self._split(y, w)
         _, _, inside, rest = parts
         weights = jax.nn.softmax(self._log_terms(*parts))
         scores = self._component_scores(*parts)
         mean = weights @ scores
-        # The spread of the component scores, centred: the difference of squares would cancel.
+        # The variance of the component scores; a difference of mean squares would lose digits.
         spread = weights @ jnp.sum((scores - mean[None]) ** 2, -1)
         return spread - weights @ (jnp.sum(1 / inside, -1) + self._others / rest)
 
     def pair(self, y: Sample, w: Scalar) -> Pair:
-        """E[x0 | y] and E[eps | y], each as a sum in which nothing cancels at small or large w."""
+        """Return E[x0 | y] and E[eps | y] for y = x0 + w eps.
+
+        Each is computed by its own sum, so that neither loses digits at small or large w.
+
+        Args:
+            y: one sample.
+            w: standard deviation of the noise.
+        """
         along, outside, inside, rest = parts = self._split(y, w)
         weights = jax.nn.softmax(self._log_terms(*parts))
         keep = self.variances / inside * along
@@ -105,12 +138,20 @@ class GaussianMixture:
         return Pair((weights @ x0).reshape(self.shape), eps.reshape(self.shape))
 
     def __call__(self, y: Sample, w: Scalar, cond: None = None) -> Sample:
-        """The denoiser E[x0 | y]."""
+        """Return the denoised sample E[x0 | y], as a network that predicts x0 does."""
         del cond
         return self.pair(y, w).x0
 
     def sample(self, key: Array, w: ArrayLike = 0.0) -> Sample:
-        """One draw of data plus noise of standard deviation w."""
+        """Draw one sample of data plus noise.
+
+        Args:
+            key: random key.
+            w: standard deviation of the noise.
+
+        Returns:
+            An array of shape `shape`.
+        """
         pick, noise = jax.random.split(key)
         k = jax.random.categorical(pick, self.log_weights)
         size, rank = self.basis.shape[1:]
@@ -123,7 +164,15 @@ class GaussianMixture:
 
 
 def gaussian(mean: ArrayLike, covariance: ArrayLike) -> GaussianMixture:
-    """N(mean, covariance); `covariance` is (D, D), or a scalar for a multiple of I.
+    """Make the Gaussian N(mean, covariance).
+
+    Args:
+        mean: array of the shape of one sample.
+        covariance: `(D, D)`, with D the number of elements of one sample, or a number for a
+            multiple of I.
+
+    Returns:
+        A mixture of one component.
 
     Raises:
         ValueError: if shapes disagree or the covariance is not positive semi-definite.
@@ -131,7 +180,7 @@ def gaussian(mean: ArrayLike, covariance: ArrayLike) -> GaussianMixture:
     mean = as_float(mean)
     if jnp.ndim(covariance) == 0:
         variance = as_float(covariance)
-        _check_positive("the variance", variance)
+        require("the variance", variance, "be finite and not negative", _not_negative)
         return kernel_density(mean[None], jnp.sqrt(variance))
     return gaussian_mixture(jnp.ones(1), mean[None], as_float(covariance)[None])
 
@@ -139,13 +188,17 @@ def gaussian(mean: ArrayLike, covariance: ArrayLike) -> GaussianMixture:
 def gaussian_mixture(
     weights: ArrayLike, means: ArrayLike, covariances: ArrayLike, *, rank: int | None = None
 ) -> GaussianMixture:
-    """A mixture with full covariances, kept to their `rank` leading directions if told.
+    """Make a mixture of Gaussians with full covariances.
 
     Args:
-        weights: (K,), positive; they are normalised.
-        means: (K, *shape).
-        covariances: (K, D, D) with D the number of elements of one sample.
-        rank: keep so many directions; the variances of the others are replaced by their mean.
+        weights: `(K,)` positive numbers. They are normalized.
+        means: `(K, *shape)`.
+        covariances: `(K, D, D)` with D the number of elements of one sample.
+        rank: number of leading directions to keep of each covariance; all D by default. The
+            variances of the other directions are replaced by their mean.
+
+    Returns:
+        The mixture.
 
     Raises:
         ValueError: if shapes disagree, a weight is not positive, or a covariance is not
@@ -159,9 +212,9 @@ def gaussian_mixture(
             f"weights {weights.shape}, means {means.shape} and covariances {covariances.shape} "
             f"must be (K,), (K, *shape) and (K, D, D)"
         )
-    _check_weights(weights)
-    _check_finite("means", means)
-    _check_finite("covariances", covariances)
+    _require_positive_weights(weights)
+    require("means", means, "be finite", np.isfinite)
+    require("covariances", covariances, "be finite", np.isfinite)
     matrices = concrete(covariances)
     if matrices is not None:
         skew = np.abs(matrices - matrices.transpose(0, 2, 1))
@@ -175,7 +228,7 @@ def gaussian_mixture(
     values = jnp.maximum(values, 0)
     rank = size if rank is None else rank
     if not 0 <= rank <= size:
-        raise ValueError(f"rank must be between 0 and {size}, got {rank}")
+        raise ValueError(f"rank must be between 0 and the dimension {size}, got {rank}")
     rest = jnp.mean(values[:, rank:], -1) if rank < size else jnp.zeros(count)
     return GaussianMixture(
         jnp.log(weights / jnp.sum(weights)),
@@ -190,11 +243,28 @@ def gaussian_mixture(
 def kernel_density(
     data: ArrayLike, bandwidth: ArrayLike, weights: ArrayLike | None = None
 ) -> GaussianMixture:
-    """One isotropic Gaussian of standard deviation `bandwidth` at each row of `data` (K, *shape).
+    """Make a mixture with one isotropic Gaussian at each data point.
+
+    Args:
+        data: `(K, *shape)` data points, the means.
+        bandwidth: standard deviation of the Gaussians: a number or `(K,)`. 0 is allowed, since
+            models add noise.
+        weights: `(K,)` positive numbers; equal by default. They are normalized.
+
+    Returns:
+        The mixture.
 
     Raises:
         ValueError: if `data` is empty or not finite, shapes disagree, a weight is not positive or
             the bandwidth is negative.
+
+    Examples:
+        >>> import dgjax
+        >>> data = jnp.array([[0.0, 0.0], [3.0, 1.0], [4.0, 1.0]])
+        >>> mixture = dgjax.kernel_density(data, 0.1)
+        >>> model = dgjax.closed_form(mixture, dgjax.edm(), t_min=0.01, t_max=80.0)
+        >>> print(dgjax.denoise(model, 2.0, jnp.array([3.5, 1.0])).round(2))
+        [3.19 0.91]
     """
     data = as_float(data)
     if data.ndim < 1 or data.size == 0:
@@ -208,9 +278,9 @@ def kernel_density(
             f"{count} samples take weights ({count},) and a bandwidth () or ({count},), "
             f"got {weights.shape} and {bandwidth.shape}"
         )
-    _check_weights(weights)
-    _check_finite("data", data)
-    _check_positive("bandwidth", bandwidth)
+    _require_positive_weights(weights)
+    require("data", data, "be finite", np.isfinite)
+    require("bandwidth", bandwidth, "be finite and not negative", _not_negative)
     return GaussianMixture(
         jnp.log(weights / jnp.sum(weights)),
         data.reshape(count, size),
@@ -221,55 +291,64 @@ def kernel_density(
     )
 
 
-def _check_finite(name: str, value: Array) -> None:
-    numbers = concrete(value)
-    if numbers is not None and not np.isfinite(numbers).all():
-        raise ValueError(f"{name} must be finite; some are NaN or infinite")
+def _not_negative(numbers: np.ndarray) -> np.ndarray:
+    return (numbers >= 0) & np.isfinite(numbers)
 
 
-def _check_positive(name: str, value: Array) -> None:
-    numbers = concrete(value)
-    if numbers is not None and not ((numbers >= 0) & np.isfinite(numbers)).all():
-        raise ValueError(f"{name} must be finite and not negative")
-
-
-def _check_weights(weights: Array) -> None:
-    numbers = concrete(weights)
-    if numbers is not None and not (numbers > 0).all():
-        raise ValueError("weights must be positive; drop components of weight zero")
+def _require_positive_weights(weights: Array) -> None:
+    fix = "leave out components of weight 0"
+    require("weights", weights, "be positive", lambda weights: weights > 0, fix=fix)
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class _MixturePair:
-    """Both of a mixture's expectations; eps as (y - x0)/w would cancel at small w."""
+    """The pair of a mixture. Unlike (y - x0)/w, its eps loses no digits at small w."""
 
     def __call__(self, network, x, t, c, cond):
         del t, cond
-        return network.pair(x, c.sigma)  # always in the coordinates where alpha is 1
+        return network.pair(x, c.sigma)  # on the native path alpha is 1
 
 
 def closed_form(
     mixture: GaussianMixture, path: Path, *, t_min: ArrayLike, t_max: ArrayLike
 ) -> Field:
-    """The exact field of `mixture` on `path`, with the exact density at t_max as its prior.
+    """Make the exact model of a mixture on a path.
+
+    Its prior is the exact density at `t_max`, not a Gaussian.
+
+    Args:
+        mixture: the distribution of the data.
+        path: the path to sample on.
+        t_min: smallest time of the model.
+        t_max: largest time of the model.
+
+    Returns:
+        A field whose velocity and score are exact.
 
     Raises:
         ValueError: if alpha or sigma vanishes at t_min or t_max.
     """
     model = make_field(mixture, path, _MixturePair(), t_min=t_min, t_max=t_max, prior=mixture)
-    # The mixture is called in the coordinates y = x/alpha, w = sigma/alpha, whatever the path.
+    # On every path the mixture is called in the coordinates y = x/alpha, w = sigma/alpha.
     return replace(model, native=edm())
 
 
 def log_density(model: Field, t: ArrayLike, x: Sample) -> Scalar:
-    """Exact log p_t(x) of a `closed_form` field, in nats.
+    """Return the exact log p_t(x) of a model made by `closed_form`, in nats.
+
+    Args:
+        model: a field made by `closed_form`, on any path.
+        t: a time on the model's path.
+        x: one sample, of the shape of the mixture.
 
     Raises:
-        ValueError: if the field's network is not a mixture.
+        ValueError: if the network of the model is not a mixture.
     """
     if not isinstance(model.network, GaussianMixture):
-        raise ValueError("only a field made by closed_form has an exact log-density")
+        raise ValueError(
+            "only a model made by closed_form has an exact log-density; use likelihood for others"
+        )
     t = as_float(t)
     alpha = model.path.alpha(t)
     w = jnp.exp(-0.5 * logsnr(model.path, t))

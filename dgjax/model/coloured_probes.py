@@ -1,8 +1,9 @@
-"""Trace estimates for maps that couple neighbours, as the denoisers of images do.
+"""Trace estimator for maps that couple neighbouring elements, such as denoisers of images.
 
-A Hutchinson probe of random signs is off by what lies outside of the diagonal, and in the Jacobian
-of a denoiser that is mostly between neighbouring pixels. Probes that live on one colour each of a
-lattice colouring never see two neighbours at once (probing: Tang and Saad 2012).
+The error of a Hutchinson probe comes from the off-diagonal entries of the map. In the Jacobian of
+an image denoiser the largest of them couple neighbouring pixels. A colouring assigns one of a few
+colours to each element of an array so that elements of one colour are far apart. A probe that is 0
+outside one colour avoids the entries between neighbours (probing, Tang and Saad 2012).
 """
 
 from collections.abc import Iterator
@@ -20,21 +21,30 @@ from dgjax.typing import Key, LinearMap, Sample, Scalar, register_dataclass
 
 __all__ = ["Coloured", "colouring"]
 
-REACH = 6  # neighbours that a colouring looks at, along each axis
+REACH = 6  # largest distance between elements that `colouring` considers, along each axis
 
 
 @lru_cache
 def colouring(shape: tuple[int, ...], colours: int) -> Int[np.ndarray, "..."]:
-    """Colour of each place of an array: (p_1 + a p_2 + a^2 p_3 + ... + c channel) mod `colours`.
+    """Return the colour of each element of an array.
 
-    Of all a and c those whose places of one colour are farthest apart: with the least sum of
-    |distance|^-3 over pairs, which is how the squares of a denoiser's couplings fall. The last
-    axis of three is of channels, each as far from any other as a pixel is from the next.
+    The colour of the element at position (p_1, p_2, ...) in a channel is the number
+    (p_1 + a p_2 + a^2 p_3 + ... + c channel) mod `colours`. The integers a and c minimize the sum
+    of |distance|^-3 over pairs of one colour: the squared couplings of a denoiser fall about that
+    fast. An array of three or more axes has its channels last; two channels are as far apart as
+    two adjacent pixels.
+
+    Args:
+        shape: shape of one sample.
+        colours: number of colours.
+
+    Returns:
+        Integers from 0 to `colours` - 1, of the given shape.
     """
     reach = [min(REACH, n - 1) for n in shape]
     offsets = np.argwhere(np.ones([2 * r + 1 for r in reach])) - reach
     offsets = offsets[offsets.any(1)]
-    places = np.moveaxis(np.indices(shape), 0, -1)
+    positions = np.moveaxis(np.indices(shape), 0, -1)
     channels = len(shape) > 2
     lengths = np.abs(offsets)
     if channels:
@@ -47,25 +57,27 @@ def colouring(shape: tuple[int, ...], colours: int) -> Int[np.ndarray, "..."]:
             yield np.array([*pixel, c] if channels else pixel)
 
     best = min(steps(), key=lambda step: strength[(offsets @ step) % colours == 0].sum())
-    return (places @ best) % colours
+    return (positions @ best) % colours
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class Coloured:
-    """Hutchinson's estimate by colours: sum over c of z_c^T A z_c, z_c random signs on colour c.
+    """Estimate the trace by the sum over colours c of z_c^T A z_c.
 
-    One estimate takes `colours` products. It is unbiased, and its variance is 2 sum of A_jk^2 over
-    pairs j != k of one colour (A the symmetric part), where as many plain probes have that sum
-    over all pairs, divided by `colours`. With one colour it is `Hutchinson(repeats)`.
+    The probe z_c has random signs on colour c and zeros elsewhere. One estimate takes `colours`
+    products. It is unbiased. Its variance is 2 sum A_jk^2 over pairs j != k of one colour, with A
+    the symmetric part of the map. The mean of as many plain probes has that sum over all pairs,
+    divided by `colours`. With one colour the estimator is `Hutchinson(repeats)`.
 
-    Args:
-        colours: products to an estimate. For images 2, 5, 8 and 13 are good for their number.
-        repeats: independent estimates.
+    Attributes:
+        colours: products per estimate. For images 2, 5, 8 and 13 have a low variance for their
+            cost.
+        repeats: number n of independent estimates.
 
     Raises:
-        ValueError: if either is not a positive int, or, when used, there are more colours than
-            elements.
+        ValueError: if either is not a positive int, or, when called, if there are more colours
+            than elements.
     """
 
     colours: int = field(default=5, metadata={"static": True})
@@ -76,19 +88,21 @@ class Coloured:
         check_count("repeats", self.repeats)
 
     def __call__(self, jvp: LinearMap, x: Sample, key: Key) -> Float[Array, " n"]:
+        """Return independent unbiased estimates of the trace."""
         if self.colours > x.size:
             raise ValueError(
-                f"{self.colours} colours exceed the dimension {x.size}: take fewer, or Exact()"
+                f"{self.colours} colours exceed the dimension {x.size}; take fewer, or Exact()"
             )
         colour = jnp.asarray(colouring(x.shape or (1,), self.colours)).reshape(x.shape)
-        masks = (colour == jnp.arange(self.colours).reshape(-1, *[1] * x.ndim)).astype(x.dtype)
+        masks = jax.nn.one_hot(colour, self.colours, axis=0, dtype=x.dtype)
 
         def estimate(key):
-            probes = rademacher(key, x) * masks
+            probes = rademacher(key, x)[None] * masks
             return jnp.sum(probes * jax.vmap(jvp)(probes))
 
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(self.repeats))
         return jax.vmap(estimate)(keys)
 
     def standard_error(self, estimates: Float[Array, " n"], scatter: ArrayLike = jnp.nan) -> Scalar:
+        """Return the standard error of the mean of `estimates`."""
         return sampled_error(estimates, scatter)

@@ -1,13 +1,13 @@
-"""Trace estimators for a linear map given only by its products.
+"""Estimators for the trace of a linear map that is known only by its products with vectors.
 
-An estimator is a frozen dataclass of static numbers. Called with a linear map it returns
-independent unbiased estimates of its trace, shape (n,): their mean is the value, and keeping
-them apart along a trajectory gives the standard error of the whole integral, whatever the
-correlation in time. The map comes from one `jax.linearize`, so the value and all its products
+An estimator is a frozen dataclass of static numbers. It maps a linear map to `(n,)` independent
+unbiased estimates of the trace. Their mean is the value. Solvers integrate each of the n estimates
+by itself; the spread of the n integrals gives the standard error of the integral, whatever the
+correlation in time. The linear map comes from one `jax.linearize`, so the value and all products
 share one pass of the network.
 
-Keys: samplers hand a fresh key to every step of a fixed grid, so probe noise averages out along
-the trajectory. `FixedProbe` holds one key for the whole solve, as adaptive steps need.
+On a fixed grid, solvers give every step a new key, so probe noise averages out along the
+trajectory. `FixedProbe` uses one key for the whole solve, as adaptive steps need.
 """
 
 from collections.abc import Callable
@@ -36,47 +36,73 @@ __all__ = [
 
 
 class Divergence(Protocol):
-    """Estimates the trace of a linear map on arrays shaped like x."""
+    """An estimator for the trace of a linear map on arrays of the shape of x."""
 
     def __call__(self, jvp: LinearMap, x: Sample, key: Key) -> Float[Array, " n"]:
-        """Independent unbiased estimates of the trace."""
+        """Return independent unbiased estimates of the trace.
+
+        Args:
+            jvp: the linear map, from an array of the shape of x to one of the same shape.
+            x: gives the shape and the dtype.
+            key: random key of the probes.
+
+        Returns:
+            `(n,)` estimates.
+        """
         ...
 
     def standard_error(self, estimates: Float[Array, " n"], scatter: ArrayLike = jnp.nan) -> Scalar:
-        """Standard error of the mean of `estimates`, or of any linear functional of them.
+        """Return the standard error of the mean of `estimates`.
 
-        `scatter` is what their scatter about a smooth curve in time says of it, where a solver
-        knows that: right for probes that are independent in time, and for no others.
+        A linear functional of the estimates, such as their integral over a trajectory, may take
+        their place.
+
+        Args:
+            estimates: `(n,)` independent estimates.
+            scatter: the standard error that a solver derives from the scatter of the estimates
+                about a smooth curve in time. It is valid only for probes that are independent in
+                time; others ignore it.
         """
         ...
 
 
 def rademacher(key: Key, x: Sample) -> Sample:
-    """Random signs: the least variance of all probes with independent entries."""
+    """Draw random signs of the shape of x.
+
+    Among probes with independent entries they give the least variance.
+    """
     return jax.random.rademacher(key, x.shape, x.dtype)
 
 
 def gaussian(key: Key, x: Sample) -> Sample:
-    """Standard normal entries."""
+    """Draw standard normal numbers of the shape of x."""
     return jax.random.normal(key, x.shape, x.dtype)
 
 
 def sphere(key: Key, x: Sample) -> Sample:
-    """Uniform on the sphere of radius sqrt(D)."""
+    """Draw a point of the sphere of radius sqrt(D), uniformly, of the shape of x."""
     z = jax.random.normal(key, x.shape, x.dtype)
     return z * jnp.sqrt(x.size / jnp.sum(z**2))
 
 
 def sampled_error(estimates: Array, scatter: ArrayLike) -> Scalar:
-    """Standard error of the mean of independent estimates; of a single one, `scatter`."""
+    """Return the standard error of the mean of independent estimates, or `scatter` if n = 1."""
     n = estimates.shape[0]
-    if n < 2:  # one estimate says nothing of its own spread
+    if n < 2:  # a single estimate has no spread
         return jnp.asarray(scatter, estimates.dtype)
     return jnp.std(estimates, ddof=1) / jnp.sqrt(jnp.asarray(n, estimates.dtype))
 
 
 def check_count(name: str, count: int) -> None:
-    """Raise a ValueError unless `count` is a positive int."""
+    """Check that `count` is a positive int.
+
+    Args:
+        name: what `count` is called in the error message.
+        count: the number.
+
+    Raises:
+        ValueError: if it is not.
+    """
     if not isinstance(count, int) or count < 1:
         raise ValueError(f"{name} must be a positive int, got {count!r}")
 
@@ -84,7 +110,14 @@ def check_count(name: str, count: int) -> None:
 @register_dataclass
 @dataclass(frozen=True)
 class Exact:
-    """The trace from all D products, `chunk` at a time so that memory is bounded."""
+    """Compute the exact trace from all D products.
+
+    Attributes:
+        chunk: number of products computed at once; it bounds the memory.
+
+    Raises:
+        ValueError: if `chunk` is not a positive int.
+    """
 
     chunk: int = field(default=64, metadata={"static": True})
 
@@ -92,6 +125,7 @@ class Exact:
         check_count("chunk", self.chunk)
 
     def __call__(self, jvp: LinearMap, x: Sample, key: Key) -> Float[Array, " 1"]:
+        """Return independent unbiased estimates of the trace."""
         del key
 
         def diagonal(i):
@@ -102,6 +136,7 @@ class Exact:
         return jnp.sum(entries)[None]
 
     def standard_error(self, estimates: Float[Array, " 1"], scatter: ArrayLike = jnp.nan) -> Scalar:
+        """Return the standard error of the mean of `estimates`."""
         del scatter
         return jnp.zeros((), estimates.dtype)
 
@@ -109,17 +144,19 @@ class Exact:
 @register_dataclass
 @dataclass(frozen=True)
 class Untracked:
-    """No estimate and no product: log-densities come out as NaN, and samples cost less.
+    """Estimate nothing: log-densities are NaN and samples cost less.
 
-    For samples alone. XLA drops a divergence that nothing reads by itself, unless the solver
-    carries something over to the next step, as Multistep, Bosh3, Tsit5 and Dopri5 do.
+    Use it for samples without log-densities. XLA removes a divergence that nothing reads, but not
+    with solvers that carry values over to the next step: Multistep, Bosh3, Tsit5 and Dopri5.
     """
 
     def __call__(self, jvp: LinearMap, x: Sample, key: Key) -> Float[Array, " 1"]:
+        """Return independent unbiased estimates of the trace."""
         del jvp, key
         return jnp.full(1, jnp.nan, x.dtype)
 
     def standard_error(self, estimates: Float[Array, " 1"], scatter: ArrayLike = jnp.nan) -> Scalar:
+        """Return the standard error of the mean of `estimates`."""
         del scatter
         return jnp.full((), jnp.nan, estimates.dtype)
 
@@ -127,11 +164,17 @@ class Untracked:
 @register_dataclass
 @dataclass(frozen=True)
 class Hutchinson:
-    """Mean of z^T A z over random probes z with covariance I (Hutchinson 1989).
+    """Estimate the trace by z^T A z for random probes z of covariance I (Hutchinson 1989).
 
-    Variance per probe: 2 (|A|_F^2 - |diag A|^2) for Rademacher, 2 |A|_F^2 for Gaussian probes
-    (A the symmetric part). `sample` is `rademacher`, `gaussian` or `sphere`, or any function
-    (key, x) -> probe.
+    The variance per probe is 2 (|A|_F^2 - |diag A|^2) for random signs and 2 |A|_F^2 for Gaussian
+    probes, with A the symmetric part of the map. Each probe takes one product.
+
+    Attributes:
+        probes: number n of estimates.
+        sample: draws a probe, `(key, x) -> z`: `rademacher`, `gaussian`, `sphere` or your own.
+
+    Raises:
+        ValueError: if `probes` is not a positive int.
     """
 
     probes: int = field(default=1, metadata={"static": True})
@@ -141,6 +184,8 @@ class Hutchinson:
         check_count("probes", self.probes)
 
     def __call__(self, jvp: LinearMap, x: Sample, key: Key) -> Float[Array, " n"]:
+        """Return independent unbiased estimates of the trace."""
+
         def estimate(key):
             z = self.sample(key, x)
             return jnp.sum(z * jvp(z))
@@ -150,16 +195,25 @@ class Hutchinson:
         return jax.vmap(estimate)(jax.random.split(key, self.probes))
 
     def standard_error(self, estimates: Float[Array, " n"], scatter: ArrayLike = jnp.nan) -> Scalar:
+        """Return the standard error of the mean of `estimates`."""
         return sampled_error(estimates, scatter)
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class HutchPP:
-    """Hutch++ (Meyer et al. 2021): exact on a sketched subspace, Hutchinson on the rest.
+    """Estimate the trace by Hutch++ (Meyer et al. 2021, arXiv 2010.09649).
 
-    Costs 2 `rank` + `probes` products. The estimates share the subspace and are independent and
-    unbiased given it.
+    The trace on a random subspace is exact, and Hutchinson's estimator serves the rest. It takes
+    2 `rank` + `probes` products. All estimates share the subspace; given the subspace they are
+    independent and unbiased.
+
+    Attributes:
+        rank: dimension of the subspace, at most D.
+        probes: number n of estimates.
+
+    Raises:
+        ValueError: if either is not a positive int, or, when called, if `rank` exceeds D.
     """
 
     rank: int = field(default=4, metadata={"static": True})
@@ -170,14 +224,15 @@ class HutchPP:
         check_count("probes", self.probes)
 
     def __call__(self, jvp: LinearMap, x: Sample, key: Key) -> Float[Array, " n"]:
+        """Return independent unbiased estimates of the trace."""
         if self.rank > x.size:
-            raise ValueError(f"rank {self.rank} exceeds the dimension {x.size}; lower it")
+            raise ValueError(f"rank {self.rank} exceeds the dimension {x.size}; take a lower rank")
         sketch_key, probe_key = jax.random.split(key)
 
         def product(z):
             return jvp(z.reshape(x.shape)).reshape(-1)
 
-        # A Gaussian sketch: in few dimensions random signs often coincide.
+        # Gaussian, because random signs often coincide in few dimensions.
         sketch = jax.random.normal(sketch_key, (self.rank, x.size), x.dtype)
         basis = jnp.linalg.qr(jax.vmap(product)(sketch).T)[0].T
         captured = jnp.sum(basis * jax.vmap(product)(basis))
@@ -186,25 +241,32 @@ class HutchPP:
         return captured + jnp.sum(z * jax.vmap(product)(z), axis=-1)
 
     def standard_error(self, estimates: Float[Array, " n"], scatter: ArrayLike = jnp.nan) -> Scalar:
+        """Return the standard error of the mean of `estimates`."""
         return sampled_error(estimates, scatter)
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class FixedProbe:
-    """`estimator` with one key for the whole solve, instead of a fresh one per step.
+    """Use `estimator` with one key for the whole solve in place of a new key per step.
 
-    The integrand is then a smooth function of time, as adaptive step control needs, and its
-    probe errors do not average out along the trajectory. Under `vmap` give each sample its key.
+    The integrand is then a smooth function of time, as adaptive step control needs. But the probe
+    errors do not average out along the trajectory. Under `vmap` give each sample its own key.
+
+    Attributes:
+        estimator: a trace estimator.
+        key: random key of the solve.
     """
 
     estimator: Divergence
     key: Key
 
     def __call__(self, jvp: LinearMap, x: Sample, key: Key) -> Float[Array, " n"]:
+        """Return independent unbiased estimates of the trace."""
         del key
         return self.estimator(jvp, x, self.key)
 
     def standard_error(self, estimates: Float[Array, " n"], scatter: ArrayLike = jnp.nan) -> Scalar:
-        del scatter  # what one probe gets wrong is smooth in time
+        """Return the standard error of the mean of `estimates`."""
+        del scatter  # the error of one probe is smooth in time
         return self.estimator.standard_error(estimates)

@@ -1,68 +1,75 @@
-"""The model side: a network, its path and its noise range, evaluated once at (t, x).
+"""A model: a network with its path, its parametrization and its noise range.
 
-A `Field` is a pytree: its parameters travel as leaves, never in closures. Field -> field
-transforms keep the velocity and the score a true pair: `repath` moves the model to another path
-at equal log-SNR, `condition` fixes what it is conditioned on.
+A `Field` is a pytree whose parameters are leaves. `repath` and `condition` map a field to another
+field; velocity and score remain those of one density.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
-import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial, all_leaves
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike
 
-from dgjax.model.divergence import Divergence
 from dgjax.model.parametrization import Network, Pair, Parametrization
 from dgjax.model.paths import Path, coefficients, logsnr
-from dgjax.typing import (
-    Cond,
-    Key,
-    LinearMap,
-    Sample,
-    Scalar,
-    as_float,
-    concrete,
-    register_dataclass,
-)
+from dgjax.typing import Cond, Sample, Scalar, as_float, concrete, register_dataclass
 
 __all__ = [
+    "Conditioned",
     "Field",
     "GaussianPrior",
-    "Local",
     "Prior",
     "condition",
-    "evaluate",
+    "denoise",
     "field",
     "gaussian_prior",
     "log_prior",
     "repath",
+    "score",
+    "velocity",
 ]
 
 
 class Prior(Protocol):
-    """Density of the model's noisiest marginal, in coordinates y = x/alpha, w = sigma/alpha."""
+    """The density of a model at t_max, in the coordinates y = x/alpha and w = sigma/alpha."""
 
     def log_density(self, y: Sample, w: Scalar) -> Scalar:
-        """log-density of y, in nats."""
+        """Return the log-density of y in nats.
+
+        Args:
+            y: one sample divided by alpha.
+            w: standard deviation of the noise divided by alpha.
+        """
         ...
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class GaussianPrior:
-    """N(0, (w^2 + scale^2) I). Made by `gaussian_prior`."""
+    """The prior N(0, (w^2 + scale^2) I). Made by `gaussian_prior`.
+
+    Attributes:
+        scale: standard deviation of the data.
+    """
 
     scale: Array
 
     def log_density(self, y: Sample, w: Scalar) -> Scalar:
+        """Return the log-density of y in nats."""
         variance = w**2 + self.scale**2
         return -0.5 * (jnp.sum(y**2) / variance + y.size * jnp.log(2 * jnp.pi * variance))
 
 
 def gaussian_prior(scale: ArrayLike = 0.0) -> GaussianPrior:
-    """N(0, (w^2 + scale^2) I); `scale` is the standard deviation of the data, or 0."""
+    """Make the prior N(0, (w^2 + scale^2) I) of x/alpha at t_max, with w = sigma/alpha.
+
+    Args:
+        scale: standard deviation of the data; 0 leaves the data out.
+
+    Returns:
+        A prior for `field`.
+    """
     return GaussianPrior(as_float(scale))
 
 
@@ -71,8 +78,14 @@ def gaussian_prior(scale: ArrayLike = 0.0) -> GaussianPrior:
 class Field:
     """A model of the velocity and the score along a path. Made by `field`.
 
-    `path` is the path it is sampled on, `native` the path in whose time and scale the network
-    is called; `t_min` and `t_max` are times on `path`.
+    Attributes:
+        network: function `(x, t, cond) -> out` of one sample.
+        parametrization: what the network predicts.
+        path: the path that is sampled on.
+        native: the path in whose time and scale the network is called; None if it is `path`.
+        t_min: smallest time, on `path`.
+        t_max: largest time, on `path`.
+        prior: the density at `t_max`.
     """
 
     network: Network
@@ -84,7 +97,13 @@ class Field:
     prior: Prior
 
     def pair(self, t: Scalar, x: Sample, cond: Cond = None) -> Pair:
-        """(x0, eps) at (t, x) from one pass of the network."""
+        """Return the expected data x0 and noise eps at (t, x), from one pass of the network.
+
+        Args:
+            t: a time on the field's path.
+            x: one sample, of any shape.
+            cond: condition of the network.
+        """
         if self.native is None:
             c = coefficients(self.path, t)
             return self.parametrization(self.network, x, t, c, cond)
@@ -104,21 +123,24 @@ def field(
     t_max: ArrayLike,
     prior: Prior | None = None,
 ) -> Field:
-    """A model from its network.
+    """Make a model from a network.
 
     Args:
-        network: callable `(x, t, cond) -> out` on one sample, in the time of `path`. A pytree
-            (a Flax NNX module, a dataclass of arrays, `jax.tree_util.Partial`) brings its
-            parameters as leaves; a plain function is taken as static.
-        path: the path the network was trained on.
+        network: function `(x, t, cond) -> out` of one sample, with t a time on `path`. A pytree (a
+            Flax NNX module, a dataclass of arrays, `jax.tree_util.Partial`) brings its parameters
+            as leaves. A plain function is static.
+        path: the path that the network was trained on.
         parametrization: what the network predicts.
-        t_min, t_max: the model's own smallest and largest time. Log-densities are always those
-            of the marginal at `t_min`.
-        prior: density at `t_max`; N(0, sigma^2 I) unless told.
+        t_min: smallest time of the model. Log-densities are those of the marginal at `t_min`.
+        t_max: largest time of the model, at which sampling starts.
+        prior: the density at `t_max`; N(0, sigma^2 I) by default.
+
+    Returns:
+        The model.
 
     Raises:
-        ValueError: if t_min >= t_max, if alpha or sigma is not positive and finite at either, or
-            if the log-SNR does not fall from t_min to t_max.
+        ValueError: if `t_min` >= `t_max`, if alpha or sigma is not positive and finite at either,
+            or if the log-SNR does not fall from `t_min` to `t_max`.
     """
     if all_leaves([network]):
         network = Partial(network)
@@ -142,23 +164,95 @@ def _check_range(path: Path, t_min: Scalar, t_max: Scalar) -> None:
         tiny = jnp.finfo(alpha.dtype).eps
         if not (alpha > tiny and sigma > tiny and jnp.isfinite(alpha) and jnp.isfinite(sigma)):
             raise ValueError(
-                f"alpha = {alpha:.3g} and sigma = {sigma:.3g} at {name} = {t:.6g}: the model "
-                f"divides by both; move {name} inside the path"
+                f"alpha = {alpha:.3g} and sigma = {sigma:.3g} at {name} = {t:.6g}; the model "
+                f"divides by both, so move {name} to where they are positive and finite"
             )
     first, last = concrete(logsnr(path, t_min)), concrete(logsnr(path, t_max))
     if first is not None and last is not None and not first > last:
         raise ValueError(
-            f"log-SNR must fall from t_min to t_max and goes from {first:.3g} to {last:.3g}; "
-            "check the path's numbers (t grows from data to noise)"
+            f"log-SNR must fall from t_min to t_max, but goes from {first:.3g} to {last:.3g}; "
+            "check the numbers of the path (t grows from data to noise)"
         )
 
 
+def score(model: Field, t: ArrayLike, x: Sample, cond: Cond = None) -> Sample:
+    """Return the score s = grad log p_t(x) = -eps/sigma, from one pass of the network.
+
+    Args:
+        model: the field.
+        t: a time on the model's path.
+        x: one sample, of any shape.
+        cond: condition of the network.
+
+    Returns:
+        An array of the shape of x.
+
+    Examples:
+        >>> import dgjax
+        >>> mixture = dgjax.gaussian([3.0, 0.0], 4.0)
+        >>> model = dgjax.closed_form(mixture, dgjax.edm(), t_min=0.01, t_max=80.0)
+        >>> x = jnp.array([1.0, 5.0])
+        >>> print(dgjax.score(model, 1.0, x))  # (mean - x)/(4 + 1)
+        [ 0.4 -1. ]
+        >>> print(dgjax.denoise(model, 1.0, x))  # x + sigma^2 score
+        [1.4 4. ]
+        >>> print(dgjax.velocity(model, 1.0, x))  # (x - denoised)/t
+        [-0.4  1. ]
+    """
+    t = as_float(t)
+    return -model.pair(t, x, cond).eps / model.path.sigma(t)
+
+
+def velocity(model: Field, t: ArrayLike, x: Sample, cond: Cond = None) -> Sample:
+    """Return the velocity u = dx/dt of the probability-flow ODE, from one pass of the network.
+
+    u = alpha' x0 + sigma' eps = f x - g^2/2 s, per unit of the time of the model's path.
+
+    Args:
+        model: the field.
+        t: a time on the model's path.
+        x: one sample, of any shape.
+        cond: condition of the network.
+
+    Returns:
+        An array of the shape of x.
+    """
+    t = as_float(t)
+    c = coefficients(model.path, t)
+    x0, eps = model.pair(t, x, cond)
+    return c.dalpha * x0 + c.dsigma * eps
+
+
+def denoise(model: Field, t: ArrayLike, x: Sample, cond: Cond = None) -> Sample:
+    """Return the denoised sample E[x_0 | x_t = x], from one pass of the network.
+
+    Args:
+        model: the field.
+        t: a time on the model's path.
+        x: one sample, of any shape.
+        cond: condition of the network.
+
+    Returns:
+        An array of the shape of x.
+    """
+    return model.pair(as_float(t), x, cond).x0
+
+
 def repath(model: Field, path: Path) -> Field:
-    """The same model on another path: equal log-SNR, x rescaled by the ratio of the alphas.
+    """Move a model to another path.
+
+    Points of equal log-SNR correspond, and x is rescaled by the ratio of the alphas.
+
+    Args:
+        model: the field.
+        path: a path that covers the noise range of the model.
+
+    Returns:
+        The model on `path`, with the same noise range.
 
     Raises:
-        ValueError: if alpha or sigma vanishes on `path` at the model's noise range, or `path` does
-            not cover it.
+        ValueError: if alpha or sigma vanishes on `path` within the noise range of the model, or
+            `path` does not cover this range.
     """
     levels = logsnr(model.path, model.t_min), logsnr(model.path, model.t_max)
     t_min, t_max = path.time(levels[0]), path.time(levels[1])
@@ -167,8 +261,8 @@ def repath(model: Field, path: Path) -> Field:
         asked, found = concrete(level), concrete(logsnr(path, t))
         if asked is not None and found is not None and abs(found - asked) > 0.1:
             raise ValueError(
-                f"the model reaches log-SNR {asked:.3g} and the path ends at {found:.3g}; "
-                "take a path that covers the model's noise range"
+                f"the model reaches log-SNR {asked:.3g}, but the path ends at {found:.3g}; "
+                "take a path that covers the noise range of the model"
             )
     native = model.path if model.native is None else model.native
     return replace(model, path=path, native=native, t_min=t_min, t_max=t_max)
@@ -177,103 +271,38 @@ def repath(model: Field, path: Path) -> Field:
 @register_dataclass
 @dataclass(frozen=True)
 class Conditioned:
-    network: Network
-    cond: Any
+    """A network with a default condition. Made by `condition`.
 
-    def __call__(self, x, t, cond):
+    Attributes:
+        network: the network.
+        cond: the condition that it is called with if the caller gives none.
+    """
+
+    network: Network
+    cond: Cond
+
+    def __call__(self, x: Sample, t: Scalar, cond: Cond) -> Sample:
+        """Call the network."""
         return self.network(x, t, self.cond if cond is None else cond)
 
 
 def condition(model: Field, cond: Cond) -> Field:
-    """The model of the conditional density given `cond`; None leaves it as it is."""
+    """Return the model of the conditional density given `cond`.
+
+    Args:
+        model: a field whose network takes conditions.
+        cond: the condition; None returns the model as it is.
+    """
     return model if cond is None else replace(model, network=Conditioned(model.network, cond))
 
 
 def log_prior(model: Field, x: Sample) -> Scalar:
-    """log p(x) at t_max in nats, by the model's prior."""
+    """Return log p(x) at t_max in nats, by the prior of the model.
+
+    Args:
+        model: the field.
+        x: one sample at t_max, of any shape.
+    """
     alpha = model.path.alpha(model.t_max)
     w = model.path.sigma(model.t_max) / alpha
     return model.prior.log_density(x / alpha, w) - x.size * jnp.log(alpha)
-
-
-class Local(NamedTuple):
-    """Everything known at (t, x) from one pass of the network.
-
-    `divergences` are independent estimates of div u, shape (n,); `log_densities` the tracked
-    log p_t(x) that belongs to each, in nats. `hvp` multiplies by the Hessian of log p_t; it is
-    None in stored copies.
-    """
-
-    t: Scalar
-    x: Sample
-    alpha: Scalar
-    sigma: Scalar
-    f: Scalar
-    g2: Scalar
-    logsnr: Scalar
-    velocity: Sample
-    score: Sample
-    divergences: Float[Array, " n"]
-    log_densities: Float[Array, " n"]
-    hvp: LinearMap | None
-
-    @property
-    def divergence(self) -> Scalar:
-        """div u at (t, x)."""
-        return jnp.mean(self.divergences)
-
-    @property
-    def laplacian(self) -> Scalar:
-        """Laplacian of log p_t at x, from div u = D f - g^2/2 Lap log p."""
-        return 2 * (self.x.size * self.f - self.divergence) / self.g2
-
-    @property
-    def log_density(self) -> Scalar:
-        """Tracked log p_t(x) in nats."""
-        return jnp.mean(self.log_densities)
-
-    @property
-    def score_norm2(self) -> Scalar:
-        """|s|^2, kept off zero so that it can be divided by."""
-        return jnp.maximum(jnp.sum(self.score**2), jnp.finfo(self.score.dtype).tiny)
-
-
-def evaluate(
-    model: Field,
-    t: ArrayLike,
-    x: Sample,
-    *,
-    divergence: Divergence,
-    key: Key,
-    log_densities: Float[Array, " n"] | None = None,
-    cond: Cond = None,
-) -> Local:
-    """One pass of the network at (t, x): velocity, score, divergence and Hessian products.
-
-    What is not read afterwards costs nothing once compiled.
-    """
-    t = as_float(t)
-    c = coefficients(model.path, t)
-    (x0, eps), push = jax.linearize(lambda x: model.pair(t, x, cond), x)
-
-    def hessian(z):
-        # ds = (alpha dx0 - dx)/sigma^2 for the score s = (alpha x0 - x)/sigma^2
-        return -push(z).eps / c.sigma
-
-    # u = alpha' x0 + sigma' eps is finite everywhere; eps carries what of x0 is not in x.
-    slope = c.dalpha - c.alpha * c.dsigma / c.sigma
-    traces = divergence(lambda z: push(z).x0, x, key)
-    return Local(
-        t=t,
-        x=x,
-        alpha=c.alpha,
-        sigma=c.sigma,
-        f=c.f,
-        g2=c.g2,
-        logsnr=c.logsnr,
-        velocity=c.dalpha * x0 + c.dsigma * eps,
-        score=-eps / c.sigma,
-        divergences=slope * traces + x.size * c.dsigma / c.sigma,
-        log_densities=jnp.zeros_like(traces) if log_densities is None else log_densities,
-        hvp=hessian,
-    )

@@ -1,7 +1,8 @@
-"""What a network predicts, turned into the pair (x0, eps).
+"""Parametrizations: convert the output of a network to the pair (x0, eps).
 
-`x = alpha x0 + sigma eps` is one equation for two unknowns; a network's output is the second.
-Each parametrization is one such equation. Everything else in the library reads the pair.
+The pair is the expected data x0 = E[x_0 | x_t = x] and the expected noise eps. The equation
+x = alpha x0 + sigma eps relates the two. The output of the network is a second equation, one for
+each parametrization. All other code reads the pair.
 """
 
 from collections.abc import Callable
@@ -12,47 +13,61 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
 from dgjax.model.paths import Coefficients
-from dgjax.typing import Sample, Scalar, as_float, concrete, register_dataclass
+from dgjax.typing import Sample, Scalar, as_float, register_dataclass, require
 
 __all__ = [
     "DenoisedPrediction",
+    "Network",
     "NoisePrediction",
-    "OwnClock",
     "Pair",
     "Parametrization",
     "Preconditioned",
+    "RescaledTime",
     "ScorePrediction",
     "VPrediction",
     "VelocityPrediction",
     "preconditioned",
     "rescale_time",
-    "velocity",
+    "velocity_prediction",
 ]
 
 Network = Callable[[Sample, Scalar, Any], Sample]
 
 
 class Pair(NamedTuple):
-    """The model's expected data x0 and noise eps at a point, with x = alpha x0 + sigma eps."""
+    """The expected data and noise at a point x, with x = alpha x0 + sigma eps.
+
+    Attributes:
+        x0: E[x_0 | x_t = x], of the shape of x.
+        eps: E[eps | x_t = x], of the shape of x.
+    """
 
     x0: Sample
     eps: Sample
 
 
 class Parametrization(Protocol):
-    """Calls the network once at (t, x) and returns the pair."""
+    """A conversion from the output of a network to the pair (x0, eps)."""
 
-    def __call__(
-        self, network: Network, x: Sample, t: Scalar, c: Coefficients, cond: Any
-    ) -> Pair: ...
+    def __call__(self, network: Network, x: Sample, t: Scalar, c: Coefficients, cond: Any) -> Pair:
+        """Call the network once and return the pair.
+
+        Args:
+            network: function `(x, t, cond) -> out` of one sample.
+            x: one sample, of any shape.
+            t: a time on the path of the network.
+            c: the coefficients of this path at t.
+            cond: condition of the network.
+        """
+        ...
 
 
 def _call(network: Network, x: Sample, t: Scalar, cond: Any) -> Sample:
     out = network(x, t, cond)
-    if out.shape != x.shape:  # it would broadcast in silence
+    if out.shape != x.shape:  # other shapes might broadcast silently
         raise ValueError(
-            f"the network returned shape {out.shape} for one sample of shape {x.shape}; they must "
-            "be equal (batch with jax.vmap)"
+            f"the network returned shape {out.shape} for one sample of shape {x.shape}, but both "
+            "must be equal; the network gets one sample without a batch axis (jax.vmap adds one)"
         )
     return out
 
@@ -68,18 +83,20 @@ def _from_eps(eps: Sample, x: Sample, c: Coefficients) -> Pair:
 @register_dataclass
 @dataclass(frozen=True)
 class NoisePrediction:
-    """The network predicts eps."""
+    """The network predicts the noise eps."""
 
-    def __call__(self, network, x, t, c, cond):
+    def __call__(self, network: Network, x: Sample, t: Scalar, c: Coefficients, cond: Any) -> Pair:
+        """Call the network once and return the pair."""
         return _from_eps(_call(network, x, t, cond), x, c)
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class DenoisedPrediction:
-    """The network predicts x0."""
+    """The network predicts the denoised sample x0."""
 
-    def __call__(self, network, x, t, c, cond):
+    def __call__(self, network: Network, x: Sample, t: Scalar, c: Coefficients, cond: Any) -> Pair:
+        """Call the network once and return the pair."""
         return _from_x0(_call(network, x, t, cond), x, c)
 
 
@@ -88,16 +105,21 @@ class DenoisedPrediction:
 class ScorePrediction:
     """The network predicts the score, -eps / sigma."""
 
-    def __call__(self, network, x, t, c, cond):
+    def __call__(self, network: Network, x: Sample, t: Scalar, c: Coefficients, cond: Any) -> Pair:
+        """Call the network once and return the pair."""
         return _from_eps(-c.sigma * _call(network, x, t, cond), x, c)
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class VPrediction:
-    """The network predicts v = alpha eps - sigma x0 (for any alpha, sigma)."""
+    """The network predicts v = alpha eps - sigma x0 (Salimans and Ho 2022, arXiv 2202.00512).
 
-    def __call__(self, network, x, t, c, cond):
+    alpha and sigma may have any values; alpha^2 + sigma^2 need not be 1.
+    """
+
+    def __call__(self, network: Network, x: Sample, t: Scalar, c: Coefficients, cond: Any) -> Pair:
+        """Call the network once and return the pair."""
         v = _call(network, x, t, cond)
         norm = c.alpha**2 + c.sigma**2
         return Pair((c.alpha * x - c.sigma * v) / norm, (c.sigma * x + c.alpha * v) / norm)
@@ -106,9 +128,13 @@ class VPrediction:
 @register_dataclass
 @dataclass(frozen=True)
 class VelocityPrediction:
-    """The network predicts the velocity alpha' x0 + sigma' eps, as in flow matching."""
+    """The network predicts the velocity u = alpha' x0 + sigma' eps, as in flow matching.
 
-    def __call__(self, network, x, t, c, cond):
+    The velocity is per unit of the time of the path.
+    """
+
+    def __call__(self, network: Network, x: Sample, t: Scalar, c: Coefficients, cond: Any) -> Pair:
+        """Call the network once and return the pair."""
         u = _call(network, x, t, cond)
         det = c.alpha * c.dsigma - c.dalpha * c.sigma
         return Pair((c.dsigma * x - c.sigma * u) / det, (c.alpha * u - c.dalpha * x) / det)
@@ -117,73 +143,99 @@ class VelocityPrediction:
 @register_dataclass
 @dataclass(frozen=True)
 class Preconditioned:
-    """EDM preconditioning (Karras et al. 2022, table 1). Made by `preconditioned`.
+    """EDM preconditioning (Karras et al. 2022, arXiv 2206.00364, table 1).
 
-    With y = x/alpha and w = sigma/alpha the network sees (c_in y, log(w)/4) and
-    x0 = c_skip y + c_out network: inputs and targets of unit variance at every noise level.
-    It depends on x and w alone, so it is the same model on every path.
+    With y = x/alpha and w = sigma/alpha the network is called with (c_in y, log(w)/4), and
+    x0 = c_skip y + c_out network. Its inputs and targets have unit variance at every noise level.
+    Only y and w enter, so this is the same model on every path. Made by `preconditioned`.
+
+    Attributes:
+        sigma_data: standard deviation of the data.
     """
 
     sigma_data: Array
 
-    def __call__(self, network, x, t, c, cond):
+    def __call__(self, network: Network, x: Sample, t: Scalar, c: Coefficients, cond: Any) -> Pair:
+        """Call the network once and return the pair."""
         y, w = x / c.alpha, c.sigma / c.alpha
         total = jnp.sqrt(w**2 + self.sigma_data**2)
         out = _call(network, y / total, 0.25 * jnp.log(w), cond)
         skip = (self.sigma_data / total) ** 2
         x0 = skip * y + w * self.sigma_data / total * out
-        # eps from the same two terms: (y - x0)/w would cancel at small w.
+        # From the same two terms, because (y - x0)/w loses digits at small w.
         eps = w / total**2 * y - self.sigma_data / total * out
         return Pair(x0, eps)
 
 
 def preconditioned(sigma_data: ArrayLike = 0.5) -> Preconditioned:
-    """EDM preconditioning for data of standard deviation `sigma_data`.
+    """Make the EDM preconditioning for data of standard deviation `sigma_data`.
+
+    Args:
+        sigma_data: standard deviation of the data, positive.
+
+    Returns:
+        A parametrization for `field`.
 
     Raises:
-        ValueError: if it is not positive.
+        ValueError: if `sigma_data` is not positive.
     """
-    number = concrete(sigma_data)
-    if number is not None and not (number > 0).all():
-        raise ValueError(f"sigma_data must be positive, got {sigma_data}")
+    require("sigma_data", sigma_data, "be positive", lambda number: number > 0)
     return Preconditioned(as_float(sigma_data))
 
 
 @register_dataclass
 @dataclass(frozen=True)
-class OwnClock:
-    """A parametrization whose network counts time on a clock of its own. Made by `rescale_time`.
+class RescaledTime:
+    """A parametrization whose network is called with the time `rate` t. Made by `rescale_time`.
 
-    Its velocity stays that per unit of the path's time: only what the network is told changes.
+    Only the time argument of the network changes. A predicted velocity is still per unit of the
+    time of the path.
+
+    Attributes:
+        parametrization: what the network predicts.
+        rate: time of the network per unit of the time of the path.
     """
 
     parametrization: Parametrization
     rate: Array
 
-    def __call__(self, network, x, t, c, cond):
+    def __call__(self, network: Network, x: Sample, t: Scalar, c: Coefficients, cond: Any) -> Pair:
+        """Call the network once and return the pair."""
         return self.parametrization(
             lambda x, t, cond: network(x, self.rate * t, cond), x, t, c, cond
         )
 
 
-def rescale_time(parametrization: Parametrization, rate: ArrayLike) -> OwnClock:
-    """`parametrization` of a network that is told `rate` t at time t of the path.
+def rescale_time(parametrization: Parametrization, rate: ArrayLike) -> RescaledTime:
+    """Make a parametrization whose network is called with the time `rate` t.
+
+    Args:
+        parametrization: what the network predicts.
+        rate: time of the network per unit of the time of the path, positive.
+
+    Returns:
+        A parametrization for `field`.
 
     Raises:
-        ValueError: if the rate is not positive.
+        ValueError: if `rate` is not positive.
     """
-    number = concrete(rate)
-    if number is not None and not (number > 0).all():
-        raise ValueError(f"the rate of a network's clock must be positive, got {rate}")
-    return OwnClock(parametrization, as_float(rate))
+    require("rate", rate, "be positive", lambda number: number > 0)
+    return RescaledTime(parametrization, as_float(rate))
 
 
-def velocity(rate: float = 1.0) -> Parametrization:
-    """`VelocityPrediction` of a network that is told `rate` t at time t of the path.
+def velocity_prediction(rate: float = 1.0) -> Parametrization:
+    """Make a `VelocityPrediction` whose network is called with the time `rate` t.
 
-    Flow-matching networks often count a thousand timesteps on the path's [0, 1].
+    Flow-matching networks often take a timestep from 0 to 1000 for the times 0 to 1 of the path:
+    their rate is 1000.
+
+    Args:
+        rate: time of the network per unit of the time of the path, positive.
+
+    Returns:
+        A parametrization for `field`.
 
     Raises:
-        ValueError: if the rate is not positive.
+        ValueError: if `rate` is not positive.
     """
     return VelocityPrediction() if rate == 1 else rescale_time(VelocityPrediction(), rate)

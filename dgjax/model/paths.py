@@ -1,8 +1,8 @@
-r"""Gaussian paths `x_t = alpha(t) x_0 + sigma(t) eps`: t grows from data to noise.
+"""Gaussian paths x_t = alpha(t) x_0 + sigma(t) eps; t grows from data to noise.
 
-A path is a frozen dataclass registered as a pytree: its numbers are array leaves, so a changed
-number never recompiles. Everything else (f, g2, log-SNR, velocity coefficients) is derived from
-`alpha` and `sigma` by one `jax.jvp` in `coefficients`.
+A path is a frozen dataclass registered as a pytree. Its numbers are array leaves, so a changed
+number never recompiles. `coefficients` derives f, g2, the log-SNR and the coefficients of the
+velocity from `alpha` and `sigma` by one `jax.jvp`.
 """
 
 from abc import abstractmethod
@@ -33,23 +33,34 @@ __all__ = [
 
 
 class Path:
-    """A Gaussian path: `alpha` falls or stays, `sigma` grows, and log-SNR falls in t."""
+    """Base class of Gaussian paths.
+
+    As t grows, alpha does not grow, sigma grows and the log-SNR log(alpha^2/sigma^2) falls.
+    A subclass is a frozen dataclass, decorated with `register_dataclass`, with three methods.
+    """
 
     @abstractmethod
     def alpha(self, t: Scalar) -> Scalar:
-        """Scale of the data at time t."""
+        """Return the scale of the data at time t."""
 
     @abstractmethod
     def sigma(self, t: Scalar) -> Scalar:
-        """Standard deviation of the noise at time t."""
+        """Return the standard deviation of the noise at time t."""
 
     @abstractmethod
     def time(self, logsnr: Scalar) -> Scalar:
-        """The time at which log(alpha^2 / sigma^2) equals `logsnr`."""
+        """Return the time at which the log-SNR log(alpha^2/sigma^2) equals `logsnr`."""
 
 
 class Coefficients(NamedTuple):
-    """A path at one time: alpha, sigma and their time derivatives."""
+    """The coefficients of a path at one time. Made by `coefficients`.
+
+    Attributes:
+        alpha: scale of the data.
+        sigma: standard deviation of the noise.
+        dalpha: time derivative of alpha.
+        dsigma: time derivative of sigma.
+    """
 
     alpha: Scalar
     sigma: Scalar
@@ -58,17 +69,17 @@ class Coefficients(NamedTuple):
 
     @property
     def logsnr(self) -> Scalar:
-        """log(alpha^2 / sigma^2)."""
+        """Log-SNR log(alpha^2/sigma^2)."""
         return 2 * (jnp.log(self.alpha) - jnp.log(self.sigma))
 
     @property
     def dlogsnr(self) -> Scalar:
-        """Time derivative of the log-SNR (negative)."""
+        """Time derivative of the log-SNR, negative."""
         return 2 * (self.dalpha / self.alpha - self.dsigma / self.sigma)
 
     @property
     def f(self) -> Scalar:
-        """Linear drift f = d log alpha / dt. Infinite where alpha vanishes."""
+        """Linear drift f = d log alpha/dt; infinite where alpha vanishes."""
         return self.dalpha / self.alpha
 
     @property
@@ -78,14 +89,14 @@ class Coefficients(NamedTuple):
 
 
 def coefficients(path: Path, t: ArrayLike) -> Coefficients:
-    """alpha, sigma and their derivatives at t, from one `jax.jvp`."""
+    """Return alpha, sigma and their time derivatives at t, from one `jax.jvp`."""
     t = as_float(t)
     value, slope = jax.jvp(lambda t: (path.alpha(t), path.sigma(t)), (t,), (jnp.ones_like(t),))
     return Coefficients(*value, *slope)
 
 
 def logsnr(path: Path, t: ArrayLike) -> Array:
-    """log(alpha^2 / sigma^2) at t."""
+    """Return the log-SNR log(alpha^2/sigma^2) of `path` at t."""
     t = as_float(t)
     return 2 * (jnp.log(path.alpha(t)) - jnp.log(path.sigma(t)))
 
@@ -93,12 +104,18 @@ def logsnr(path: Path, t: ArrayLike) -> Array:
 @register_dataclass
 @dataclass(frozen=True)
 class VP(Path):
-    """Variance preserving, beta linear in t. Made by `vp`."""
+    """The variance-preserving path with beta linear in t. Made by `vp`.
+
+    Attributes:
+        beta_min: beta at t = 0.
+        beta_max: beta at t = 1.
+    """
 
     beta_min: Array
     beta_max: Array
 
     def _integral(self, t: Scalar) -> Scalar:
+        """Return the integral of beta from 0 to t."""
         return t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t)
 
     def _time(self, integral: Scalar) -> Scalar:
@@ -107,57 +124,73 @@ class VP(Path):
         return 2 * integral / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2 * slope * integral))
 
     def alpha(self, t: Scalar) -> Scalar:
+        """Return the scale of the data at time t."""
         return jnp.exp(-0.5 * self._integral(t))
 
     def sigma(self, t: Scalar) -> Scalar:
+        """Return the standard deviation of the noise at time t."""
         return jnp.sqrt(-jnp.expm1(-self._integral(t)))
 
     def time(self, logsnr: Scalar) -> Scalar:
+        """Return the time at which the log-SNR equals `logsnr`."""
         return self._time(jax.nn.softplus(-logsnr))
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class SubVP(VP):
-    """Sub-variance preserving: alpha of `VP`, sigma = 1 - alpha^2. Made by `sub_vp`."""
+    """The sub-variance-preserving path: alpha of `VP`, sigma = 1 - alpha^2. Made by `sub_vp`."""
 
     def sigma(self, t: Scalar) -> Scalar:
+        """Return the standard deviation of the noise at time t."""
         return -jnp.expm1(-self._integral(t))
 
     def time(self, logsnr: Scalar) -> Scalar:
+        """Return the time at which the log-SNR equals `logsnr`."""
         return self._time(2 * jnp.arcsinh(0.5 * jnp.exp(-0.5 * logsnr)))
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class Cosine(Path):
-    """alpha = cos(pi t / 2), sigma = sin(pi t / 2). Made by `cosine`."""
+    """The path alpha = cos(pi t/2), sigma = sin(pi t/2). Made by `cosine`."""
 
     def alpha(self, t: Scalar) -> Scalar:
+        """Return the scale of the data at time t."""
         return jnp.cos(0.5 * jnp.pi * t)
 
     def sigma(self, t: Scalar) -> Scalar:
+        """Return the standard deviation of the noise at time t."""
         return jnp.sin(0.5 * jnp.pi * t)
 
     def time(self, logsnr: Scalar) -> Scalar:
+        """Return the time at which the log-SNR equals `logsnr`."""
         return 2 / jnp.pi * jnp.arctan(jnp.exp(-0.5 * logsnr))
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class VE(Path):
-    """alpha = 1, sigma geometric in t. Made by `ve`."""
+    """The variance-exploding path: alpha = 1, log sigma linear in t. Made by `ve`.
+
+    Attributes:
+        sigma_min: sigma at t = 0.
+        sigma_max: sigma at t = 1.
+    """
 
     sigma_min: Array
     sigma_max: Array
 
     def alpha(self, t: Scalar) -> Scalar:
+        """Return the scale of the data at time t."""
         return jnp.ones_like(t)
 
     def sigma(self, t: Scalar) -> Scalar:
+        """Return the standard deviation of the noise at time t."""
         return self.sigma_min * jnp.exp(t * jnp.log(self.sigma_max / self.sigma_min))
 
     def time(self, logsnr: Scalar) -> Scalar:
+        """Return the time at which the log-SNR equals `logsnr`."""
         start = jnp.log(self.sigma_min)
         return (-0.5 * logsnr - start) / (jnp.log(self.sigma_max) - start)
 
@@ -165,39 +198,56 @@ class VE(Path):
 @register_dataclass
 @dataclass(frozen=True)
 class EDM(Path):
-    """alpha = 1, sigma = t^rho. Made by `edm`."""
+    """The path alpha = 1, sigma = t^rho. Made by `edm`.
+
+    Attributes:
+        rho: exponent.
+    """
 
     rho: Array
 
     def alpha(self, t: Scalar) -> Scalar:
+        """Return the scale of the data at time t."""
         return jnp.ones_like(t)
 
     def sigma(self, t: Scalar) -> Scalar:
+        """Return the standard deviation of the noise at time t."""
         return t**self.rho
 
     def time(self, logsnr: Scalar) -> Scalar:
+        """Return the time at which the log-SNR equals `logsnr`."""
         return jnp.exp(-0.5 * logsnr / self.rho)
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class RectifiedFlow(Path):
-    """alpha = 1 - t, sigma = t. Made by `rectified_flow`."""
+    """The path alpha = 1 - t, sigma = t. Made by `rectified_flow`."""
 
     def alpha(self, t: Scalar) -> Scalar:
+        """Return the scale of the data at time t."""
         return 1 - t
 
     def sigma(self, t: Scalar) -> Scalar:
+        """Return the standard deviation of the noise at time t."""
         return t
 
     def time(self, logsnr: Scalar) -> Scalar:
+        """Return the time at which the log-SNR equals `logsnr`."""
         return jax.nn.sigmoid(-0.5 * logsnr)
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class Custom(Path):
-    """A path from two functions of t. Made by `custom`."""
+    """A path given by two functions of t. Made by `custom`.
+
+    Attributes:
+        alpha_fn: scale of the data as a function of t.
+        sigma_fn: standard deviation of the noise as a function of t.
+        lower: smallest time.
+        upper: largest time.
+    """
 
     alpha_fn: Callable[[Scalar], Scalar] = field(metadata={"static": True})
     sigma_fn: Callable[[Scalar], Scalar] = field(metadata={"static": True})
@@ -205,14 +255,18 @@ class Custom(Path):
     upper: Array
 
     def alpha(self, t: Scalar) -> Scalar:
+        """Return the scale of the data at time t."""
         return self.alpha_fn(t)
 
     def sigma(self, t: Scalar) -> Scalar:
+        """Return the standard deviation of the noise at time t."""
         return self.sigma_fn(t)
 
     def time(self, logsnr: Scalar) -> Scalar:
-        # sigma a - alpha s with a^2 + s^2 = 1 and a/s the ratio asked for: finite at both ends,
-        # where the log-SNR is not, and rounded relative to its terms, where an angle is not.
+        """Return the time at which the log-SNR equals `logsnr`."""
+        # The root of sigma a - alpha s, with a/s the wanted ratio of alpha to sigma and
+        # a^2 + s^2 = 1. Unlike the log-SNR it is finite at both ends; unlike an angle it is
+        # accurate relative to its terms.
         logsnr = as_float(logsnr)
         target = jnp.exp(0.5 * jax.nn.log_sigmoid(jnp.stack([logsnr, -logsnr])))
 
@@ -225,41 +279,71 @@ class Custom(Path):
             0.5 * (self.lower + self.upper),
             args=target,
             options={"lower": self.lower, "upper": self.upper},
-            max_steps=64,  # past the last bit of float64
+            max_steps=64,  # beyond the last bit of float64
             throw=False,
         ).value
 
 
 def vp(beta_min: ArrayLike = 0.1, beta_max: ArrayLike = 20.0) -> VP:
-    """Variance-preserving path, beta linear from `beta_min` to `beta_max` on t in (0, 1]."""
+    """Make the variance-preserving path on t in (0, 1] (Song et al. 2021, arXiv 2011.13456).
+
+    alpha^2 = exp(-integral of beta from 0 to t) and sigma^2 = 1 - alpha^2.
+
+    Args:
+        beta_min: beta at t = 0.
+        beta_max: beta at t = 1; beta is linear in between.
+    """
     return VP(as_float(beta_min), as_float(beta_max))
 
 
 def sub_vp(beta_min: ArrayLike = 0.1, beta_max: ArrayLike = 20.0) -> SubVP:
-    """Sub-variance-preserving path on t in (0, 1]."""
+    """Make the sub-variance-preserving path on t in (0, 1] (Song et al. 2021, arXiv 2011.13456).
+
+    alpha is that of `vp` and sigma = 1 - alpha^2.
+
+    Args:
+        beta_min: beta at t = 0.
+        beta_max: beta at t = 1; beta is linear in between.
+    """
     return SubVP(as_float(beta_min), as_float(beta_max))
 
 
 def cosine() -> Cosine:
-    """Cosine path on t in (0, 1); alpha vanishes at t = 1, so t_max stays inside."""
+    """Make the cosine path alpha = cos(pi t/2), sigma = sin(pi t/2) on t in (0, 1).
+
+    alpha vanishes at t = 1, so t_max must be below 1.
+    """
     return Cosine()
 
 
 def ve(sigma_min: ArrayLike = 0.01, sigma_max: ArrayLike = 50.0) -> VE:
-    """Variance-exploding path, sigma geometric from `sigma_min` to `sigma_max` on t in [0, 1]."""
+    """Make the variance-exploding path on t in [0, 1] (Song et al. 2021, arXiv 2011.13456).
+
+    alpha = 1 and log sigma is linear in t.
+
+    Args:
+        sigma_min: sigma at t = 0.
+        sigma_max: sigma at t = 1.
+    """
     return VE(as_float(sigma_min), as_float(sigma_max))
 
 
 def edm(rho: ArrayLike = 1.0) -> EDM:
-    """EDM coordinates: alpha = 1 and sigma = t^rho.
+    """Make the path alpha = 1, sigma = t^rho of EDM (Karras et al. 2022, arXiv 2206.00364).
 
-    `rho` sets the clock only: at rho = 7 a uniform grid in t is the grid uniform in sigma^(1/7).
+    Args:
+        rho: exponent. With rho = 1 the time is sigma itself. With rho = 7 a uniform grid in t is
+            uniform in sigma^(1/7).
     """
     return EDM(as_float(rho))
 
 
 def rectified_flow() -> RectifiedFlow:
-    """Straight path on t in (0, 1); alpha vanishes at t = 1, so t_max stays inside."""
+    """Make the straight path alpha = 1 - t, sigma = t on t in (0, 1).
+
+    Rectified flow and flow matching use it (Liu et al. 2022, arXiv 2209.03003). alpha vanishes at
+    t = 1, so t_max must be below 1.
+    """
     return RectifiedFlow()
 
 
@@ -269,10 +353,16 @@ def custom(
     lower: ArrayLike = 0.0,
     upper: ArrayLike = 1.0,
 ) -> Custom:
-    """A path from two functions of t whose ratio sigma/alpha grows on [lower, upper].
+    """Make a path from two functions of t.
 
-    Its `time` finds the root by bisection inside [lower, upper], and is the nearer end for a
-    log-SNR not reached there.
+    Its method `time` bisects [lower, upper]. For a log-SNR that is not reached there it returns the
+    nearer end.
+
+    Args:
+        alpha: scale of the data as a function of t.
+        sigma: standard deviation of the noise as a function of t. sigma/alpha must grow in t.
+        lower: smallest time.
+        upper: largest time.
 
     Raises:
         ValueError: if sigma/alpha does not grow from `lower` to `upper`.
@@ -282,7 +372,7 @@ def custom(
     angle = concrete(jax.vmap(lambda t: jnp.arctan2(path.sigma(t), path.alpha(t)))(times))
     if angle is not None and not (angle[1:] > angle[:-1]).all():
         raise ValueError(
-            f"sigma/alpha must grow with t on [{lower}, {upper}], and here it does not; "
-            "check that t = lower is the data end, and that both functions are right"
+            f"sigma/alpha must grow with t on [{lower}, {upper}], but does not; check both "
+            "functions, and that t = lower is the data end"
         )
     return path

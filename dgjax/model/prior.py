@@ -1,7 +1,8 @@
-"""Prior guidance: the norm of the latent sets its prior log-density ([DG] section 3).
+"""Prior guidance: choose the prior log-density of a latent by its norm.
 
-Under N(0, sigma^2 I) the norm |x_T|/sigma follows a chi law with D degrees of freedom, and
-log p_T falls with it: a smaller norm is a higher prior log-density.
+A latent is a sample at t_max, where sampling starts. Under the prior N(0, sigma^2 I) the norm
+|x|/sigma follows a chi distribution with D degrees of freedom. A smaller norm is a higher prior
+log-density (Density Guidance, arXiv 2502.05807, section 3).
 """
 
 import jax
@@ -12,39 +13,59 @@ from jax.scipy.special import gammainc
 from jaxtyping import ArrayLike
 
 from dgjax.model.field import Field
-from dgjax.typing import Key, Sample, Scalar, as_float, concrete
+from dgjax.typing import Key, Sample, Scalar, as_float, concrete, require
 
 __all__ = ["chi_quantile", "prior_guidance", "prior_sample", "with_norm"]
 
 
 def prior_sample(model: Field, key: Key, shape: tuple[int, ...]) -> Sample:
-    """One latent x_T from N(0, sigma(t_max)^2 I)."""
+    """Draw one latent from the prior N(0, sigma(t_max)^2 I).
+
+    Args:
+        model: the field.
+        key: random key.
+        shape: shape of one sample.
+
+    Returns:
+        An array of the given shape.
+    """
     return model.path.sigma(model.t_max) * jax.random.normal(key, shape)
 
 
 def with_norm(model: Field, x: Sample, norm: ArrayLike) -> Sample:
-    """`x` rescaled so that |x|/sigma(t_max) is `norm`.
+    """Rescale the latent `x` so that |x|/sigma(t_max) is `norm`.
+
+    Args:
+        model: the field.
+        x: one latent, of any shape.
+        norm: the new norm in units of sigma(t_max), positive. The typical norm is sqrt(D).
+
+    Returns:
+        An array of the shape of x.
 
     Raises:
         ValueError: if the norm is not positive, or x is zero.
     """
     norm = as_float(norm)
-    numbers, values = concrete(norm), concrete(x)
-    if numbers is not None and not (numbers > 0).all():
-        raise ValueError(f"norm must be positive, got {numbers}")
+    require("norm", norm, "be positive", lambda norm: norm > 0)
+    values = concrete(x)
     if values is not None and not np.any(values):
         raise ValueError("a zero latent has no direction to rescale; draw another")
     return x * (norm * model.path.sigma(model.t_max) / jnp.sqrt(jnp.sum(x**2)))
 
 
 def chi_quantile(q: ArrayLike, size: int) -> Scalar:
-    """Quantile of the chi law with `size` degrees of freedom: the norm of standard normal noise.
+    """Return a quantile of the chi distribution: the norm of standard normal noise.
+
+    Args:
+        q: probability in (0, 1).
+        size: degrees of freedom, the number of elements D of one sample.
 
     Raises:
         ValueError: if q is outside (0, 1).
     """
     q = _quantile(q)
-    # The norm has a standard deviation below 1 around sqrt(size), in any dimension.
+    # In any dimension the norm is near sqrt(size), with a standard deviation below 1.
     middle = jnp.sqrt(as_float(size))
     return optimistix.root_find(
         lambda norm, q: gammainc(0.5 * size, 0.5 * norm**2) - q,
@@ -58,10 +79,18 @@ def chi_quantile(q: ArrayLike, size: int) -> Scalar:
 
 
 def prior_guidance(model: Field, x: Sample, quantile: ArrayLike) -> Sample:
-    """`x` rescaled to the norm at which its prior log-density is at `quantile`.
+    """Rescale the latent `x` so that its prior log-density is at `quantile` of the prior.
 
-    Quantile 0.5 is the median norm, from which density guidance starts in [DG]; above it the
-    log-density is higher and the norm smaller.
+    A higher quantile is a higher prior log-density and a smaller norm. Quantile 0.5 is the median
+    norm (Density Guidance, arXiv 2502.05807, section 3).
+
+    Args:
+        model: the field.
+        x: one latent, of any shape.
+        quantile: probability in (0, 1).
+
+    Returns:
+        An array of the shape of x.
 
     Raises:
         ValueError: if the quantile is outside (0, 1).
@@ -71,7 +100,5 @@ def prior_guidance(model: Field, x: Sample, quantile: ArrayLike) -> Sample:
 
 def _quantile(q: ArrayLike) -> Scalar:
     q = as_float(q)
-    numbers = concrete(q)
-    if numbers is not None and not ((numbers > 0) & (numbers < 1)).all():
-        raise ValueError(f"a quantile must lie strictly between 0 and 1, got {numbers}")
+    require("a quantile", q, "lie strictly between 0 and 1", lambda q: (q > 0) & (q < 1))
     return q

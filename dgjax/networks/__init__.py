@@ -1,11 +1,22 @@
-"""Networks `net(x, t, cond) -> out` on one sample, as Flax NNX modules: pytrees of weights."""
+"""Neural networks, as Flax NNX modules whose arrays are the leaves of a pytree.
+
+A network acts on one sample: `net(x, t, cond) -> out`, where `out` has the shape of `x`. Batch it
+with `jax.vmap`. The parametrization decides what `t` is (a time, a time step, log(sigma)/4) and
+what `out` predicts; `dgjax.field` combines the three into a model:
+
+    net = dgjax.networks.UNet((28, 28, 1), rngs=nnx.Rngs(0))
+    model = dgjax.field(net, dgjax.edm(), dgjax.preconditioned(0.5), t_min=0.002, t_max=80.0)
+
+`MLP` and `UNet` are this library's own. `UNet2D`, `DiT` and `AutoencoderKL` take the weights of
+diffusers, `SongUNet` and `DhariwalUNet` those of EDM; `dgjax.importing` reads them.
+"""
 
 from dgjax.networks.autoencoder import AutoencoderKL
 from dgjax.networks.dit import DiT
 from dgjax.networks.edm_dhariwal import DhariwalUNet
 from dgjax.networks.edm_song import SongUNet
+from dgjax.networks.identity_autoencoder import IdentityAutoencoder, identity_autoencoder
 from dgjax.networks.mlp import MLP
-from dgjax.networks.pixels import Pixels, pixels
 from dgjax.networks.unet import UNet
 from dgjax.networks.unet2d import UNet2D
 
@@ -14,9 +25,9 @@ __all__ = [
     "AutoencoderKL",
     "DhariwalUNet",
     "DiT",
-    "Pixels",
+    "IdentityAutoencoder",
     "SongUNet",
     "UNet",
     "UNet2D",
-    "pixels",
+    "identity_autoencoder",
 ]

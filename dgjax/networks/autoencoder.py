@@ -1,7 +1,7 @@
-"""A variational autoencoder of images, in whose latents a diffusion model may live.
+"""A variational autoencoder of images, whose latents a diffusion model can be trained on.
 
-Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models". The
-attributes have the names of diffusers' `AutoencoderKL`, whose weights this network takes.
+The attributes that hold weights have the names of diffusers' modules, because checkpoints are
+read by these names.
 """
 
 from math import log
@@ -10,44 +10,71 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dgjax.networks.unet2d_blocks import DownBlock, Kind, MidBlock
-from dgjax.networks.unet2d_parts import Image, Resnet, Style, Upsample, conv, norm
+from dgjax.networks.unet2d_blocks import BlockKind, DownBlock, MidBlock
+from dgjax.networks.unet2d_parts import BlockSettings, Image, Resnet, Upsample, conv, group_norm
 from dgjax.typing import Key, Sample
 
 __all__ = ["AutoencoderKL"]
 
 
-def _style(groups: int) -> Style:
-    return Style(
+def _settings(groups: int) -> BlockSettings:
+    return BlockSettings(
         embedding=None,
         groups=groups,
         eps=1e-6,
         scale_shift=False,
-        head=None,
+        head_channels=None,
         activation="silu",
         padding=0,
     )
 
 
 class UpBlock(nnx.Module):
-    """Residual blocks, then twice the resolution unless it is the last level."""
+    """One level of the decoder: residual blocks, then twice the resolution.
+
+    Args:
+        inputs: channels of the input.
+        outputs: channels of the output.
+        layers: number of residual blocks.
+        last: whether this is the highest level, which keeps its resolution.
+        settings: of all blocks of the network.
+        rngs: draws the initial weights.
+    """
 
     def __init__(
-        self, inputs: int, outputs: int, layers: int, last: bool, style: Style, *, rngs: nnx.Rngs
+        self,
+        inputs: int,
+        outputs: int,
+        layers: int,
+        last: bool,
+        settings: BlockSettings,
+        *,
+        rngs: nnx.Rngs,
     ):
         sizes = [inputs] + (layers - 1) * [outputs]
-        groups = Kind().groups(inputs, outputs, style)
-        self.resnets = nnx.List(Resnet(n, outputs, style, groups, rngs=rngs) for n in sizes)
+        groups = BlockKind().groups(inputs, outputs, settings)
+        self.resnets = nnx.List(Resnet(n, outputs, settings, groups, rngs=rngs) for n in sizes)
         self.upsamplers = nnx.List([] if last else [Upsample(outputs, rngs=rngs)])
 
     def __call__(self, h: Image) -> Image:
+        """Apply the level."""
         for layer in (*self.resnets, *self.upsamplers):
             h = layer(h, None)
         return h
 
 
 class Encoder(nnx.Module):
-    """An image to the mean and log-variance of its latent, before `quant_conv`."""
+    """The convolutional encoder: an image to 2 c channels at the latent's resolution.
+
+    Args:
+        inputs: channels of an image.
+        channels: channels of each level, from the image inwards.
+        outputs: channels c of a latent.
+        layers: residual blocks of each level.
+        groups: groups of each normalization.
+        attention: whether the middle level has attention.
+        rngs: draws the initial weights.
+    """
 
     def __init__(
         self,
@@ -60,19 +87,20 @@ class Encoder(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        style = _style(groups)
+        settings = _settings(groups)
         self.conv_in = conv(inputs, channels[0], rngs)
         above = (channels[0], *channels[:-1])
         last = len(channels) - 1
         self.down_blocks = nnx.List(
-            DownBlock(Kind(), a, b, layers, i == last, style, rngs=rngs)
+            DownBlock(BlockKind(), a, b, layers, i == last, settings, rngs=rngs)
             for i, (a, b) in enumerate(zip(above, channels, strict=True))
         )
-        self.mid_block = MidBlock(channels[-1], style, attention, groups, 1.0, rngs=rngs)
-        self.conv_norm_out = norm(channels[-1], groups, style.eps, rngs)
+        self.mid_block = MidBlock(channels[-1], settings, attention, groups, 1.0, rngs=rngs)
+        self.conv_norm_out = group_norm(channels[-1], groups, settings.eps, rngs)
         self.conv_out = conv(channels[-1], 2 * outputs, rngs)
 
     def __call__(self, image: Image) -> Image:
+        """Apply the encoder."""
         h = self.conv_in(image)
         for block in self.down_blocks:
             h, *_ = block(h, image, None)
@@ -80,7 +108,17 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """A latent, past `post_quant_conv`, to its image."""
+    """The convolutional decoder: a latent to an image.
+
+    Args:
+        inputs: channels of a latent.
+        channels: channels of each level, from the latent outwards.
+        outputs: channels of an image.
+        layers: residual blocks of each level of the encoder; the decoder has one more.
+        groups: groups of each normalization.
+        attention: whether the middle level has attention.
+        rngs: draws the initial weights.
+    """
 
     def __init__(
         self,
@@ -93,19 +131,20 @@ class Decoder(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        style = _style(groups)
+        settings = _settings(groups)
         self.conv_in = conv(inputs, channels[0], rngs)
-        self.mid_block = MidBlock(channels[0], style, attention, groups, 1.0, rngs=rngs)
+        self.mid_block = MidBlock(channels[0], settings, attention, groups, 1.0, rngs=rngs)
         above = (channels[0], *channels[:-1])
         last = len(channels) - 1
         self.up_blocks = nnx.List(
-            UpBlock(a, b, layers + 1, i == last, style, rngs=rngs)
+            UpBlock(a, b, layers + 1, i == last, settings, rngs=rngs)
             for i, (a, b) in enumerate(zip(above, channels, strict=True))
         )
-        self.conv_norm_out = norm(channels[-1], groups, style.eps, rngs)
+        self.conv_norm_out = group_norm(channels[-1], groups, settings.eps, rngs)
         self.conv_out = conv(channels[-1], outputs, rngs)
 
     def __call__(self, latent: Image) -> Image:
+        """Apply the decoder."""
         h = self.mid_block(self.conv_in(latent), None)
         for block in self.up_blocks:
             h = block(h)
@@ -113,25 +152,28 @@ class Decoder(nnx.Module):
 
 
 class AutoencoderKL(nnx.Module):
-    """`encode(image) -> x` and `decode(x) -> image`, on ONE image of `image_shape` (H, W, C).
+    """The autoencoder of latent diffusion (arXiv 2112.10752), on one image at a time.
 
-    x is in the coordinates of a diffusion model of latents: `(z - shift_factor) * scaling_factor`
-    of the autoencoder's own z.
+    `encode` maps an image of `image_shape` (H, W, C) to a latent of `shape` (h, w, c), and
+    `decode` maps back. Latents are in the coordinates of the diffusion model that was trained on
+    them: `(z - shift_factor) * scaling_factor`, with z the latent of the autoencoder itself.
 
     Args:
-        shape: (h, w, c) of one latent. The image is 2^(len(channels) - 1) times as high and wide.
-        image_channels: of the image.
-        channels: of each level from the image inwards, multiples of `groups`.
+        shape: (h, w, c) of one latent. Images are 2^(len(channels) - 1) times as high and wide.
+        image_channels: channels C of an image.
+        channels: channels of each level from the image inwards, multiples of `groups`.
         layers: residual blocks of each level of the encoder; the decoder has one more.
-        groups: of every group norm.
-        scaling_factor, shift_factor: from z to the model's coordinates.
-        quant, post_quant: whether a 1x1 convolution ends the encoder and begins the decoder.
-        attention: whether the middle attends.
-        rngs: makes the initial weights, and is not kept.
+        groups: groups of each normalization.
+        scaling_factor: multiplies the shifted latents; not 0.
+        shift_factor: subtracted from z.
+        quant: whether a 1x1 convolution ends the encoder.
+        post_quant: whether a 1x1 convolution begins the decoder.
+        attention: whether the middle levels have attention.
+        rngs: draws the initial weights.
 
     Raises:
         ValueError: if the shape is not (h, w, c), the channels do not split into groups or the
-            scaling factor is 0; when called, if the image or the latent has another shape.
+            scaling factor is 0.
     """
 
     def __init__(
@@ -154,7 +196,7 @@ class AutoencoderKL(nnx.Module):
         if not channels or groups < 1 or any(c % groups for c in channels):
             raise ValueError(f"channels must be multiples of {groups}, got {tuple(channels)}")
         if scaling_factor == 0:
-            raise ValueError("scaling_factor must not be 0: latents would be lost")
+            raise ValueError("scaling_factor must not be 0, which would make every latent 0")
         height, width, inside = shape
         factor = 2 ** (len(channels) - 1)
         self.shape = (height, width, inside)
@@ -169,7 +211,17 @@ class AutoencoderKL(nnx.Module):
         self.post_quant_conv = conv(inside, inside, rngs, 1) if post_quant else None
 
     def posterior(self, image: Sample) -> tuple[Sample, Sample]:
-        """Mean and log-variance of the image's Gaussian latent, (h, w, c) each."""
+        """Return the Gaussian distribution of an image's latent.
+
+        Args:
+            image: of `image_shape`.
+
+        Returns:
+            Mean and log-variance of each element, both of `shape`.
+
+        Raises:
+            ValueError: if the image has another shape.
+        """
         if image.shape != self.image_shape:
             raise ValueError(
                 f"the image has shape {image.shape} and this autoencoder takes {self.image_shape}"
@@ -177,20 +229,41 @@ class AutoencoderKL(nnx.Module):
         h = self.encoder(image[None])
         h = h if self.quant_conv is None else self.quant_conv(h)
         mean, log_variance = jnp.split(h[0].astype(image.dtype), 2, axis=-1)
-        # Within what exp takes, as in training.
+        # The range in which exp neither overflows nor vanishes; training clips to the same.
         log_variance = jnp.clip(log_variance, -30.0, 20.0)
         scale = self.scaling_factor
         return (mean - self.shift_factor) * scale, log_variance + 2 * log(abs(scale))
 
     def encode(self, image: Sample, *, key: Key | None = None) -> Sample:
-        """The mean of the image's latent, or with a `key` a draw from it."""
+        """Return the latent of an image.
+
+        Args:
+            image: of `image_shape`.
+            key: draws the latent from its distribution; None returns the mean.
+
+        Returns:
+            The latent, of `shape`.
+
+        Raises:
+            ValueError: if the image has another shape.
+        """
         mean, log_variance = self.posterior(image)
         if key is None:
             return mean
         return mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape, mean.dtype)
 
     def decode(self, x: Sample) -> Sample:
-        """The image of a latent."""
+        """Return the image of a latent.
+
+        Args:
+            x: of `shape`.
+
+        Returns:
+            The image, of `image_shape`.
+
+        Raises:
+            ValueError: if the latent has another shape.
+        """
         if x.shape != self.shape:
             raise ValueError(
                 f"the latent has shape {x.shape} and this autoencoder takes {self.shape}"

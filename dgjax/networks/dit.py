@@ -1,7 +1,7 @@
-"""A diffusion transformer: patches as tokens, and every block scaled and shifted by the noise.
+"""A diffusion transformer: self-attention over patches of an image.
 
-Peebles and Xie 2023, "Scalable Diffusion Models with Transformers", with adaLN-Zero blocks. The
-attributes have the names of diffusers' `DiTTransformer2DModel`, whose weights this network takes.
+The attributes that hold weights have the names of diffusers' modules, because checkpoints are
+read by these names.
 """
 
 import jax
@@ -10,39 +10,58 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dgjax.networks.labels import check_label
-from dgjax.networks.unet2d import Positional, TimestepEmbedding
+from dgjax.networks.inputs import check_label, check_shape
+from dgjax.networks.time_features import Positional, TimestepEmbedding
 from dgjax.typing import Cond, Sample, Scalar
 
-__all__ = ["DiT"]
+__all__ = ["DiT", "positions"]
 
-Tokens = Float[Array, "1 n d"]  # with the batch axis that flax's layers count on
+Tokens = Float[Array, "1 n d"]  # with the batch axis that flax's layers need
 
+# Whether the activation is approximated by tanh.
 GELU = {"gelu": False, "gelu-approximate": True}
 
 
-def _norm(size: int, rngs: nnx.Rngs, affine: bool = False, epsilon: float = 1e-6) -> nnx.LayerNorm:
+def _layer_norm(
+    size: int, rngs: nnx.Rngs, affine: bool = False, epsilon: float = 1e-6
+) -> nnx.LayerNorm:
     return nnx.LayerNorm(
         size,
         epsilon=epsilon,
         use_bias=affine,
         use_scale=affine,
-        use_fast_variance=False,  # which cancels where the mean is large
+        use_fast_variance=False,  # a difference that cancels where the mean is large
         rngs=rngs,
     )
 
 
 def positions(height: int, width: int, size: int) -> np.ndarray:
-    """Fixed sinusoids of each token's column, then of its row: (height * width, size)."""
+    """Return the fixed position embedding of each token: sinusoids of its column and its row.
+
+    Args:
+        height: rows of tokens.
+        width: columns of tokens.
+        size: length of a token, a multiple of 4.
+
+    Returns:
+        An array (height * width, size), in float32, with tokens in row-major order.
+    """
     rates = 1e4 ** -(np.arange(size // 4) / (size // 4))
     rows, columns = np.divmod(np.arange(height * width), width)
-    angles = [np.outer(place, rates) for place in (columns, rows)]
+    angles = [np.outer(index, rates) for index in (columns, rows)]
     waves = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
     return np.concatenate(waves, axis=1).astype(np.float32)
 
 
 class PatchEmbed(nnx.Module):
-    """The image in patches, each projected to one token, plus where it is."""
+    """Cut an image into patches, project each to a token, and add the token's position.
+
+    Args:
+        channels: channels of the image.
+        patch: side of a patch.
+        size: length of a token.
+        rngs: draws the initial weights.
+    """
 
     def __init__(self, channels: int, patch: int, size: int, *, rngs: nnx.Rngs):
         self.size = size
@@ -51,19 +70,27 @@ class PatchEmbed(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "1 h w c"]) -> Tokens:
+        """Return the tokens."""
         h = self.proj(x)
         _, height, width, _ = h.shape
-        place = jnp.asarray(positions(height, width, self.size), h.dtype)
-        return h.reshape(1, height * width, self.size) + place
+        position = jnp.asarray(positions(height, width, self.size), h.dtype)
+        return h.reshape(1, height * width, self.size) + position
 
 
 class LabelEmbedding(nnx.Module):
-    """A vector for each label, and one more for none."""
+    """Look up a vector per label; there is one more for no label.
+
+    Args:
+        num_classes: number of labels.
+        size: length of a vector.
+        rngs: draws the initial weights.
+    """
 
     def __init__(self, num_classes: int, size: int, *, rngs: nnx.Rngs):
         self.embedding_table = nnx.Embed(num_classes + 1, size, rngs=rngs)
 
     def __call__(self, label: Cond) -> Float[Array, "1 d"]:
+        """Return the vector of a label; `num_classes` and None stand for no label."""
         null = self.embedding_table.num_embeddings - 1
         label = null if label is None else label
         check_label(label, null - 1, null)
@@ -71,7 +98,13 @@ class LabelEmbedding(nnx.Module):
 
 
 class Conditioning(nnx.Module):
-    """The timestep and the label as one vector."""
+    """Embed the time step and the label as one vector.
+
+    Args:
+        num_classes: number of labels.
+        size: length of the vector.
+        rngs: draws the initial weights.
+    """
 
     def __init__(self, num_classes: int, size: int, *, rngs: nnx.Rngs):
         self.time_proj = Positional(256, shift=1.0, cosines_first=True)
@@ -79,23 +112,37 @@ class Conditioning(nnx.Module):
         self.class_embedder = LabelEmbedding(num_classes, size, rngs=rngs)
 
     def __call__(self, t: Scalar, label: Cond) -> Float[Array, "1 d"]:
+        """Return the vector."""
         return self.timestep_embedder(self.time_proj(t)) + self.class_embedder(label)
 
 
 class Modulation(nnx.Module):
-    """Shift, scale and gate of a block's two halves, (1, 1, d) each."""
+    """A block's own conditioning, and the layer that makes shifts, scales and gates of it.
+
+    Args:
+        num_classes: number of labels.
+        size: length of a token.
+        rngs: draws the initial weights.
+    """
 
     def __init__(self, num_classes: int, size: int, *, rngs: nnx.Rngs):
         self.emb = Conditioning(num_classes, size, rngs=rngs)
         self.linear = nnx.Linear(size, 6 * size, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
-    def __call__(self, t: Scalar, label: Cond) -> list[Array]:
-        vector = self.linear(nnx.silu(self.emb(t, label)))
-        return jnp.split(vector[:, None], 6, axis=-1)
+    def __call__(self, vector: Float[Array, "1 d"]) -> list[Float[Array, "1 1 d"]]:
+        """Return shift, scale and gate of the attention, then of the MLP, from a conditioning."""
+        return jnp.split(self.linear(nnx.silu(vector))[:, None], 6, axis=-1)
 
 
 class Attention(nnx.Module):
-    """Self-attention over all tokens."""
+    """Self-attention over all tokens.
+
+    Args:
+        heads: number of heads.
+        size: length of a token.
+        bias: whether queries, keys and values have biases.
+        rngs: draws the initial weights.
+    """
 
     def __init__(self, heads: int, size: int, bias: bool, *, rngs: nnx.Rngs):
         self.heads = heads
@@ -105,6 +152,7 @@ class Attention(nnx.Module):
         self.to_out = nnx.List([nnx.Linear(size, size, rngs=rngs)])
 
     def __call__(self, h: Tokens) -> Tokens:
+        """Apply the layer."""
         query, key, value = (
             layer(h).reshape(1, h.shape[1], self.heads, -1)
             for layer in (self.to_q, self.to_k, self.to_v)
@@ -113,21 +161,35 @@ class Attention(nnx.Module):
 
 
 class Projection(nnx.Module):
-    """A linear layer and its activation."""
+    """A linear layer with GELU.
+
+    Args:
+        inputs: length of the input.
+        outputs: length of the output.
+        approximate: whether GELU is approximated by tanh.
+        rngs: draws the initial weights.
+    """
 
     def __init__(self, inputs: int, outputs: int, approximate: bool, *, rngs: nnx.Rngs):
         self.approximate = approximate
         self.proj = nnx.Linear(inputs, outputs, rngs=rngs)
 
     def __call__(self, h: Tokens) -> Tokens:
+        """Apply the layer."""
         return nnx.gelu(self.proj(h), approximate=self.approximate)
 
 
 class FeedForward(nnx.Module):
-    """An MLP on each token."""
+    """An MLP on each token, with four times as many hidden units.
+
+    Args:
+        size: length of a token.
+        approximate: whether GELU is approximated by tanh.
+        rngs: draws the initial weights.
+    """
 
     def __init__(self, size: int, approximate: bool, *, rngs: nnx.Rngs):
-        # The second is diffusers' dropout: it has no weights, and acts in training only.
+        # diffusers has dropout at index 1; it is here for the names of the weights, and not called.
         self.net = nnx.List(
             [
                 Projection(size, 4 * size, approximate, rngs=rngs),
@@ -137,11 +199,23 @@ class FeedForward(nnx.Module):
         )
 
     def __call__(self, h: Tokens) -> Tokens:
+        """Apply the MLP."""
         return self.net[2](self.net[0](h))
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each behind a norm and a gate that the noise level and label set."""
+    """An adaLN-Zero block: attention and MLP, with shifts, scales and gates from a conditioning.
+
+    Args:
+        heads: number of attention heads.
+        size: length of a token.
+        num_classes: number of labels.
+        bias: whether queries, keys and values have biases.
+        approximate: whether GELU is approximated by tanh.
+        affine: whether the normalization before the MLP has weights of its own.
+        epsilon: added to the variance in that normalization.
+        rngs: draws the initial weights.
+    """
 
     def __init__(
         self,
@@ -156,41 +230,43 @@ class Block(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.norm1 = Modulation(num_classes, size, rngs=rngs)
-        self.normalize = _norm(size, rngs)
+        self.normalize = _layer_norm(size, rngs)
         self.attn1 = Attention(heads, size, bias, rngs=rngs)
-        self.norm3 = _norm(size, rngs, affine, epsilon)
+        self.norm3 = _layer_norm(size, rngs, affine, epsilon)
         self.ff = FeedForward(size, approximate, rngs=rngs)
 
-    def __call__(self, h: Tokens, t: Scalar, label: Cond) -> Tokens:
-        shift, scale, gate, shift_ff, scale_ff, gate_ff = self.norm1(t, label)
+    def __call__(self, h: Tokens, vector: Float[Array, "1 d"]) -> Tokens:
+        """Apply the block; `vector` is the conditioning `norm1.emb(t, label)`."""
+        shift, scale, gate, shift_ff, scale_ff, gate_ff = self.norm1(vector)
         h = h + gate * self.attn1(self.normalize(h) * (1 + scale) + shift)
         return h + gate_ff * self.ff(self.norm3(h) * (1 + scale_ff) + shift_ff)
 
 
 class DiT(nnx.Module):
-    """`net(x, t, cond) -> out` on ONE image or latent (H, W, C); `out` has its shape.
+    """The diffusion transformer DiT (arXiv 2212.09748): `net(x, t, cond) -> out`.
 
-    t is the timestep that the network was trained with, 0 to 999 for most. With twice as many
-    `out_channels` as inputs the network was trained to predict a variance too: only ancestral
-    samplers use that half, and it is dropped.
+    It acts on one image or latent (H, W, C), with adaLN-Zero blocks. A new network returns zeros.
 
     Args:
         shape: (H, W, C) of one sample.
-        patch_size: side of a patch.
-        num_layers: number of blocks.
-        num_attention_heads, attention_head_dim: their product is the length of a token.
-        num_classes: number of labels; the label `num_classes`, like `cond` None, is no label, and
-            has a vector of its own.
-        out_channels: C or 2 C; C if None.
+        patch_size: side of a patch; H and W are multiples of it.
+        num_layers: number of blocks, positive.
+        num_attention_heads: number of attention heads.
+        attention_head_dim: length of one head; the length of a token is the product of the two.
+        num_classes: number of labels. The label `num_classes`, like `cond` None, stands for no
+            label, which has a vector of its own.
+        out_channels: C (also if None), or 2 C for a network trained to predict a variance too. That
+            half serves ancestral samplers only, and is dropped.
         attention_bias: whether queries, keys and values have biases.
-        activation: "gelu", or "gelu-approximate" by tanh.
-        norm_affine, norm_eps: of the norm before each MLP.
-        rngs: makes the initial weights, and is not kept.
+        activation: "gelu", or "gelu-approximate" for GELU approximated by tanh.
+        norm_affine: whether the normalization before each MLP has weights.
+        norm_eps: added to the variance in that normalization.
+        rngs: draws the initial weights.
 
     Raises:
-        ValueError: if the shape does not split into patches, the tokens' length is no multiple of
-            four, out_channels is neither C nor 2 C, or the activation is unknown; when called, if
-            x has another shape or a label is out of range.
+        ValueError: if the shape does not split into patches, there are no blocks, the length of a
+            token is not a multiple of four, out_channels is neither C nor 2 C, or the activation is
+            unknown.
     """
 
     def __init__(
@@ -214,6 +290,8 @@ class DiT(nnx.Module):
                 f"a DiT takes samples (H, W, C) whose sides are multiples of patch_size, got "
                 f"{tuple(shape)} and {patch_size}"
             )
+        if num_layers < 1:
+            raise ValueError(f"num_layers must be positive, got {num_layers}")
         size = num_attention_heads * attention_head_dim
         if size < 4 or size % 4:
             raise ValueError(f"the length of a token must be a multiple of 4, got {size}")
@@ -242,7 +320,7 @@ class DiT(nnx.Module):
             )
             for _ in range(num_layers)
         )
-        self.normalize = _norm(size, rngs)
+        self.normalize = _layer_norm(size, rngs)
         zeros = nnx.initializers.zeros
         self.proj_out_1 = nnx.Linear(size, 2 * size, kernel_init=zeros, rngs=rngs)
         self.proj_out_2 = nnx.Linear(
@@ -250,13 +328,26 @@ class DiT(nnx.Module):
         )
 
     def __call__(self, x: Sample, t: Scalar, cond: Cond = None) -> Sample:
-        if x.shape != self.shape:
-            raise ValueError(f"x has shape {x.shape} and this network takes {self.shape}")
+        """Apply the network to one sample.
+
+        Args:
+            x: the noisy sample, (H, W, C).
+            t: the time step, 0 to 999 for most networks.
+            cond: a class label, or None.
+
+        Returns:
+            The network's prediction, (H, W, C).
+
+        Raises:
+            ValueError: if x has another shape or the label is out of range.
+        """
+        check_shape(x, self.shape)
         h = self.pos_embed(x[None])
-        for block in self.transformer_blocks:
-            h = block(h, t, cond)
-        vector = self.transformer_blocks[0].norm1.emb(t, cond)
-        shift, scale = jnp.split(self.proj_out_1(nnx.silu(vector))[:, None], 2, axis=-1)
+        vectors = [block.norm1.emb(t, cond) for block in self.transformer_blocks]
+        for block, vector in zip(self.transformer_blocks, vectors, strict=True):
+            h = block(h, vector)
+        # diffusers' last layer has the conditioning of the first block.
+        shift, scale = jnp.split(self.proj_out_1(nnx.silu(vectors[0]))[:, None], 2, axis=-1)
         h = self.proj_out_2(self.normalize(h) * (1 + scale) + shift)
         height, width, channels = self.shape
         patch = self.patch_size

@@ -1,15 +1,13 @@
-"""DDPM++ and NCSN++ of Song et al. 2021, as in Karras et al. 2022 (EDM), where it is SongUNet."""
+"""SongUNet of EDM (arXiv 2206.00364): DDPM++ and NCSN++ (arXiv 2011.13456)."""
 
 from math import sqrt
 
-import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from dgjax.networks.edm_blocks import Style, one_hot
+from dgjax.networks.edm_blocks import EDMSettings, one_hot, optional_linear
 from dgjax.networks.edm_trunk import Trunk
-from dgjax.networks.unet2d import Positional
+from dgjax.networks.time_features import EDMFourier, Positional
 from dgjax.typing import Cond, Sample, Scalar
 
 __all__ = ["SongUNet"]
@@ -17,44 +15,35 @@ __all__ = ["SongUNet"]
 EMBEDDINGS = ("positional", "fourier")
 
 
-class Fourier(nnx.Module):
-    """Sines and cosines of the noise level at random frequencies, drawn once and not learnt."""
-
-    def __init__(self, size: int, *, rngs: nnx.Rngs):
-        self.freqs = nnx.Param(16 * rngs.params.normal((size // 2,)))
-
-    def __call__(self, t: Scalar) -> Array:
-        angles = 2 * jnp.pi * t * jax.lax.stop_gradient(self.freqs[...])
-        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)])
-
-
 class SongUNet(nnx.Module):
-    """`net(x, t, cond) -> out` on ONE image (H, W, C); `out` has its shape.
+    """DDPM++ and NCSN++ as in EDM: `net(x, t, cond) -> out` on one image (H, W, C).
 
-    With `parametrization.preconditioned` t is log(sigma)/4. DDPM++ has the defaults; NCSN++ has
-    `embedding_type="fourier"`, `encoder_type="residual"`, `resample_filter=(1, 3, 3, 1)` and
-    `channel_mult_noise=2`.
+    The defaults are DDPM++. NCSN++ has `embedding_type="fourier"`, `encoder_type="residual"`,
+    `resample_filter=(1, 3, 3, 1)` and `channel_mult_noise=2`. A new network returns zeros. The
+    parametrization `preconditioned` passes log(sigma)/4 as t.
 
     Args:
         shape: (H, W, C) of one image.
-        num_classes: number of labels, or None for a network that takes none. The label
+        num_classes: number of labels, or None for a network without labels. The label
             `num_classes`, like `cond` None, stands for no label.
-        augment_dim: length of the vector that tells how an image was augmented, or None.
-        model_channels: what the channels of each level are multiples of.
-        channel_mult: the multiples.
-        channel_mult_emb, channel_mult_noise: the same for the vector that carries noise and
-            class, and for the features of the noise level that it is made from.
+        augment_dim: length of the vector that describes an augmentation, or None.
+        model_channels: base number of channels.
+        channel_mult: channels of each level, as multiples of `model_channels`.
+        channel_mult_emb: length of the embedding of noise level and class, as a multiple of
+            `model_channels`.
+        channel_mult_noise: number of features of the noise level, as a multiple of
+            `model_channels`.
         num_blocks: residual blocks of a level on the way down; one more on the way up.
-        attn_resolutions: heights of an image at which blocks attend to all of it.
-        embedding_type: "positional" or "fourier".
-        encoder_type: "standard"; or "skip" or "residual", by which a second image goes along.
-        decoder_type: "standard" or "skip".
-        resample_filter: which smooths where the resolution changes; of even length.
-        rngs: makes the initial weights, and is not kept.
+        attn_resolutions: heights of an image at which blocks have attention.
+        embedding_type: features of the noise level, "positional" or "fourier".
+        encoder_type: "standard"; "skip" adds the downsampled input at each level; "residual" adds
+            the downsampled sum of all levels so far.
+        decoder_type: "standard", or "skip" if all levels add to the output.
+        resample_filter: smoothing filter at changes of resolution, of even length.
+        rngs: draws the initial weights.
 
     Raises:
-        ValueError: if a name is unknown or sizes do not fit each other; when called, if x has
-            another shape or a label is given that the network cannot take.
+        ValueError: if a name is unknown or sizes do not fit each other.
     """
 
     def __init__(
@@ -77,31 +66,28 @@ class SongUNet(nnx.Module):
     ):
         if embedding_type not in EMBEDDINGS:
             raise ValueError(
-                f"embedding_type {embedding_type!r} is unknown: there is {', '.join(EMBEDDINGS)}"
+                f"embedding_type {embedding_type!r} is unknown: expected one of "
+                f"{', '.join(EMBEDDINGS)}"
             )
         self.shape, self.num_classes = tuple(shape), num_classes
         noise, size = model_channels * channel_mult_noise, model_channels * channel_mult_emb
-        style = Style(
+        settings = EDMSettings(
             embedding=size,
             eps=1e-6,
-            adaptive=False,
-            head=None,
+            scale_shift=False,
+            head_channels=None,
             scale=sqrt(2),
-            projects=True,
-            everywhere=False,
-            row=tuple(resample_filter),
+            shortcut=True,
+            attend_all=False,
+            kernel=tuple(resample_filter),
         )
         self.map_noise = (
-            Fourier(noise, rngs=rngs)
+            EDMFourier(noise, rngs=rngs)
             if embedding_type == "fourier"
             else Positional(noise, shift=1, cosines_first=False)
         )
-        self.map_label = None if num_classes is None else nnx.Linear(num_classes, noise, rngs=rngs)
-        self.map_augment = (
-            None
-            if augment_dim is None
-            else nnx.Linear(augment_dim, noise, use_bias=False, rngs=rngs)
-        )
+        self.map_label = optional_linear(num_classes, noise, rngs, use_bias=True)
+        self.map_augment = optional_linear(augment_dim, noise, rngs)
         self.map_layer0 = nnx.Linear(noise, size, rngs=rngs)
         self.map_layer1 = nnx.Linear(size, size, rngs=rngs)
         self.trunk = Trunk(
@@ -110,7 +96,7 @@ class SongUNet(nnx.Module):
             tuple(model_channels * multiple for multiple in channel_mult),
             num_blocks,
             tuple(attn_resolutions),
-            style,
+            settings,
             encoder_type,
             decoder_type,
             rngs=rngs,
@@ -119,13 +105,25 @@ class SongUNet(nnx.Module):
     def __call__(
         self, x: Sample, t: Scalar, cond: Cond = None, *, augmentation: Array | None = None
     ) -> Sample:
-        if x.shape != self.shape:
-            raise ValueError(f"x has shape {x.shape} and this network takes {self.shape}")
+        """Apply the network to one image.
+
+        Args:
+            x: the noisy image, (H, W, C).
+            t: the noise level as the parametrization passes it.
+            cond: a class label, or None.
+            augmentation: vector of length `augment_dim` that describes the augmentation of a
+                training image, or None. A network without `augment_dim` ignores it.
+
+        Returns:
+            The network's prediction, (H, W, C).
+
+        Raises:
+            ValueError: if x has another shape or the label is not one of this network.
+        """
         h = self.map_noise(t)
         label = one_hot(cond, self.num_classes)
         if label is not None and self.map_label is not None:
             h = h + self.map_label(label * sqrt(label.size))
         if augmentation is not None and self.map_augment is not None:
             h = h + self.map_augment(augmentation)
-        embedding = nnx.silu(self.map_layer1(nnx.silu(self.map_layer0(h))))
-        return self.trunk(x[None], embedding)[0].astype(x.dtype)
+        return self.trunk(x, nnx.silu(self.map_layer1(nnx.silu(self.map_layer0(h)))))

@@ -1,31 +1,33 @@
-"""The noise level, the class label and the augmentation as one vector."""
+"""One vector that carries the noise level, the class label and the augmentation."""
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
-from dgjax.networks.labels import check_label
+from dgjax.networks.inputs import check_label
+from dgjax.networks.time_features import sinusoids
 from dgjax.typing import Cond, Scalar
 
 __all__ = ["Embedding"]
 
-# Angular frequencies for inputs of order one (EDM's log(w)/4, or a time in [0, 1]): the lowest
+# Angular frequencies for inputs of order one (EDM's log(sigma)/4, or a time in [0, 1]). The lowest
 # tells the ends of the range apart, the highest resolves a twentieth of it.
 FREQUENCIES = np.geomspace(0.25, 16.0, 32, dtype=np.float32)
 
 
 class Embedding(nnx.Module):
-    """`embed(t, cond, augmentation) -> (size,)`: sinusoids and learnt vectors, then an MLP.
+    """Sinusoids of t through an MLP, plus a learnt vector per label and per augmentation.
 
-    No label adds no vector. It is `cond` None, or the number `num_classes`, which can be data;
-    likewise no augmentation. Samples are asked for without one, so that training on images that
-    were mirrored, say, need not yield mirrored samples (Karras et al. 2022, appendix F.2).
+    A label of None, or of `num_classes` (so that it can be data), adds no vector. The same holds
+    for augmentations. Sampling passes no augmentation: a network trained on mirrored images need
+    not draw mirrored ones (EDM, arXiv 2206.00364, appendix F.2).
 
     Args:
         size: length of the result.
-        num_classes: number of labels, or None for a network that takes none.
-        num_augmentations: number of augmentations, or None for a network that is told of none.
+        num_classes: number of labels, or None for a network without labels.
+        num_augmentations: number of augmentations, or None for a network without them.
+        rngs: draws the initial weights.
     """
 
     def __init__(
@@ -43,9 +45,25 @@ class Embedding(nnx.Module):
             None if num_augmentations is None else nnx.Embed(num_augmentations, size, rngs=rngs)
         )
 
-    def __call__(self, t: Scalar, cond: Cond = None, augmentation: Cond = None) -> Array:
-        angles = t * jnp.asarray(FREQUENCIES, t.dtype)
-        h = self.inner(jnp.concatenate([jnp.sin(angles), jnp.cos(angles)]))
+    def __call__(
+        self, t: Scalar, cond: Cond = None, augmentation: Cond = None
+    ) -> Float[Array, " size"]:
+        """Return the embedding.
+
+        Args:
+            t: the noise level as the network takes it, of order one.
+            cond: a class label, or None.
+            augmentation: number of an augmentation, or None. A network without augmentations
+                ignores it.
+
+        Returns:
+            The vector, of length `size`.
+
+        Raises:
+            ValueError: if a label is given to a network without labels, or a number is out of
+                range.
+        """
+        h = self.inner(sinusoids(t, jnp.asarray(FREQUENCIES, t.dtype)))
         if cond is not None:
             if self.label is None:
                 raise ValueError(
@@ -57,9 +75,10 @@ class Embedding(nnx.Module):
         return nnx.silu(self.outer(nnx.silu(h)))
 
 
-def _vector(vectors: nnx.Embed, label: Cond) -> Array:
-    null = vectors.num_embeddings
+def _vector(table: nnx.Embed, label: Cond) -> Array:
+    """Look up a label; the label after the last gives zeros."""
+    null = table.num_embeddings
     check_label(label, null - 1, null)
     dropped = jnp.asarray(label) == null
-    # As a batch of one, because flax's table of a single vector takes no scalar.
-    return jnp.where(dropped, 0.0, vectors(jnp.where(dropped, 0, label)[None])[0])
+    # A batch of one, because flax's table of a single vector takes no scalar.
+    return jnp.where(dropped, 0.0, table(jnp.where(dropped, 0, label)[None])[0])

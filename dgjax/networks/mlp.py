@@ -6,28 +6,28 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dgjax.networks.embedding import Embedding
+from dgjax.networks.inputs import check_shape
 from dgjax.typing import Cond, Sample, Scalar
 
 __all__ = ["MLP"]
 
 
 class MLP(nnx.Module):
-    """`net(x, t, cond) -> out` on ONE sample of `shape`; `out` has its shape and starts as zero.
+    """A residual multilayer perceptron: `net(x, t, cond) -> out` on one sample of any shape.
 
-    The embedded noise level and label enter every hidden layer, and each layer but the first
-    adds to the one before it.
+    The sample is flattened. An embedding of t and the label is added in every hidden layer. A new
+    network returns zeros.
 
     Args:
-        shape: of one sample; it is flattened inside.
+        shape: shape of one sample.
         width: units of each hidden layer.
-        depth: number of hidden layers.
-        num_classes: number of labels, or None for a network that takes none. The label
+        depth: number of hidden layers; all but the first are residual.
+        num_classes: number of labels, or None for a network without labels. The label
             `num_classes`, like `cond` None, stands for no label.
-        rngs: makes the initial weights, and is not kept.
+        rngs: draws the initial weights.
 
     Raises:
-        ValueError: if width or depth is not positive; when called, if x has another shape or a
-            label is given that the network cannot take.
+        ValueError: if width or depth is not positive.
     """
 
     def __init__(
@@ -50,8 +50,20 @@ class MLP(nnx.Module):
         self.leave = nnx.Linear(width, size, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
     def __call__(self, x: Sample, t: Scalar, cond: Cond = None) -> Sample:
-        if x.shape != self.shape:
-            raise ValueError(f"x has shape {x.shape} and this network takes {self.shape}")
+        """Apply the network to one sample.
+
+        Args:
+            x: a sample of `shape`.
+            t: the noise level as the parametrization passes it.
+            cond: a class label, or None.
+
+        Returns:
+            The network's prediction, of the same shape.
+
+        Raises:
+            ValueError: if x has another shape or the label is not one of this network.
+        """
+        check_shape(x, self.shape)
         embedding = self.embed(t, cond)
         h = nnx.silu(self.enter(x.reshape(-1)) + self.film[0](embedding))
         for layer, film in zip(self.hidden, self.film[1:], strict=True):

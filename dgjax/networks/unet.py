@@ -1,8 +1,8 @@
-"""A compact U-Net for images: pixels folded 2x2 into channels, two levels, one attention.
+"""A compact U-Net for images that trains on two CPU cores.
 
-Sized so that a step of training takes well under a second on two CPU cores: few, wide
-convolutions and no level at full resolution. Read it from top to bottom: the fold, the blocks,
-the network.
+A training step takes well under a second: convolutions are few and wide, no block works at full
+resolution, and attention is at the lowest only. This file has the fold of pixels into channels
+first, then the blocks, then the network.
 """
 
 from collections.abc import Iterator
@@ -15,22 +15,23 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from dgjax.networks.embedding import Embedding
+from dgjax.networks.inputs import check_shape
 from dgjax.typing import Cond, Key, Sample, Scalar
 
-__all__ = ["UNet"]
+__all__ = ["Block", "UNet", "fold", "unfold"]
 
-Image = Float[Array, "1 h w c"]  # with the batch axis that flax's layers count on
+Image = Float[Array, "1 h w c"]  # with the batch axis that flax's layers need
 
 
 def fold(h: Image) -> Image:
-    """2x2 pixels into channels: (1, H, W, C) to (1, H/2, W/2, 4C)."""
+    """Move each 2x2 pixels into channels: (1, H, W, C) to (1, H/2, W/2, 4C)."""
     _, height, width, channels = h.shape
     h = h.reshape(1, height // 2, 2, width // 2, 2, channels)
     return h.transpose(0, 1, 3, 2, 4, 5).reshape(1, height // 2, width // 2, 4 * channels)
 
 
 def unfold(h: Image) -> Image:
-    """The inverse of `fold`."""
+    """Invert `fold`: (1, H, W, 4C) to (1, 2H, 2W, C)."""
     _, height, width, channels = h.shape
     h = h.reshape(1, height, width, 2, 2, channels // 4)
     return h.transpose(0, 1, 3, 2, 4, 5).reshape(1, 2 * height, 2 * width, channels // 4)
@@ -46,7 +47,14 @@ def _norm(channels: int, rngs: nnx.Rngs) -> nnx.GroupNorm:
 
 
 class Block(nnx.Module):
-    """Residual block of two 3x3 convolutions, scaled and shifted in between by the noise level."""
+    """Residual block of two 3x3 convolutions, with scale and shift from the embedding in between.
+
+    Args:
+        channels: channels of input and output.
+        embedding: length of the vector that carries the noise level and the label.
+        dropout: probability of dropping a unit where a key is given.
+        rngs: draws the initial weights.
+    """
 
     def __init__(self, channels: int, embedding: int, dropout: float, *, rngs: nnx.Rngs):
         self.norm_in = _norm(channels, rngs)
@@ -57,6 +65,7 @@ class Block(nnx.Module):
         self.conv_out = _conv(channels, channels, 3, rngs, zero=True)
 
     def __call__(self, h: Image, embedding: Array, key: Key | None) -> Image:
+        """Apply the block; `key` draws the dropped units, and None drops none."""
         scale, shift = jnp.split(self.film(embedding)[None, None, None], 2, axis=-1)
         out = self.conv_in(nnx.silu(self.norm_in(h)))
         out = nnx.silu(self.norm_out(out) * (1 + scale) + shift)
@@ -64,7 +73,12 @@ class Block(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Residual self-attention over all pixels, in heads of 64 channels."""
+    """Residual self-attention over all pixels, in heads of 64 channels.
+
+    Args:
+        channels: channels of input and output.
+        rngs: draws the initial weights.
+    """
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
         self.heads = max(1, channels // 64)
@@ -73,6 +87,7 @@ class Attention(nnx.Module):
         self.out = _conv(channels, channels, 1, rngs, zero=True)
 
     def __call__(self, h: Image) -> Image:
+        """Apply the layer."""
         _, height, width, _ = h.shape
         qkv = self.qkv(self.norm(h)).reshape(1, height * width, 3, self.heads, -1)
         out = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
@@ -80,11 +95,17 @@ class Attention(nnx.Module):
 
 
 class Detail(nnx.Module):
-    """Every pixel's value and its sinusoids, each let in by the noise level.
+    """Input features: pixel values and sinusoids of them, with gates set by the embedding.
 
-    At low noise the answer hangs on the last hundredths of a pixel's value, which sinusoids
-    resolve and convolutions alone learn slowly (Kingma et al. 2021, section 5.1). At high noise
-    they are a random pattern, which the gates shut out.
+    At low noise the prediction depends on the last hundredths of a pixel's value. Sinusoids resolve
+    them, and convolutions alone learn them slowly (Variational Diffusion Models, arXiv 2107.00630,
+    section 5.1). At high noise the sinusoids are a random pattern, and the gates close.
+
+    Args:
+        inputs: channels of the image.
+        frequencies: of the sinusoids, in radians per unit of pixel value.
+        embedding: length of the vector that carries the noise level and the label.
+        rngs: draws the initial weights.
     """
 
     def __init__(
@@ -95,42 +116,42 @@ class Detail(nnx.Module):
         self.gate = nnx.Linear(embedding, self.size, rngs=rngs)
 
     def __call__(self, h: Image, embedding: Array) -> Image:
+        """Return the features: `size` channels."""
         angles = [frequency * h for frequency in self.frequencies]
         values = [h, *map(jnp.sin, angles), *map(jnp.cos, angles)]
         return jnp.concatenate(values, -1) * nnx.sigmoid(self.gate(embedding))
 
 
 def _keys(key: Key | None) -> Iterator[Key | None]:
-    """One for each block; None for all if there is none."""
+    """Yield one key per block, or None for each if there is no key."""
     return (None if key is None else jax.random.fold_in(key, i) for i in count())
 
 
 class UNet(nnx.Module):
-    """`net(x, t, cond) -> out` on ONE image (H, W, C); `out` has its shape and starts as zero.
+    """A compact residual U-Net: `net(x, t, cond) -> out` on one image (H, W, C).
 
-    In training `key` says which units to drop and `augmentation` what was done to the image.
+    Level k works at 1/2^(k+1) of the resolution with `channels[k]` channels. It has `blocks`
+    residual blocks on the way down, and as many on the way up, each after a 1x1 convolution that
+    merges the output of its partner on the way down. A new network returns zeros.
 
-    Level k works at 1/2^(k+1) of the resolution with `channels[k]` channels; `blocks` residual
-    blocks lead down and as many, each merged with its partner's output, lead up again. An image
-    whose sides are no multiple of 2^len(channels) is padded inside with zeros and cropped again:
-    the state, and so D, is never padded.
+    Images whose sides are not multiples of 2^len(channels) are padded with zeros inside the
+    network, and its output is cropped. The sample itself, and so its dimension, stays unpadded.
 
     Args:
         shape: (H, W, C) of one image.
         channels: channels of each level, positive multiples of 8 (of 64 from 64 on).
-        blocks: residual blocks each way on each level.
+        blocks: residual blocks on each level, each way.
         embedding: length of the vector that carries the noise level and the label.
-        num_classes: number of labels, or None for a network that takes none. The label
+        num_classes: number of labels, or None for a network without labels. The label
             `num_classes`, like `cond` None, stands for no label.
-        frequencies: of the sinusoids of each pixel's value, in radians per unit of input.
-        dropout: share of units that each block drops where a `key` is given.
-        num_augmentations: number of augmentations it can be told of, or None.
-        rngs: makes the initial weights, and is not kept.
+        frequencies: of the sinusoids of pixel values, in radians per unit of pixel value.
+        dropout: probability of dropping a unit in training.
+        num_augmentations: number of augmentations that training may tell the network, or None.
+        rngs: draws the initial weights.
 
     Raises:
         ValueError: if the shape is not (H, W, C), the channels do not split into groups or the
-            dropout is not in [0, 1); when called, if x has another shape or a label is given that
-            the network cannot take.
+            dropout is not in [0, 1).
     """
 
     def __init__(
@@ -157,10 +178,10 @@ class UNet(nnx.Module):
         self.shape = tuple(shape)
         self.embed = Embedding(embedding, num_classes, num_augmentations, rngs=rngs)
         self.detail = Detail(4 * shape[2], frequencies, embedding, rngs=rngs)
-        # Past every normalisation, which would hide how strong the noise in this image is.
+        # A path around every normalization, which would hide how strong the noise in x is.
         self.shallow = _conv(self.detail.size, 4 * shape[2], 3, rngs, zero=True)
         block = partial(Block, embedding=embedding, dropout=dropout, rngs=rngs)
-        inputs = self.detail.size  # of each level on the way down; then the level above, folded
+        inputs = self.detail.size
         self.enter: nnx.List = nnx.List()
         self.down: nnx.List = nnx.List()
         self.merge: nnx.List = nnx.List()
@@ -187,8 +208,23 @@ class UNet(nnx.Module):
         key: Key | None = None,
         augmentation: Cond = None,
     ) -> Sample:
-        if x.shape != self.shape:
-            raise ValueError(f"x has shape {x.shape} and this network takes {self.shape}")
+        """Apply the network to one image.
+
+        Args:
+            x: the noisy image, (H, W, C).
+            t: the noise level as the parametrization passes it.
+            cond: a class label, or None.
+            key: draws the units to drop in training; None drops none.
+            augmentation: number of the augmentation that was applied to the image in training, or
+                None.
+
+        Returns:
+            The network's prediction, (H, W, C).
+
+        Raises:
+            ValueError: if x has another shape or the label is not one of this network.
+        """
+        check_shape(x, self.shape)
         embedding = self.embed(t, cond, augmentation)
         keys = _keys(key)
         height, width, _ = self.shape

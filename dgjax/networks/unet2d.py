@@ -1,20 +1,29 @@
 """The U-Net that diffusers calls `UNet2DModel`: DDPM, ADM and NCSN++ among others.
 
-Ho et al. 2020 (DDPM), Dhariwal & Nichol 2021 (ADM), Song et al. 2021 (NCSN++). Its attributes have
-the names that diffusers gives them, so that its weights find their places.
+The attributes that hold weights have the names of diffusers' modules, because checkpoints are
+read by these names.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
-from math import log
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from dgjax.networks.labels import check_label
-from dgjax.networks.unet2d_blocks import DOWN, UP, DownBlock, Kind, MidBlock, UpBlock, few
-from dgjax.networks.unet2d_parts import ACTIVATIONS, Style, conv, norm
+from dgjax.networks.inputs import check_label, check_shape
+from dgjax.networks.time_features import Fourier, Positional, TimestepEmbedding
+from dgjax.networks.unet2d_blocks import (
+    DOWN,
+    UP,
+    BlockKind,
+    DownBlock,
+    MidBlock,
+    UpBlock,
+    default_groups,
+)
+from dgjax.networks.unet2d_parts import ACTIVATIONS, BlockSettings, conv, group_norm
 from dgjax.typing import Cond, Sample, Scalar
 
 __all__ = ["UNet2D"]
@@ -24,65 +33,51 @@ EMBEDDINGS = ("positional", "fourier")
 CLASSES = ("table", "timestep", "identity")
 
 
-class TimestepEmbedding(nnx.Module):
-    """Two layers on the features of a time."""
-
-    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
-        self.linear_1 = nnx.Linear(inputs, outputs, rngs=rngs)
-        self.linear_2 = nnx.Linear(outputs, outputs, rngs=rngs)
-
-    def __call__(self, features: Array) -> Array:
-        return self.linear_2(nnx.silu(self.linear_1(features)))
-
-
-class Positional(nnx.Module):
-    """Cosines and sines of the time, at periods from 2 pi to 10,000 times that."""
-
-    def __init__(self, size: int, shift: float, cosines_first: bool):
-        self.size, self.shift, self.cosines_first = size, shift, cosines_first
-
-    def __call__(self, t: Scalar) -> Array:
-        half = self.size // 2
-        angles = t * jnp.exp(-log(10_000) / (half - self.shift) * jnp.arange(half))
-        waves = [jnp.sin(angles), jnp.cos(angles)]
-        return jnp.concatenate(waves[::-1] if self.cosines_first else waves)
-
-
-class Fourier(nnx.Module):
-    """Sines and cosines of the logarithm of the noise level, at random frequencies."""
-
-    def __init__(self, size: int, *, rngs: nnx.Rngs):
-        self.weight = nnx.Param(16 * rngs.params.normal((size,)))
-
-    def __call__(self, t: Scalar) -> Array:
-        angles = 2 * jnp.pi * jnp.log(t) * self.weight[...]
-        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)])
-
-
 class UNet2D(nnx.Module):
-    """`net(x, t, cond) -> out` on ONE image (H, W, C); `out` has its shape.
+    """The U-Net of diffusers: `net(x, t, cond) -> out` on one image (H, W, C).
 
-    `t` is the time step, whole numbers in training, or with `time_embedding="fourier"` the noise
-    level. Arguments are called as in diffusers' `UNet2DModel`, where they are explained, but for
-    those below.
+    Its block types make it the network of DDPM (arXiv 2006.11239), ADM (arXiv 2105.05233), NCSN++
+    (arXiv 2011.13456) and variants of them.
 
     Args:
         shape: (H, W, C) of one image.
-        outputs: channels of the last layer: C, or 2 C where the second half tells a learnt variance
-            of the sampler's, which is not read.
-        time_embedding: "positional" or "fourier".
-        time_embedding_dim: length of the vector that carries time and class; four times the first
-            channels unless told.
-        num_classes: number of labels that `cond` can be, or None.
-        class_embedding: what is made of `cond`: "table" looks a label up, "timestep" embeds a
-            number like the time, "identity" adds a vector of length `time_embedding_dim`. With
-            `num_classes` None it is "timestep", "identity" or no condition at all, None.
-        rngs: makes the initial weights, and is not kept.
+        block_out_channels: channels of each level, from full resolution down.
+        down_block_types: diffusers' name of the block of each level on the way down: a key of
+            `dgjax.networks.unet2d_blocks.DOWN`.
+        up_block_types: the same on the way up, from the lowest level: a key of `UP` there.
+        layers_per_block: residual blocks of a level on the way down; one more on the way up.
+        outputs: channels of the last layer: C, or 2 C for a network trained to predict a variance
+            too. That half serves ancestral samplers only, and is dropped.
+        center_input_sample: whether pixels in [0, 1] are moved to [-1, 1] first.
+        time_embedding: "positional" for t a time step, or "fourier" for t a noise level. With
+            "fourier" the output is divided by t.
+        time_embedding_dim: length of the vector that carries time and class; unless given, four
+            times the channels of the first level.
+        freq_shift: `shift` of `dgjax.networks.time_features.Positional`.
+        flip_sin_to_cos: whether cosines come before sines.
+        middle: whether there is a middle level.
+        mid_block_scale_factor: residual sums of the middle level are divided by this.
+        add_attention: whether the middle level has attention.
+        downsample_padding: zeros on each side before a convolution of stride 2.
+        downsample_type: "conv" or "resnet": the layer that halves the resolution after a block with
+            attention.
+        upsample_type: the same for the layer that doubles it.
+        act_fn: activation: "silu", "swish", "mish", "gelu" or "relu".
+        attention_head_dim: channels of an attention head, or None for one head.
+        norm_num_groups: groups of the normalizations, or None to choose them by the channels.
+        attn_norm_num_groups: groups of the normalization of the middle attention, or None for those
+            of its residual blocks.
+        norm_eps: added to the variance in normalizations.
+        scale_shift: whether the embedding scales and shifts in residual blocks, or only shifts.
+        num_classes: number of labels for a network that looks up a vector per label, or None.
+        class_embedding: for a network without `num_classes`: "timestep" if `cond` is a number that
+            is embedded like the time, "identity" if it is a vector of length `time_embedding_dim`,
+            None if the network takes no condition.
+        rngs: draws the initial weights.
 
     Raises:
-        ValueError: if a name is unknown, sizes do not fit each other, or H or W is no multiple of
-            2^(levels - 1); when called, if x has another shape, or a condition is missing, out of
-            range or not asked for.
+        ValueError: if a name is unknown, sizes do not fit each other, or H or W is not a multiple
+            of 2^(levels - 1).
     """
 
     def __init__(
@@ -126,15 +121,18 @@ class UNet2D(nnx.Module):
             raise ValueError(
                 f"this U-Net takes images (H, W, C) with H and W multiples of {step}, got {shape}"
             )
-        down = [_kind("down_block_types", DOWN, name, downsample_type) for name in down_block_types]
-        up = [_kind("up_block_types", UP, name, upsample_type) for name in up_block_types]
-        if any(kind.thin for kind in (*down, *up)) and shape[2] != 3:
-            raise ValueError(f"Skip blocks draw images of 3 channels, not of {shape[2]}")
-        _check("act_fn", act_fn, ACTIVATIONS)
-        _check("time_embedding", time_embedding, EMBEDDINGS)
+        down = [
+            _block_kind("down_block_types", DOWN, name, downsample_type)
+            for name in down_block_types
+        ]
+        up = [_block_kind("up_block_types", UP, name, upsample_type) for name in up_block_types]
+        if any(kind.auxiliary for kind in (*down, *up)) and shape[2] != 3:
+            raise ValueError(f"Skip blocks take images of 3 channels, got {shape[2]}")
+        _check_name("act_fn", act_fn, ACTIVATIONS)
+        _check_name("time_embedding", time_embedding, EMBEDDINGS)
         if num_classes is not None:
             class_embedding = "table"
-        _check("class_embedding", class_embedding, (None, *CLASSES))
+        _check_name("class_embedding", class_embedding, (None, *CLASSES))
         self.shape, self.outputs = tuple(shape), shape[2] if outputs is None else outputs
         if self.outputs not in (shape[2], 2 * shape[2]):
             raise ValueError(
@@ -142,20 +140,20 @@ class UNet2D(nnx.Module):
                 f"{self.outputs}"
             )
         size = 4 * widths[0] if time_embedding_dim is None else time_embedding_dim
-        style = Style(
+        settings = BlockSettings(
             embedding=size,
             groups=norm_num_groups,
             eps=norm_eps,
             scale_shift=scale_shift,
-            head=attention_head_dim,
+            head_channels=attention_head_dim,
             activation=act_fn,
             padding=downsample_padding,
         )
-        self.center, self.divides = center_input_sample, time_embedding == "fourier"
-        features = 2 * widths[0] if self.divides else widths[0]
+        self.center, self.divide_by_t = center_input_sample, time_embedding == "fourier"
+        features = 2 * widths[0] if self.divide_by_t else widths[0]
         self.time_proj = (
             Fourier(widths[0], rngs=rngs)
-            if self.divides
+            if self.divide_by_t
             else Positional(widths[0], freq_shift, flip_sin_to_cos)
         )
         self.time_embedding = TimestepEmbedding(features, size, rngs=rngs)
@@ -168,46 +166,60 @@ class UNet2D(nnx.Module):
         self.class_embedding = embed
 
         self.conv_in = conv(shape[2], widths[0], rngs)
-        inputs, kept = widths[0], [widths[0]]
+        inputs, skips = widths[0], [widths[0]]
         self.down_blocks: nnx.List = nnx.List()
         for i, (kind, width) in enumerate(zip(down, widths, strict=True)):
             last = i == levels - 1
             self.down_blocks.append(
-                DownBlock(kind, inputs, width, layers_per_block, last, style, rngs=rngs)
+                DownBlock(kind, inputs, width, layers_per_block, last, settings, rngs=rngs)
             )
-            kept += (layers_per_block + (not last)) * [width]
+            skips += (layers_per_block + (not last)) * [width]
             inputs = width
-        mid = (style, add_attention, attn_norm_num_groups, mid_block_scale_factor)
+        mid = (settings, add_attention, attn_norm_num_groups, mid_block_scale_factor)
         self.mid_block = MidBlock(widths[-1], *mid, rngs=rngs) if middle else None
         self.up_blocks: nnx.List = nnx.List()
         for i, (kind, width) in enumerate(zip(up, widths[::-1], strict=True)):
-            merged = [kept.pop() for _ in range(layers_per_block + 1)]
+            merge = [skips.pop() for _ in range(layers_per_block + 1)]
             last = i == levels - 1
-            self.up_blocks.append(UpBlock(kind, inputs, width, merged, last, style, rngs=rngs))
+            self.up_blocks.append(UpBlock(kind, inputs, width, merge, last, settings, rngs=rngs))
             inputs = width
-        groups = few(widths[0]) if norm_num_groups is None else norm_num_groups
-        self.conv_norm_out = norm(widths[0], groups, norm_eps, rngs)
+        groups = default_groups(widths[0]) if norm_num_groups is None else norm_num_groups
+        self.conv_norm_out = group_norm(widths[0], groups, norm_eps, rngs)
         self.conv_out = conv(widths[0], self.outputs, rngs)
 
     def __call__(self, x: Sample, t: Scalar, cond: Cond = None) -> Sample:
-        if x.shape != self.shape:
-            raise ValueError(f"x has shape {x.shape} and this network takes {self.shape}")
+        """Apply the network to one image.
+
+        Args:
+            x: the noisy image, (H, W, C).
+            t: the time step, or the noise level with `time_embedding="fourier"`.
+            cond: the class label (the number or vector of a `class_embedding`); None for a network
+                that takes no condition.
+
+        Returns:
+            The network's prediction, (H, W, C).
+
+        Raises:
+            ValueError: if x has another shape, or a condition is missing, out of range or given to
+                a network that takes none.
+        """
+        check_shape(x, self.shape)
         embedding = self.time_embedding(self.time_proj(t)) + self._condition(cond)
         image = (2 * x - 1 if self.center else x)[None]
-        h, thin = self.conv_in(image), image
-        kept = [h]
+        h, auxiliary = self.conv_in(image), image
+        skips = [h]
         for down in self.down_blocks:
-            h, thin, more = down(h, thin, embedding)
-            kept += more
+            h, auxiliary, more = down(h, auxiliary, embedding)
+            skips += more
         if self.mid_block is not None:
             h = self.mid_block(h, embedding)
-        drawn = None
+        output = None
         for up in self.up_blocks:
-            h, drawn = up(h, drawn, kept, embedding)
+            h, output = up(h, output, skips, embedding)
         h = self.conv_out(nnx.silu(self.conv_norm_out(h)))
-        if drawn is not None:
-            h = h + drawn
-        if self.divides:
+        if output is not None:
+            h = h + output
+        if self.divide_by_t:
             h = h / t
         return h[0, ..., : self.shape[2]].astype(x.dtype)
 
@@ -218,24 +230,26 @@ class UNet2D(nnx.Module):
             raise ValueError("this network takes no condition: drop cond")
         if cond is None:
             raise ValueError(
-                "this network was trained with a class for every image: give cond (--class)"
+                "this network was trained with a class for every image: pass a class label as cond"
             )
         if self.classes == "identity":
             return cond
         if self.classes == "timestep":
             return self.class_embedding(self.time_proj(jnp.asarray(cond, float)))
         check_label(cond, self.class_embedding.num_embeddings - 1)
-        # As a batch of one, because flax's table of a single vector takes no scalar.
+        # A batch of one, because flax's table of a single vector takes no scalar.
         return self.class_embedding(jnp.asarray(cond)[None])[0]
 
 
-def _kind(where: str, kinds: dict[str, Kind], name: str, resample: str) -> Kind:
-    name = name.removeprefix("UNetRes")
-    _check(where, name, kinds)
-    _check("downsample_type and upsample_type", resample, RESAMPLING)
+def _block_kind(where: str, kinds: dict[str, BlockKind], name: str, resample: str) -> BlockKind:
+    name = name.removeprefix("UNetRes")  # as in the oldest configs
+    _check_name(where, name, kinds)
+    _check_name("downsample_type and upsample_type", resample, RESAMPLING)
     return replace(kinds[name], resample=kinds[name].resample or resample)
 
 
-def _check(what: str, name: str | None, names) -> None:
+def _check_name(what: str, name: str | None, names: Collection[str | None]) -> None:
     if name not in names:
-        raise ValueError(f"{what} {name!r} is unknown: there is {', '.join(map(str, names))}")
+        raise ValueError(
+            f"{what} {name!r} is unknown: expected one of {', '.join(map(str, names))}"
+        )

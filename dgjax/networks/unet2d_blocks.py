@@ -1,4 +1,8 @@
-"""The levels of `UNet2D`, down, in the middle and up, with the attribute names of diffusers."""
+"""Levels of `UNet2D`: the way down, the middle and the way up.
+
+The attributes that hold weights have the names of diffusers' modules, because checkpoints are
+read by these names.
+"""
 
 from dataclasses import dataclass
 from functools import partial
@@ -11,154 +15,194 @@ from jaxtyping import Array
 
 from dgjax.networks.unet2d_parts import (
     Attention,
+    BlockSettings,
     Downsample,
     Image,
     Resnet,
-    Style,
     Upsample,
     conv,
     fir_down,
     fir_up,
-    nearest,
-    norm,
-    pool,
+    group_norm,
+    mean_down,
+    repeat_up,
 )
 
-__all__ = ["DOWN", "UP", "DownBlock", "Kind", "MidBlock", "UpBlock", "few"]
+__all__ = ["DOWN", "UP", "BlockKind", "DownBlock", "MidBlock", "UpBlock", "default_groups"]
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What a level is made of.
+class BlockKind:
+    """The variant of a level.
 
-    `resample` is how it changes the resolution: "conv", "resnet", or None for what the network
-    says. `thin` levels do it by a smoothing filter, carry a small copy of the image along and
-    divide sums by sqrt(2), to keep the variance (Song et al. 2021, NCSN++).
+    Attributes:
+        attention: whether residual blocks are followed by self-attention.
+        resample: layer that changes the resolution: "conv", "resnet", or None for the network's
+            choice. Not used with `auxiliary`.
+        auxiliary: whether an auxiliary image of 3 channels is resampled along with the features,
+            as in NCSN++ (arXiv 2011.13456). On the way down the auxiliary image is the input at
+            this resolution, added to the features. On the way up each level adds to the auxiliary
+            image, which becomes the output. These levels resample by a smoothing filter and divide
+            residual sums by sqrt(2), to keep the variance.
     """
 
     attention: bool = False
     resample: str | None = "conv"
-    thin: bool = False
+    auxiliary: bool = False
 
     @property
     def scale(self) -> float:
-        """What sums are divided by."""
-        return sqrt(2) if self.thin else 1.0
+        """The divisor of residual sums."""
+        return sqrt(2) if self.auxiliary else 1.0
 
-    def groups(self, inputs: int, outputs: int, style: Style) -> tuple[int, int]:
-        """Groups of the two normalisations of a residual block."""
-        if self.thin or style.groups is None:
-            return few(inputs), few(outputs)
-        return style.groups, style.groups
+    def groups(self, inputs: int, outputs: int, settings: BlockSettings) -> tuple[int, int]:
+        """Return the groups of the two normalizations of a residual block."""
+        if self.auxiliary or settings.groups is None:
+            return default_groups(inputs), default_groups(outputs)
+        return settings.groups, settings.groups
 
-    def attend(self, channels: int, style: Style, rngs: nnx.Rngs) -> Attention:
-        """Attention in the groups of this kind."""
-        groups = 32 if self.thin else style.groups
-        return Attention(channels, style, groups, self.scale, rngs=rngs)
+    def make_attention(self, channels: int, settings: BlockSettings, rngs: nnx.Rngs) -> Attention:
+        """Make an attention layer for a level of this kind."""
+        groups = 32 if self.auxiliary else settings.groups
+        return Attention(channels, settings, groups, self.scale, rngs=rngs)
 
 
-DOWN: dict[str, Kind] = {
-    "DownBlock2D": Kind(),
-    "AttnDownBlock2D": Kind(attention=True, resample=None),
-    "ResnetDownsampleBlock2D": Kind(resample="resnet"),
-    "SkipDownBlock2D": Kind(thin=True),
-    "AttnSkipDownBlock2D": Kind(attention=True, thin=True),
+# By diffusers' names. Blocks with attention take their resampling from the network's settings.
+DOWN: dict[str, BlockKind] = {
+    "DownBlock2D": BlockKind(),
+    "AttnDownBlock2D": BlockKind(attention=True, resample=None),
+    "ResnetDownsampleBlock2D": BlockKind(resample="resnet"),
+    "SkipDownBlock2D": BlockKind(auxiliary=True),
+    "AttnSkipDownBlock2D": BlockKind(attention=True, auxiliary=True),
 }
-UP: dict[str, Kind] = {
-    "UpBlock2D": Kind(),
-    "AttnUpBlock2D": Kind(attention=True, resample=None),
-    "ResnetUpsampleBlock2D": Kind(resample="resnet"),
-    "SkipUpBlock2D": Kind(thin=True),
-    "AttnSkipUpBlock2D": Kind(attention=True, thin=True),
+UP: dict[str, BlockKind] = {
+    "UpBlock2D": BlockKind(),
+    "AttnUpBlock2D": BlockKind(attention=True, resample=None),
+    "ResnetUpsampleBlock2D": BlockKind(resample="resnet"),
+    "SkipUpBlock2D": BlockKind(auxiliary=True),
+    "AttnSkipUpBlock2D": BlockKind(attention=True, auxiliary=True),
 }
 
 
-def few(channels: int) -> int:
-    """Groups of channels where no number is set."""
+def default_groups(channels: int) -> int:
+    """Return the groups of a normalization where no number is set: 4 channels each, at most 32."""
     return min(channels // 4, 32)
 
 
 class DownBlock(nnx.Module):
-    """Residual blocks, then half the resolution unless it is the last level."""
+    """One level on the way down: residual blocks, then half the resolution.
+
+    Args:
+        kind: variant of the level.
+        inputs: channels of the input.
+        outputs: channels of the output.
+        layers: number of residual blocks.
+        last: whether this is the lowest level, which keeps its resolution.
+        settings: of all blocks of the network.
+        rngs: draws the initial weights.
+    """
 
     def __init__(
         self,
-        kind: Kind,
+        kind: BlockKind,
         inputs: int,
         outputs: int,
         layers: int,
         last: bool,
-        style: Style,
+        settings: BlockSettings,
         *,
         rngs: nnx.Rngs,
     ):
         sizes = [inputs] + (layers - 1) * [outputs]
         self.resnets = nnx.List(
-            Resnet(n, outputs, style, kind.groups(n, outputs, style), scale=kind.scale, rngs=rngs)
+            Resnet(
+                n, outputs, settings, kind.groups(n, outputs, settings), scale=kind.scale, rngs=rngs
+            )
             for n in sizes
         )
         self.attentions = nnx.List(
-            kind.attend(outputs, style, rngs) for _ in sizes if kind.attention
+            kind.make_attention(outputs, settings, rngs) for _ in sizes if kind.attention
         )
-        resnet = partial(Resnet, outputs, outputs, style, kind.groups(outputs, outputs, style))
-        fir = partial(resnet, scale=kind.scale, resample=fir_down, shortcut=True)
-        thin = kind.thin and not last
-        self.resnet_down = fir(rngs=rngs) if thin else None
-        self.skip_conv: Any = conv(3, outputs, rngs, 1) if thin else None
+        groups = kind.groups(outputs, outputs, settings)
+        resnet = partial(Resnet, outputs, outputs, settings, groups)
+        fir_resnet = partial(resnet, scale=kind.scale, resample=fir_down, shortcut=True)
+        auxiliary = kind.auxiliary and not last
+        self.resnet_down = fir_resnet(rngs=rngs) if auxiliary else None
+        self.skip_conv: Any = conv(3, outputs, rngs, 1) if auxiliary else None
         self.downsamplers: nnx.List = nnx.List()
-        if not (last or kind.thin):
-            learnt = kind.resample == "conv"
+        if not (last or kind.auxiliary):
             self.downsamplers.append(
-                Downsample(outputs, style.padding, rngs=rngs)
-                if learnt
-                else resnet(resample=pool, rngs=rngs)
+                Downsample(outputs, settings.padding, rngs=rngs)
+                if kind.resample == "conv"
+                else resnet(resample=mean_down, rngs=rngs)
             )
 
     def __call__(
-        self, h: Image, thin: Image, embedding: Array | None
+        self, h: Image, auxiliary: Image, embedding: Array | None
     ) -> tuple[Image, Image, list[Image]]:
-        """The image, its thin copy, and all images that are kept for the way up."""
-        kept = []
+        """Apply the level.
+
+        Args:
+            h: the features.
+            auxiliary: the network's input at this level's resolution, if blocks before this one
+                resampled it.
+            embedding: vector of time and class, or None in a network without one.
+
+        Returns:
+            The features, the auxiliary image, and the skip connections to the way up.
+        """
+        skips = []
         for i, resnet in enumerate(self.resnets):
             h = resnet(h, embedding)
             if self.attentions:
                 h = self.attentions[i](h)
-            kept.append(h)
+            skips.append(h)
         if self.resnet_down is not None:
-            thin = fir_down(thin)
-            h = self.skip_conv(thin) + self.resnet_down(h, embedding)
-            kept.append(h)
+            auxiliary = fir_down(auxiliary)
+            h = self.skip_conv(auxiliary) + self.resnet_down(h, embedding)
+            skips.append(h)
         for downsample in self.downsamplers:
             h = downsample(h, embedding)
-            kept.append(h)
-        return h, thin, kept
+            skips.append(h)
+        return h, auxiliary, skips
 
 
 class MidBlock(nnx.Module):
-    """Two residual blocks, with attention in between if `attention`."""
+    """The middle level: two residual blocks at the lowest resolution, optionally with attention.
+
+    Args:
+        channels: channels of input and output.
+        settings: of all blocks of the network.
+        attention: whether there is attention.
+        attention_groups: groups of the attention's normalization, or None for those of the
+            residual blocks (for no normalization with `settings.scale_shift`, as in diffusers).
+        scale: residual sums are divided by this.
+        rngs: draws the initial weights.
+    """
 
     def __init__(
         self,
         channels: int,
-        style: Style,
+        settings: BlockSettings,
         attention: bool,
         attention_groups: int | None,
         scale: float,
         *,
         rngs: nnx.Rngs,
     ):
-        groups = few(channels) if style.groups is None else style.groups
-        if attention_groups is None and not style.scale_shift:
+        groups = default_groups(channels) if settings.groups is None else settings.groups
+        if attention_groups is None and not settings.scale_shift:
             attention_groups = groups
         self.resnets = nnx.List(
-            Resnet(channels, channels, style, (groups, groups), scale=scale, rngs=rngs)
+            Resnet(channels, channels, settings, (groups, groups), scale=scale, rngs=rngs)
             for _ in range(2)
         )
         self.attentions = nnx.List(
-            [Attention(channels, style, attention_groups, scale, rngs=rngs)] if attention else []
+            [Attention(channels, settings, attention_groups, scale, rngs=rngs)] if attention else []
         )
 
     def __call__(self, h: Image, embedding: Array | None) -> Image:
+        """Apply the level; `embedding` is None in a network without one."""
         h = self.resnets[0](h, embedding)
         for attention in self.attentions:
             h = attention(h)
@@ -166,72 +210,98 @@ class MidBlock(nnx.Module):
 
 
 class UpBlock(nnx.Module):
-    """A residual block for each kept image, then twice the resolution unless it is the last level.
+    """One level on the way up: a residual block per skip connection, then twice the resolution.
 
-    `kept` are the channels of the kept images, in the order in which they are merged.
+    Args:
+        kind: variant of the level.
+        inputs: channels of the input.
+        outputs: channels of the output.
+        skips: channels of the skip connections, in the order in which they are merged.
+        last: whether this is the highest level, which keeps its resolution.
+        settings: of all blocks of the network.
+        rngs: draws the initial weights.
     """
 
     def __init__(
         self,
-        kind: Kind,
+        kind: BlockKind,
         inputs: int,
         outputs: int,
-        kept: list[int],
+        skips: list[int],
         last: bool,
-        style: Style,
+        settings: BlockSettings,
         *,
         rngs: nnx.Rngs,
     ):
-        self.thin = kind.thin
-        sizes = [n + k for n, k in zip([inputs] + (len(kept) - 1) * [outputs], kept, strict=True)]
+        self.auxiliary = kind.auxiliary
+        before = [inputs] + (len(skips) - 1) * [outputs]
+        sizes = [n + skip for n, skip in zip(before, skips, strict=True)]
+        groups = _merge_groups(kind, before, skips, outputs, settings)
         self.resnets = nnx.List(
-            Resnet(n, outputs, style, g, scale=kind.scale, rngs=rngs)
-            for n, g in zip(sizes, _merging(kind, sizes, kept, outputs, style), strict=True)
+            Resnet(n, outputs, settings, g, scale=kind.scale, rngs=rngs)
+            for n, g in zip(sizes, groups, strict=True)
         )
-        attentions = kind.attention * (1 if kind.thin else len(kept))
-        self.attentions = nnx.List(kind.attend(outputs, style, rngs) for _ in range(attentions))
-        same = kind.groups(outputs, outputs, style)
-        resnet = partial(Resnet, outputs, outputs, style, same)
-        fir = partial(resnet, scale=kind.scale, resample=fir_up, shortcut=True)
-        draws = kind.thin and not last
-        self.resnet_up = fir(rngs=rngs) if draws else None
-        self.skip_norm: Any = norm(outputs, same[1], style.eps, rngs) if draws else None
-        self.skip_conv: Any = conv(outputs, 3, rngs) if draws else None
+        attentions = kind.attention * (1 if kind.auxiliary else len(skips))
+        self.attentions = nnx.List(
+            kind.make_attention(outputs, settings, rngs) for _ in range(attentions)
+        )
+        same = kind.groups(outputs, outputs, settings)
+        resnet = partial(Resnet, outputs, outputs, settings, same)
+        fir_resnet = partial(resnet, scale=kind.scale, resample=fir_up, shortcut=True)
+        auxiliary = kind.auxiliary and not last
+        self.resnet_up = fir_resnet(rngs=rngs) if auxiliary else None
+        self.skip_norm: Any = (
+            group_norm(outputs, same[1], settings.eps, rngs) if auxiliary else None
+        )
+        self.skip_conv: Any = conv(outputs, 3, rngs) if auxiliary else None
         self.upsamplers: nnx.List = nnx.List()
-        if not (last or kind.thin):
-            learnt = kind.resample == "conv"
+        if not (last or kind.auxiliary):
             self.upsamplers.append(
-                Upsample(outputs, rngs=rngs) if learnt else resnet(resample=nearest, rngs=rngs)
+                Upsample(outputs, rngs=rngs)
+                if kind.resample == "conv"
+                else resnet(resample=repeat_up, rngs=rngs)
             )
 
     def __call__(
-        self, h: Image, thin: Image | None, kept: list[Image], embedding: Array
+        self, h: Image, auxiliary: Image | None, skips: list[Image], embedding: Array
     ) -> tuple[Image, Image | None]:
-        """The image and its thin copy; takes from the end of `kept` what it merges."""
+        """Apply the level.
+
+        Args:
+            h: the features.
+            auxiliary: the auxiliary output so far, or None if no level has added to it.
+            skips: skip connections; those merged here are taken off the end of the list.
+            embedding: vector of time and class.
+
+        Returns:
+            The features and the auxiliary output.
+        """
         for i, resnet in enumerate(self.resnets):
-            h = resnet(jnp.concatenate([h, kept.pop()], -1), embedding)
-            if self.attentions and not self.thin:
+            h = resnet(jnp.concatenate([h, skips.pop()], -1), embedding)
+            if self.attentions and not self.auxiliary:
                 h = self.attentions[i](h)
-        if self.thin and self.attentions:
+        if self.auxiliary and self.attentions:
             h = self.attentions[0](h)
-        if self.thin and thin is not None:
-            thin = fir_up(thin)
+        if self.auxiliary and auxiliary is not None:
+            auxiliary = fir_up(auxiliary)
         if self.resnet_up is not None:
-            drawn = self.skip_conv(nnx.silu(self.skip_norm(h)))
-            thin = drawn if thin is None else thin + drawn
+            more = self.skip_conv(nnx.silu(self.skip_norm(h)))
+            auxiliary = more if auxiliary is None else auxiliary + more
             h = self.resnet_up(h, embedding)
         for upsample in self.upsamplers:
             h = upsample(h, embedding)
-        return h, thin
+        return h, auxiliary
 
 
-def _merging(
-    kind: Kind, sizes: list[int], kept: list[int], outputs: int, style: Style
+def _merge_groups(
+    kind: BlockKind, before: list[int], skips: list[int], outputs: int, settings: BlockSettings
 ) -> list[tuple[int, int]]:
-    """Groups of the residual blocks of an `UpBlock`."""
-    groups = [kind.groups(n, outputs, style) for n in sizes]
-    if not (kind.thin and kind.attention):
+    """Return the groups of the residual blocks of an `UpBlock`."""
+    groups = [
+        kind.groups(n + skip, outputs, settings) for n, skip in zip(before, skips, strict=True)
+    ]
+    if not (kind.auxiliary and kind.attention):
         return groups
-    # The first norm's do not follow `few`: diffusers quarters the kept channels only.
-    firsts = [min(n - k + k // 4, 32) for n, k in zip(sizes, kept, strict=True)]
+    # diffusers has n + skip // 4 groups in the first normalization here, not (n + skip) // 4.
+    firsts = [min(n + skip // 4, 32) for n, skip in zip(before, skips, strict=True)]
     return [(first, second) for first, (_, second) in zip(firsts, groups, strict=True)]

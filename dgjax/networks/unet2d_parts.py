@@ -1,6 +1,7 @@
-"""The parts of `UNet2D` and `AutoencoderKL`: residual blocks, attention and resampling.
+"""Parts of `UNet2D` and `AutoencoderKL`: residual blocks, attention and resampling.
 
-Attributes have the names that diffusers gives them, so that its weights find their places.
+The attributes that hold weights have the names of diffusers' modules, because checkpoints are
+read by these names.
 """
 
 from collections.abc import Callable
@@ -12,25 +13,25 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dgjax.networks.resampling import grow, shrink
+from dgjax.networks.resampling import filter_down, filter_up
 
 __all__ = [
     "ACTIVATIONS",
     "Attention",
+    "BlockSettings",
     "Downsample",
     "Image",
     "Resnet",
-    "Style",
     "Upsample",
     "conv",
     "fir_down",
     "fir_up",
-    "nearest",
-    "norm",
-    "pool",
+    "group_norm",
+    "mean_down",
+    "repeat_up",
 ]
 
-Image = Float[Array, "1 h w c"]  # with the batch axis that flax's layers count on
+Image = Float[Array, "1 h w c"]  # with the batch axis that flax's layers need
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": nnx.silu,
@@ -42,60 +43,75 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 @dataclass(frozen=True)
-class Style:
-    """What all blocks of a network share.
+class BlockSettings:
+    """Settings that all blocks of a network share.
 
-    `head` is the channels of one attention head, or None for one head of them all; `embedding` the
-    length of the vector that tells the noise level, or None where there is no noise.
+    Attributes:
+        embedding: length of the vector that carries time and class, or None for a network without
+            one.
+        groups: groups of the normalizations, or None to choose them by the number of channels.
+        eps: added to the variance in normalizations.
+        scale_shift: whether the embedding scales and shifts, or only shifts.
+        head_channels: channels of an attention head, or None for one head.
+        activation: a name in `ACTIVATIONS`.
+        padding: zeros on each side of an image before a convolution of stride 2.
     """
 
     embedding: int | None
     groups: int | None
     eps: float
     scale_shift: bool
-    head: int | None
+    head_channels: int | None
     activation: str
     padding: int
 
 
 def conv(inputs: int, outputs: int, rngs: nnx.Rngs, size: int = 3) -> nnx.Conv:
-    """A convolution that keeps the resolution."""
+    """Make a convolution that keeps the resolution."""
     return nnx.Conv(inputs, outputs, (size, size), rngs=rngs)
 
 
-def norm(channels: int, groups: int, eps: float, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """Group normalisation."""
-    # The fast variance, a difference of two squares, cancels where the mean is large.
+def group_norm(channels: int, groups: int, eps: float, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    """Make a group normalization."""
+    # The fast variance is a difference of two squares, which cancels where the mean is large.
     return nnx.GroupNorm(
         channels, num_groups=groups, epsilon=eps, use_fast_variance=False, rngs=rngs
     )
 
 
-def pool(h: Image) -> Image:
-    """The means of 2x2 pixels."""
+def mean_down(h: Image) -> Image:
+    """Halve the resolution by means of 2x2 pixels."""
     return nnx.avg_pool(h, (2, 2), (2, 2))
 
 
-def nearest(h: Image) -> Image:
-    """Every pixel as 2x2."""
+def repeat_up(h: Image) -> Image:
+    """Double the resolution by repeating each pixel."""
     return h.repeat(2, axis=1).repeat(2, axis=2)
 
 
-fir_down = partial(shrink, row=(1, 3, 3, 1))
-fir_up = partial(grow, row=(1, 3, 3, 1))
+fir_down = partial(filter_down, kernel=(1, 3, 3, 1))
+fir_up = partial(filter_up, kernel=(1, 3, 3, 1))
 
 
 class Resnet(nnx.Module):
-    """Residual block of two convolutions, told of the noise level in between.
+    """Residual block of two 3x3 convolutions, with the embedding added in between.
 
-    `resample` changes the resolution before the first convolution; sums are divided by `scale`.
+    Args:
+        inputs: channels of the input.
+        outputs: channels of the output.
+        settings: of all blocks of the network.
+        groups: groups of the first and of the second normalization.
+        scale: the sum of input and residual is divided by this.
+        resample: changes the resolution before the first convolution, or None.
+        shortcut: whether the input passes a 1x1 convolution even where the channels are equal.
+        rngs: draws the initial weights.
     """
 
     def __init__(
         self,
         inputs: int,
         outputs: int,
-        style: Style,
+        settings: BlockSettings,
         groups: tuple[int, int],
         *,
         scale: float = 1.0,
@@ -103,35 +119,33 @@ class Resnet(nnx.Module):
         shortcut: bool = False,
         rngs: nnx.Rngs,
     ):
-        self.norm1 = norm(inputs, groups[0], style.eps, rngs)
+        self.norm1 = group_norm(inputs, groups[0], settings.eps, rngs)
         self.conv1 = conv(inputs, outputs, rngs)
         self.time_emb_proj = (
             None
-            if style.embedding is None
-            else nnx.Linear(style.embedding, (1 + style.scale_shift) * outputs, rngs=rngs)
+            if settings.embedding is None
+            else nnx.Linear(settings.embedding, (1 + settings.scale_shift) * outputs, rngs=rngs)
         )
-        self.norm2 = norm(outputs, groups[1], style.eps, rngs)
+        self.norm2 = group_norm(outputs, groups[1], settings.eps, rngs)
         self.conv2 = conv(outputs, outputs, rngs)
         changes = shortcut or inputs != outputs
         self.conv_shortcut = conv(inputs, outputs, rngs, 1) if changes else None
-        self.style, self.scale, self.resample = style, scale, resample
+        self.settings, self.scale, self.resample = settings, scale, resample
 
     def __call__(self, h: Image, embedding: Array | None) -> Image:
-        activate = ACTIVATIONS[self.style.activation]
+        """Apply the block; `embedding` is None in a network without one."""
+        activate = ACTIVATIONS[self.settings.activation]
         out = activate(self.norm1(h))
         if self.resample is not None:
             h, out = self.resample(h), self.resample(out)
         out = self.conv1(out)
-        told = None
-        if self.time_emb_proj is not None and embedding is not None:
-            told = self.time_emb_proj(activate(embedding))
-        if told is None:
+        if self.time_emb_proj is None or embedding is None:
             out = self.norm2(out)
-        elif self.style.scale_shift:
-            factor, shift = jnp.split(told, 2)
+        elif self.settings.scale_shift:
+            factor, shift = jnp.split(self.time_emb_proj(activate(embedding)), 2)
             out = self.norm2(out) * (1 + factor) + shift
         else:
-            out = self.norm2(out + told)
+            out = self.norm2(out + self.time_emb_proj(activate(embedding)))
         out = self.conv2(activate(out))
         if self.conv_shortcut is not None:
             h = self.conv_shortcut(h)
@@ -139,14 +153,30 @@ class Resnet(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Residual self-attention over all pixels."""
+    """Residual self-attention over all pixels.
+
+    Args:
+        channels: channels of input and output.
+        settings: of all blocks of the network.
+        groups: groups of the normalization, or None for no normalization.
+        scale: the sum of input and residual is divided by this.
+        rngs: draws the initial weights.
+    """
 
     def __init__(
-        self, channels: int, style: Style, groups: int | None, scale: float, *, rngs: nnx.Rngs
+        self,
+        channels: int,
+        settings: BlockSettings,
+        groups: int | None,
+        scale: float,
+        *,
+        rngs: nnx.Rngs,
     ):
-        self.head = channels if style.head is None else style.head
+        self.head = channels if settings.head_channels is None else settings.head_channels
         inner = channels // self.head * self.head
-        self.group_norm = None if groups is None else norm(channels, groups, style.eps, rngs)
+        self.group_norm = (
+            None if groups is None else group_norm(channels, groups, settings.eps, rngs)
+        )
         self.to_q = nnx.Linear(channels, inner, rngs=rngs)
         self.to_k = nnx.Linear(channels, inner, rngs=rngs)
         self.to_v = nnx.Linear(channels, inner, rngs=rngs)
@@ -154,6 +184,7 @@ class Attention(nnx.Module):
         self.scale = scale
 
     def __call__(self, h: Image) -> Image:
+        """Apply the layer."""
         _, height, width, channels = h.shape
         tokens = (h if self.group_norm is None else self.group_norm(h)).reshape(1, -1, channels)
         query, key, value = (
@@ -165,7 +196,14 @@ class Attention(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """Half the resolution by a convolution; without padding it sees below and right only."""
+    """Halve the resolution by a 3x3 convolution of stride 2.
+
+    Args:
+        channels: channels of input and output.
+        padding: zeros on each side. With 0 there is one row of zeros below and one column on the
+            right, as in the first DDPMs.
+        rngs: draws the initial weights.
+    """
 
     def __init__(self, channels: int, padding: int, *, rngs: nnx.Rngs):
         sides = (padding, padding) if padding else (0, 1)
@@ -174,14 +212,21 @@ class Downsample(nnx.Module):
         )
 
     def __call__(self, h: Image, embedding: Array | None) -> Image:
+        """Apply the layer; like a `Resnet` it is called with the embedding, which is not used."""
         return self.conv(h)
 
 
 class Upsample(nnx.Module):
-    """Twice the resolution, then a convolution."""
+    """Double the resolution by repeating pixels, then apply a 3x3 convolution.
+
+    Args:
+        channels: channels of input and output.
+        rngs: draws the initial weights.
+    """
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
         self.conv = conv(channels, channels, rngs)
 
     def __call__(self, h: Image, embedding: Array | None) -> Image:
-        return self.conv(nearest(h))
+        """Apply the layer; like a `Resnet` it is called with the embedding, which is not used."""
+        return self.conv(repeat_up(h))

@@ -1,45 +1,51 @@
-"""Pictures: grids of samples with what was asked for and what was measured beside each row."""
+"""Matplotlib figures of samples in rows and columns, with labels."""
 
 from collections.abc import Sequence
 
-from jaxtyping import ArrayLike
+import numpy as np
+from jaxtyping import UInt8
 from matplotlib.figure import Figure
-
-from dgjax.pictures.pixels import to_uint8
 
 __all__ = ["image_grid"]
 
 
 def image_grid(
-    x: ArrayLike,
-    rows: Sequence[str],
+    levels: UInt8[np.ndarray, "r c h w channels"],
+    row_labels: Sequence[str],
     *,
-    data_range: tuple[float, float] = (-1.0, 1.0),
-    columns: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
     title: str = "",
     caption: str = "",
 ) -> Figure:
-    """A figure of images (R, C, H, W, channels) with a label for every row.
+    """Draw images in R rows and C columns, with a label beside each row.
 
     Args:
-        x: samples in the model's coordinates.
-        rows: R labels, lines separated by newlines.
-        data_range: values shown as black and white.
-        columns: C labels, or none.
-        title, caption: above and below the images.
+        levels: uint8 levels (R, C, H, W, 1 or 3), from `to_uint8`.
+        row_labels: R labels, whose lines are separated by newlines.
+        column_labels: C labels, or none.
+        title: text above the images.
+        caption: small text below the images.
+
+    Returns:
+        A figure, which is not registered with pyplot: save it with `figure.savefig(file)`.
 
     Raises:
-        ValueError: if x is not (R, C, H, W, 1 or 3) with R labels.
+        ValueError: if `levels` is not uint8 of the shape above, or there are not R row labels.
     """
-    images = to_uint8(x, data_range)
-    if images.ndim != 5 or images.shape[-1] not in (1, 3) or len(rows) != len(images):
+    if levels.ndim != 5 or levels.shape[-1] not in (1, 3) or len(row_labels) != len(levels):
         raise ValueError(
             f"expected images (rows, columns, H, W, 1 or 3) and a label per row, got "
-            f"{images.shape} and {len(rows)} labels"
+            f"{levels.shape} and {len(row_labels)} labels"
         )
-    count, width = images.shape[:2]
+    if levels.dtype != np.uint8:
+        raise ValueError(f"levels must be uint8, got {levels.dtype}: convert with to_uint8 first")
+    count, width = levels.shape[:2]
     cell, label, bottom = 0.95, 1.75, 0.35
-    top = 0.08 + (0.3 if title else 0.0) + (0.17 * (1 + columns[0].count("\n")) if columns else 0.0)
+    top = (
+        0.08
+        + (0.3 if title else 0.0)
+        + (0.17 * (1 + column_labels[0].count("\n")) if column_labels else 0.0)
+    )
     height_in = count * cell + top + bottom
     width_in = width * cell + label + 0.15
     figure = Figure(figsize=(width_in, height_in), dpi=150)
@@ -48,7 +54,7 @@ def image_grid(
             left = (label + c * cell) / width_in
             low = (bottom + (count - 1 - r) * cell) / height_in
             axes = figure.add_axes((left, low, 0.96 * cell / width_in, 0.96 * cell / height_in))
-            image = images[r, c]
+            image = levels[r, c]
             grey = image.shape[-1] == 1
             axes.imshow(
                 image[..., 0] if grey else image,
@@ -59,8 +65,10 @@ def image_grid(
             )
             axes.set_axis_off()
         middle = (bottom + (count - 0.52 - r) * cell) / height_in
-        figure.text((label - 0.12) / width_in, middle, rows[r], ha="right", va="center", fontsize=9)
-    for c, text in enumerate(columns):
+        figure.text(
+            (label - 0.12) / width_in, middle, row_labels[r], ha="right", va="center", fontsize=9
+        )
+    for c, text in enumerate(column_labels):
         figure.text(
             (label + (c + 0.48) * cell) / width_in,
             (height_in - top + 0.04) / height_in,

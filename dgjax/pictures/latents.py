@@ -1,48 +1,61 @@
-"""Between a model's samples and 8-bit pictures: where every command turns one into the other.
+"""Pictures of a model's samples, and samples of pictures.
 
-Samples of most models are pixels, and nothing is to be done but to round. Latents go through the
-model's autoencoder, a batch of one size at a time, whatever their number.
+The samples of most models are pictures: nothing is to be done but to round. The samples of a
+latent model are decoded and encoded by its autoencoder, in batches of one fixed size.
 """
 
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
 from dgjax.checkpoints.opened import Model
-from dgjax.devices.batches import walker
-from dgjax.pictures.pixels import to_uint8
+from dgjax.devices.batches import batch_runner
+from dgjax.pictures.quantization import from_uint8, to_uint8
 
-__all__ = ["LEVELS", "from_pictures", "scale_levels", "to_levels", "to_pictures"]
+__all__ = ["from_levels", "from_pictures", "to_levels", "to_pictures"]
 
-LEVELS = (0.0, 255.0)  # data range of 8-bit levels
-BATCH = 8
-
-
-def to_pictures(chosen: Model, x: np.ndarray) -> np.ndarray:
-    """Pictures (..., *image_shape) of samples (..., *shape), with values in the data range."""
-    return _walk(_decode, chosen, x, chosen.meta.shape) if chosen.meta.latent else np.asarray(x)
+BATCH = 8  # pictures in one call of the autoencoder
 
 
-def from_pictures(chosen: Model, images: np.ndarray) -> np.ndarray:
-    """Samples without noise, (..., *shape), of pictures with values in the data range.
+def to_pictures(model: Model, x: np.ndarray) -> np.ndarray:
+    """Decode samples to pictures; the samples of a pixel model are returned as they are.
 
-    Of an autoencoder's latent it is the mean.
+    Args:
+        model: the model.
+        x: samples (..., *shape).
+
+    Returns:
+        Pictures (..., *image_shape) with values in the model's data range.
     """
-    if not chosen.meta.latent:
-        return np.asarray(images)
-    return _walk(_encode, chosen, images, chosen.image_shape)
+    if not model.meta.latent:
+        return np.asarray(x)
+    return _in_batches(_decode, model, x, model.meta.shape)
 
 
-def to_levels(chosen: Model, x: np.ndarray) -> np.ndarray:
-    """8-bit levels (..., *image_shape) of samples (..., *shape)."""
-    return to_uint8(to_pictures(chosen, x), chosen.meta.data_range)
+def from_pictures(model: Model, pictures: np.ndarray) -> np.ndarray:
+    """Encode pictures as samples without noise; for a pixel model they are returned as they are.
+
+    Args:
+        model: the model.
+        pictures: (..., *image_shape) with values in the model's data range.
+
+    Returns:
+        Samples (..., *shape). For a latent model each is the mean of its latent distribution.
+    """
+    if not model.meta.latent:
+        return np.asarray(pictures)
+    return _in_batches(_encode, model, pictures, model.image_shape)
 
 
-def scale_levels(chosen: Model, levels: np.ndarray) -> np.ndarray:
-    """8-bit levels in the data range, float32."""
-    low, high = chosen.meta.data_range
-    return low + levels.astype(np.float32) * np.float32((high - low) / 255)
+def to_levels(model: Model, x: np.ndarray) -> np.ndarray:
+    """Decode samples (..., *shape) and round them to uint8 levels (..., *image_shape)."""
+    return to_uint8(to_pictures(model, x), model.meta.data_range)
+
+
+def from_levels(model: Model, levels: np.ndarray) -> np.ndarray:
+    """Encode uint8 levels (..., *image_shape) as float32 samples (..., *shape) without noise."""
+    return from_pictures(model, from_uint8(levels, model.meta.data_range))
 
 
 @jax.jit
@@ -52,10 +65,12 @@ def _decode(autoencoder, batch):
 
 @jax.jit
 def _encode(autoencoder, batch):
-    return jax.vmap(lambda image: autoencoder.encode(image))(batch)
+    return jax.vmap(lambda picture: autoencoder.encode(picture))(batch)
 
 
-def _walk(run: Any, chosen: Model, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _in_batches(
+    run: Callable, model: Model, values: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray:
     flat = np.asarray(values, np.float32).reshape(-1, *shape)
-    found = walker(run, min(BATCH, len(flat)), chosen.autoencoder)(flat, lambda count: None)
+    found = batch_runner(run, min(BATCH, len(flat)), model.autoencoder)(flat, lambda count: None)
     return found.reshape(*values.shape[: -len(shape)], *found.shape[1:])

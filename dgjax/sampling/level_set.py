@@ -32,9 +32,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dgjax.guidance.density import score_weight
+from dgjax.guidance.guide import score_weight
 from dgjax.guidance.noise import LevelSetNoise
-from dgjax.model.field import Local
+from dgjax.model.local import Local
 from dgjax.model.paths import Path, coefficients
 from dgjax.sampling.interpolation import clock, log_w_rate, weights
 from dgjax.sampling.node_quadrature import gain_missed

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dgjax.guidance.density import score_weight
-from dgjax.model.field import Local
+from dgjax.guidance.guide import score_weight
+from dgjax.model.local import Local
 from dgjax.model.paths import Path, coefficients
 from dgjax.sampling.interpolation import RHO, clock, log_w_rate, weights
 from dgjax.sampling.node_quadrature import Node, gain_missed, weighted

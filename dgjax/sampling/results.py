@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from dgjax.guidance.density import Guide, HasTarget
+from dgjax.guidance.guide import Guide, HasTarget
 from dgjax.model.divergence import Divergence
 from dgjax.model.field import Field
 from dgjax.model.paths import logsnr

@@ -19,7 +19,8 @@ from dgjax.guidance.density import DensityGuidance, forcing_nats
 from dgjax.guidance.schedules import schedule
 from dgjax.guidance.target import Profile
 from dgjax.model.divergence import Divergence, Hutchinson
-from dgjax.model.field import Field, condition, evaluate
+from dgjax.model.field import Field, condition
+from dgjax.model.local import evaluate
 from dgjax.model.paths import logsnr
 from dgjax.sampling.sample import Sampled, Trajectory, sample
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float, concrete

@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dgjax.guidance.density import Guide, SteersScore, apply_guides
+from dgjax.guidance.guide import Guide, ScoreWeightGuide, apply_guides
 from dgjax.guidance.noise import ItoNoise, StratonovichNoise
 from dgjax.model.divergence import Divergence, Hutchinson, Untracked
-from dgjax.model.field import Field, Local, condition, evaluate
+from dgjax.model.field import Field, condition
+from dgjax.model.local import Local, evaluate
 from dgjax.model.paths import Path
 from dgjax.sampling.node_quadrature import Node, along_drift
 from dgjax.sampling.results import Sampled, State, summarize
@@ -118,7 +119,7 @@ class _Augmented(diffrax.AbstractTerm):
 def _stopped(guides: Sequence[Guide], local: Local) -> Scalar:
     stopped = jnp.zeros((), local.x.dtype)
     for guide in guides:
-        if isinstance(guide, SteersScore):
+        if isinstance(guide, ScoreWeightGuide):
             stopped = jnp.maximum(stopped, (guide.excess(local) > 0).astype(stopped.dtype))
     return stopped
 

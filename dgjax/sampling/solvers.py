@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from dgjax.guidance.density import Guide, HasTarget
+from dgjax.guidance.guide import Guide, HasTarget
 from dgjax.guidance.noise import ItoNoise, LevelSetNoise
 from dgjax.model.coloured_probes import Coloured
 from dgjax.model.divergence import Divergence, Hutchinson

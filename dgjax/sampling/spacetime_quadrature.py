@@ -22,7 +22,8 @@ from jaxtyping import Array, ArrayLike, Float
 from numpy.polynomial import legendre
 
 from dgjax.model.divergence import Divergence, Hutchinson, check_count
-from dgjax.model.field import Field, condition, evaluate, log_prior
+from dgjax.model.field import Field, condition, log_prior, score
+from dgjax.model.local import evaluate
 from dgjax.model.paths import coefficients, logsnr
 from dgjax.sampling.node_quadrature import accumulate, gain
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float, concrete, inner
@@ -228,7 +229,7 @@ def chord(
     if not isinstance(nodes, int) or nodes < 2:
         raise ValueError(f"nodes must be an int above 1 to state an error, got {nodes!r}")
     model = condition(model, cond)
-    sigma, dx = model.path.sigma(t), x1 - x0
+    dx = x1 - x0
 
     points, masses = legendre.leggauss(nodes)
     degrees = np.arange(1, nodes)[-2:]
@@ -236,8 +237,8 @@ def chord(
     places, weights, tail = as_float(0.5 * (points + 1)), as_float(0.5 * masses), as_float(last)
 
     def slope(i):
-        score = -model.pair(t, x0 + places[i] * dx).eps / sigma
-        return inner(score, dx), jnp.sum(jnp.abs(score * dx))
+        s = score(model, t, x0 + places[i] * dx)
+        return inner(s, dx), jnp.sum(jnp.abs(s * dx))
 
     slopes, sizes = _map(slope, nodes, batch)
     unseen = jnp.einsum("i,ik->k", slopes, tail, precision="highest")

@@ -1,18 +1,18 @@
-"""Training: `fit(config, run_dir)` trains, `export(run_dir, folder)` makes a model of a run."""
+"""Train a model from a configuration: `fit(config, run_dir)`, then `export(run_dir, folder)`."""
 
-from dgjax.data.load import load_data
+from dgjax.data import load_data
 from dgjax.training.config import TrainConfig, load_config
-from dgjax.training.export import average_recipe, export
+from dgjax.training.export import export, plan_average
 from dgjax.training.loop import Fit, fit
 from dgjax.training.loss import denoising_loss
 
 __all__ = [
     "Fit",
     "TrainConfig",
-    "average_recipe",
     "denoising_loss",
     "export",
     "fit",
     "load_config",
     "load_data",
+    "plan_average",
 ]

@@ -9,60 +9,78 @@ from typing import Any
 
 import optax
 
-from dgjax.checkpoints.spec import ModelSpec, check_names, check_types, construct
-from dgjax.data.config import Data
+from dgjax.checkpoints.spec import ModelSpec
+from dgjax.configuration import check_names, check_types, construct
+from dgjax.data.data_config import DataConfig
 from dgjax.training import ema
-from dgjax.training.adaptation import Adaptation, Adaptive, Fixed
-from dgjax.training.levels import LEVELS
+from dgjax.training.importance_sampling import DirectSampling, ImportanceSampling, NoiseSampler
 from dgjax.training.loss import WEIGHTINGS, EDMWeighting, Weighting
-from dgjax.training.tables import Execution, Optimiser, Records
+from dgjax.training.noise_distribution import NOISE_DISTRIBUTIONS
+from dgjax.training.sections import Execution, Optimiser, Records
 
 __all__ = [
     "CONFIGS",
+    "SECTIONS",
     "TrainConfig",
     "load_config",
-    "make_levels",
+    "make_noise_sampler",
     "make_optimiser",
     "make_weighting",
     "shipped_configs",
 ]
 
 CONFIGS = Path(__file__).parent / "configs"
+SECTIONS = {
+    "data": DataConfig,
+    "optimiser": Optimiser,
+    "execution": Execution,
+    "records": Records,
+}
+# Former names of keys, by section, as in configurations and run folders of earlier versions.
+FORMER_KEYS = {
+    "config": {"levels": "noise_distribution", "adaptive": "importance_sampling"},
+    "records": {"watch_every": "validate_every", "watch_samples": "validation_samples"},
+}
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run.
+    """The configuration of one training run.
 
     A resumed run must have the configuration that it was started with, except for `execution`,
     `records` and `data.licence`.
 
     Attributes:
         model: the model without its weights.
-        data: what to train on. Its labels are used where the network has num_classes.
-        steps, batch: number of steps, and of samples in each, on all devices together.
-        levels: `{"kind": "lognormal" or "uniform_logsnr", ...}`, the noise levels.
-        adaptive: arguments of `Adaptive`, `{}` for its defaults, to draw noise levels where the
-            loss is large; as `levels` say unless given.
-        loss: `{"kind": "edm", "likelihood" or "sigmoid", ...}`, what each noise level counts.
+        data: the training data. Labels are used where the network has num_classes.
+        steps: number of steps.
+        batch: number of samples in each step, on all devices together.
+        noise_distribution: `{"kind": "lognormal" or "uniform_logsnr", ...}` with the arguments of
+            `LogNormal` or `UniformLogSNR`: the distribution of training noise levels.
+        importance_sampling: arguments of `ImportanceSampling`, `{}` for its defaults, to draw noise
+            levels more often where the loss is large; None to draw from `noise_distribution`.
+        loss: `{"kind": "edm", "likelihood" or "sigmoid", ...}`, the weighting of noise levels.
         optimiser: the optimiser.
-        ema_widths: of the weights' moving averages, relative to the length of training. The first
-            is the one that is exported unless another is asked for. Of two, 0.05 and 0.1, any width
-            from 0.03 to 0.2 can be made after training, its profile to within about 1 %.
-        ema_snapshots: how many times in a run, evenly, the averages are kept for that. Each takes
-            2 bytes for every weight and width.
-        label_dropout: share of samples that are trained on without their label, in [0, 1).
-        seed: of weights, order of the data, noise levels, noise and dropped labels.
-        execution: how the steps are worked out.
-        records: what is kept of the run and shown of it.
+        ema_widths: widths of the moving averages of the weights, relative to the length of
+            training. The first is the one to export unless told. From 0.05 and 0.1, any width from
+            0.03 to 0.2 can be reconstructed after training, with an error of about 1 %.
+        ema_snapshots: number of snapshots of the averages, evenly over the run. Each takes 2 bytes
+            per weight and width.
+        label_dropout: probability that a sample is trained on without its label, in [0, 1).
+        seed: of weights, order of the data, noise levels, noise and label dropout, in [0, 2^32).
+        execution: how steps are computed.
+        records: checkpoints, logs and validation.
+
+    Raises:
+        ValueError: if a value has the wrong type, is out of range, or does not fit the others.
     """
 
     model: ModelSpec
-    data: Data
+    data: DataConfig
     steps: int
     batch: int = 64
-    levels: Mapping[str, Any] = field(default_factory=lambda: {"kind": "lognormal"})
-    adaptive: Mapping[str, Any] | None = None
+    noise_distribution: Mapping[str, Any] = field(default_factory=lambda: {"kind": "lognormal"})
+    importance_sampling: Mapping[str, Any] | None = None
     loss: Mapping[str, Any] = field(default_factory=lambda: {"kind": "edm"})
     optimiser: Optimiser = field(default_factory=Optimiser)
     ema_widths: tuple[float, ...] = (0.05, 0.1)
@@ -81,7 +99,7 @@ class TrainConfig:
                 )
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must lie in [0, 2^32), got {self.seed}")
-        make_levels(self)
+        make_noise_sampler(self)
         make_weighting(self)
         widths = self.ema_widths
         if not widths or len({*widths}) < len(widths):
@@ -90,61 +108,84 @@ class TrainConfig:
             ema.exponent(width)
         if self.model.network.get("num_augmentations") not in (None, 1):
             raise ValueError(
-                "num_augmentations must be 1, for mirrored images: there is no other augmentation"
+                "num_augmentations must be 1: mirroring is the only augmentation that the network "
+                "can be told of"
             )
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"label_dropout must lie in [0, 1), got {self.label_dropout}")
         if self.label_dropout and self.model.network.get("num_classes") is None:
             raise ValueError(
-                "label_dropout needs a network that takes labels: set num_classes, or leave it out"
+                "label_dropout needs a network that takes labels: set num_classes, or remove "
+                "label_dropout"
             )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
-        """From parsed TOML or JSON.
+        """Make a configuration from parsed TOML or JSON.
+
+        Former names of keys are read too: `levels`, `adaptive`, `records.watch_every` and
+        `records.watch_samples`.
+
+        Args:
+            values: sections, lists, numbers and names.
 
         Raises:
-            ValueError: naming the key that is unknown or missing, or the value that is wrong.
+            ValueError: if a key is unknown or missing or a value is wrong; the message names it.
         """
-        values = dict(values)
-        _check_table("config", cls, values)
+        values = _check_section("config", cls, values)
         values["model"] = ModelSpec.from_dict(values["model"])
         if isinstance(values.get("ema_widths"), list):
             values["ema_widths"] = tuple(values["ema_widths"])
-        for name, kind in TABLES.items():
+        for name, kind in SECTIONS.items():
             if name in values:
-                _check_table(name, kind, values[name])
-                values[name] = kind(**values[name])
+                values[name] = kind(**_check_section(name, kind, values[name]))
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain tables, lists, numbers and names."""
+        """Return the configuration as nested dictionaries, as `from_dict` takes it."""
         return {**asdict(self), "model": self.model.to_dict()}
 
 
-TABLES = {"data": Data, "optimiser": Optimiser, "execution": Execution, "records": Records}
-
-
-def _check_table(where: str, kind: type, values: Any) -> None:
+def _check_section(where: str, kind: type, values: Any) -> dict[str, Any]:
+    """Return the values of a section by their present keys; raise if a key is wrong or missing."""
+    if isinstance(values, Mapping):
+        values = _by_present_keys(where, values)
     check_names(where, values, [f.name for f in fields(kind)])
     for f in fields(kind):
         optional = f.default is not MISSING or f.default_factory is not MISSING
         if f.name not in values and not optional:
             raise ValueError(f"{where}: {f.name} missing")
+    return values
+
+
+def _by_present_keys(where: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    renamed = dict(values)
+    for former, present in FORMER_KEYS.get(where, {}).items():
+        if former not in renamed:
+            continue
+        if present in renamed:
+            raise ValueError(
+                f"{where}: {former} is the former name of {present}, and both are given; remove "
+                f"{former}"
+            )
+        renamed[present] = renamed.pop(former)
+    return renamed
 
 
 def shipped_configs() -> list[str]:
-    """Names that `load_config` takes."""
+    """Return the names of the configurations that come with dgjax, for `load_config`."""
     return sorted(file.stem for file in CONFIGS.glob("*.toml"))
 
 
 def load_config(file: str | os.PathLike) -> TrainConfig:
-    """The configuration in a TOML file, or that of `shipped_configs` by its name.
+    """Read the configuration in a TOML file, or one that comes with dgjax by its name.
 
-    A file that is named like one of these is meant if it is written as a path, `./NAME`.
+    Args:
+        file: path of a TOML file, or one of `shipped_configs()`. A file that has the same name as a
+            shipped configuration must be written as a path, `./NAME`.
 
     Raises:
-        ValueError: if the file is missing or no TOML, or a key or a value in it is wrong.
+        ValueError: if the file is missing or not TOML, or a key or a value in it is wrong.
     """
     names = shipped_configs()
     path = CONFIGS / f"{file}.toml" if isinstance(file, str) and file in names else Path(file)
@@ -155,33 +196,53 @@ def load_config(file: str | os.PathLike) -> TrainConfig:
             f"cannot read the config {file} ({error}); shipped are {', '.join(names)}"
         ) from error
     except ValueError as error:
-        raise ValueError(f"{path} is no TOML: {error}") from error
+        raise ValueError(f"{path} is not TOML: {error}") from error
     try:
         return TrainConfig.from_dict(values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def make_levels(config: TrainConfig) -> Adaptation:
-    """The noise levels that the configuration describes; errors as of `TrainConfig.from_dict`."""
-    levels = construct("levels", LEVELS, config.levels)
-    if config.adaptive is None:
-        return Fixed(levels)
-    if not isinstance(config.adaptive, Mapping):
-        raise ValueError(f"adaptive must be a table, {{}} for defaults; got {config.adaptive!r}")
-    values = {"kind": "adaptive", **config.adaptive}
-    return construct("adaptive", {"adaptive": Adaptive}, values, levels=levels)
+def make_noise_sampler(config: TrainConfig) -> NoiseSampler:
+    """Return the sampler of noise levels.
+
+    Args:
+        config: of the run.
+
+    Raises:
+        ValueError: if `noise_distribution` or `importance_sampling` is wrong.
+    """
+    distribution = construct("noise_distribution", NOISE_DISTRIBUTIONS, config.noise_distribution)
+    where, given = "importance_sampling", config.importance_sampling
+    if given is None:
+        return DirectSampling(distribution)
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{where} must be a section, {{}} for defaults; got {given!r}")
+    return construct(
+        where, {where: ImportanceSampling}, {"kind": where, **given}, distribution=distribution
+    )
 
 
 def make_weighting(config: TrainConfig) -> Weighting:
-    """The weighting that the configuration describes; errors as of `TrainConfig.from_dict`."""
+    """Return the weighting of the loss; the kind "edm" takes `data.sigma_data`.
+
+    Args:
+        config: of the run.
+
+    Raises:
+        ValueError: if `loss` is wrong.
+    """
     if config.loss == {"kind": "edm"}:
         return EDMWeighting(config.data.sigma_data)
     return construct("loss", WEIGHTINGS, config.loss)
 
 
 def make_optimiser(config: TrainConfig) -> optax.GradientTransformation:
-    """The optax optimiser that the configuration describes."""
+    """Return the optax optimiser, with clipping and learning-rate schedule.
+
+    Args:
+        config: of the run.
+    """
     o = config.optimiser
     warmup = min(o.warmup, config.steps - 1)
     if o.schedule == "cosine":

@@ -1,14 +1,15 @@
-"""Moving averages of weights with a power-law profile, and any other width made of stored ones.
+"""Moving averages of weights with power-function profiles, and post-hoc EMA.
 
-After step t the average weighs the weights of step k by about (k/t)^gamma: it forgets the start
-of training at every length of training, so there is no warm-up to set (Karras et al. 2024,
-section 3.1). Exactly, the weight of step k is the integral over (k - 1, k] of the profile
+After step t, the average with exponent gamma weighs the weights of step k about as (k/t)^gamma. It
+forgets the start of training at every length of training, so there is no warm-up to choose (EDM2,
+arXiv 2312.02696, section 3.1). Exactly, the weight of step k is the integral over (k - 1, k] of the
+profile
 
-    p(tau) = (gamma + 1)/t (tau/t)^gamma on [0, t]
+    p(tau) = (gamma + 1)/t (tau/t)^gamma on [0, t].
 
-so what holds of profiles as functions of tau holds of the averages, with nothing discretized:
-the combination of stored profiles nearest to an asked one is the combination of stored averages
-that replaces its average (section 3.2 and appendix C).
+A linear combination of stored profiles is therefore exactly the profile of the same combination of
+stored averages. Post-hoc EMA finds the combination nearest to a profile that was not stored
+(section 3.2 and appendix C of the paper).
 """
 
 from typing import NamedTuple
@@ -23,13 +24,17 @@ __all__ = ["Combination", "combine", "exponent", "inner_product", "update"]
 
 
 def exponent(width: float) -> float:
-    """gamma of the profile whose standard deviation is `width` of the length of training.
+    """Return the exponent gamma of the profile with a given relative width.
 
-    The profile k^gamma on [0, 1] is a Beta(gamma + 1, 1) distribution, of variance
-    (gamma + 1)/((gamma + 2)^2 (gamma + 3)): the largest root of a cubic.
+    The profile on [0, 1] is the Beta(gamma + 1, 1) distribution, with variance
+    (gamma + 1)/((gamma + 2)^2 (gamma + 3)) = width^2. This is a cubic in gamma; its largest root is
+    the exponent.
+
+    Args:
+        width: standard deviation of the profile, relative to the length of training.
 
     Raises:
-        ValueError: if width is outside (0, 1/sqrt(12)], where a gamma >= 0 exists.
+        ValueError: if width is outside (0, 1/sqrt(12)], where no gamma >= 0 exists.
     """
     if not 0 < width <= 12**-0.5:
         raise ValueError(f"ema: width must be in (0, {12**-0.5:.4f}], got {width}")
@@ -40,7 +45,14 @@ def exponent(width: float) -> float:
 def update(
     average: PyTree[Array], weights: PyTree[Array], step: Scalar, gamma: float
 ) -> PyTree[Array]:
-    """The average after `step` >= 1 updates, given that after `step` - 1; exact at step 1."""
+    """Return the moving average after one more step.
+
+    Args:
+        average: the average after `step - 1` steps; it has no influence at step 1.
+        weights: the weights after `step` steps.
+        step: number of steps taken, at least 1.
+        gamma: exponent of the profile.
+    """
     keep = (1 - 1 / step) ** (gamma + 1)
     return jax.tree.map(lambda a, b: (keep * a + (1 - keep) * b).astype(a.dtype), average, weights)
 
@@ -48,23 +60,30 @@ def update(
 def inner_product(
     step: ArrayLike, gamma: ArrayLike, other_step: ArrayLike, other_gamma: ArrayLike
 ) -> np.ndarray:
-    """The integral of p_(t, gamma) p_(s, delta) over tau, in float64; arguments broadcast.
+    """Return the integral over tau of the product of two profiles, in float64.
 
     With m = min(t, s) it is
     (gamma + 1)(delta + 1)/(gamma + delta + 1) (m/t)^gamma (m/s)^delta / max(t, s).
+
+    Args:
+        step: t of the first profile. All arguments broadcast.
+        gamma: exponent of the first profile.
+        other_step: s of the second profile.
+        other_gamma: delta, the exponent of the second profile.
     """
     t, g, s, d = (np.asarray(a, np.float64) for a in (step, gamma, other_step, other_gamma))
     m = np.minimum(t, s)
-    # Ratios, not powers of steps, which overflow.
+    # Powers of ratios: powers of steps would overflow.
     return (g + 1) * (d + 1) / (g + d + 1) * (m / t) ** g * (m / s) ** d / np.maximum(t, s)
 
 
 class Combination(NamedTuple):
-    """What to multiply stored averages by, and how far that is from what was asked.
+    """A linear combination of stored averages.
 
     Attributes:
-        coefficients: (n,), one for each stored average; they sum to 1.
-        error: norm of the difference between the profiles over the norm of the asked one.
+        coefficients: one for each stored average, (n,); they sum to 1.
+        error: norm of the difference between the combined and the requested profile, relative to
+            the norm of the requested profile.
     """
 
     coefficients: Float[np.ndarray, " n"]
@@ -72,19 +91,21 @@ class Combination(NamedTuple):
 
 
 def combine(steps: ArrayLike, gammas: ArrayLike, step: int, gamma: float) -> Combination:
-    """The stored profiles' combination nearest to the profile (`step`, `gamma`).
+    """Find the combination of stored averages nearest to the average (`step`, `gamma`).
 
-    Least squares over combinations that sum to 1: every profile does, and a sum that missed 1
-    would scale the network. Profiles of steps after `step` take part; without them nothing
-    would be known of what came after the last stored step before it. Even so a `step` between
-    stored ones is matched poorly, since only a stored profile ends where it does.
+    This is least squares over profiles, with coefficients that sum to 1: every profile has integral
+    1, and another sum would scale the weights. Profiles that end after `step` take part too: only
+    they hold the weights of the steps just before `step`, after the last snapshot. Even so the
+    match is poor for a `step` that is not stored, since no stored profile ends there.
 
     Args:
-        steps, gammas: (n,) each, of the stored averages.
-        step, gamma: of the average asked for.
+        steps: steps of the stored averages, (n,).
+        gammas: exponents of the stored averages, (n,).
+        step: step of the requested average.
+        gamma: exponent of the requested average.
 
     Raises:
-        ValueError: if the shapes differ or nothing is stored, or `step` is outside 1 to the last
+        ValueError: if the shapes differ, nothing is stored, or `step` is not between 1 and the last
             stored step.
     """
     t, g = np.asarray(steps, np.float64), np.asarray(gammas, np.float64)
@@ -94,10 +115,11 @@ def combine(steps: ArrayLike, gammas: ArrayLike, step: int, gamma: float) -> Com
         raise ValueError(f"ema: step must be from 1 to the last stored, {t.max():.0f}; got {step}")
     norm = np.sqrt(inner_product(step, gamma, step, gamma))
     norms = np.sqrt(inner_product(t, g, t, g))
-    # In profiles of norm 1 the condition number is about 1e4 for two widths and 32 steps.
+    # With profiles scaled to norm 1 the condition number is about 1e4 for two widths and 32 steps.
     gram = inner_product(t[:, None], g[:, None], t, g) / (norms[:, None] * norms)
     right = inner_product(t, g, step, gamma) / (norms * norm)
     ones = norm / norms
+    # Lagrange multiplier for the sum of the coefficients.
     bordered = np.block([[gram, ones[:, None]], [ones, np.zeros(1)]])
     scaled = np.linalg.lstsq(bordered, np.append(right, 1.0), rcond=None)[0][:-1]
     squared = 1 - 2 * scaled @ right + scaled @ gram @ scaled

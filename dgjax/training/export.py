@@ -1,15 +1,21 @@
-"""A model of a run, with the moving average of any width that its snapshots can make."""
+"""Export a model from a training run, with a moving average of any width as its weights."""
 
 import os
 from dataclasses import replace
 from pathlib import Path
 
 from dgjax.checkpoints.checkpoint import Meta, save
-from dgjax.training import averages
-from dgjax.training.run import averages_folder, describe, read_config, restore
-from dgjax.training.setup import model_shapes, state_shapes
+from dgjax.training.checkpointing import restore_latest
+from dgjax.training.components import model_shapes, state_shapes
+from dgjax.training.ema_snapshots import (
+    Reconstruction,
+    plan_reconstruction,
+    reconstruct,
+    snapshot_folder,
+)
+from dgjax.training.run_folder import model_meta, read_config
 
-__all__ = ["average_recipe", "export"]
+__all__ = ["export", "plan_average"]
 
 
 def export(
@@ -19,46 +25,61 @@ def export(
     width: float | None = None,
     step: int | None = None,
 ) -> Meta:
-    """Save a run's model with averaged weights to `folder`.
+    """Save the model of a run, with averaged weights, as a checkpoint of dgjax.
+
+    Without `width` and `step`, the weights are the first of the run's `ema_widths` at the latest
+    checkpoint. With either, they are reconstructed from snapshots by post-hoc EMA (EDM2, arXiv
+    2312.02696, section 3.2).
 
     Args:
-        run_dir: the run's folder.
-        folder: for the model.
-        width: of the average, made of the stored ones (Karras et al. 2024, section 3.2). Unless
-            it or `step` is given, the first of the run's `ema_widths` at the last checkpoint.
-        step: up to which training counts; the last stored one unless given.
+        run_dir: the run folder.
+        folder: to write the model to.
+        width: of the average, relative to the length of training; the first of `ema_widths` if
+            None.
+        step: at which the average ends; the last stored step if None.
+
+    Returns:
+        Metadata of the model.
 
     Raises:
-        ValueError: if `run_dir` is no run or has no checkpoint or no snapshot yet, the width and
-            step cannot be made of what is stored, or `folder` cannot be written.
+        ValueError: if `run_dir` is not a run, or has no checkpoint or snapshot yet; the average
+            cannot be reconstructed; or `folder` cannot be written.
     """
     run_dir = Path(run_dir).absolute()
     config = read_config(run_dir)
     model = model_shapes(config)
     if width is None and step is None:
-        state = restore(run_dir, state_shapes(config))
+        state = restore_latest(run_dir, state_shapes(config))
         if state is None:
             raise ValueError(
                 f"{run_dir} has no checkpoint yet; wait for step {config.records.save_every}"
             )
         last, network = int(state.step), state.averages[0]
     else:
-        chosen = average_recipe(run_dir, width=width, step=step)
-        last = chosen.step
-        network = averages.mix(averages_folder(run_dir), chosen, model.network)
-    meta = describe(run_dir, config, last)
+        plan = plan_average(run_dir, width=width, step=step)
+        last = plan.step
+        network = reconstruct(snapshot_folder(run_dir), plan, model.network)
+    meta = model_meta(run_dir, config, last)
     save(folder, replace(model, network=network), meta)
     return meta
 
 
-def average_recipe(
+def plan_average(
     run_dir: str | os.PathLike, *, width: float | None = None, step: int | None = None
-) -> averages.Recipe:
-    """How `export` would make the average of `width` after `step`, and how far it would be off.
+) -> Reconstruction:
+    """Return how `export` reconstructs an average from snapshots, and with what error.
 
-    Args and errors as of `export`; the width is the first of `ema_widths` unless given.
+    Args:
+        run_dir: the run folder.
+        width: of the average, relative to the length of training; the first of `ema_widths` if
+            None.
+        step: at which the average ends; the last stored step if None.
+
+    Raises:
+        ValueError: if `run_dir` is not a run or has no snapshot yet, or the average cannot be
+            reconstructed.
     """
     run_dir = Path(run_dir).absolute()
     widths = read_config(run_dir).ema_widths
     width = widths[0] if width is None else width
-    return averages.recipe(averages_folder(run_dir), widths, width, step)
+    return plan_reconstruction(snapshot_folder(run_dir), widths, width, step)

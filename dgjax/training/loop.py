@@ -1,10 +1,15 @@
-"""Training runs: a folder each, that can be stopped at any time and go on from where they were.
+"""The training loop: a run in a folder, which can be interrupted at any time and resumed.
 
-A run folder holds `config.json`, `data.json` (what is known of the data), `metrics.jsonl` and
-`tensorboard` (curves), `samples` (pictures), `checkpoints` (the last two, and what else is to be
-kept) and `averages` (snapshots of the moving averages, all kept).
-Everything random depends on the seed and the step alone, so an interrupted run ends with the very
-weights of an uninterrupted one.
+A run folder holds
+
+* `config.json` and `data.json`: the configuration and facts of the data,
+* `metrics.jsonl` and `tensorboard`: curves,
+* `samples`: pictures of samples,
+* `checkpoints`: the latest training states, and those to keep for ever,
+* `averages`: snapshots of the moving averages, all of them.
+
+Everything random depends on the seed and the step only, so an interrupted and resumed run ends with
+exactly the weights of an uninterrupted one.
 """
 
 import math
@@ -23,32 +28,52 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dgjax.checkpoints.checkpoint import Meta
 from dgjax.data.dataset import Dataset
-from dgjax.data.load import NoHeldOut, load_data
+from dgjax.data.named_datasets import NoHeldOut, load_data
 from dgjax.devices.sharding import device_mesh
 from dgjax.model.field import Field
-from dgjax.training.averages import snapshot_steps, store
-from dgjax.training.config import TrainConfig
-from dgjax.training.hosts import check_same_step, first_host, interruptible, together
-from dgjax.training.pipeline import batches
-from dgjax.training.placement import bring, check_batch, on_host, own_rows, place, shardings
-from dgjax.training.records import Recorder, recorder
-from dgjax.training.run import averages_folder, checkpoints, claim, confirm, describe, restore
-from dgjax.training.setup import (
+from dgjax.training.checkpointing import open_checkpoints, restore_latest
+from dgjax.training.components import (
     check_data,
-    compile_step,
-    fresh_state,
+    create_state,
+    jit_train_step,
     make_augment,
     model_shapes,
     state_shapes,
 )
+from dgjax.training.config import TrainConfig
+from dgjax.training.data_parallel import (
+    check_batch,
+    global_batch,
+    host_rows,
+    state_shardings,
+    to_devices,
+    to_host,
+)
+from dgjax.training.ema_snapshots import snapshot_folder, snapshot_steps, write_snapshot
+from dgjax.training.hosts import (
+    check_same_step,
+    is_first_host,
+    raise_on_all_hosts,
+    stop_on_signal,
+)
+from dgjax.training.pipeline import training_batches
+from dgjax.training.recorder import Recorder, open_recorder
+from dgjax.training.run_folder import check_recorded_run, model_meta, record_run
 from dgjax.training.step import Metrics, TrainState
-from dgjax.training.watch import Watch, watch
+from dgjax.training.validation import Validation, make_validation
 
 __all__ = ["Fit", "fit"]
 
 
 class Fit(NamedTuple):
-    """What a run has come to: the model with the first of its averages, and if it is finished."""
+    """The result of `fit`.
+
+    Attributes:
+        model: the model with the first of the moving averages as its weights.
+        meta: metadata of the model.
+        state: the whole training state, as NumPy arrays.
+        finished: whether the run has reached its last step.
+    """
 
     model: Field
     meta: Meta
@@ -57,46 +82,50 @@ class Fit(NamedTuple):
 
 
 def fit(config: TrainConfig, run_dir: str | os.PathLike, *, progress: bool = True) -> Fit:
-    """Train until the last step, or until interrupted (Ctrl-C or SIGTERM), then save.
+    """Train until the last step, or until SIGINT (Ctrl-C) or SIGTERM, and save a checkpoint.
 
-    An existing run in `run_dir` goes on from its last checkpoint. All devices are used; after
-    `jax.distributed.initialize`, those of all hosts, which must share the folder.
+    A run that exists in `run_dir` is resumed from its latest checkpoint. All devices are used;
+    after `jax.distributed.initialize`, those of all hosts, which must share the folder.
 
     Args:
         config: of the run.
-        run_dir: the run's folder; made if there is none.
-        progress: show a progress bar.
+        run_dir: the run folder; made if missing.
+        progress: whether to show a progress bar.
+
+    Returns:
+        Model, metadata and state after the last step taken.
 
     Raises:
-        ValueError: if the run was started with another configuration or other data, the data are
-            not to be had or do not fit the model, the devices do not divide the batch, hosts do
-            not share the folder or one of them cannot begin, the folder cannot be written, or the
-            loss or its gradient is not finite.
+        ValueError: if the run was started with another configuration or other data; the data are
+            not available or do not fit the model; the devices do not divide the batch; hosts do not
+            share the folder, or one of them cannot start; the folder cannot be written; or the loss
+            or its gradient is not finite.
     """
     run_dir = Path(run_dir).absolute()
     mesh = device_mesh()
-    with together():
+    with raise_on_all_hosts():
         check_batch(config.batch, config.execution.accumulate, mesh)
         data = load_data(config.data, config.model.shape)
         check_data(config, data)
-        rows = own_rows(config.batch, mesh)
+        rows = host_rows(config.batch, mesh)
         model, shapes = model_shapes(config), state_shapes(config)
-        where = shardings(shapes, mesh, config.execution.parameters)
-    with together():  # when all have their data: a claimed folder takes no other configuration
-        if first_host():
-            claim(run_dir, config, data)
-    with together():
-        confirm(run_dir, config, data)
-        look = _watch(config, model, mesh) if config.records.watch_every else None
-        restored = restore(run_dir, shapes)
+        where = state_shardings(shapes, mesh, config.execution.parameters)
+    # Only once all hosts have their data: a recorded folder accepts no other configuration.
+    with raise_on_all_hosts():
+        if is_first_host():
+            record_run(run_dir, config, data)
+    with raise_on_all_hosts():
+        check_recorded_run(run_dir, config, data)
+        validation = _validation(config, model, mesh) if config.records.validate_every else None
+        restored = restore_latest(run_dir, shapes)
     step = 0 if restored is None else int(restored.step)
     check_same_step(run_dir, step)
-    state = fresh_state(config, where) if restored is None else place(restored, where)
+    state = create_state(config, where) if restored is None else to_devices(restored, where)
     del restored  # as large as the state
-    train_step = compile_step(config, model, mesh, where)
+    train_step = jit_train_step(config, model, mesh, where)
     every, snapshots = config.records, snapshot_steps(config.steps, config.ema_snapshots)
     key = jax.random.key(config.seed)
-    feed = batches(
+    batches = training_batches(
         data,
         make_augment(config),
         batch=config.batch,
@@ -107,38 +136,40 @@ def fit(config: TrainConfig, run_dir: str | os.PathLike, *, progress: bool = Tru
         ahead=config.execution.ahead,
     )
     with (
-        interruptible(every.log_every) as stopped,  # outermost: the last write is finished too
-        checkpoints(run_dir, every) as save,
-        _recorder(run_dir, step) as record,
-        _bar(config, step, progress and first_host()) as show,
+        stop_on_signal(every.log_every) as should_stop,  # outermost: pending writes finish too
+        open_checkpoints(run_dir, every) as save,
+        _first_host_recorder(run_dir, step) as recorder,
+        _progress_bar(config, step, progress and is_first_host()) as show,
     ):
         saved = step
-        while step < config.steps and not stopped(step):
-            batch = bring(next(feed), mesh)
+        while step < config.steps and not should_stop(step):
+            batch = global_batch(next(batches), mesh)
             state, metrics = train_step(state, batch, jax.random.fold_in(key, step))
             step += 1
-            if step % every.log_every == 0 or step == config.steps:
-                show(step, _log(record, step, metrics))
-            if look is not None and (step % every.watch_every == 0 or step == config.steps):
-                _look(look, state, record, step, data)
+            last = step == config.steps
+            if step % every.log_every == 0 or last:
+                show(step, _log(recorder, step, metrics))
+            if validation is not None and (step % every.validate_every == 0 or last):
+                _validate(validation, state, recorder, step, data)
             if step in snapshots or step % every.save_every == 0:
-                _check_finite(step, metrics)  # what is kept must be fit to go on from
-            if step in snapshots:  # before the checkpoint, from which it could not come again
-                averages = on_host(state.averages)
-                if first_host():
-                    store(averages_folder(run_dir), step, averages)
+                _check_finite(step, metrics)  # a saved state must be usable
+            # Before the checkpoint: a run resumed from there would not write this snapshot again.
+            if step in snapshots:
+                averages = to_host(state.averages)
+                if is_first_host():
+                    write_snapshot(snapshot_folder(run_dir), step, averages)
             if step % every.save_every == 0:
                 save(state)
                 saved = step
         if saved != step:
             _check_finite(step, metrics)
             save(state)
-    state = on_host(state)
+    state = to_host(state)
     averaged = replace(model, network=jax.tree.map(jnp.asarray, state.averages[0]))
-    return Fit(averaged, describe(run_dir, config, step), state, step == config.steps)
+    return Fit(averaged, model_meta(run_dir, config, step), state, step == config.steps)
 
 
-def _watch(config: TrainConfig, model: Field, mesh: Mesh) -> Watch:
+def _validation(config: TrainConfig, model: Field, mesh: Mesh) -> Validation:
     try:
         held_out = load_data(config.data, config.model.shape, "held-out")
         check_data(config, held_out, "held-out")
@@ -146,45 +177,50 @@ def _watch(config: TrainConfig, model: Field, mesh: Mesh) -> Watch:
         held_out = None
     except ValueError as error:
         raise ValueError(
-            f"cannot watch losses on the held-out part: {error}; or set records.watch_every = 0"
+            f"cannot validate on the held-out part: {error}; or set records.validate_every = 0"
         ) from error
-    return watch(
+    return make_validation(
         model,
         config.model.shape,
         mesh,
         held_out=held_out,
-        size=config.records.watch_samples,
+        size=config.records.validation_samples,
         batch=config.batch // config.execution.accumulate,
         sigma_data=config.data.sigma_data,
         classes=config.model.network.get("num_classes"),
     )
 
 
-def _look(
-    look: Watch, state: TrainState, record: Recorder | None, step: int, data: Dataset
+def _validate(
+    validation: Validation,
+    state: TrainState,
+    recorder: Recorder | None,
+    step: int,
+    data: Dataset,
 ) -> None:
+    """Validate the first moving average on all hosts, and record the results on the first."""
     network = state.averages[0]
-    losses = None if look.losses is None else look.losses(network)
-    samples = look.samples(network)
-    if record is None:
+    losses = None if validation.losses is None else validation.losses(network)
+    samples = validation.samples(network)
+    if recorder is None:
         return
     if losses is not None:
-        names = [f"held_out_loss/w={w:.3g}" for w in look.w]
-        record.scalars(step, dict(zip(names, map(float, losses), strict=True)))
+        names = [f"held_out_loss/w={w:.3g}" for w in validation.w]
+        recorder.scalars(step, dict(zip(names, map(float, losses), strict=True)))
     if samples.ndim == 4 and samples.shape[-1] in (1, 3):
-        record.picture(step, samples, data.data_range)
+        recorder.picture(step, samples, data.data_range)
 
 
-def _log(record: Recorder | None, step: int, metrics: Metrics) -> float:
+def _log(recorder: Recorder | None, step: int, metrics: Metrics) -> float:
     loss, norm = float(metrics.loss), float(metrics.gradient_norm)
-    if record is not None:
-        record.scalars(step, {"loss": loss, "gradient_norm": norm})
+    if recorder is not None:
+        recorder.scalars(step, {"loss": loss, "gradient_norm": norm})
     _check_finite(step, metrics)
     return loss
 
 
 def _check_finite(step: int, metrics: Metrics) -> None:
-    # The loss is that before the step: what the step does to the weights, the gradient tells.
+    # The loss is from before the step; whether the new weights are finite, the gradient tells.
     loss, norm = float(metrics.loss), float(metrics.gradient_norm)
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise ValueError(
@@ -194,17 +230,20 @@ def _check_finite(step: int, metrics: Metrics) -> None:
 
 
 @contextmanager
-def _recorder(run_dir: Path, start: int) -> Iterator[Recorder | None]:
-    """The recorder on the first host, None on others."""
+def _first_host_recorder(run_dir: Path, start: int) -> Iterator[Recorder | None]:
+    """Open the recorder on the first host; yield None on the others."""
     with ExitStack() as opened:
-        with together():
-            record = opened.enter_context(recorder(run_dir, start)) if first_host() else None
-        yield record
+        with raise_on_all_hosts():
+            first = is_first_host()
+            recorder = opened.enter_context(open_recorder(run_dir, start)) if first else None
+        yield recorder
 
 
 @contextmanager
-def _bar(config: TrainConfig, start: int, visible: bool) -> Iterator[Callable[[int, float], None]]:
-    """A progress bar with loss, samples a second and time left; yields `show(step, loss)`."""
+def _progress_bar(
+    config: TrainConfig, start: int, visible: bool
+) -> Iterator[Callable[[int, float], None]]:
+    """Show loss, samples per second and time left; yields `show(step, loss)`."""
     columns = (
         TextColumn("step"),
         MofNCompleteColumn(),

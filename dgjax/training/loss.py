@@ -1,7 +1,8 @@
-"""The denoising loss of one sample, for every parametrization, and what each noise level counts.
+"""The denoising loss of one sample, and its weighting over noise levels.
 
-The loss of training is |x0hat - x0|^2 per element times a weight of w = sigma/alpha. Weightings
-differ in what a network of limited size spends itself on; their optimum is the same.
+The training loss is the squared error of the predicted clean data, averaged over elements, times a
+weight that depends on the noise level w = sigma/alpha. All weightings have the same optimum; they
+differ in where a network of limited size is most accurate.
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from dgjax.model.field import Field
+from dgjax.model.field import Field, denoise
 from dgjax.model.paths import coefficients
 from dgjax.typing import Cond, Sample, Scalar
 
@@ -25,18 +26,27 @@ __all__ = [
 
 
 class Weighting(Protocol):
-    """Weight of the square error of x0 at w, where log w is drawn with `density`."""
+    """Weight of the squared error at noise level w, where log w has the density `density`."""
 
-    def __call__(self, w: Scalar, density: Scalar) -> Scalar: ...
+    def __call__(self, w: Scalar, density: Scalar) -> Scalar:
+        """Return the weight."""
+        ...
 
 
 @dataclass(frozen=True)
 class EDMWeighting:
-    """(w^2 + s^2)/(w s)^2, whatever the density (Karras et al. 2022, table 1).
+    """The weight (w^2 + s^2)/(w s)^2 with s = `sigma_data` (EDM, arXiv 2206.00364, table 1).
 
-    The distribution of the noise levels then decides what counts. With EDM preconditioning at
-    the same s it makes the loss the plain mean square error of the network's output, and 1 at
-    every noise level when the network is zero and data have standard deviation s around 0.
+    It does not depend on the density of log w, so the noise distribution decides which noise levels
+    matter. With EDM preconditioning at the same s the loss is the mean squared error of the
+    network's raw output. It is 1 at every noise level for a network that returns 0 and data with
+    mean 0 and standard deviation s.
+
+    Attributes:
+        sigma_data: standard deviation of the data.
+
+    Raises:
+        ValueError: if sigma_data is not positive.
     """
 
     sigma_data: float
@@ -46,32 +56,39 @@ class EDMWeighting:
             raise ValueError(f"loss: sigma_data must be positive, got {self.sigma_data}")
 
     def __call__(self, w: Scalar, density: Scalar) -> Scalar:
+        """Return the weight at w."""
         return (w**2 + self.sigma_data**2) / (w * self.sigma_data) ** 2
 
 
 @dataclass(frozen=True)
 class LikelihoodWeighting:
-    """1/w^2 over the density, so that the loss is the integral of |epshat - eps|^2 d log w.
+    """The weight 1/(w^2 density), which makes the loss a bound on the negative log-density.
 
-    That is the diffusion term of the variational bound on -log p, in nats per element (Kingma
-    et al. 2021, equation 15; Song et al. 2021, arXiv 2101.09258), whatever the density.
+    The loss is then the integral of |predicted eps - eps|^2 d log w, whatever the noise
+    distribution. This is the diffusion term of the variational bound on -log p, in nats per element
+    (VDM, arXiv 2107.00630, eq. 15; arXiv 2101.09258).
     """
 
     def __call__(self, w: Scalar, density: Scalar) -> Scalar:
+        """Return the weight at w, where log w has the density `density`."""
         return 1 / (w**2 * density)
 
 
 @dataclass(frozen=True)
 class SigmoidWeighting:
-    """`LikelihoodWeighting` times sigmoid(bias - log-SNR), for the looks of samples.
+    """`LikelihoodWeighting` times sigmoid(bias - log-SNR), for the visual quality of samples.
 
-    Noise too faint to be seen counts for little (Kingma and Gao 2023, arXiv 2303.00848). With a
-    larger bias fainter noise counts.
+    The factor gives little weight to noise that is too weak to be seen (arXiv 2303.00848).
+
+    Attributes:
+        bias: log-SNR at which the factor is 1/2. The larger it is, the weaker the noise levels that
+            still count.
     """
 
     bias: float = 2.0
 
     def __call__(self, w: Scalar, density: Scalar) -> Scalar:
+        """Return the weight at w, where log w has the density `density`."""
         return jax.nn.sigmoid(self.bias + 2 * jnp.log(w)) / (w**2 * density)
 
 
@@ -85,17 +102,22 @@ WEIGHTINGS = {
 def denoising_loss(
     model: Field, t: Scalar, data: Sample, noise: Sample, cond: Cond = None
 ) -> Scalar:
-    """Square error of the model's x0, a mean over elements, before any weighting.
+    """Return the mean squared error of the model's denoised sample, without a weighting.
 
-    In expectation over data and noise it is least where x0 = E[data | x], so where the score is
-    that of p_t. Written in the pair, it trains any network on any path.
+    The noisy sample is alpha data + sigma noise. In expectation over data and noise the loss is
+    smallest for the denoiser E[data | x], whose score is that of p_t. It serves every
+    parametrization and every path.
 
     Args:
+        model: the model.
         t: time on the model's path.
-        data: one data sample.
-        noise: standard normal, of the same shape.
-        cond: what the network is conditioned on.
+        data: one clean sample, `shape`.
+        noise: standard normal noise, `shape`.
+        cond: condition of the network, such as a label.
+
+    Returns:
+        The squared error, averaged over the elements of the sample.
     """
     c = coefficients(model.path, t)
-    x0 = model.pair(t, c.alpha * data + c.sigma * noise, cond).x0
+    x0 = denoise(model, t, c.alpha * data + c.sigma * noise, cond)
     return jnp.mean((x0 - data) ** 2)

@@ -1,7 +1,7 @@
-"""From a data set to batches on their way to the devices: order, crops, flips, look-ahead.
+"""Input pipeline: shuffled batches with random crops and flips, made ahead in the background.
 
-Batch n is a function of the seed and n alone, on any number of hosts: a resumed run sees the very
-batches that an uninterrupted one would have seen, and each host makes only its own rows of them.
+Batch n depends on the seed and on n only, for any number of hosts. So a resumed run sees the same
+batches as an uninterrupted one, and each host makes only its own rows of every batch.
 """
 
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ import numpy as np
 
 from dgjax.data.dataset import Dataset
 
-__all__ = ["Augment", "HostBatch", "batches", "order"]
+__all__ = ["Augment", "HostBatch", "batch_indices", "training_batches"]
 
 
 class HostBatch(NamedTuple):
-    """A `Batch` in NumPy's arrays."""
+    """This host's rows of a `dgjax.training.step.Batch`, as NumPy arrays."""
 
     data: np.ndarray
     labels: np.ndarray | None = None
@@ -25,12 +25,12 @@ class HostBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Augment:
-    """What is done to the samples of a batch, and what the network is given beside them.
+    """Random crops and flips of samples, and the choice of what the network is told.
 
     Attributes:
         flip: probability that an image is mirrored left-right.
-        given: fields of `HostBatch`, where the data have them: `labels`, and `augmentations`, 0
-            for a mirrored image and 1, which stands for none, else.
+        given: names of the fields of `HostBatch` that the network takes: "labels", where the data
+            have them, and "augmentations", which is 0 for a mirrored image and 1 for another.
     """
 
     flip: float = 0.0
@@ -39,26 +39,34 @@ class Augment:
     def __call__(
         self, data: Dataset, indices: np.ndarray, rows: slice, rng: np.random.Generator
     ) -> HostBatch:
-        """The `rows` of the batch of samples at `indices` (B,)."""
-        # Drawn for the whole batch, so that each row's are the same wherever it is made.
-        places = rng.random((len(indices), 2))[rows]
+        """Return the given rows of the batch of samples at `indices` (B,)."""
+        # Drawn for the whole batch, so that a row does not depend on the host that makes it.
+        positions = rng.random((len(indices), 2))[rows]
         mirrored = (rng.random(len(indices)) < self.flip)[rows]
         chosen = indices[rows]
-        beside = {
+        inputs = {
             "labels": None if data.labels is None else data.labels[chosen],
             "augmentations": (1 - mirrored).astype(np.int32),
         }
         return HostBatch(
-            data.batch(chosen, places=places, mirrored=mirrored if self.flip else None),
-            **{field: value for field, value in beside.items() if field in self.given},
+            data.batch(chosen, positions=positions, mirrored=mirrored if self.flip else None),
+            **{name: value for name, value in inputs.items() if name in self.given},
         )
 
 
-def order(size: int, batch: int, seed: int) -> Any:
-    """Batches of indices, without end: epochs, each in an order of its own, cut into batches.
+def batch_indices(size: int, batch: int, seed: int) -> Any:
+    """Return an endless sequence of batches of sample indices, shuffled in every epoch.
 
-    A batch may reach over the end of an epoch into the next, so every sample is seen once an
-    epoch. It is a `grain.MapDataset`: `order(...)[n]` is batch n.
+    A batch may contain the end of one epoch and the beginning of the next, so every sample is seen
+    exactly once per epoch.
+
+    Args:
+        size: number of samples in the data set.
+        batch: number of samples in a batch.
+        seed: of the shuffling.
+
+    Returns:
+        A `grain.MapDataset`; its item n is batch n, (batch,).
 
     Raises:
         ValueError: if grain is not installed.
@@ -70,7 +78,7 @@ def order(size: int, batch: int, seed: int) -> Any:
     return grain.MapDataset.range(size).seed(seed).shuffle().repeat().batch(batch)
 
 
-def batches(
+def training_batches(
     data: Dataset,
     augment: Augment,
     *,
@@ -81,22 +89,22 @@ def batches(
     threads: int = 2,
     ahead: int = 8,
 ) -> Iterator[HostBatch]:
-    """Batches from number `start` on, in float32, made in the background.
+    """Return an endless iterator over batches, made in background threads.
 
     Args:
-        data: what to draw from.
-        augment: what to do to it.
-        batch: number of samples in a batch.
+        data: the data set.
+        augment: crops, flips and the fields of each batch.
+        batch: number of samples in a batch, on all hosts together.
         seed: of order, crops and flips.
         start: number of the first batch.
-        rows: of each batch, those that are made.
-        threads: that make batches.
-        ahead: number of batches that lie ready.
+        rows: which rows of each batch to make.
+        threads: number of threads that make batches.
+        ahead: number of batches to hold ready.
 
     Raises:
         ValueError: if grain is not installed.
     """
-    indices = order(len(data), batch, seed)
+    indices = batch_indices(len(data), batch, seed)
 
     def make(indices: np.ndarray, rng: np.random.Generator) -> HostBatch:
         return augment(data, indices, rows, rng)

@@ -1,9 +1,10 @@
-"""The precision that a network computes in while it is trained.
+"""Precision of the network's computations during training.
 
-Its weights, their moments and averages, normalisations and the loss stay in float32. Matrix
-products and convolutions read rounded copies and, on accelerators, sum in float32; what they give
-is rounded, and so is what adds it up, such as the residual stream and the network's output. A
-trained model always computes in float32: bfloat16 moves a log-density by nats.
+With "bfloat16", matrix products and convolutions read weights and activations rounded to bfloat16,
+and their results are rounded too, as are sums of such results: the residual stream and the
+network's output. Accelerators sum inside a product in float32. Weights, optimiser state, moving
+averages, normalisation layers and the loss stay in float32. A trained model always computes in
+float32, because bfloat16 changes a log-density by several nats.
 """
 
 from collections.abc import Callable
@@ -13,23 +14,26 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, PyTree
 
-from dgjax.checkpoints.spec import unknown_name
+from dgjax.configuration import unknown_name
 
 __all__ = ["PRECISIONS", "in_precision"]
 
 PRECISIONS = ("float32", "bfloat16")
-PRODUCTS = (nnx.Conv, nnx.Linear, nnx.LinearGeneral)
+PRODUCT_LAYERS = (nnx.Conv, nnx.Linear, nnx.LinearGeneral)
 
 
 def in_precision(
     build: Callable[[], PyTree[Array]], precision: str
 ) -> Callable[[PyTree[Array]], PyTree[Array]]:
-    """A function from a network to the same network with its products in `precision`.
+    """Return a function that makes a network compute its products in the given precision.
 
     Args:
-        build: makes a Flax NNX network with the structure of those that will come; only its
-            shapes are evaluated.
+        build: makes a Flax NNX network with the structure of those that the function will get. It
+            is evaluated for its shapes only.
         precision: "float32" or "bfloat16".
+
+    Returns:
+        A differentiable function from a network to a network with the same weights.
 
     Raises:
         ValueError: if the precision is unknown.
@@ -40,8 +44,8 @@ def in_precision(
         return lambda network: network
     template = nnx.eval_shape(build)
     for _, node in nnx.iter_graph(template):
-        if isinstance(node, PRODUCTS):
+        if isinstance(node, PRODUCT_LAYERS):
             node.dtype = jnp.dtype(precision)
     structure = jax.tree.structure(template)
-    # flax keeps a layer's precision in its structure, so the weights move to another structure.
+    # Flax keeps a layer's precision in its pytree structure, so the weights get a new structure.
     return lambda network: jax.tree.unflatten(structure, jax.tree.leaves(network))

@@ -1,4 +1,4 @@
-"""One step of training, as a pure function of state, batch and key."""
+"""One optimisation step, as a pure function of training state, batch and random key."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,40 +12,52 @@ from jaxtyping import Array, Float, PyTree
 from dgjax.model.field import Field
 from dgjax.model.parametrization import Network
 from dgjax.training import ema
-from dgjax.training.adaptation import Adaptation
-from dgjax.training.levels import lattice
+from dgjax.training.importance_sampling import NoiseSampler
 from dgjax.training.loss import Weighting, denoising_loss
+from dgjax.training.noise_distribution import low_discrepancy_draw
 from dgjax.typing import Key, Scalar, register_dataclass
 
 __all__ = [
     "Batch",
-    "Differentiated",
+    "GradientFunction",
     "LabelDropout",
+    "LossInputs",
     "Metrics",
     "Objective",
     "Step",
     "TrainState",
     "initial_state",
     "make_train_step",
-    "split",
+    "to_microbatches",
 ]
 
 
 class TrainState(NamedTuple):
-    """Everything that training changes.
+    """Everything that a training step changes.
 
-    `averages` are the network's moving averages, `levels` what is known of the noise levels.
+    Attributes:
+        step: number of steps taken, int32.
+        network: the network; its weights are the leaves.
+        optimiser: state of the optax optimiser.
+        averages: moving averages of the network, one for each exponent `gamma`.
+        noise_sampler: state of the noise sampler.
     """
 
     step: Scalar
     network: PyTree[Array]
     optimiser: PyTree[Array]
     averages: tuple[PyTree[Array], ...]
-    levels: PyTree[Array] = ()
+    noise_sampler: PyTree[Array] = ()
 
 
 class Batch(NamedTuple):
-    """Data (B, *shape) in the model's coordinates, labels (B,) and augmentations (B,), or None."""
+    """Clean samples and what the network is told of them.
+
+    Attributes:
+        data: samples in the model's coordinates, (B, *shape).
+        labels: class labels, (B,), or None.
+        augmentations: number of the augmentation applied to each sample, (B,), or None.
+    """
 
     data: Array
     labels: Array | None = None
@@ -53,7 +65,7 @@ class Batch(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Of one step: the loss before it and the gradient's norm before clipping."""
+    """Loss before the step, and norm of the gradient before clipping."""
 
     loss: Scalar
     gradient_norm: Scalar
@@ -61,105 +73,142 @@ class Metrics(NamedTuple):
 
 Step = Callable[[TrainState, Batch, Key], tuple[TrainState, Metrics]]
 
-# Of weights, and of draws with leading axes (parts, B/parts): the mean loss, its gradient, and
-# the losses (parts, B/parts).
-Differentiated = Callable[[PyTree[Array], PyTree[Array]], tuple[Scalar, PyTree[Array], Array]]
+# From a network and `LossInputs` with leading axes (microbatches, B/microbatches) to the mean loss,
+# its gradient in the weights, and all losses (microbatches, B/microbatches).
+GradientFunction = Callable[[PyTree[Array], PyTree[Array]], tuple[Scalar, PyTree[Array], Array]]
 
 
 @dataclass(frozen=True)
 class LabelDropout:
-    """`drop(key, labels (B,)) -> (B,)`: each label is `null` instead with probability `share`.
+    """Replace each label by the null label with a given probability.
 
-    So that a conditional network learns the unconditional model too (Ho and Salimans 2022,
-    arXiv 2207.12598, algorithm 1).
+    A conditional network then learns the unconditional model too (classifier-free guidance, arXiv
+    2207.12598, algorithm 1).
+
+    Attributes:
+        share: probability that a label is replaced.
+        null: the label that stands for "no label".
     """
 
     share: float
     null: int
 
     def __call__(self, key: Key, labels: Array) -> Array:
+        """Return the labels (B,), some of them replaced."""
         return jnp.where(jax.random.bernoulli(key, self.share, labels.shape), self.null, labels)
 
 
 @register_dataclass
 @dataclass(frozen=True)
-class InTraining:
-    """A network told what only training knows: `extra` are arguments by keyword."""
+class _WithKeywords:
+    """A network whose extra keyword arguments are already given."""
 
     network: Network
-    extra: dict[str, Any]
+    keywords: dict[str, Any]
 
     def __call__(self, x, t, cond):
-        return self.network(x, t, cond, **self.extra)
+        return self.network(x, t, cond, **self.keywords)
 
 
-class Sampled(NamedTuple):
-    """What the losses of a batch depend on, besides the network; leading axis B."""
+class LossInputs(NamedTuple):
+    """All inputs of the loss except the network; every array has the leading axis B.
+
+    Attributes:
+        data: clean samples, (B, *shape).
+        noise: standard normal noise, (B, *shape).
+        w: noise levels sigma/alpha, (B,).
+        importance: importance weights of the noise levels, (B,).
+        labels: labels after label dropout, (B,), or None.
+        keywords: further arguments of the network, by name: dropout keys, augmentations.
+    """
 
     data: Array
     noise: Array
     w: Array
     importance: Array
     labels: Array | None
-    extra: dict[str, Array]
+    keywords: dict[str, Array]
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What a step makes smaller.
+    """The training loss: what is drawn at random, and how losses are weighted.
 
     Attributes:
-        levels: draws the noise levels.
-        weighting: what each counts.
-        drop_labels: applied to the labels of a batch, if there are any.
-        dropout: whether the network takes a `key` for units it drops in training.
+        noise_sampler: draws the noise levels.
+        weighting: weight of the squared error at each noise level.
+        drop_labels: label dropout, for batches with labels; None for none.
+        dropout: whether the network takes a random `key` for dropout of its units.
     """
 
-    levels: Adaptation
+    noise_sampler: NoiseSampler
     weighting: Weighting
     drop_labels: LabelDropout | None = None
     dropout: bool = False
 
-    def sample(self, state: PyTree[Array], batch: Batch, key: Key) -> Sampled:
-        """All that is random in a step, drawn for the whole batch at once."""
+    def draw(self, state: PyTree[Array], batch: Batch, key: Key) -> LossInputs:
+        """Draw everything that is random in a step, for the whole batch at once.
+
+        Args:
+            state: of the noise sampler.
+            batch: the clean samples.
+            key: random key of the step.
+
+        Returns:
+            The inputs of `losses`.
+        """
         level_key, noise_key = jax.random.split(key)
         size = batch.data.shape[0]
-        w, importance = self.levels.draw(state, lattice(level_key, size))
+        w, importance = self.noise_sampler.draw(state, low_discrepancy_draw(level_key, size))
         noise = jax.random.normal(noise_key, batch.data.shape, batch.data.dtype)
-        labels, extra = batch.labels, {}
-        # Further keys that leave the two above as they are without them.
+        labels, keywords = batch.labels, {}
+        # Keys by `fold_in`, so that noise levels and noise do not depend on these options.
         if labels is not None and self.drop_labels is not None:
             labels = self.drop_labels(jax.random.fold_in(key, 2), labels)
         if self.dropout:
-            extra["key"] = jax.random.split(jax.random.fold_in(key, 3), size)
+            keywords["key"] = jax.random.split(jax.random.fold_in(key, 3), size)
         if batch.augmentations is not None:
-            extra["augmentation"] = batch.augmentations
-        return Sampled(batch.data, noise, w, importance, labels, extra)
+            keywords["augmentation"] = batch.augmentations
+        return LossInputs(batch.data, noise, w, importance, labels, keywords)
 
-    def losses(self, model: Field, sampled: Sampled) -> Float[Array, " b"]:
-        """Weighted losses, before they are weighed by importance."""
+    def losses(self, model: Field, inputs: LossInputs) -> Float[Array, " b"]:
+        """Return the weighted loss of every sample, without importance weights.
 
-        def one(data, noise, w, labels, extra):
-            network = InTraining(model.network, extra) if extra else model.network
-            current = replace(model, network=network)
+        Args:
+            model: with the network to train.
+            inputs: drawn by `draw`.
+
+        Returns:
+            Losses (B,).
+        """
+
+        def one(data, noise, w, labels, keywords):
+            network = _WithKeywords(model.network, keywords) if keywords else model.network
             t = model.path.time(-2 * jnp.log(w))
-            loss = denoising_loss(current, t, data, noise, labels)
-            return self.weighting(w, self.levels.levels.density(w)) * loss
+            loss = denoising_loss(replace(model, network=network), t, data, noise, labels)
+            return self.weighting(w, self.noise_sampler.distribution.density(w)) * loss
 
-        s = sampled
-        return jax.vmap(one)(s.data, s.noise, s.w, s.labels, s.extra)
+        i = inputs
+        return jax.vmap(one)(i.data, i.noise, i.w, i.labels, i.keywords)
 
 
 def initial_state(
     network: PyTree[Array],
     optimiser: optax.GradientTransformation,
     averages: int = 1,
-    levels: PyTree[Array] = (),
+    noise_sampler: PyTree[Array] = (),
 ) -> TrainState:
-    """The state before the first step, with room for `averages` moving averages of `network`."""
+    """Return the training state before the first step.
+
+    Args:
+        network: with its initial weights.
+        optimiser: any optax optimiser.
+        averages: number of moving averages.
+        noise_sampler: initial state of the noise sampler.
+    """
     copies = tuple(jax.tree.map(jnp.array, network) for _ in range(averages))
     start = jnp.zeros((), jnp.int32)
-    return TrainState(start, network, optimiser.init(network), copies, levels)
+    return TrainState(start, network, optimiser.init(network), copies, noise_sampler)
 
 
 def make_train_step(
@@ -169,65 +218,73 @@ def make_train_step(
     *,
     gammas: Sequence[float],
     accumulate: int = 1,
-    prepare: Callable[[PyTree[Array]], PyTree[Array]] = lambda network: network,
-    spread: Callable[[Differentiated], Differentiated] = lambda function: function,
+    cast_weights: Callable[[PyTree[Array]], PyTree[Array]] = lambda network: network,
+    distribute: Callable[[GradientFunction], GradientFunction] = lambda function: function,
 ) -> Step:
-    """`train_step(state, batch, key) -> state, metrics`, to be jitted.
+    """Make the function `train_step(state, batch, key) -> (state, metrics)`, for `jax.jit`.
 
     Args:
-        model: gives path and parametrization; its weights are not used.
-        optimiser: any optax transformation.
-        objective: what to minimise.
-        gammas: exponents of the moving averages, as many as the state has.
-        accumulate: number of parts that a batch is worked through in, one after the other. The
-            step is the same but for rounding; activations take this much less memory. On a CPU
-            more than one part is many times slower where there are convolutions.
-        prepare: what the weights of the state go through before the losses read them, such as
-            another precision. It is differentiated.
-        spread: what works out the loss and its gradient over several devices, of a function
-            that does for the rows it is given.
+        model: path and parametrization; its own network is not used.
+        optimiser: any optax optimiser.
+        objective: the loss to minimise.
+        gammas: exponents of the moving averages, as many as the state has averages.
+        accumulate: number of microbatches that a batch is divided into, one after the other. Their
+            gradients are averaged, so the step is the same up to rounding, and activations take
+            this many times less memory. On a CPU more than one is many times slower for networks
+            with convolutions.
+        cast_weights: differentiable map from the network of the state to the one that computes the
+            loss, such as a cast to another precision.
+        distribute: maps the gradient function of one device to that of several devices.
     """
 
-    def mean_loss(network, sampled):
-        losses = objective.losses(replace(model, network=prepare(network)), sampled)
-        return jnp.mean(sampled.importance * losses), losses
+    def mean_loss(network, inputs):
+        losses = objective.losses(replace(model, network=cast_weights(network)), inputs)
+        return jnp.mean(inputs.importance * losses), losses
 
-    with_gradient = jax.value_and_grad(mean_loss, has_aux=True)
+    value_and_grad = jax.value_and_grad(mean_loss, has_aux=True)
 
-    def in_parts(network, sampled):
-        """Mean loss, its gradient, and losses in the order of `parts`, from one part at a time."""
-
-        def add(total, part):
-            (loss, losses), gradient = with_gradient(network, part)
-            return jax.tree.map(jnp.add, total, (loss, gradient)), losses
-
-        if accumulate == 1:  # XLA's CPU compiler leaves a loop's convolutions to its slowest code
-            (loss, losses), gradient = with_gradient(network, jax.tree.map(lambda a: a[0], sampled))
+    def accumulated_gradient(network, microbatches):
+        if accumulate == 1:  # without a loop: XLA for CPUs runs convolutions in loops slowly
+            inputs = jax.tree.map(lambda a: a[0], microbatches)
+            (loss, losses), gradient = value_and_grad(network, inputs)
             return loss, gradient, losses[None]
 
+        def add(total, inputs):
+            (loss, losses), gradient = value_and_grad(network, inputs)
+            return jax.tree.map(jnp.add, total, (loss, gradient)), losses
+
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, network))
-        total, losses = jax.lax.scan(add, zero, sampled)
+        total, losses = jax.lax.scan(add, zero, microbatches)
         return *jax.tree.map(lambda a: a / accumulate, total), losses
 
     def train_step(state, batch, key):
-        sampled = objective.sample(state.levels, batch, key)
-        parts = jax.tree.map(lambda a: split(a, accumulate), sampled)
-        loss, gradient, losses = spread(in_parts)(state.network, parts)
-        updates, moments = optimiser.update(gradient, state.optimiser, state.network)
+        inputs = objective.draw(state.noise_sampler, batch, key)
+        microbatches = jax.tree.map(lambda a: to_microbatches(a, accumulate), inputs)
+        loss, gradient, losses = distribute(accumulated_gradient)(state.network, microbatches)
+        updates, optimiser_state = optimiser.update(gradient, state.optimiser, state.network)
         network = optax.apply_updates(state.network, updates)
         step = state.step + 1
-        pairs = zip(state.averages, gammas, strict=True)
-        averages = tuple(ema.update(average, network, step, gamma) for average, gamma in pairs)
-        levels = objective.levels.update(state.levels, parts.w.ravel(), losses.ravel())
-        new = TrainState(step, network, moments, averages, levels)
+        averages = tuple(
+            ema.update(average, network, step, gamma)
+            for average, gamma in zip(state.averages, gammas, strict=True)
+        )
+        noise_sampler = objective.noise_sampler.update(
+            state.noise_sampler, microbatches.w.ravel(), losses.ravel()
+        )
+        new = TrainState(step, network, optimiser_state, averages, noise_sampler)
         return new, Metrics(loss, optax.tree.norm(gradient))
 
     return train_step
 
 
-def split(a: Array, parts: int) -> Array:
-    """(B, ...) to (parts, B/parts, ...), row i to part i mod parts.
+def to_microbatches(a: Array, count: int) -> Array:
+    """Reshape (B, ...) to (count, B/count, ...); row i goes to microbatch i mod count.
 
-    Rows that lie on one device then stay there: each has its share of every part.
+    A device that holds consecutive rows of the batch then has its share of every microbatch, so no
+    rows move between devices.
+
+    Args:
+        a: array with the leading axis B.
+        count: number of microbatches; must divide B.
     """
-    return jnp.moveaxis(a.reshape(-1, parts, *a.shape[1:]), 1, 0)
+    return jnp.moveaxis(a.reshape(-1, count, *a.shape[1:]), 1, 0)

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import import_module
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +17,8 @@ import numpy as np
 import pytest
 
 from dgjax import check
-from dgjax.check import closed_forms, guidance, solves
-from dgjax.check.finding import MEND, judge
+from dgjax.check import closed_forms, guides, mixture_solves
+from dgjax.check.finding import PRECISION_FIX, judge
 from dgjax.checkpoints.pretrained import pretrained_models
 from dgjax.guidance.density import density_guidance
 from dgjax.model.closed_form import GaussianMixture
@@ -40,9 +39,10 @@ ROUNDING = (
 
 RUN = """
 import json, jax
-from dgjax.check import run_checks
+from dgjax.check import CHECKS
 assert not jax.config.jax_enable_x64
-run_checks(lambda finding: print(json.dumps(finding), flush=True))
+for one in CHECKS:
+    print(json.dumps(one()), flush=True)
 """
 
 
@@ -110,7 +110,7 @@ def test_products_of_reduced_precision_fail(name, bits, float32, recompiled, mon
     findings = {one: one() for one in ROUNDING}
     assert {one for one, f in findings.items() if not f.passed} == {*ROUNDING} - {check.sums}
     for one in (check.matrix_products, check.convolutions):
-        assert "JAX_DEFAULT_MATMUL_PRECISION" in findings[one].mend
+        assert "JAX_DEFAULT_MATMUL_PRECISION" in findings[one].fix
 
 
 def test_sums_of_reduced_precision_fail(float32, recompiled, monkeypatch):
@@ -170,7 +170,7 @@ def test_a_solver_of_another_order_fails(float32, recompiled, monkeypatch):
 
 @pytest.mark.slow
 def test_the_published_rule_fails_at_high_q(float32, monkeypatch):
-    monkeypatch.setattr(guidance, "density_guidance", partial(density_guidance, bound=np.inf))
+    monkeypatch.setattr(guides, "density_guidance", partial(density_guidance, bound=np.inf))
     assert not check.high_density().passed
     assert not check.bound_reported().passed
 
@@ -192,36 +192,24 @@ def test_recompilations_are_counted(guide, count, recompiled, monkeypatch):
         info = Info(*[jnp.zeros(())] * len(Info._fields))
         return Sampled(x, log_density, info, None)
 
-    monkeypatch.setattr(solves, "sample", no_solve)
-    monkeypatch.setattr(guidance, "density_guidance", guide)
+    monkeypatch.setattr(mixture_solves, "sample", no_solve)
+    monkeypatch.setattr(guides, "density_guidance", guide)
     finding = check.one_compilation()
     assert finding.measured == count
     assert finding.passed == (count == 0)
 
 
-def test_findings_are_handed_over_one_by_one(monkeypatch):
-    first = check.Finding("a", "at most 1", 0.5, 0.0, 1.0, True)
-    second = first._replace(claim="b", passed=False)
-    seen = []
-
-    def later():
-        assert seen == [first]
-        return second
-
-    monkeypatch.setattr(check, "CHECKS", (lambda: first, later))
-    assert check.run_checks(seen.append) == seen == [first, second]
-
-
 def test_the_command_warns_once_of_reduced_precision(run, monkeypatch):
-    command = import_module("dgjax.cli.check")  # as an attribute it is the function
     rows = {"products": 3e-4, "network": 2e-4, "other": 0.0}
-    checks = [partial(judge, claim, found, 2e-6, mend=MEND) for claim, found in rows.items()]
-    monkeypatch.setattr(command, "CHECKS", checks)
+    checks = [
+        partial(judge, claim, found, 2e-6, fix=PRECISION_FIX) for claim, found in rows.items()
+    ]
+    monkeypatch.setattr("dgjax.cli.check.CHECKS", checks)
     code, _, complaints = run("check")
     assert code == 1
     assert complaints.count("warning") == 1
-    assert f"warning: {MEND}" in complaints.splitlines()
-    monkeypatch.setattr(command, "CHECKS", checks[-1:])
+    assert f"warning: {PRECISION_FIX}" in complaints.splitlines()
+    monkeypatch.setattr("dgjax.cli.check.CHECKS", checks[-1:])
     code, _, complaints = run("check")
     assert code == 0
     assert "warning" not in complaints

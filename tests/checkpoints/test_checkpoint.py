@@ -1,18 +1,24 @@
 """Checkpoints come back as they were, and damaged or foreign ones are refused by name."""
 
+import errno
 import json
 import shutil
+import stat
 from dataclasses import replace
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file
 
 import dgjax
-from dgjax.checkpoints.checkpoint import Meta, from_named, load, save, to_named
+from dgjax.checkpoints import checkpoint
+from dgjax.checkpoints.arrays import from_named, to_named
+from dgjax.checkpoints.checkpoint import Meta, digest, load, save
 from dgjax.checkpoints.pretrained import load_pretrained, pretrained_models
 from dgjax.checkpoints.spec import ModelSpec, build, build_network
 
@@ -125,7 +131,7 @@ def test_weights_that_do_not_fit_leave_the_old_checkpoint_whole(folder, value):
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="cannot write a checkpoint"):
+    with pytest.raises(ValueError, match="cannot write to"):
         save(tmp_path / "file" / "model", filled_model(), META)
 
 
@@ -146,26 +152,109 @@ def test_missing_and_foreign_folders_are_refused(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_truncated_and_missing_arrays_are_refused(folder):
-    files = [f for f in (folder / "weights").rglob("*") if f.is_file()]
+def as_orbax(folder):
+    """Rewrite a checkpoint in the older format, as released versions of dgjax may have left it."""
+    config = json.loads((folder / "config.json").read_text())
+    for file in list(folder.glob("*.safetensors")):
+        ocp.PyTreeCheckpointer().save(folder / file.stem, load_file(file))
+        file.unlink()
+    (folder / "config.json").write_text(json.dumps(config | {"format": "dgjax-checkpoint-1"}))
+    return folder
+
+
+def test_checkpoints_of_the_older_format_still_load(folder):
+    expected, meta = load(folder)
+    found, also = load(as_orbax(folder))
+    assert meta == also
+    assert digest(found, also) == digest(expected, meta)
+    save(folder, found, also)  # and are replaced by the new format
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "weights.safetensors"]
+    assert digest(*load(folder)) == digest(expected, meta)
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.float32, jnp.float16, jnp.bfloat16])
+def test_weights_come_back_as_the_chosen_dtype_rounds_them(tmp_path, dtype):
+    model = filled_model()
+    save(tmp_path / "model", model, META, dtype=dtype)
+    found = to_named(load(tmp_path / "model")[0].network)
+    for name, weight in to_named(model.network).items():
+        assert found[name].dtype == weight.dtype
+        rounded = np.asarray(weight).astype(dtype or weight.dtype).astype(weight.dtype)
+        np.testing.assert_array_equal(found[name], rounded)
+
+
+def test_weights_in_memory_in_any_order_are_written_as_they_are(tmp_path):
+    model = filled_model()
+    turned = jax.tree.map(lambda a: np.asfortranarray(a), model.network)
+    save(tmp_path / "model", replace(model, network=turned), META, dtype=None)
+    found = to_named(load(tmp_path / "model")[0].network)
+    for name, weight in to_named(model.network).items():
+        np.testing.assert_array_equal(found[name], weight)
+
+
+def test_other_programs_read_the_weights(folder):
+    found = load_file(folder / "weights.safetensors")
+    expected = to_named(filled_model().network)
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert found[name].dtype == np.float16
+        np.testing.assert_array_equal(found[name], np.asarray(weight).astype(np.float16))
+
+
+def test_what_is_saved_can_be_read_by_those_who_may_read_its_neighbours(folder):
+    modes = {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()}
+    assert len(modes) == 1
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_checkpoint(folder, monkeypatch):
+    def full(file, arrays):
+        file.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_weights", full)
+    with pytest.raises(ValueError, match=rf"cannot write to {folder}: .*No space left"):
+        save(folder, filled_model(), replace(META, steps=9))
+    assert load(folder)[1] == META
+    assert [p.name for p in folder.parent.iterdir()] == ["model"]
+
+
+def refused(folder):
+    with pytest.raises(ValueError, match="missing or damaged") as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_truncated_and_missing_weights_are_refused(folder):
+    file = folder / "weights.safetensors"
+    whole = file.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    damaged = [whole[:n] for n in (0, 4, header // 2, header, len(whole) // 2, len(whole) - 1)]
+    damaged += [b"\0" * len(whole), whole[:8] + b"x" * header + whole[8 + header :], whole + b"0"]
+    for content in damaged:
+        file.write_bytes(content)
+        refused(folder)
+    file.unlink()
+    refused(folder)
+    file.write_bytes(whole)
+    load(folder)
+
+
+def test_truncated_and_missing_arrays_of_orbax_are_refused(folder):
+    files = [f for f in (as_orbax(folder) / "weights").rglob("*") if f.is_file()]
     # Some releases of orbax leave a second copy that is not read: all that could hold the arrays.
     largest = max(f.stat().st_size for f in files)
     whole = {f: f.read_bytes() for f in files if f.stat().st_size > largest / 2}
     for file, content in whole.items():
         file.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match="missing or damaged") as caught:
-        load(folder)
-    assert "\n" not in str(caught.value)
+    refused(folder)
     for file in whole:
         file.unlink()
-    with pytest.raises(ValueError, match="missing or damaged"):
-        load(folder)
+    refused(folder)
     for file, content in whole.items():
         file.write_bytes(content)
     load(folder)
     (folder / "weights").rename(folder / "elsewhere")
-    with pytest.raises(ValueError, match="missing or damaged"):
-        load(folder)
+    refused(folder)
 
 
 @pytest.mark.parametrize(

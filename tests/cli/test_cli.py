@@ -195,7 +195,7 @@ path = "{tmp_path / "x.npz"}"
 [records]
 save_every = 2
 log_every = 1
-watch_every = 0
+validate_every = 0
 """)
     runs = tmp_path / "run"
     code, _, said = run("train", config, "--out", runs)

@@ -12,7 +12,7 @@ from PIL import Image
 from dgjax.checkpoints.checkpoint import load
 from dgjax.checkpoints.opened import open_model
 from dgjax.evaluation.alignment import alignment_statistics
-from dgjax.evaluation.solves import Settings, find_alignments
+from dgjax.evaluation.batched import SolverSettings, measure_alignments
 from dgjax.guidance.classifier_free import classifier_free_guidance
 from dgjax.guidance.density import density_guidance
 from dgjax.guidance.target import target_guidance
@@ -75,7 +75,7 @@ def test_trouble_with_classes_is_one_clear_line(folder, tmp_path, run, small_mod
     for arguments, message in [
         (["--model", folder, "--class", 3], "class 3 is out of range: .* takes 0 to 2"),
         (["--model", folder, "--class", -1], "class -1 is out of range"),
-        (["--model", unlabelled, "--class", 0], "takes no class labels: leave --class out"),
+        (["--model", unlabelled, "--class", 0], "takes no class labels: ask for no class"),
         (["--model", folder, "--guidance", 2], "add --class, or leave it out"),
         (["--model", folder, "--class", 0, "--guidance", "nan"], "weight must be finite"),
     ]:
@@ -145,9 +145,9 @@ def test_alignment_is_of_the_class(folder, tmp_path, run):
     assert summary["class"] == 2
     assert "score alignment of class 2 from" in shown
     chosen = open_model(str(folder))
-    settings = Settings(STEPS, RK4(), 2, NUM, SEED)
+    settings = SolverSettings(STEPS, RK4(), 2, NUM, SEED)
     right, other = (
-        alignment_statistics(find_alignments(chosen, NUM, np.full(NUM, label), settings))
+        alignment_statistics(measure_alignments(chosen, NUM, np.full(NUM, label), settings))
         for label in (2, 1)
     )
     assert summary["mean_angle"] == pytest.approx(float(right.mean_angle), abs=0.01)

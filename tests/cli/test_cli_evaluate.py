@@ -6,7 +6,6 @@ from N(0, s^2 I). Data drawn from that law are held against it.
 
 import json
 import re
-import sys
 from dataclasses import replace
 from functools import partial
 
@@ -20,10 +19,12 @@ from scipy import stats
 
 from dgjax.checkpoints.checkpoint import load, save
 from dgjax.checkpoints.opened import open_model
-from dgjax.evaluation import frechet_distance, precision_recall
-from dgjax.evaluation.solves import Settings, find_samples
+from dgjax.evaluation.batched import SolverSettings, sample_model
+from dgjax.evaluation.frechet import frechet_distance
+from dgjax.evaluation.precision_recall import precision_recall
 from dgjax.model.prior import prior_sample
-from dgjax.pictures.pixels import png_bytes, to_uint8
+from dgjax.pictures.png import encode_png
+from dgjax.pictures.quantization import to_uint8
 from dgjax.sampling.sample import sample
 from dgjax.sampling.time_grids import grid_logsnr
 
@@ -110,7 +111,7 @@ def test_inconsistency_is_of_the_network_and_zero_for_an_exact_one(
         summary, text, tables, printed = measure(run, model, data, out, ("inconsistency",))
         assert summary["figures"] == {}
         assert [len(t.splitlines()) for t in tables] == [7]
-        assert "come to differ by along the PF-ODE" in text
+        assert "along the PF-ODE while the noise changes by a factor e (transport)" in text
         assert "20 data (0 for a true score" in " ".join(printed.split())
         levels = summary["inconsistency"]
         np.testing.assert_allclose([e["noise_level"] for e in levels][::4], [T_MIN, 80], rtol=1e-5)
@@ -135,7 +136,7 @@ def test_samples_of_an_exact_model_are_as_far_from_data_as_other_data(folder, da
     assert [*found] == ["frechet_distance", "precision", "recall", "png_bytes"]
     assert [len(t.splitlines()) for t in tables] == [6]
     assert {entry["number"] for entry in found.values()} == {30}
-    assert "no FID" in text
+    assert "not an FID" in text
     distance = found["frechet_distance"]
     assert distance["low"] < distance["real"] < distance["high"]
     assert distance["value"] == pytest.approx(distance["real"], rel=0.2)
@@ -176,9 +177,9 @@ def test_samples_in_files_are_compared_as_the_library_does(folder, data, tmp_pat
     both = precision_recall(flat(shown), flat(real[:25]))
     assert found["precision"]["value"] == both.precision.value
     assert found["recall"]["low"] == pytest.approx(both.recall.low)
-    expected = np.mean([png_bytes(x, (0, 255)) for x in shown])
+    expected = np.mean([len(encode_png(x)) for x in shown])
     assert found["png_bytes"]["value"] == pytest.approx(expected)
-    expected = np.mean([png_bytes(x, (0, 255)) for x in real[:25]])
+    expected = np.mean([len(encode_png(x)) for x in real[:25]])
     assert found["png_bytes"]["real"] == pytest.approx(expected)
 
     np.savez(tmp_path / "floats.npz", x=draw(1, 40))
@@ -258,7 +259,7 @@ def test_a_model_with_classes_is_given_the_labels_of_the_data(tmp_path, run, mon
         seen.append(labels)
         return np.zeros(len(x)), np.zeros(len(x))
 
-    monkeypatch.setattr("dgjax.evaluation.figures.find_log_densities", stub)
+    monkeypatch.setattr("dgjax.evaluation.metrics.measure_log_densities", stub)
     common = ("evaluate", "--model", model, "--part", "train", *QUICK, "--num", 6, "--json")
     common = (*common, "--only", "bits", "--out", tmp_path / "out")
     code, printed, _ = run(*common, "--data", tmp_path / "data.npz")
@@ -272,7 +273,7 @@ def test_a_model_with_classes_is_given_the_labels_of_the_data(tmp_path, run, mon
     np.savez(tmp_path / "bare.npz", x=x)
     code, _, said = run(*common, "--data", tmp_path / "bare.npz")
     assert code == 1
-    assert "--labels none" in said
+    assert "set labels to none" in said
 
 
 def test_solves_condition_on_each_label(tmp_path, float32, saved):
@@ -280,8 +281,8 @@ def test_solves_condition_on_each_label(tmp_path, float32, saved):
     shape = (2,)
     folder = saved(tmp_path / "labelled", shape, weights=0.3, num_classes=2)
     chosen = open_model(str(folder))
-    settings = Settings(4, diffrax.Heun(), 1, 2, 0)
-    found = [find_samples(chosen, 2, np.array(labels), settings) for labels in ([0, 1], [1, 1])]
+    settings = SolverSettings(4, diffrax.Heun(), 1, 2, 0)
+    found = [sample_model(chosen, 2, np.array(labels), settings) for labels in ([0, 1], [1, 1])]
     np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-5)
     assert np.abs(found[0][0] - found[1][0]).max() > 1e-3
     key = jax.random.split(jax.random.key(0), (2, 2))
@@ -327,7 +328,7 @@ def test_trouble_is_one_clear_line_and_nothing_is_written(folder, data, tmp_path
         assert not (tmp_path / "out").exists()
     assert run("evaluate", *common, "--num", 3)[0] == 2
 
-    monkeypatch.setattr(sys.modules["dgjax.evaluation.vgg16"], "find_spec", lambda name: None)
+    monkeypatch.setattr("dgjax.evaluation.vgg16.find_spec", lambda name: None)
     code, _, said = run("evaluate", *common, "--out", tmp_path / "out")
     assert code == 1
     assert 'pip install "dgjax[evaluate]"' in said

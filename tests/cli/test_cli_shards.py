@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from dgjax.checkpoints.checkpoint import digest, load, save
-from dgjax.cli.report import MEASURED, Moments, measure
-from dgjax.cli.shards import Shards, claim, fill
+from dgjax.cli.report import MEASURED
+from dgjax.cli.shards import Shards, record_options, write_missing
 
 SHAPE = (4, 4, 1)
 DIALS = ("--q", 0.4, "--q", 0.6, "--steps", 8, "--solver", "multistep", "--batch", 4)
@@ -151,11 +151,11 @@ def test_two_runs_at_once_fill_one_folder(tmp_path, monkeypatch):
 
     def overtaken(stream, **arrays):
         monkeypatch.undo()
-        fill(place, draw)  # another run, from the first shard to the last
+        write_missing(place, draw)  # another run, from the first shard to the last
         save_arrays(stream, **arrays)
 
     monkeypatch.setattr(np, "savez_compressed", overtaken)
-    fill(place, draw)
+    write_missing(place, draw)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["00000.npz", "00001.npz"]
     for i in (0, 1):
         np.testing.assert_array_equal(arrays(place.file(i))[MEASURED[0]], [[2 * i] * 2])
@@ -166,7 +166,7 @@ def test_two_runs_at_once_fill_one_folder(tmp_path, monkeypatch):
     place.file(1).unlink()
     monkeypatch.setattr(np, "savez_compressed", full)
     with pytest.raises(ValueError, match=r"cannot write to .*no space left"):
-        fill(place, draw)
+        write_missing(place, draw)
     assert [f.name for f in tmp_path.iterdir()] == ["00000.npz"]
 
 
@@ -185,38 +185,25 @@ def test_eight_devices_draw_what_one_does(folder, tmp_path, run):
 def test_another_folder_is_refused(tmp_path):
     place = Shards(tmp_path / "shards", 4, 2, 1, SHAPE)
     options = {"model": "a", "sha256": "f00", "q": np.float32([0.5]), "noise": 0.0}
-    claim(place, options)
-    claim(place, options | {"model": "moved/a"})  # the same weights
+    record_options(place, options)
+    record_options(place, options | {"model": "moved/a"})  # the same weights
     for other, said in [
         ({"sha256": "ba4"}, r"model \(by its sha256\) was f00 and is ba4"),
         ({"q": np.float32([0.25])}, r"q was \[0.5\] and is \[0.25\]"),
         ({"class": 3}, "class was None and is 3"),
     ]:
         with pytest.raises(ValueError, match=f"other options: {said}; restore it"):
-            claim(place, options | other)
+            record_options(place, options | other)
     with pytest.raises(ValueError, match=r"other options: noise was 0\.0 and is None"):
-        claim(place, {k: v for k, v in options.items() if k != "noise"})
+        record_options(place, {k: v for k, v in options.items() if k != "noise"})
     (place.folder / "options.json").write_text("{")
     with pytest.raises(ValueError, match="damaged"):
-        claim(place, options)
+        record_options(place, options)
     (place.folder / "options.json").unlink()
     place.file(0).touch()
     with pytest.raises(ValueError, match=r"no options.json that says what they are"):
-        claim(place, options)
+        record_options(place, options)
     assert [f.name for f in place.folder.iterdir()] == ["00000.npz"]
-
-
-def test_moments_of_pieces_are_those_of_the_whole():
-    rng = np.random.default_rng(0)
-    whole = {name: 1e6 + rng.standard_normal((3, 50)) for name in MEASURED}
-    pieces = [
-        measure({k: v[:, a:b] for k, v in whole.items()}) for a, b in [(0, 1), (1, 30), (30, 50)]
-    ]
-    joined = Moments.join(Moments.join(*pieces[:2]), pieces[2])
-    expected = np.stack(list(whole.values()))
-    assert joined.number == 50
-    np.testing.assert_allclose(joined.mean, expected.mean(-1), rtol=1e-14)
-    np.testing.assert_allclose(joined.squares / 49, expected.var(-1, ddof=1), rtol=1e-8)
 
 
 def test_a_digest_is_of_the_weights_and_not_of_the_place(folder, tmp_path):

@@ -15,19 +15,13 @@ from flax import nnx
 from PIL import Image
 from scipy import stats
 
-from dgjax.checkpoints.checkpoint import (
-    Meta,
-    digest,
-    from_named,
-    load,
-    load_autoencoder,
-    save,
-    to_named,
-)
+from dgjax.checkpoints.arrays import from_named, to_named
+from dgjax.checkpoints.checkpoint import Meta, digest, load, load_autoencoder, save
 from dgjax.checkpoints.pretrained import load_pretrained
 from dgjax.checkpoints.spec import ModelSpec, build, build_autoencoder
-from dgjax.networks import Pixels
-from dgjax.pictures.pixels import png_bytes, to_uint8
+from dgjax.networks import IdentityAutoencoder
+from dgjax.pictures.png import encode_png
+from dgjax.pictures.quantization import to_uint8
 
 SHAPE, SPREAD, T_MIN = (4, 4, 2), 0.7, 0.02
 IMAGE = (8, 8, 3)
@@ -110,7 +104,7 @@ def test_samples_of_other_models_are_pixels(tmp_path):
     assert not meta.latent
     save(tmp_path / "m", build(SPEC), Meta(SPEC, "none", (-1.0, 1.0), "none", 0))
     identity = load_autoencoder(tmp_path / "m")
-    assert isinstance(identity, Pixels)
+    assert isinstance(identity, IdentityAutoencoder)
     assert identity.image_shape == SHAPE
     x = np.ones(SHAPE)
     assert identity.decode(x) is identity.encode(x) is x
@@ -180,7 +174,7 @@ def test_sample_writes_pixels_beside_the_latents_that_it_measures(
     for image, size in zip(
         found["pixels"].reshape(-1, *IMAGE), found["png_bytes"].ravel(), strict=True
     ):
-        assert png_bytes(image, (0.0, 255.0)) == size
+        assert len(encode_png(image)) == size
     summary = json.loads((out / "summary.json").read_text())
     assert summary["latent"] is True
     assert all("bits_per_dim" not in row for row in summary["rows"])
@@ -225,7 +219,7 @@ def test_edit_encodes_a_picture_and_decodes_its_edits(folder, autoencoder, pictu
     pictures = levels_of(autoencoder, np.stack([found["original"], *found["x"]]))
     assert np.abs(found["pixels"].astype(int) - pictures).max() <= 1
     row = json.loads((out / "edit.json").read_text())["rows"][0]
-    assert row["png_bytes"] == png_bytes(found["pixels"][1], (0.0, 255.0))
+    assert row["png_bytes"] == len(encode_png(found["pixels"][1]))
     assert row["rms_change"] < 0.02  # q = 1/2 is the reconstruction
 
 

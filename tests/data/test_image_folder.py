@@ -11,12 +11,12 @@ import pytest
 import scipy.stats
 from PIL import Image
 
-from dgjax.data.dataset import Uncut
-from dgjax.data.folder import is_held_out, load_folder
-from dgjax.pictures.files import read_image, to_colours
+from dgjax.data.dataset import UncroppedImages
+from dgjax.data.image_folder import is_held_out, load_folder
+from dgjax.pictures.image_files import convert_colours, read_image
 from dgjax.training import TrainConfig, export, fit, load_data
-from dgjax.training.pipeline import batches
-from dgjax.training.setup import make_augment
+from dgjax.training.components import make_augment
+from dgjax.training.pipeline import training_batches
 
 RNG = np.random.default_rng(0)
 
@@ -88,7 +88,7 @@ def test_the_middle_is_kept_and_scaled(tmp_path, turned):
 def test_small_images_are_enlarged(tmp_path, crop):
     write(tmp_path / "a.png", np.full((3, 5, 3), [1, 2, 3]))
     data = load_folder(tmp_path, (8, 16, 3), crop=crop)
-    batch = (data.batch([0], places=np.random.default_rng(0).random((1, 2))) + 1) * 127.5
+    batch = (data.batch([0], positions=np.random.default_rng(0).random((1, 2))) + 1) * 127.5
     np.testing.assert_allclose(batch, np.broadcast_to([1, 2, 3], (1, 8, 16, 3)), atol=1e-4)
 
 
@@ -99,7 +99,7 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     values = load_folder(tmp_path, (4, 4, 1)).values[0, ..., 0]
     np.testing.assert_array_equal(values, np.arange(16).reshape(4, 4) * 17)
     with pytest.raises(ValueError, match="levels of 32 bits; save it"):
-        to_colours(Image.new("F", (4, 4)), (4, 4, 1))
+        convert_colours(Image.new("F", (4, 4)), (4, 4, 1))
 
 
 # Windows
@@ -111,7 +111,7 @@ def test_random_crops_are_windows_of_the_image_at_every_place(tmp_path, size):
     write(tmp_path / "a.png", image)
     data = load_folder(tmp_path, (6, 6, 1), crop="random")
     assert data.shape == (6, 6, 1)
-    batch = data.batch(np.zeros(400, int), places=np.random.default_rng(3).random((400, 2)))
+    batch = data.batch(np.zeros(400, int), positions=np.random.default_rng(3).random((400, 2)))
     found = np.rint((batch[..., 0] + 1) * 127.5).astype(int)
     places = [divmod(corner, size[1]) for corner in found[:, 0, 0]]
     for (top, left), window in zip(places, found, strict=True):
@@ -123,15 +123,17 @@ def test_random_crops_are_windows_of_the_image_at_every_place(tmp_path, size):
 
 
 def test_windows_come_from_the_images_that_are_asked_for():
-    uncut = Uncut([np.full((4 + i, 9 - i, 1), i, np.uint8) for i in range(5)], (4, 4, 1))
-    assert uncut.shape == (5, 4, 4, 1)
-    cut = uncut.cut(np.array([3, 0, 3]), np.random.default_rng(0).random((3, 2)))
+    uncropped = UncroppedImages(
+        [np.full((4 + i, 9 - i, 1), i, np.uint8) for i in range(5)], (4, 4, 1)
+    )
+    assert uncropped.shape == (5, 4, 4, 1)
+    cut = uncropped.crop(np.array([3, 0, 3]), np.random.default_rng(0).random((3, 2)))
     np.testing.assert_array_equal(cut, np.broadcast_to([[[[3]]], [[[0]]], [[[3]]]], (3, 4, 4, 1)))
 
 
 def test_random_crops_need_places(tmp_path):
     write(tmp_path / "a.png", levels(4, 8))
-    with pytest.raises(ValueError, match="give batch the places"):
+    with pytest.raises(ValueError, match="pass positions"):
         load_folder(tmp_path, (4, 4, 1), crop="random").batch([0])
 
 
@@ -275,7 +277,7 @@ def config(folder, table=None, **changes):
         "data": {"sigma_data": 0.5, **data},
         "steps": 6,
         "batch": 8,
-        "records": {"save_every": 2, "watch_every": 0},
+        "records": {"save_every": 2, "validate_every": 0},
     }
     return TrainConfig.from_dict(values | changes)
 
@@ -296,7 +298,7 @@ def test_batches_are_the_same_whenever_the_step_is_reached(folder):
     augment = make_augment(chosen)
 
     def feed(data, start, seed=chosen.seed):
-        return batches(data, augment, batch=chosen.batch, seed=seed, start=start)
+        return training_batches(data, augment, batch=chosen.batch, seed=seed, start=start)
 
     through = list(islice(feed(data, 0), 6))
     resumed = next(feed(load_data(chosen.data, shape), 5))
@@ -305,7 +307,7 @@ def test_batches_are_the_same_whenever_the_step_is_reached(folder):
 
     def places(step, seed=0):  # of the same images, so that only where they are cut differs
         monotone = np.broadcast_to(np.arange(250, dtype=np.uint8)[:, None], (4, 250, 3))
-        images = replace(data, values=Uncut([monotone] * len(data), shape))
+        images = replace(data, values=UncroppedImages([monotone] * len(data), shape))
         return next(feed(images, step, seed)).data[:, 0, 0, 0]
 
     assert (places(5) != places(4)).any()
@@ -338,8 +340,10 @@ def test_what_is_held_out_is_read_only_where_it_is_watched(folder, tmp_path):
     (folder / held).write_bytes(b"damaged")
     chosen = config(folder, table)
     assert fit(chosen, tmp_path / "run", progress=False).meta.held_out == 0.3
-    watched = replace(chosen, records=replace(chosen.records, watch_every=6))
-    with pytest.raises(ValueError, match=f"the held-out part: .*{held}.* or set records.watch_ev"):
+    watched = replace(chosen, records=replace(chosen.records, validate_every=6))
+    with pytest.raises(
+        ValueError, match=f"the held-out part: .*{held}.* or set records.validate_ev"
+    ):
         fit(watched, tmp_path / "watched", progress=False)
 
 

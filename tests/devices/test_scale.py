@@ -13,15 +13,15 @@ import jax
 import numpy as np
 import pytest
 
-from dgjax.checkpoints.checkpoint import read_arrays
+from dgjax.checkpoints.orbax_folder import read_arrays
 from dgjax.checkpoints.spec import ModelSpec, build
 from dgjax.devices.sharding import device_mesh
 from dgjax.training import fit, load_config
-from dgjax.training.placement import consecutive, own_rows
-from dgjax.training.run import restore
-from dgjax.training.setup import state_shapes
+from dgjax.training.checkpointing import restore_latest
+from dgjax.training.components import state_shapes
+from dgjax.training.data_parallel import contiguous, host_rows
 from dgjax.training.step import Batch
-from dgjax.training.watch import held_out_losses
+from dgjax.training.validation import held_out_losses
 
 PROGRAMS = Path(__file__).parents[1] / "programs"
 ROOT = Path(__file__).parents[2]
@@ -87,10 +87,10 @@ def test_weights_made_in_parts_are_those_made_whole(found):
 
 
 def test_hosts_make_the_rows_that_lie_on_their_devices():
-    assert own_rows(8, device_mesh(jax.devices()[:1])) == slice(0, 8)
-    assert consecutive([(4, 6), (6, 8), (2, 4)], 8) == slice(2, 8)  # three of four devices
+    assert host_rows(8, device_mesh(jax.devices()[:1])) == slice(0, 8)
+    assert contiguous([(4, 6), (6, 8), (2, 4)], 8) == slice(2, 8)  # three of four devices
     with pytest.raises(ValueError, match="rows 2 to 3 of a batch of 8 are another host's"):
-        consecutive([(4, 6), (0, 2)], 8)
+        contiguous([(4, 6), (0, 2)], 8)
 
 
 def test_held_out_losses_in_parts_are_the_same_in_less_memory(float32):
@@ -128,8 +128,8 @@ parameters = "sharded"
 [records]
 save_every = 4
 log_every = 2
-watch_every = 8
-watch_samples = 16
+validate_every = 8
+validation_samples = 16
 """
 
 
@@ -175,8 +175,8 @@ def test_two_processes_train_as_one_does_and_one_goes_on_from_there(tmp_path, fl
     for case, why in REFUSALS.items():
         assert re.search(why, second[case]), case
     for case in ("a folder each", "no data"):
-        assert "not all hosts can go on; host 1: " + second[case][:200] in first[case]
-    assert first["another step"].startswith("hosts would go on from steps [4, 8]")
+        assert "not all hosts can continue; host 1: " + second[case][:200] in first[case]
+    assert first["another step"].startswith("hosts would start from different steps [4, 8]")
     assert not (tmp_path / "without").exists()
 
     last = "checkpoints/8/default"
@@ -193,7 +193,7 @@ def test_two_processes_train_as_one_does_and_one_goes_on_from_there(tmp_path, fl
             np.testing.assert_allclose(other[key], one[key], rtol=1e-3, err_msg=key)
 
     # Nothing of what is read lies on a device before it is placed.
-    restored = restore(shared, state_shapes(load_config(config)))
+    restored = restore_latest(shared, state_shapes(load_config(config)))
     assert {type(leaf) for leaf in jax.tree.leaves(restored)} == {np.ndarray}
 
     # One process, with another number of devices, goes on from what the two have written.

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from dgjax.devices.placement import memory
+from dgjax.devices.placement import smallest_memory
 from dgjax.devices.sharding import device_mesh, replicate, shard_batch
 
 # Each also begins the names of its asynchronous halves, such as all-gather-start.
@@ -31,7 +31,7 @@ PRELUDE = """
 import json, re
 import jax, jax.numpy as jnp, numpy as np
 import dgjax
-from dgjax.devices.sharding import device_mesh, over_devices, replicate, shard_batch
+from dgjax.devices.sharding import over_devices
 
 mesh = device_mesh()
 assert mesh.size == 8
@@ -97,7 +97,8 @@ print(json.dumps(found))
 MODEL = (
     PRELUDE
     + """
-from dgjax.checkpoints.checkpoint import Meta, from_named, load, save, to_named, weight_bytes
+from dgjax.checkpoints.checkpoint import Meta, load, save, weight_bytes
+from dgjax.checkpoints.arrays import from_named, to_named
 from dgjax.checkpoints.spec import ModelSpec, build, build_network
 from flax import nnx
 
@@ -116,15 +117,29 @@ save(folder, model, Meta(spec, "none", (-1.0, 1.0), "none", 0))
 CHECKPOINT = (
     MODEL
     + """
+import pathlib, shutil
+import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
+from safetensors.numpy import load_file
 from dgjax.devices.sharding import weight_sharding
 
 run = jax.jit(lambda model, x: model.pair(jnp.float32(0.5), x).x0)
 x = jnp.arange(5.0)
 whole = load(folder)[0]
 everywhere = NamedSharding(mesh, PartitionSpec())
-for name, sharding in (("cut", weight_sharding(mesh)), ("everywhere", everywhere)):
-    placed = load(folder, sharding)[0]
+old = pathlib.Path("older").absolute()  # the same checkpoint in the older format
+shutil.copytree(folder, old)
+ocp.PyTreeCheckpointer().save(old / "weights", load_file(old / "weights.safetensors"))
+config = json.loads((old / "config.json").read_text()) | {"format": "dgjax-checkpoint-1"}
+(old / "config.json").write_text(json.dumps(config))
+(old / "weights.safetensors").unlink()
+for name, place, sharding in (
+    ("cut", folder, weight_sharding(mesh)),
+    ("older cut", old, weight_sharding(mesh)),
+    ("everywhere", folder, everywhere),
+    ("older everywhere", old, everywhere),
+):
+    placed = load(place, sharding)[0]
     pairs = zip(*(jax.tree.leaves(m.network) for m in (whole, placed)), strict=True)
     out[name] = {
         "equal": all(a.dtype == b.dtype and (a == np.asarray(b)).all() for a, b in pairs),
@@ -146,10 +161,9 @@ print(json.dumps(out))
 COMMAND = (
     MODEL
     + """
-from dgjax.cli import placement
-from dgjax.devices.batches import batches
+from dgjax.devices import placement
+from dgjax.devices.batches import map_batches
 from dgjax.checkpoints.opened import open_model
-from dgjax.devices.sharding import weight_sharding
 
 x = rng.standard_normal((11, 5)).astype(np.float32)
 run = jax.jit(lambda model, x: jax.vmap(lambda x: model.pair(jnp.float32(0.9), x).x0)(x))
@@ -161,11 +175,11 @@ def parts(tree):
     return largest.size // largest.addressable_shards[0].data.size
 
 for name, room in (("says nothing", None), ("fits", 2 * size), ("too large", 2 * size - 1)):
-    placement.memory = lambda devices: room
+    placement.smallest_memory = lambda devices: room
     field = open_model(folder).field
-    placed = placement.place(field, mesh)[0]
+    placed = placement.place_shared(field, mesh)[0]
     devices = sorted({len(leaf.devices()) for leaf in jax.tree.leaves(placed)})
-    found = batches("test", run, x, 8, field)
+    found = map_batches("test", run, x, 8, field)
     out[name] = [parts(field.network), parts(placed.network), devices, found.tolist()]
 
 # What a device needs for a loop of evaluations, as users compile it, in sizes of the weights.
@@ -183,8 +197,8 @@ for name, sharding in (("whole", None), ("cut", weight_sharding(mesh))):
     shared = large if sharding is None else jax.tree.map(
         lambda a: jax.device_put(a, sharding(a.shape)), large
     )
-    placed, put = placement.place(shared, mesh)
-    images = put(jnp.zeros((8, 8, 8, 1)), mesh)
+    placed, place_batch = placement.place_shared(shared, mesh)
+    images = place_batch(jnp.zeros((8, 8, 8, 1)), mesh)
     needs = jax.jit(jax.vmap(solve, (None, 0))).lower(placed, images).compile()
     needs = needs.memory_analysis()
     out[name] = (needs.argument_size_in_bytes + needs.temp_size_in_bytes) / size
@@ -230,6 +244,7 @@ def test_weights_come_from_disk_cut_over_the_devices(tmp_path):
         assert found[name]["equal"]
         assert found[name]["devices"] == [8]
         assert found[name]["apart"] < 1e-5
+        assert found[f"older {name}"] == found[name]
     assert all(parts == [whole] for whole, parts in found["everywhere"]["parts"].values())
     cut = {
         name: parts for name, (whole, parts) in found["cut"]["parts"].items() if parts != [whole]
@@ -258,8 +273,8 @@ def test_memory_is_that_of_the_smallest_device_that_says():
         return SimpleNamespace(memory_stats=lambda: stats)
 
     silent = device(None)
-    assert memory([device({"bytes_limit": 5}), device({"bytes_limit": 3}), silent]) == 3
-    assert memory([silent, device({})]) is None
+    assert smallest_memory([device({"bytes_limit": 5}), device({"bytes_limit": 3}), silent]) == 3
+    assert smallest_memory([silent, device({})]) is None
 
 
 def test_a_batch_is_placed_along_its_leading_axis_and_a_model_whole():

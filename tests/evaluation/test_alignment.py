@@ -14,7 +14,7 @@ import pytest
 
 import dgjax
 from dgjax.evaluation.alignment import Alignment, align, alignment_statistics
-from dgjax.guidance.density import with_score_weight
+from dgjax.guidance.guide import with_score_weight
 from dgjax.sampling.sample import sample
 from dgjax.typing import inner
 

@@ -2,7 +2,6 @@
 
 import importlib.util
 import pickle
-import sys
 import types
 
 import jax
@@ -12,23 +11,13 @@ import pytest
 from scipy import linalg, stats
 
 import dgjax
-from dgjax.evaluation import (
-    VGG16,
-    frechet_distance,
-    frechet_gaussian,
-    frechet_interval,
-    h_statistic,
-    inconsistency_statistics,
-    make_features,
-    mean_interval,
-    normality,
-    pixels,
-    precision_recall,
-    share_interval,
-    vgg16,
-)
-from dgjax.evaluation.inconsistency import Inconsistency
-from dgjax.evaluation.vgg16 import BLOCKS, read_weights
+from dgjax.evaluation.features import make_features, pixels
+from dgjax.evaluation.frechet import frechet_distance, frechet_gaussian, frechet_interval
+from dgjax.evaluation.inconsistency import Inconsistency, inconsistency_statistics
+from dgjax.evaluation.intervals import mean_interval, share_interval
+from dgjax.evaluation.normality import h_statistic, normality
+from dgjax.evaluation.precision_recall import precision_recall
+from dgjax.evaluation.vgg16 import BLOCKS, VGG16, read_weights, vgg16
 
 
 def spd(rng, size, rank=None):
@@ -187,9 +176,7 @@ def brute_force(x, y, k):
 
 @pytest.mark.parametrize("k", [1, 3])
 def test_precision_and_recall_agree_with_brute_force(k, monkeypatch):
-    monkeypatch.setattr(
-        sys.modules["dgjax.evaluation.precision_recall"], "BLOCK", 100
-    )  # several blocks
+    monkeypatch.setattr("dgjax.evaluation.precision_recall.BLOCK", 100)  # several blocks
     rng = np.random.default_rng(k)
     x, y = rng.normal(size=(25, 3)), 0.8 + 0.6 * rng.normal(size=(30, 3))
     found = precision_recall(x, y, k=k)
@@ -280,7 +267,7 @@ def test_vgg16_of_weights_in_a_package(channels, tmp_path, monkeypatch, float32)
     layers = tiny_weights(rng)
     write_weights(tmp_path / "weights" / "vgg16.ckpt", layers)
     package = types.SimpleNamespace(origin=str(tmp_path / "__init__.py"))
-    monkeypatch.setattr(sys.modules["dgjax.evaluation.vgg16"], "find_spec", lambda name: package)
+    monkeypatch.setattr("dgjax.evaluation.vgg16.find_spec", lambda name: package)
     x = rng.uniform(size=(2, 32, 32, channels)).astype(np.float32)
     features = vgg16(size=32)
     found = jax.jit(lambda f, x: f(x))(features, x)
@@ -336,7 +323,7 @@ def test_feature_spaces_by_name(monkeypatch):
     np.testing.assert_array_equal(pixels(jnp.asarray(x)), x.reshape(2, 12))
     with pytest.raises(ValueError, match="did you mean 'vgg16'"):
         make_features("vgg61")
-    monkeypatch.setattr(sys.modules["dgjax.evaluation.vgg16"], "find_spec", lambda name: None)
+    monkeypatch.setattr("dgjax.evaluation.vgg16.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r'pip install "dgjax\[evaluate\]"'):
         make_features("vgg16")
     assert VGG16(()).size == 64

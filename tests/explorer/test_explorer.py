@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from dgjax.explorer import Exploration, Setting, check_images, render_page
-from dgjax.pictures.pixels import bits_per_dim, png_bytes, to_uint8
+from dgjax.pictures.png import encode_png
+from dgjax.pictures.quantization import bits_per_dim, to_uint8
 
 
 def exploration(shape=(6, 5, 3), latents=2, dials=4, steps=7):
@@ -26,7 +27,7 @@ def exploration(shape=(6, 5, 3), latents=2, dials=4, steps=7):
     samples = (len(settings), latents, dials)
     course = np.cumsum(rng.normal(50, 400, (*samples, steps + 1)), -1)
     return Exploration(
-        x=rng.uniform(-1.2, 1.2, (*samples, *shape)),
+        levels=to_uint8(rng.uniform(-1.2, 1.2, (*samples, *shape))),
         log_density=course[..., -1],
         standard_error=rng.uniform(0.1, 9, samples),
         bound_share=rng.uniform(0, 1, samples),
@@ -72,8 +73,8 @@ def test_the_page_holds_the_arrays():
     for at in np.ndindex(found.log_density.shape):
         sample = data["samples"][at[0]][at[1]][at[2]]
         png = base64.b64decode(sample["png"], validate=True)
-        np.testing.assert_array_equal(Image.open(io.BytesIO(png)), to_uint8(found.x[at]))
-        assert sample["bytes"] == len(png) == png_bytes(found.x[at])
+        np.testing.assert_array_equal(Image.open(io.BytesIO(png)), found.levels[at])
+        assert sample["bytes"] == len(png) == len(encode_png(found.levels[at]))
         assert sample["nats"] == pytest.approx(found.log_density[at], abs=1e-4)
         assert sample["error"] == pytest.approx(found.standard_error[at], abs=1e-4)
         assert sample["bits"] == pytest.approx(bits[at], abs=1e-6)
@@ -83,13 +84,12 @@ def test_the_page_holds_the_arrays():
 
 def test_what_is_not_finite_is_null():
     found = exploration(shape=(6, 5, 1))
-    found.x[0, 0, 0], found.log_density[0, 0, 0], found.course[0, 0, 0, -1] = (np.nan,) * 3
+    found.log_density[0, 0, 0], found.course[0, 0, 0, -1] = np.nan, np.nan
     found.standard_error[0, 1, 0] = np.inf
     data = Reader(render_page(found, "noise", {})).data()
     lost, kept = data["samples"][0][0][0], data["samples"][0][1][0]
     assert (lost["nats"], lost["bits"], lost["course"][-1], kept["error"]) == (None,) * 4
     assert kept["nats"] is not None
-    assert not np.asarray(Image.open(io.BytesIO(base64.b64decode(lost["png"])))).any()
 
 
 def test_the_page_needs_no_other_file():
@@ -127,8 +127,9 @@ def test_names_are_text_and_no_markup():
 def test_arrays_that_do_not_belong_together_are_refused():
     found = exploration()
     for wrong, message in [
-        ({"x": found.x[..., :2]}, r"shows images .* shape \(6, 5, 2\)"),
-        ({"q": found.q[:-1]}, r"x has shape .* 3 values of q"),
+        ({"levels": found.levels[..., :2]}, r"shows images .* shape \(6, 5, 2\)"),
+        ({"levels": found.levels.astype(float)}, "levels must be uint8, got float64"),
+        ({"q": found.q[:-1]}, r"levels has shape .* 3 values of q"),
         ({"log_density": found.log_density[:2]}, "log_density has shape"),
         ({"course": found.course[..., 1:]}, "course has shape"),
     ]:

@@ -11,7 +11,8 @@ import pytest
 from test_explorer import exploration
 
 from dgjax.explorer import render_page
-from dgjax.pictures.pixels import bits_per_dim, png_bytes, to_uint8
+from dgjax.pictures.png import encode_png
+from dgjax.pictures.quantization import bits_per_dim
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="needs playwright: pip install '.[browser]'"
@@ -104,10 +105,10 @@ def expected(setting, latent, dial):
     figures = [
         f"{value:,.0f} ± {error:.{1 if error < 1 else 0}f} nats",
         f"{bits:.2f}",
-        f"{png_bytes(FOUND.x[at]):,} bytes",
+        f"{len(encode_png(FOUND.levels[at])):,} bytes",
     ]
     figures = [text.replace("-", "\N{MINUS SIGN}") for text in figures]
-    return f"q = {FOUND.q[dial]:.2f}", figures, to_uint8(FOUND.x[at])
+    return f"q = {FOUND.q[dial]:.2f}", figures, FOUND.levels[at]
 
 
 def agree(page, letter, setting, latent, dial):

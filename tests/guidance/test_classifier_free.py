@@ -1,7 +1,7 @@
 """Classifier-free guidance, autoguidance and temperature on a labelled Gaussian mixture.
 
-Each label has a mixture of its own and no label is the whole of them, so that the conditional
-log-density, which is the one tracked, is known at every point, whatever guided the sample there.
+Each label has its own mixture, and the unconditional model is the mixture of all of them. So the
+conditional log-density, which is the tracked one, is known at every point.
 """
 
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ import pytest
 from jaxtyping import Array
 
 import dgjax
-from dgjax.guidance.density import apply_guides
+from dgjax.guidance.guide import apply_guides
 from dgjax.sampling.sample import sample
 from dgjax.sampling.solvers import RK4
 from dgjax.typing import register_dataclass
@@ -27,7 +27,7 @@ SHARES = np.array([0.3, 0.7])
 @register_dataclass
 @dataclass(frozen=True)
 class Labelled:
-    """The denoiser of `parts[label]`, a mixture whose leaves lead with the label, or of all."""
+    """Denoiser of `parts[label]`, or without a label of the mixture of all parts."""
 
     parts: dgjax.GaussianMixture
     shares: jax.Array
@@ -44,7 +44,7 @@ class Labelled:
 
 
 def labelled(seed, widest=1.5):
-    """Two labels of three components each, standard deviations from 0.3 to `widest`."""
+    """Make a model of two labels, three components each, deviations from 0.3 to `widest`."""
     rng = np.random.default_rng(seed)
     size = int(np.prod(SHAPE))
 
@@ -69,7 +69,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def weak():
-    """Other means and directions, and wider: what `model` is guided away from."""
+    """A model with other means and directions and wider components, to guide away from."""
     return labelled(1, widest=2.5)
 
 
@@ -78,12 +78,12 @@ LATENTS = W_MAX * jax.random.normal(jax.random.key(0), (3, *SHAPE))
 
 
 def density(model, label, w, x):
-    """log p(x | label) with noise w, in nats, on a path of alpha 1."""
+    """Return log p(x | label) with noise w, in nats, on a path where alpha is 1."""
     return model.network.of(label).log_density(x, w)
 
 
 def solve(model, guides, x, label, steps, log_density=None):
-    """One latent, tracked from the exact density at the start unless told."""
+    """Sample from one latent; the tracking starts from the exact density by default."""
     if log_density is None:
         log_density = density(model, label, W_MAX, x)
     return sample(
@@ -104,7 +104,7 @@ def solve(model, guides, x, label, steps, log_density=None):
 
 @pytest.fixture(scope="module")
 def local(model):
-    """Everything at one point of the VP path, under label 1; the guides' fields are on EDM's."""
+    """The model at one point of the VP path, with label 1; fields of guides are on EDM paths."""
     on_vp = dgjax.repath(model, dgjax.vp())
     x = jax.random.normal(jax.random.key(2), SHAPE)
     options = {"divergence": dgjax.Exact(), "key": jax.random.key(0), "cond": 1}
@@ -118,18 +118,18 @@ def guided(guides, local):
 
 @jax.jit
 def score(model, label, local):
-    """The score of `model` at the point of `local`, from the mixture itself."""
+    """Return the score of `model` at the point of `local`, from the mixture itself."""
     y, w = local.x / local.alpha, local.sigma / local.alpha
     return model.network.of(label).score(y, w) / local.alpha
 
 
 def drift_of(local, s):
-    """f x - g^2/2 s."""
+    """Return f x - g^2/2 s."""
     return local.f * local.x - 0.5 * local.g2 * s
 
 
 def test_the_guided_score_is_the_published_combination(model, weak, local):
-    """weight s + (1 - weight) s', each score from its mixture."""
+    """The guided score is weight s + (1 - weight) s', with each score from its mixture."""
     own = score(model, 1, local)
     for weight in (0.3, 1.0, 2.5):
         for guide, other in [
@@ -160,7 +160,7 @@ def test_the_weight_may_vary_with_the_noise_level(model, local):
 
 
 def test_the_other_field_may_be_on_any_path(weak, local, span):
-    """Compared at equal log-SNR, where only the scale of x differs."""
+    """The two fields are compared at equal log-SNR, where only the scale of x differs."""
     there = dgjax.autoguidance(1.7, dgjax.repath(weak, span.path), cond=0)
     here = dgjax.autoguidance(1.7, weak, cond=0)
     np.testing.assert_allclose(guided((there,), local), guided((here,), local), rtol=1e-9)
@@ -321,7 +321,7 @@ def stack(model, weak, label, dials, last=()):
 
 
 def run(model, weak, rows, steps, last=lambda model, label: ()):
-    """Every latent with its label, under every row of dials: rows first."""
+    """Sample every latent with its label for every row of dials; rows are the first axis."""
     dials = Dials(*map(jnp.asarray, zip(*rows, strict=True)))
 
     @jax.jit
@@ -356,8 +356,8 @@ def errors(model, out):
 
 
 def moved(out):
-    """How far each row but the first ended from the first, for each latent."""
-    return np.abs(out.x[1:] - out.x[0]).max(axis=(2, 3))
+    """Return the distance of each other row from the first, for each latent."""
+    return np.abs(out.x[1:] - out.x[:1]).max(axis=(2, 3))
 
 
 @pytest.mark.slow
@@ -366,10 +366,10 @@ def test_tracked_is_the_true_conditional_log_density(model, weak):
     error = errors(model, out)
     assert (error[:-1] < 2e-6).all()
     assert error[-1] < 1e-5
-    # Every row went elsewhere than the PF-ODE, and to other log-densities.
+    # Every row ends at another point than the PF-ODE, with another log-density.
     assert (moved(out) > 0.03).all()
-    assert (np.abs(out.log_density[1:] - out.log_density[0]).max(axis=1) > 0.05).all()
-    # At the solver's own order, 4, but for the steps that meet the jumps at the edges.
+    assert (np.abs(out.log_density[1:] - out.log_density[:1]).max(axis=1) > 0.05).all()
+    # The order is 4, that of the solver, except where steps meet the jumps at the edges.
     coarse = errors(model, run(model, weak, ROWS, 48))
     order = np.log2(coarse / error)
     assert (order[:-1] > 3.8).all()
@@ -382,9 +382,9 @@ def test_tracked_is_the_true_conditional_log_density(model, weak):
 
 
 def check_under(last, model, weak):
-    """Guides that fix the rate, at the end of the fold.
+    """Check a guide that fixes the rate, put last.
 
-    What changes the score in length alone is lost under them, what turns it is not.
+    It removes a change of the score's length and keeps a change of its direction.
     """
     out = run(model, weak, ROWS[:-1], 96, last)
     assert (errors(model, out) < 5e-6).all()
@@ -400,7 +400,7 @@ def test_density_guidance_composes_with_them(model, weak):
 
 
 def test_targets_compose_with_them(model, weak):
-    """And the true conditional log-density is the one asked for."""
+    """The true conditional log-density is the target."""
     grid = dgjax.grid_uniform(model, 96)
     options = {"divergence": dgjax.Exact(), "key": jax.random.key(3), "solver": RK4()}
     pilot = lambda label: dgjax.pilot(model, LATENTS[:2], grid, cond=label, **options)
@@ -417,7 +417,7 @@ def test_targets_compose_with_them(model, weak):
 
 @pytest.mark.slow
 def test_gradients_in_weights_temperature_and_model(model, weak):
-    """Reverse mode against central differences, the model being in both places."""
+    """Reverse mode agrees with central differences; the model is sampled and guides as well."""
 
     def value(free, auto, T, spread):
         parts = replace(model.network.parts, variances=spread * model.network.parts.variances)
@@ -435,10 +435,11 @@ def test_gradients_in_weights_temperature_and_model(model, weak):
 
 
 def test_temperature_on_a_gaussian_is_known():
-    """Off the mean, and w being the noise, samples of N(m, C) go along an eigenvector of C as
+    """The offset of a sample of N(m, C) from m shrinks by known factors.
 
-    ((T c + w^2) / (T c + w_max^2))^(1/2) where its eigenvalue c is scale^2, and as
-    ((c + w^2) / (c + w_max^2))^(1/(2T)) where the score is divided by T at every noise level.
+    Along an eigenvector of C with eigenvalue c the factor is
+    ((T c + w^2) / (T c + w_max^2))^(1/2) if c is scale^2, and
+    ((c + w^2) / (c + w_max^2))^(1/(2T)) if the score is divided by T at every noise level.
     """
     mean, eigenvalues = np.array([0.5, -1.0, 0.2]), np.array([0.09, 0.64, 2.0])
     rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
@@ -455,7 +456,8 @@ def test_temperature_on_a_gaussian_is_known():
         return solve(model, (dgjax.temperature(T, scale=scale),), x, None, 96, start)
 
     out = jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))(T, scale)
-    along = (out.x - mean) @ rotation / ((x - mean) @ rotation)  # (T, scale, eigenvector)
+    # (T, scale, eigenvector)
+    along = (out.x - mean[None, None]) @ rotation / ((x - mean) @ rotation)[None, None]
     T = np.asarray(T)[:, None]
     matched = (T * eigenvalues + W_MIN**2) / (T * eigenvalues + W_MAX**2)
     np.testing.assert_allclose(np.einsum("tkk->tk", along[:, :3]), np.sqrt(matched), rtol=1e-5)

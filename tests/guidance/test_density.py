@@ -1,8 +1,8 @@
-"""Guides: the rate of log p_t that each promises, at one point and along whole solves.
+"""Guides reach the rate of log p_t that they promise, at one point and in whole solves.
 
-Two oracles carry the solves. On an isotropic Gaussian div u depends on time alone, so what a
-guide forces is exactly the difference of final log-densities. On mixtures the true log-density
-is known at every point.
+Whole solves have two oracles. On an isotropic Gaussian div u depends on time alone, so the nats
+that a guide forces are exactly the difference of final log-densities. On mixtures the true
+log-density is known at every point.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ import pytest
 from scipy import stats
 
 import dgjax
-from dgjax.guidance.density import apply_guides
+from dgjax.guidance.guide import ScoreWeightGuide, apply_guides, score_weight
 from dgjax.sampling.sample import Trajectory, sample
 from dgjax.sampling.solvers import RK4
 from dgjax.typing import inner, register_dataclass
@@ -24,7 +24,7 @@ from dgjax.typing import inner, register_dataclass
 @register_dataclass
 @dataclass(frozen=True)
 class Push:
-    """A guide of a user's own: a constant direction, at the pace of the noise."""
+    """A guide made by a user: a constant direction times g."""
 
     strength: jax.Array
 
@@ -38,7 +38,7 @@ class Push:
 
 @pytest.fixture(scope="module")
 def local(mixture16):
-    """Everything at one point of the VP path, where f and alpha matter."""
+    """The model at one point of the VP path, where f and alpha matter."""
     model = dgjax.closed_form(mixture16.model, dgjax.vp(), t_min=1e-3, t_max=1.0)
 
     @jax.jit
@@ -51,17 +51,17 @@ def local(mixture16):
 
 
 def tilted(local):
-    """An incoming drift that is not the velocity."""
+    """Return an incoming drift that is not the velocity."""
     return 1.3 * local.velocity + jnp.sin(3 * local.x)
 
 
 def rate_of(drift, local):
-    """d log p_t/dt along `drift`, identity (A)."""
+    """Return d log p_t/dt along `drift`, by identity (A)."""
     return inner(drift - local.velocity, local.score) - local.divergence
 
 
 def test_closest_drift_with_a_given_rate(local):
-    """v + (b + div u - <v - u, s>) s/|s|^2, for the rate b = rate dlogsnr/dt."""
+    """The drift is v + (b + div u - <v - u, s>) s/|s|^2 with b = rate dlogsnr/dt."""
     v, rate = tilted(local), 2.5
     b = rate * (-local.g2 / local.sigma**2)
     miss = b + local.divergence - inner(v - local.velocity, local.score)
@@ -74,7 +74,7 @@ def test_closest_drift_with_a_given_rate(local):
 
 @pytest.mark.parametrize("q", [0.1, 0.5, 0.8])
 def test_density_guidance_is_equation_17(local, q):
-    """f x - g^2/2 eta s, whose rate is -div u - g^2/2 sqrt(2D)/sigma^2 Phi^-1(q)."""
+    """f x - g^2/2 eta s has the rate -div u - g^2/2 sqrt(2D)/sigma^2 Phi^-1(q)."""
     forcing = np.sqrt(2 * 16) * stats.norm.ppf(q)
     eta = 1 + forcing / jnp.sum((local.sigma * local.score) ** 2)
     guided = dgjax.density_guidance(q, bound=jnp.inf)(local.velocity, local)
@@ -85,7 +85,7 @@ def test_density_guidance_is_equation_17(local, q):
 
 
 def test_density_guidance_is_a_rate_of_its_own(local):
-    """The rate that reads the divergence and the rule in which it cancels are one drift."""
+    """Rate guidance at the rate of eq. 17 gives the same drift; it reads the divergence."""
 
     def rate(local):
         own = local.divergence * local.sigma**2 / local.g2  # that of the PF-ODE
@@ -123,15 +123,39 @@ def test_eta_stops_at_its_bound_and_says_so(local, make):
     assert make(2 * abs(free)).excess(local) == 0
 
 
+@register_dataclass
+@dataclass(frozen=True)
+class Doubled(ScoreWeightGuide):
+    """A guide made by a user: twice the score."""
+
+    bound: jax.Array
+
+    def weight_change(self, local):
+        return jnp.ones_like(local.t)
+
+
+def test_a_guide_that_sets_the_score_weight_is_one_method(local):
+    """The score weight is 2, or 1 + bound; perpendicular to the score the drift is unchanged."""
+    v = tilted(local)
+    for bound, eta, excess in ((jnp.inf, 2.0, 0.0), (0.25, 1.25, 0.75)):
+        guide = Doubled(jnp.asarray(bound))
+        guided = guide(v, local)
+        np.testing.assert_allclose(score_weight(guided, local), eta, rtol=1e-9)
+        np.testing.assert_allclose(guide.excess(local), excess, atol=1e-12)
+        change = guided - v
+        along = inner(change, local.score) / inner(local.score, local.score)
+        np.testing.assert_allclose(change, along * local.score, rtol=1e-9, atol=1e-12)
+
+
 def test_the_last_to_fix_the_rate_decides(local):
-    """Whatever came before, the component along the score is the last guide's."""
+    """The last guide alone sets the component along the score."""
     last = dgjax.density_guidance(0.3)
     plain = apply_guides([last], local)
     assert apply_guides([], local) is local.velocity
     for before in (Push(2.0), dgjax.high_density(-jnp.inf), dgjax.density_guidance(0.9)):
         guided = apply_guides([before, last], local)
         np.testing.assert_allclose(rate_of(guided, local), rate_of(plain, local), rtol=1e-9)
-    # What is not along the score passes through untouched.
+    # The component perpendicular to the score is unchanged.
     change = apply_guides([Push(2.0), last], local) - plain
     pushed = Push(2.0)(local.velocity, local) - local.velocity
     s = local.score / jnp.sqrt(jnp.sum(local.score**2))
@@ -191,7 +215,7 @@ def gaussian():
 
 
 def runner(model, steps, solver, save=None):
-    """A jitted `run(x, guides)` over a batch of latents and a batch of guides, guides first."""
+    """Make a jitted `run(x, guides)` over latents and guides; guides are the first axis."""
     grid = dgjax.grid_uniform(model, steps)
 
     def one(x, guides):
@@ -224,21 +248,20 @@ def test_the_dial_in_nats_is_what_it_forces(gaussian, run_gaussian):
     nats = jnp.array([0.0, -8.0, 5.0])
     by_nats = jax.vmap(lambda n: dgjax.density_guidance_nats(n, model, 64, bound=jnp.inf))(nats)
     out = run_gaussian(latents, (by_nats,))
-    gained = out.log_density - out.log_density[0]
+    gained = out.log_density - out.log_density[:1]
     np.testing.assert_allclose(gained, jnp.broadcast_to(nats[:, None], gained.shape), atol=1e-9)
     np.testing.assert_allclose(out.log_density, truth(model, out.x), rtol=0, atol=5e-5)
 
     # The same dial as a quantile: sqrt(2D)/2 Phi^-1(q) for each unit of log-SNR.
-    q = jax.vmap(lambda n: dgjax.quantile_of_forcing(n, model, 64))(nats)
-    span = 2 * np.log(20 / 0.02)
-    expected = stats.norm.cdf(nats / (0.5 * np.sqrt(2 * 64) * span))
-    np.testing.assert_allclose(q, expected, rtol=1e-9)
+    unit = 0.5 * np.sqrt(2 * 64) * 2 * np.log(20 / 0.02)
+    np.testing.assert_allclose(dgjax.forcing_nats(model, 64), unit, rtol=1e-9)
+    q = jnp.asarray(stats.norm.cdf(nats / unit))
     by_q = jax.vmap(lambda q: dgjax.density_guidance(q, bound=jnp.inf))(q)
     np.testing.assert_allclose(run_gaussian(latents, (by_q,)).x, out.x, rtol=1e-9, atol=1e-12)
 
 
 def test_a_schedule_forces_its_integral(gaussian, run_gaussian):
-    """Half of sqrt(2D) times the integral of Phi^-1(q) over log-SNR, knots on grid points."""
+    """The gain is sqrt(2D)/2 times the integral of Phi^-1(q); knots are grid points."""
     model, latents = gaussian
     ends = -2 * np.log(20.0), -2 * np.log(0.02)
     knots = jnp.linspace(*ends, 5)
@@ -281,7 +304,7 @@ def run_mixture(mixture):
 
 @pytest.fixture(scope="module")
 def unguided(mixture, run_mixture):
-    """The PF-ODE: a guide that does nothing, so that the batch of guides has a size."""
+    """The PF-ODE, as a batch of one guide that does nothing."""
     return run_mixture(mixture[1], (Push(jnp.zeros(1)),))
 
 
@@ -293,7 +316,7 @@ def test_q_half_is_the_flow_itself(mixture, run_mixture, unguided):
 
 
 def test_tracked_is_true_under_a_guide_of_ones_own(mixture, run_mixture, unguided):
-    """The log-density is the model's, never that of the guided drift."""
+    """The tracked log-density is that of the model, not of the distribution of guided samples."""
     out = run_mixture(mixture[1], (Push(jnp.array([0.3])),))
     assert (rms(out.x - unguided.x) > 0.1).all()
     assert (np.abs(out.log_density - unguided.log_density) > 0.1).all()
@@ -301,10 +324,10 @@ def test_tracked_is_true_under_a_guide_of_ones_own(mixture, run_mixture, unguide
 
 
 def test_the_tracked_log_density_follows_the_rate_asked_for(mixture, run_mixture):
-    """Linear between knots on grid points, so that the solver's own integral is exact."""
+    """The rate is linear between knots on grid points, so the integral of the solver is exact."""
     model, latents = mixture
     knots = jnp.linspace(-2 * np.log(20.0), -2 * np.log(0.05), 17)
-    # A little off what the flow of a unit Gaussian gains, D/2 w^2/(1 + w^2).
+    # Near the rate of a unit Gaussian without guides, D/2 w^2/(1 + w^2).
     own = 8 / (1 + jnp.exp(knots))
     asked = jnp.stack([own + 0.4, 0.9 * own + 0.2])
     guide = jax.vmap(lambda r: dgjax.rate_guidance(dgjax.schedule(r, knots)))(asked)
@@ -324,14 +347,14 @@ def test_high_density_sampler_is_tracked_and_reaches_higher(mixture, run_mixture
     thresholds = jnp.array([jnp.inf, 0.0, -3.0])
     out = run_mixture(latents, (jax.vmap(dgjax.high_density)(thresholds),))
     np.testing.assert_allclose(out.x[0], unguided.x[0], rtol=1e-10, atol=1e-12)
-    # The drift jumps at the threshold, inside a step: one step of order 1.
+    # The drift jumps at the threshold, so the step that contains it has order 1 only.
     np.testing.assert_allclose(out.log_density, truth(model, out.x), rtol=0, atol=1e-3)
     assert (out.log_density[1] > out.log_density[0] + 1).all()
     assert (out.log_density[2] > out.log_density[1]).all()
 
 
 def test_a_bounded_eta_survives_where_the_published_rule_diverges(mixture64):
-    """q = 0.7 in 64-D, three components ([DG]'s rule is bound = inf)."""
+    """q = 0.7 in 64-D with three components; the published rule is bound = inf."""
     rho = 7.0
     model = dgjax.closed_form(
         mixture64.model, dgjax.edm(rho), t_min=0.02 ** (1 / rho), t_max=20 ** (1 / rho)

@@ -1,8 +1,8 @@
-"""Stochastic terms: one step against its formula, whole paths against the true log-density.
+"""Noise terms: one step against its formula, whole paths against the true log-density.
 
-Pathwise errors are those of the tracked log-density at the point that was reached, over 64 paths
-of the 16-D five-component mixture. They are measured in VP coordinates on equal steps of
-log-SNR, where Stratonovich RK4 is twice as accurate as on the clock sigma^(1/7).
+Pathwise errors are those of the tracked log-density at the end point, over 64 paths of the 16-D
+five-component mixture. They are measured on the VP path with equal steps of log-SNR, where
+Stratonovich RK4 is twice as accurate as with equal steps of sigma^(1/7).
 """
 
 import functools
@@ -32,7 +32,7 @@ def model(mixture16):
 
 @functools.partial(jax.jit, static_argnames="count")
 def draw(model, t, count):
-    """`count` exact samples of the marginal at time t."""
+    """Draw `count` exact samples of the marginal at time t."""
     alpha = model.path.alpha(t)
     w = model.path.sigma(t) / alpha
     keys = jax.random.split(jax.random.key(7), count)
@@ -81,7 +81,7 @@ def test_level_set_noise_is_normal_to_the_score(point):
 
 
 def test_reverse_sde_increment(point):
-    """What turns the PF-ODE into (f x - g^2 s) dt + g dW; churn scales the variance."""
+    """The term turns the PF-ODE into (f x - g^2 s) dt + g dW; churn scales the variance."""
     local, dt, dW, g = point.local, point.dt, point.dW, point.g
     for term, height in [
         (dgjax.reverse_sde(), 1.0),
@@ -159,7 +159,7 @@ def test_bad_windows():
 @register_dataclass
 @dataclass(frozen=True)
 class Unknown:
-    """A divergence that is not a number, for tracking that must not read it."""
+    """A divergence estimator that returns NaN, for tracking that must not read it."""
 
     def __call__(self, jvp, x, key):
         return jnp.full((1,), jnp.nan)
@@ -191,7 +191,7 @@ METHODS = {
 
 @pytest.fixture(scope="module")
 def errors(model):
-    """Tracked minus true log-density in nats by method, (steps, paths)."""
+    """Tracked minus true log-density in nats, by method, of shape (steps, paths)."""
 
     @functools.cache
     def measure(name):
@@ -226,7 +226,7 @@ def rms(a):
 
 
 def slope(steps, error):
-    """Order of convergence: minus the slope of log error on log steps."""
+    """Return the order of convergence: minus the slope of log error on log steps."""
     return -np.polyfit(np.log(steps), np.log(error), 1)[0]
 
 
@@ -238,12 +238,12 @@ def test_rk4_has_pathwise_order_two(errors):
 
 @pytest.mark.parametrize("name", ["heun", "matched", "reverse heun"])
 def test_pathwise_order_one(errors, name):
-    """Heun's local slopes rise from 0.75 at 64 steps; the range here is nearer its limit."""
+    """Heun reaches order 1 only at many steps: from 64 steps on its local order rises from 0.75."""
     assert slope(METHODS[name].steps, rms(errors(name))) == pytest.approx(1, abs=0.15)
 
 
 def test_the_published_form_levels_off(errors):
-    """A bias that more steps do not remove: it grows from 64 to 1,024 of them."""
+    """More steps do not remove the bias; from 64 to 1,024 steps it grows."""
     error = errors("published")
     assert (rms(error) > 2).all()
     assert slope(METHODS["published"].steps, rms(error)) < 0.1
@@ -258,7 +258,7 @@ def test_reverse_sde_with_rk4_is_tracked_true(errors):
 
 
 def test_euler_maruyama_has_a_bias_of_order_one_and_reads_no_divergence(errors):
-    """Pathwise it gains half an order only; every divergence it was given is NaN."""
+    """Its pathwise order is one half. Every divergence it gets is NaN."""
     error = errors("reverse ito")
     steps = METHODS["reverse ito"].steps
     bias = error.mean(-1)
@@ -272,7 +272,7 @@ def test_euler_maruyama_has_a_bias_of_order_one_and_reads_no_divergence(errors):
 
 @pytest.fixture(scope="module")
 def round_model():
-    """16-D, five components alike in all directions: cheap enough for 2,000 paths."""
+    """A 16-D mixture of five isotropic components, cheap enough for 2,000 paths."""
     means = 1.5 * jax.random.normal(jax.random.key(8), (5, 2, 8))
     mixture = dgjax.kernel_density(means, 0.5, jnp.array([1.0, 2.0, 3.0, 4.0, 5.0]))
     edm = dgjax.closed_form(mixture, dgjax.edm(), t_min=W_MIN, t_max=W_MAX)
@@ -280,7 +280,7 @@ def round_model():
 
 
 def law(model, term, solver, steps):
-    """Where 2,000 paths from the model's own latents end."""
+    """Return the end points of 2,000 paths from exact latents."""
     latents = draw(model, model.t_max, 2000)
     grid = dgjax.grid_logsnr(model, steps)
 
@@ -292,7 +292,7 @@ def law(model, term, solver, steps):
 
 
 def scores_of_difference(a, b):
-    """z-scores of the difference in mean and in log standard deviation of each column."""
+    """Return z-scores of the differences in mean and log standard deviation, for each column."""
     n = len(a)
     means = (a.mean(0) - b.mean(0)) / np.sqrt((a.var(0) + b.var(0)) / n)
 
@@ -305,21 +305,21 @@ def scores_of_difference(a, b):
 
 
 def columns(model, x):
-    """log p and the coordinates of a batch, (n, 17)."""
+    """Return log p and the coordinates of a batch, (n, 17)."""
     return np.column_stack([truth(model, x), x.reshape(len(x), -1)])
 
 
 def test_stratonovich_and_noise_matched_agree_in_law(round_model):
-    """Mean and spread of log p and of x over 2,000 paths of each.
+    """Mean and spread of log p and of x agree over 2,000 paths of each.
 
-    The noise-matched form needs its 2,048 steps: its bias in log p is of order 1.
+    The noise-matched form takes 2,048 steps because its bias in log p is of order 1.
     """
     a = law(round_model, dgjax.level_set_noise(), RK4(), 64)
     b = law(round_model, dgjax.noise_matched(), diffrax.Euler(), 2048)
     means, spreads = scores_of_difference(columns(round_model, a), columns(round_model, b))
     assert np.abs(means).max() < 4
     assert np.abs(spreads).max() < 4
-    # Not because nothing happened: the noise has moved every path, from the same latents.
+    # The test is not trivial: the noise has moved every path, from the same latents.
     assert (np.abs(a - b).max(axis=(1, 2)) > 0.1).all()
 
 
@@ -329,7 +329,7 @@ def test_stratonovich_and_noise_matched_agree_in_law(round_model):
     ids=["churn", "reverse_sde"],
 )
 def test_langevin_noise_keeps_the_marginals(round_model, term):
-    """Samples are the mixture's own: log p and moments against 2,000 exact draws."""
+    """log p and the moments of samples agree with 2,000 exact draws of the mixture."""
     sampled = law(round_model, term, RK4(), 64)
     exact = columns(round_model, draw(round_model, round_model.t_min, 2000))
     means, spreads = scores_of_difference(columns(round_model, sampled), exact)
@@ -341,7 +341,7 @@ def test_langevin_noise_keeps_the_marginals(round_model, term):
 
 
 def test_noise_acts_inside_its_window_only(model):
-    """Early noise in the first half of the log-SNR range, late noise in the second."""
+    """Early noise acts in the first half of the log-SNR range, late noise in the second."""
     grid = dgjax.grid_logsnr(model, 64)
     both, none = dgjax.window(), dgjax.window(0.0)
 

@@ -15,7 +15,7 @@ LEVELS = [0.01, 0.3, 10.0]
 
 
 def scipy_log_density(mixture, y, w):
-    """log sum_k weight_k N(y; mean_k, covariance_k + w^2 I), for y of shape (..., D)."""
+    """Return log sum_k weight_k N(y; mean_k, covariance_k + w^2 I), for y of shape (..., D)."""
     noise = w**2 * np.eye(mixture.means.shape[1])
     terms = [
         np.log(weight) + stats.multivariate_normal(mean, covariance + noise).logpdf(y)
@@ -28,7 +28,7 @@ def scipy_log_density(mixture, y, w):
 
 @jax.jit
 def everything(model, y, w):
-    """By the closed forms: log-density, score, Laplacian, denoiser."""
+    """Return log-density, score, Laplacian and denoised sample by the closed forms."""
     return model.log_density(y, w), model.score(y, w), model.laplacian(y, w), model(y, w)
 
 
@@ -39,7 +39,7 @@ def draw(model, seed, w):
 
 @pytest.fixture(scope="module")
 def draws(mixture):
-    """One noisy draw at each level."""
+    """Draw one noisy sample at each level."""
     return [draw(mixture.model, i, w) for i, w in enumerate(LEVELS)]
 
 
@@ -85,7 +85,7 @@ def test_samples_have_the_mean_covariance_and_log_density_of_the_mixture(mixture
     assert (np.abs(y.mean(axis=0) - mean) < 4 * spread / np.sqrt(count)).all()
     error = np.abs(np.cov(y.T) - covariance) / np.outer(spread, spread)
     assert (error < 0.05).all()
-    # The law of the log-density, against draws by NumPy.
+    # The distribution of the log-density, against draws by NumPy.
     rng = np.random.default_rng(0)
     pick = rng.choice(3, size=4000, p=mixture2.weights)
     factors = np.linalg.cholesky(mixture2.covariances + w**2 * np.eye(2))
@@ -105,7 +105,7 @@ def low_rank_numbers(size=7, rank=2, count=3):
 
 
 def test_a_low_rank_mixture_equals_the_full_one():
-    """The directions left out all have one variance, which their mean keeps."""
+    """All directions left out have one variance, so their mean variance is exact."""
     numbers = low_rank_numbers()
     full, low = gaussian_mixture(*numbers), gaussian_mixture(*numbers, rank=2)
     assert low.basis.shape == (3, 7, 2)
@@ -175,7 +175,7 @@ def test_log_density_on_a_path_is_that_of_the_scaled_and_noisy_mixture(span, mix
 
 @pytest.fixture(scope="module", params=[1e-3, 0.1])
 def rounded(request, mixture16):
-    """Numbers rounded to float32, and what follows from them in float64."""
+    """Numbers rounded to float32, and results computed from them in float64."""
     w = np.float32(request.param)
     y = np.asarray(draw(mixture16.model, 7, float(w)), np.float32)
     single = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), mixture16.model)
@@ -184,7 +184,7 @@ def rounded(request, mixture16):
 
 
 def test_float32_at_small_noise(rounded, float32):
-    """On a mixture whose spread is up to 2,000 times w."""
+    """The spread of the mixture is up to 2,000 times w."""
     single, y, w, (log_density, score, laplacian, denoised) = rounded
     got = everything(single, y, w)
     assert all(a.dtype == jnp.float32 for a in got)
@@ -195,7 +195,7 @@ def test_float32_at_small_noise(rounded, float32):
 
 
 def test_the_fields_score_is_as_exact_in_float32(rounded, float32):
-    """From (y - x0)/w it would lose a hundredfold at w = 0.001."""
+    """(y - x0)/w would have a hundred times the error at w = 0.001."""
     single, y, w, (_, score, _, _) = rounded
     model = closed_form(single, dgjax.edm(), t_min=1e-3, t_max=80.0)
     local = dgjax.evaluate(model, w, y, divergence=Exact(), key=jax.random.key(0))
@@ -244,7 +244,7 @@ def test_wrong_numbers_are_refused(make, message):
 
 
 def test_mixtures_are_made_of_traced_numbers_too():
-    """The checks leave tracers alone."""
+    """Traced numbers are not checked."""
 
     @jax.jit
     def log_densities(v):
@@ -262,7 +262,7 @@ def test_mixtures_are_made_of_traced_numbers_too():
 @pytest.mark.parametrize("method", ["log_density", "score", "laplacian", "__call__"])
 @pytest.mark.parametrize("shape", [(16,), (3, 2, 8), ()])
 def test_a_sample_of_another_shape_is_refused(mixture16, method, shape):
-    with pytest.raises(ValueError, match=r"lives in \(2, 8\)"):
+    with pytest.raises(ValueError, match=r"samples of shape \(2, 8\)"):
         getattr(mixture16.model, method)(jnp.zeros(shape), 0.1)
 
 

@@ -1,4 +1,4 @@
-"""Coloured probes against the variance that their colouring predicts."""
+"""Coloured probes have the variance that their colouring predicts."""
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,13 @@ from dgjax.model.divergence import Hutchinson
 
 SHAPE, COUNT = (6, 5, 2), 2000
 SIZE = int(np.prod(SHAPE))
-PLACES = np.stack(np.indices(SHAPE), -1).reshape(SIZE, -1)
-APART = np.linalg.norm(PLACES[:, None] - PLACES[None], axis=-1)
+POSITIONS = np.stack(np.indices(SHAPE), -1).reshape(SIZE, -1)
+APART = np.linalg.norm(POSITIONS[:, None] - POSITIONS[None], axis=-1)
 MATRIX = np.random.default_rng(0).normal(size=(SIZE, SIZE))
 
 
 def many(estimator, matrix):
-    """COUNT calls of the estimator: (COUNT, n)."""
+    """Return the estimates of COUNT calls, (COUNT, n)."""
     a = jnp.asarray(matrix)
 
     def once(key):
@@ -47,7 +47,7 @@ def test_exact_where_only_neighbours_couple():
 
 
 @pytest.mark.parametrize(("colours", "least"), [(2, 2), (4, 4), (5, 5), (8, 8), (13, 13), (16, 16)])
-def test_places_of_one_colour_are_as_far_apart_as_can_be(colours, least):
+def test_elements_of_one_colour_are_as_far_apart_as_possible(colours, least):
     colour = colouring((28, 28, 1), colours)
     y, x, _ = np.nonzero(colour == colour[14, 14, 0])
     squares = (y - 14) ** 2 + (x - 14) ** 2
@@ -59,7 +59,7 @@ def test_places_of_one_colour_are_as_far_apart_as_can_be(colours, least):
 
 @pytest.mark.parametrize("colours", range(3, 17))
 def test_channels_of_a_pixel_differ_in_colour(colours):
-    """A denoiser couples them most of all, the first and the last as much as the rest."""
+    """A denoiser couples channels of one pixel most, the first and last as much as others."""
     colour = colouring((32, 32, 3), colours)
     for first, second in ((0, 1), (1, 2), (0, 2)):
         assert (colour[..., first] != colour[..., second]).all()

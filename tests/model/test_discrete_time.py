@@ -33,7 +33,7 @@ def table(name):
 
 @pytest.fixture(params=BETAS)
 def schedule(request):
-    """alphas_cumprod and the path through them."""
+    """Return alphas_cumprod of a schedule and the path through them."""
     numbers = table(request.param)
     return numbers, discrete_time(tuple(numbers.tolist()))
 
@@ -64,7 +64,7 @@ def test_single_precision_serves(float32):
     assert levels.dtype == jnp.float32
     exact = CubicSpline(np.log1p(np.arange(STEPS)), np.log(1 / (1 / table("linear") - 1)))
     np.testing.assert_allclose(levels, exact(np.log1p(np.float64(t))), atol=3e-5)
-    # An error of 1e-6 in log-SNR, whose slope is 0.006 where it is least.
+    # An error of 1e-6 in log-SNR, whose least slope is 0.006.
     np.testing.assert_allclose(jax.vmap(path.time)(levels), t, atol=3e-4)
 
 
@@ -94,7 +94,7 @@ def test_every_second_step_foretells_the_others_as_stated(name):
     level = np.log(numbers) - np.log1p(-numbers)
     kept, missed = np.arange(0, STEPS, 2), np.arange(1, STEPS - 1, 2)
     u = np.log1p(kept)
-    # `discrete_time` draws through u = log(1 + t) of its own steps: here through that of these.
+    # `discrete_time` interpolates in log(1 + t) of its own steps; here in that of the given steps.
     chords = np.diff(level[kept]) / np.diff(u)
     flatter = np.maximum(np.append(chords, chords[-1]), np.append(chords[0], chords))
     slopes = np.clip(CubicSpline(u, level[kept])(u, 1), 3 * flatter, flatter / 3)
@@ -127,7 +127,7 @@ def test_another_schedule_is_not_another_program():
 
 
 def test_a_model_in_discrete_time_is_the_same_model_on_another_path(mixture2):
-    """A closed form in the time of the steps: repathing gives its velocity and score."""
+    """A closed form moved to this path has the same velocity and score."""
     path = discrete_time(tuple(table("linear").tolist()))
     exact = mixture2.model
 

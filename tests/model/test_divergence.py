@@ -32,7 +32,7 @@ def product(matrix):
 
 
 def low_rank(rank):
-    """Not symmetric, of the given rank."""
+    """Make a matrix of the given rank that is not symmetric."""
     rng = np.random.default_rng(1)
     return rng.normal(size=(SIZE, rank)) @ rng.normal(size=(rank, SIZE))
 
@@ -43,7 +43,7 @@ def estimates_of(matrix, estimator, keys):
 
 
 def many(estimator, matrix=MATRIX):
-    """Estimates for 2,500 keys, shape (2500, n)."""
+    """Return the estimates for 2,500 keys, (2500, n)."""
     return np.asarray(estimates_of(matrix, estimator, jax.random.split(jax.random.key(0), 2500)))
 
 
@@ -56,7 +56,7 @@ def test_exact_is_the_trace_for_any_chunk(chunk):
 
 
 def test_the_chunk_bounds_memory():
-    """All products of a map with a wide inside at once take D times its memory."""
+    """All products at once take D times the memory of one; chunks bound it."""
     size, width = 128, 4096
     inside = jax.ShapeDtypeStruct((size, width), jnp.float64)
 
@@ -82,7 +82,7 @@ def test_the_chunk_bounds_memory():
     ids=["rademacher", "gaussian", "sphere"],
 )
 def test_hutchinson_has_the_mean_and_variance_of_theory(sample, variance):
-    """2 (|S|^2 - |diag S|^2), 2 |S|^2, and on the sphere that of S less its mean times I."""
+    """The variance is 2 (|S|^2 - |diag S|^2), 2 |S|^2, and on the sphere that of S - tr(S)/D I."""
     estimates = many(Hutchinson(4, sample))
     assert estimates.shape == (2500, 4)
     assert abs(estimates.mean() - TRACE) < 4 * np.sqrt(variance / 10_000)
@@ -145,7 +145,7 @@ def test_hutchpp_is_exact_when_the_sketch_holds_the_range(rank):
 
 
 def test_hutchpp_beats_hutchinson_at_equal_cost():
-    """On a spectrum that falls; 2 x 3 + 2 products against 8."""
+    """The spectrum falls. Both take 8 products, of which Hutch++ takes 2 x 3 for its subspace."""
     basis = np.linalg.qr(np.random.default_rng(2).normal(size=(SIZE, SIZE)))[0]
     matrix = basis @ np.diag(10.0 * 0.4 ** np.arange(SIZE)) @ basis.T
     means = many(HutchPP(3, 2), matrix).mean(axis=1)
@@ -211,7 +211,7 @@ def evaluate(x, estimator):
 
 
 def count(jaxpr, name):
-    """How often a primitive occurs in a jaxpr and all inside it."""
+    """Count a primitive in a jaxpr and in all jaxprs inside it."""
     total = 0
     for equation in jaxpr.eqns:
         total += equation.primitive.name == name

@@ -1,4 +1,4 @@
-"""What `evaluate` says of a model, against derivatives of the closed-form log-density."""
+"""Fields and `evaluate` against derivatives of the closed-form log-density."""
 
 from dataclasses import dataclass, replace
 
@@ -16,7 +16,8 @@ from scipy import stats
 import dgjax
 from dgjax.model.closed_form import closed_form, log_density
 from dgjax.model.divergence import Exact, Hutchinson
-from dgjax.model.field import condition, evaluate, gaussian_prior, log_prior, repath
+from dgjax.model.field import condition, gaussian_prior, log_prior, repath
+from dgjax.model.local import evaluate
 from dgjax.model.parametrization import DenoisedPrediction, NoisePrediction, VelocityPrediction
 from dgjax.model.paths import coefficients
 from dgjax.networks import MLP
@@ -29,14 +30,14 @@ LEVELS = -2 * np.log(W)
 
 @jax.jit
 def local(model, t, x, z):
-    """All that `evaluate` says, and the Hessian's product with z."""
+    """Return the result of `evaluate`, the product of the Hessian with z, and two properties."""
     got = evaluate(model, t, x, divergence=Exact(), key=KEY)
     return got._replace(hvp=None), got.hvp(z), got.divergence, got.laplacian
 
 
 @jax.jit
 def derivatives(mixture, y, w):
-    """Of the log-density of data plus noise: gradient, Hessian, and slope in w."""
+    """Return slope in w, gradient and Hessian of the log-density of data plus noise."""
     shape = y.shape
 
     def log_q(w, flat):
@@ -47,9 +48,10 @@ def derivatives(mixture, y, w):
 
 
 def truth(model, t, x, z):
-    """Score, Hessian times z, Laplacian and rate in t of log p_t(x) = log q(x/alpha) - D log alpha.
+    """Return score, Hessian times z, Laplacian and time derivative of log p_t.
 
-    By the chain rule, so that one compilation of `derivatives` serves every path.
+    They follow from log p_t(x) = log q(x/alpha) - D log alpha by the chain rule, so that one
+    compilation of `derivatives` serves every path.
     """
     c = coefficients(model.path, t)
     y, w = x / c.alpha, c.sigma / c.alpha
@@ -68,7 +70,7 @@ def draw(mixture, seed, w):
 
 
 def marginal_points(model):
-    """One draw from the model at each of three noise levels, and a direction."""
+    """Draw one point of the model at each of three noise levels, and a direction."""
     for i, t in enumerate(jax.vmap(model.path.time)(LEVELS)):
         y, z = draw(model.network, i, W[i])
         yield t, model.path.alpha(t) * y, z
@@ -76,7 +78,7 @@ def marginal_points(model):
 
 @pytest.fixture(scope="module")
 def points(span, mixture2):
-    """On every path: where, what `evaluate` says there, and what is true."""
+    """Points on every path with the result of `evaluate` and the truth."""
     model = closed_form(mixture2.model, span.path, t_min=span.t_min, t_max=span.t_max)
     return span, [
         (t, x, local(model, t, x, z), truth(model, t, x, z)) for t, x, z in marginal_points(model)
@@ -105,7 +107,7 @@ def test_the_velocity_carries_the_density(points):
 
 
 def test_local_is_the_closed_form_in_more_dimensions(spans, mixture16):
-    """In the shape (2, 8), on a path where neither coefficient is 1."""
+    """Samples of shape (2, 8) on a path where neither coefficient is 1."""
     span, mixture = spans["vp"], mixture16.model
     model = closed_form(mixture, span.path, t_min=span.t_min, t_max=span.t_max)
     for t, x, z in marginal_points(model):
@@ -137,21 +139,82 @@ def test_estimates_stay_apart_and_their_mean_is_the_value(mixture16):
     assert len(set(got.divergences.tolist())) == 3
     np.testing.assert_allclose(got.divergence, np.mean(got.divergences))
     np.testing.assert_allclose(got.log_density, 3.0)
-    # Each is that of its own probe: div u is a trace, so its estimate is z^T (du/dx) z.
+    # Each estimate belongs to one probe z: div u is a trace, estimated by z^T (du/dx) z.
     np.testing.assert_allclose(got.divergences[1], jnp.sum(z * slope), rtol=1e-10)
 
 
-# Re-pathing
+# Score, velocity and denoised sample alone
+
+
+MEAN = np.array([3.0, -1.5, 0.4])
+COVARIANCE = np.array([[4.0, 1.2, 0.0], [1.2, 2.5, -0.3], [0.0, -0.3, 0.09]])
+
+
+def test_score_velocity_and_denoise_of_a_gaussian(span):
+    """All three agree with formulas in matrices.
+
+    The marginal of x_t is N(alpha m, V) with V = alpha^2 C + sigma^2 I, and the velocity that
+    transports it is u = alpha' m + V'/2 V^-1 (x - alpha m).
+    """
+    model = closed_form(
+        dgjax.gaussian(MEAN, COVARIANCE), span.path, t_min=span.t_min, t_max=span.t_max
+    )
+
+    @jax.jit
+    def read(model, t, x):
+        return tuple(f(model, t, x) for f in (dgjax.score, dgjax.velocity, dgjax.denoise))
+
+    for t in jax.vmap(model.path.time)(LEVELS):
+        c = jax.tree.map(float, coefficients(model.path, t))
+        x = c.alpha * (MEAN + np.array([0.9, -2.0, 0.1])) + c.sigma * np.array([1.0, -0.5, 2.0])
+        offset = x - c.alpha * MEAN
+        V = c.alpha**2 * COVARIANCE + c.sigma**2 * np.eye(3)
+        slope = c.alpha * c.dalpha * COVARIANCE + c.sigma * c.dsigma * np.eye(3)  # V'/2
+        solved = np.linalg.solve(V, offset)
+        score, velocity, denoised = read(model, t, jnp.asarray(x))
+        np.testing.assert_allclose(score, -solved, rtol=1e-7, atol=1e-9)
+        expected = c.dalpha * MEAN + slope @ solved
+        np.testing.assert_allclose(velocity, expected, rtol=1e-7, atol=1e-8)
+        expected = MEAN + c.alpha * COVARIANCE @ solved
+        np.testing.assert_allclose(denoised, expected, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["score", "velocity", "denoise"])
+def test_they_take_one_pass_with_the_condition_and_agree_with_evaluate(name):
+    passes = []
+
+    def network(x, t, cond):
+        passes.append(cond)
+        return jnp.sin(x) * cond
+
+    model = dgjax.field(network, dgjax.vp(), NoisePrediction(), t_min=0.01, t_max=1.0)
+    x, cond = jnp.array([0.4, 2.0]), jnp.array(3.0)
+    for moved_to in (model, repath(model, dgjax.rectified_flow())):
+        passes.clear()
+        got = getattr(dgjax, name)(moved_to, 0.6, x, cond)
+        assert len(passes) == 1
+        assert passes[0] is cond
+        local = evaluate(moved_to, 0.6, x, divergence=Exact(), key=KEY, cond=cond)
+        c = coefficients(moved_to.path, 0.6)
+        expected = {
+            "score": local.score,
+            "velocity": local.velocity,
+            "denoise": (x + c.sigma**2 * local.score) / c.alpha,
+        }[name]
+        np.testing.assert_allclose(got, expected, rtol=1e-9)
+
+
+# Moving to another path
 
 
 def moved(model, target, t, x):
-    """The same point on the path of `target`: equal log-SNR, x rescaled."""
+    """Return the same point on the path of `target`: equal log-SNR, x rescaled."""
     s = target.path.time(dgjax.logsnr(model.path, t))
     return s, x * target.path.alpha(s) / model.path.alpha(t)
 
 
 def same_model(model, target, t, x):
-    """Scores and drifts of both agree in coordinates that no path changes."""
+    """Check that scores and drifts agree in coordinates that do not depend on the path."""
     s, y = moved(model, target, t, x)
     both = []
     for m, time, point in ((model, t, x), (target, s, y)):
@@ -171,7 +234,7 @@ def same_model(model, target, t, x):
 
 
 def trained():
-    """A network in its own time, on the VP path: not in closed form, not symmetric."""
+    """Make a model of a network on the VP path, with an asymmetric Jacobian."""
     weights = np.random.default_rng(0).normal(size=(2, 2))
 
     def network(x, t, cond):
@@ -192,7 +255,7 @@ def test_a_repathed_network_is_the_same_model(span):
     x = jnp.array([0.3, -1.1])
     for t in (0.01, 0.6):
         same_model(model, target, jnp.array(t), x)
-    # The prior's density changes by the volume alone.
+    # The density of the prior differs by the change of volume only.
     y = x * target.path.alpha(target.t_max) / model.path.alpha(model.t_max)
     volume = 2 * jnp.log(target.path.alpha(target.t_max) / model.path.alpha(model.t_max))
     np.testing.assert_allclose(log_prior(target, y), log_prior(model, x) - volume, rtol=1e-9)
@@ -209,7 +272,7 @@ def test_repathed_twice_is_repathed_once():
 
 
 def test_a_repathed_closed_form_has_its_density_there(span, mixture2):
-    """log p on the new path is that of the mixture scaled by its alpha: the volume term."""
+    """log p changes by -D log of the ratio of the alphas, the change of volume."""
     model = closed_form(mixture2.model, dgjax.edm(), t_min=W_MIN, t_max=W_MAX)
     target = repath(model, span.path)
     direct = closed_form(mixture2.model, span.path, t_min=span.t_min, t_max=span.t_max)
@@ -253,10 +316,10 @@ def test_condition_is_what_the_network_is_called_with():
     np.testing.assert_array_equal(eps(model), 0)
     np.testing.assert_allclose(eps(fixed), 3 * np.sin(x), rtol=1e-12)
     np.testing.assert_array_equal(eps(fixed), eps(model, 3.0))
-    # What is said at the call goes first, and None says nothing.
+    # A condition given at the call has priority; None is no condition.
     np.testing.assert_allclose(eps(fixed, 5.0), 5 * np.sin(x), rtol=1e-12)
     assert condition(model, None) is model
-    # It is a leaf: sweeping it is one trace, and it survives re-pathing.
+    # The condition is a leaf, so sweeping it takes one trace, and `repath` keeps it.
     assert any(leaf is fixed.network.cond for leaf in jax.tree.leaves(fixed))
     target = repath(fixed, dgjax.edm())
     s, y = moved(model, target, t, x)
@@ -334,7 +397,7 @@ def test_changed_numbers_do_not_retrace(mixture2):
     assert len({float(u[0]) for u in outs}) == 3
 
 
-# Refusals
+# Errors
 
 
 def make_field(path, low, high):
@@ -363,7 +426,7 @@ def test_times_outside_the_path_are_refused(path, low, high, message):
 
 
 def short_path():
-    """w = sigma/alpha goes no further than 1."""
+    """Make a path on which w = sigma/alpha is at most 1."""
     return dgjax.custom(lambda t: 1 - 0.5 * t, lambda t: 0.5 * t)
 
 
@@ -378,7 +441,7 @@ def test_repath_onto_a_vanishing_alpha_is_refused(t_max, path):
 
 
 def test_repath_onto_a_path_that_ends_before_the_models_noise_is_refused():
-    """Else the model would be called at another noise level than the one it is asked for."""
+    """Otherwise the network would be called at another noise level than the given one."""
     target = repath(make_field(dgjax.edm(), 0.02, 0.9), short_path())
     np.testing.assert_allclose(dgjax.logsnr(target.path, target.t_max), -2 * np.log(0.9))
     with pytest.raises(ValueError, match="log-SNR"):

@@ -1,4 +1,4 @@
-"""One model, expressed in every way: the same pair, score and velocity."""
+"""Every parametrization of one model gives the same pair, score and velocity."""
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,14 @@ from dgjax.model.paths import coefficients
 SIGMA_DATA = 0.7
 
 
-# N(MEAN, SCALES^2 in a turned basis): elementary, and its denoiser is linear.
+# N(MEAN, SCALES^2 in a rotated basis). Its denoiser is linear.
 MEAN = np.array([0.5, -1.0, 0.2])
 SCALES = np.array([0.05, 0.4, 2.0])
 BASIS = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
 
 
 def denoiser(path):
-    """E[x0 | x] of that Gaussian."""
+    """Return E[x0 | x] of this Gaussian."""
 
     def x0(x, t):
         alpha, sigma = path.alpha(t), path.sigma(t)
@@ -57,13 +57,13 @@ def velocity(x0, path):
 
 
 def timesteps(x0, path):
-    """The velocity per unit of the path's time, by a network that counts a thousand of them."""
+    """Make a network of the velocity per unit of the time t of the path, called with 1000 t."""
     network = velocity(x0, path)
     return lambda x, t, cond: network(x, t / 1000, cond)
 
 
 def karras(x0, path):
-    """The inverse of Karras et al. 2022, eq. 7, which also undoes c_in and c_noise."""
+    """Make a network whose output inverts Karras et al. 2022, eq. 7, with c_in and c_noise."""
 
     def network(scaled, c_noise, cond):
         w = jnp.exp(4 * c_noise)
@@ -82,14 +82,14 @@ WAYS = {
     "score": (score, dgjax.ScorePrediction()),
     "v": (v, dgjax.VPrediction()),
     "velocity": (velocity, dgjax.VelocityPrediction()),
-    "timesteps": (timesteps, parametrization.velocity(1000.0)),
+    "timesteps": (timesteps, parametrization.velocity_prediction(1000.0)),
     "karras": (karras, dgjax.preconditioned(SIGMA_DATA)),
 }
 
 
 @jax.jit
 def outputs(models, ts, xs):
-    """Of every model, compiled together to save time: pair, velocity, score, divergence."""
+    """Return pair, velocity, score and divergence of every model, by one compilation."""
     probe = Hutchinson(sample=lambda key, x: jnp.ones_like(x))
 
     def at(model, t, x):
@@ -101,7 +101,7 @@ def outputs(models, ts, xs):
 
 @pytest.fixture(scope="module")
 def case(span):
-    """Three points on a path, from small noise to large, and what is true there."""
+    """Three points on a path, from small to large noise, with the truth at each."""
     levels = jnp.array([-2 * np.log(W_MIN), 0.5, -2 * np.log(W_MAX)])
     ts = jax.vmap(span.path.time)(levels)
     c = jax.vmap(lambda t: coefficients(span.path, t))(ts)
@@ -114,7 +114,7 @@ def case(span):
         precision = np.linalg.inv(covariance)
         score = -precision @ (x - alpha * MEAN)
         x0 = (x + sigma**2 * score) / alpha
-        # The probe of ones sums up the velocity's Jacobian.
+        # The probe of ones adds up all entries of the Jacobian of the velocity.
         divergence = 3 * f + g2 / 2 * precision.sum()
         xs.append(x)
         truth.append((x0, -sigma * score, f * x - g2 / 2 * score, score, divergence))
@@ -141,7 +141,7 @@ def test_every_way_gives_the_true_pair_velocity_and_score(case):
 
 
 def test_preconditioning_is_karras_table_1():
-    """D = c_skip y + c_out F(c_in y, ln(w)/4), whatever F, in y = x/alpha and w = sigma/alpha."""
+    """x0 = c_skip y + c_out F(c_in y, ln(w)/4) for any F, in y = x/alpha and w = sigma/alpha."""
     calls = []
 
     def network(x, t, cond):
@@ -167,7 +167,7 @@ def test_preconditioning_is_karras_table_1():
 
 
 def test_preconditioned_noise_does_not_cancel_in_float32(float32):
-    """At w = 1e-4, (y - x0)/w in float32 keeps three digits and the library's form keeps six."""
+    """At w = 1e-4 in float32, (y - x0)/w has three correct digits, the form of the library six."""
     form = dgjax.preconditioned(0.5)
     w, y = 1e-4, np.linspace(-1, 1, 9)
     out = np.cos(5 * y)
@@ -185,7 +185,7 @@ def test_preconditioned_noise_does_not_cancel_in_float32(float32):
 
 
 def test_velocity_network_is_used_as_it_is_where_alpha_vanishes():
-    """At t near 1 of the rectified flow, f is -1e8 and the velocity still is the network's."""
+    """Near t = 1 of the rectified flow f is -1e8, and the velocity is still the network output."""
     model = dgjax.field(
         lambda x, t, cond: jnp.sin(x),
         dgjax.rectified_flow(),
@@ -202,7 +202,7 @@ def test_velocity_network_is_used_as_it_is_where_alpha_vanishes():
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("shape", [(), (1,), (3, 3)])
 def test_an_output_of_another_shape_is_refused(way, shape):
-    """All of these would broadcast, to a pair of the right shape for some parametrizations."""
+    """These shapes would broadcast, for some parametrizations to a pair of the right shape."""
 
     def network(x, t, cond):
         return jnp.broadcast_to(x[0], shape)

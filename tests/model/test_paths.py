@@ -1,4 +1,4 @@
-"""Paths against formulas written anew, and everything derived from them."""
+"""Paths and derived quantities against formulas written independently."""
 
 import chex
 import jax
@@ -31,7 +31,7 @@ FORMULAS = {
 }
 
 
-# All of one length: one compilation a path.
+# All have one length, for one compilation per path.
 LEVELS = np.linspace(-2 * np.log(W_MIN), -2 * np.log(W_MAX), 9)
 WIDE = np.linspace(14.0, -6.3, 9)
 
@@ -76,7 +76,7 @@ def test_the_numbers_of_a_path_are_used(path, alpha, sigma):
 
 
 def test_derivatives_f_and_g2_are_those_of_the_formulas(span):
-    """Central differences of the formulas, good to about nine digits."""
+    """Return central differences of the formulas, accurate to about nine digits."""
     t = np.asarray(times(span.path, LEVELS))
     h = 1e-5 * np.minimum(t, 1 - t) if span.t_max < 1 else 1e-5 * t
     alpha, sigma = FORMULAS[span.name]
@@ -133,7 +133,7 @@ def test_time_has_the_gradient_of_an_inverse(span):
 
 
 def test_float32_loses_nothing_near_the_ends(span, float32):
-    """Errors in sigma and alpha of a few units in the last place of t or of the value itself."""
+    """Errors in sigma and alpha are a few units in the last place of t or of the value itself."""
     path = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), span.path)
     levels = np.concatenate([np.linspace(14, 7, 5), np.linspace(-5, -6.3, 4)])
     t = times(path, levels.astype(np.float32))
@@ -142,14 +142,14 @@ def test_float32_loses_nothing_near_the_ends(span, float32):
     alpha, sigma = FORMULAS[span.name]
     exact = np.asarray(t, np.float64)
     eps = np.finfo(np.float32).eps
-    # 1 - alpha^2 in the formulas cancels, but in float64.
+    # 1 - alpha^2 loses digits in the formulas, except in float64.
     np.testing.assert_allclose(c.sigma, sigma(exact), rtol=20 * eps)
     np.testing.assert_allclose(c.alpha, alpha(exact), rtol=8 * eps, atol=2 * eps)
-    # The time asked for is found up to the rounding of t and of the level.
+    # The time is accurate up to the rounding of t and of the log-SNR.
     found = 2 * np.log(alpha(exact) / sigma(exact))
     allowed = eps * (np.abs(levels) + np.abs(c.dlogsnr) * exact + 1 / alpha(exact))
     assert (np.abs(found - levels) < 10 * allowed).all()
-    # g2 stays positive and right where sigma is small.
+    # g2 is positive and accurate where sigma is small.
     slow = (sigma(exact * 1.0001) ** 2 - sigma(exact * 0.9999) ** 2) / (2e-4 * exact)
     f = (np.log(alpha(exact * 1.0001)) - np.log(alpha(exact * 0.9999))) / (2e-4 * exact)
     near = levels > 0
@@ -206,14 +206,14 @@ def test_a_custom_path_that_does_not_grow_is_refused(alpha, sigma):
 
 
 def test_a_custom_path_equals_the_named_one():
-    """Bisection finds what the closed form of `vp` gives, at both ends and in between."""
+    """Bisection agrees with the closed form of `vp`, at both ends and in between."""
     named = dgjax.vp()
     path = dgjax.custom(lambda t: named.alpha(t), lambda t: named.sigma(t))
     np.testing.assert_allclose(times(path, WIDE), times(named, WIDE), rtol=1e-12)
 
 
 def test_a_custom_path_is_inverted_at_the_far_noise_end_in_float32(float32):
-    """sigma/alpha from 3e3 to 2e5, where the angle of the two is pi/2 to all but a few bits."""
+    """sigma/alpha goes from 3e3 to 2e5, where their angle differs from pi/2 by few bits."""
     path = dgjax.custom(lambda t: jnp.exp(-t), lambda t: t, 0.0, 12.0)
     levels = np.array([-16.0, -20.0, -24.0])
     t = np.asarray([path.time(level) for level in levels], np.float64)
@@ -224,7 +224,7 @@ def test_a_custom_path_is_inverted_at_the_far_noise_end_in_float32(float32):
 
 
 def test_paths_of_different_classes_differ_in_structure(spans):
-    """Equal structures of one number of leaves would share a trace, and a wrong result."""
+    """Paths of equal structure would share a trace, which would give wrong results."""
     structures = [jax.tree.structure(span.path) for span in spans.values()]
     named = dict(zip(spans, structures, strict=True))
     assert named.pop("edm7") == named["edm"]

@@ -1,4 +1,4 @@
-"""Prior guidance: norms, chi quantiles, and what they do to the prior's log-density."""
+"""Prior guidance: norms, chi quantiles, and their effect on the prior log-density."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ from scipy import special, stats
 
 import dgjax
 from dgjax.model.parametrization import NoisePrediction
+from dgjax.model.prior import chi_quantile
 
 SHAPE = (3, 8)
 SIZE = 24
@@ -47,26 +48,26 @@ def test_with_norm_keeps_the_direction(model, draws):
 
 @pytest.mark.parametrize("size", [1, 24, 784, 196_608])
 def test_chi_quantile_inverts_the_chi_law(size):
-    """P(|z| <= r) is the regularised incomplete gamma function of (D/2, r^2/2)."""
+    """P(|z| <= r) is the regularized incomplete gamma function of (D/2, r^2/2)."""
     q = jnp.array([0.001, 0.3, 0.5, 0.99])
-    r = jax.jit(jax.vmap(lambda q: dgjax.chi_quantile(q, size)))(q)
+    r = jax.jit(jax.vmap(lambda q: chi_quantile(q, size)))(q)
     np.testing.assert_allclose(special.gammainc(size / 2, r**2 / 2), q, rtol=1e-8)
 
 
 @pytest.mark.parametrize("quantile", [0.1, 0.5, 0.9])
 def test_quantile_is_that_of_the_priors_log_density(model, draws, quantile):
-    """The guided latent's log p_T exceeds that of a share `quantile` of all latents."""
+    """The log p_T of the guided latent exceeds that of a fraction `quantile` of all latents."""
     log_prior = jax.jit(jax.vmap(lambda x: dgjax.log_prior(model, x)))
     guide = jax.jit(jax.vmap(lambda x: dgjax.prior_guidance(model, x, quantile)))
     reached = log_prior(guide(draws[:8]))
-    np.testing.assert_allclose(reached, reached[0], rtol=1e-12)  # whatever the latent
+    np.testing.assert_allclose(reached, reached[0], rtol=1e-12)  # for every latent
     ordinary = np.asarray(log_prior(draws))
     share = np.mean(ordinary < float(reached[0]))
     assert abs(share - quantile) < 4 * np.sqrt(quantile * (1 - quantile) / len(draws))
 
 
 def test_log_prior_is_that_of_the_norm(model, draws):
-    """log N(x; 0, sigma^2 I) written with the norm r: what a chosen norm costs, in nats."""
+    """The prior log-density is log N(x; 0, sigma^2 I), written with the norm r."""
     sigma = model.path.sigma(model.t_max)
     for r in (2.0, 5.0, 8.0):
         reached = dgjax.log_prior(model, dgjax.with_norm(model, draws[0], r))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dgjax.checkpoints.checkpoint import from_named, to_named
+from dgjax.checkpoints.arrays import from_named, to_named
 from dgjax.checkpoints.spec import build_network
 from dgjax.networks import MLP, UNet
 from dgjax.networks.unet import fold, unfold

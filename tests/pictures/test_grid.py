@@ -1,14 +1,13 @@
-"""Pictures show the samples that they are given, at the places that they are given for."""
+"""Figures show the levels that they are given, in the right rows and columns."""
 
 import numpy as np
 import pytest
 
 from dgjax.pictures.grid import image_grid
-from dgjax.pictures.pixels import to_uint8
 
 
 def pictures(rows, columns, channels=1):
-    return np.random.default_rng(0).uniform(-1, 1, (rows, columns, 4, 5, channels))
+    return np.random.default_rng(0).integers(0, 256, (rows, columns, 4, 5, channels), np.uint8)
 
 
 def place(axes):
@@ -19,25 +18,22 @@ def place(axes):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_sample_stands_in_its_row_and_column(channels):
-    x = pictures(3, 2, channels)
-    figure = image_grid(x, ["a", "b", "c"])
+    levels = pictures(3, 2, channels)
+    figure = image_grid(levels, ["a", "b", "c"])
     axes = sorted(figure.axes, key=place)
     shown = [np.asarray(a.images[0].get_array()).reshape(4, 5, channels) for a in axes]
-    np.testing.assert_array_equal(np.stack(shown).reshape(x.shape), to_uint8(x))
+    np.testing.assert_array_equal(np.stack(shown).reshape(levels.shape), levels)
     # Grey values are not stretched to each picture's own range.
     assert all(a.images[0].get_clim() == (0, 255) for a in axes)
 
 
-def test_the_data_range_is_black_to_white():
-    x = np.array([0.0, 0.5, 1.0, 2.0]).reshape(1, 1, 2, 2, 1)
-    figure = image_grid(x, ["a"], data_range=(0.0, 1.0))
-    shown = np.asarray(figure.axes[0].images[0].get_array())
-    np.testing.assert_array_equal(shown, [[0, 128], [255, 255]])
-
-
 def test_labels_stand_beside_their_rows_and_above_their_columns():
     figure = image_grid(
-        pictures(3, 2), ["a", "b", "c"], columns=["left", "right"], title="top", caption="foot"
+        pictures(3, 2),
+        ["a", "b", "c"],
+        column_labels=["left", "right"],
+        title="top",
+        caption="foot",
     )
     at = {t.get_text(): np.array(t.get_position()) for t in figure.texts}
     boxes = [a.get_position() for a in sorted(figure.axes, key=place)]
@@ -72,3 +68,8 @@ def test_no_picture_lies_on_another_or_off_the_page():
 def test_other_shapes_are_refused(x, rows):
     with pytest.raises(ValueError, match="expected images"):
         image_grid(x, rows)
+
+
+def test_samples_that_are_not_quantized_are_refused():
+    with pytest.raises(ValueError, match="must be uint8, got float64"):
+        image_grid(pictures(1, 1) / 255, ["a"])

@@ -9,9 +9,9 @@ import numpy as np
 from dgjax.checkpoints.spec import build_network
 from dgjax.devices.sharding import device_mesh
 from dgjax.training import TrainConfig
+from dgjax.training.components import create_state, jit_train_step, model_shapes, state_shapes
+from dgjax.training.data_parallel import global_batch, state_shardings, to_host
 from dgjax.training.pipeline import HostBatch
-from dgjax.training.placement import bring, on_host, shardings
-from dgjax.training.setup import compile_step, fresh_state, model_shapes, state_shapes
 
 STEPS = 4
 KIND = re.compile(r"f32\[([\d,]*)\]")
@@ -47,7 +47,7 @@ def config(**execution):
             "data": {"dataset": "npz", "sigma_data": 0.5, "path": "none"},
             "steps": 100,
             "batch": 16,
-            "adaptive": {"bins": 4, "patience": 1},
+            "importance_sampling": {"bins": 4, "patience": 1},
             "label_dropout": 0.3,
             "optimiser": {"warmup": 2},
             "execution": execution,
@@ -58,16 +58,16 @@ def config(**execution):
 def train(devices, **execution):
     """Losses, final state, compiled text and what of the state is cut."""
     chosen, mesh = config(**execution), device_mesh(jax.devices()[:devices])
-    where = shardings(state_shapes(chosen), mesh, chosen.execution.parameters)
-    state = fresh_state(chosen, where)
+    where = state_shardings(state_shapes(chosen), mesh, chosen.execution.parameters)
+    state = create_state(chosen, where)
     drawn = build_network(chosen.model, chosen.seed)
-    apart = jax.tree.map(lambda a, b: np.abs(a - b).max(), on_host(state.network), drawn)
+    apart = jax.tree.map(lambda a, b: np.abs(a - b).max(), to_host(state.network), drawn)
     del drawn
-    step = compile_step(chosen, model_shapes(chosen), mesh, where)
+    step = jit_train_step(chosen, model_shapes(chosen), mesh, where)
     key, losses, rng = jax.random.key(0), [], np.random.default_rng(0)
     for i in range(STEPS):
         data = rng.normal(size=(16, 8, 8, 1)).astype(np.float32)
-        batch = bring(HostBatch(data, np.arange(16, dtype=np.int32) % 3), mesh)
+        batch = global_batch(HostBatch(data, np.arange(16, dtype=np.int32) % 3), mesh)
         arguments = (state, batch, jax.random.fold_in(key, i))
         if i == 0:
             step = step.lower(*arguments).compile()
@@ -86,7 +86,7 @@ def train(devices, **execution):
         "apart": max(map(float, jax.tree.leaves(apart))),
         "share_of_moments": [leaf.addressable_shards[0].data.size / leaf.size for leaf in moments],
         "state": [
-            np.asarray(a, np.float64).ravel().tolist() for a in jax.tree.leaves(on_host(state))
+            np.asarray(a, np.float64).ravel().tolist() for a in jax.tree.leaves(to_host(state))
         ],
         "large": [list(a.shape) for a in jax.tree.leaves(state.network) if a.size >= 2**12],
     }

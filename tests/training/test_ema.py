@@ -8,9 +8,10 @@ import pytest
 import scipy.integrate
 from typer.testing import CliRunner
 
-from dgjax.checkpoints.checkpoint import load, to_named
+from dgjax.checkpoints.arrays import to_named
+from dgjax.checkpoints.checkpoint import load
 from dgjax.cli import app
-from dgjax.training import TrainConfig, averages, ema, export, fit, load_config, loop
+from dgjax.training import TrainConfig, ema, ema_snapshots, export, fit, load_config, loop
 
 WIDTHS = (0.05, 0.1)
 STEPS = 320
@@ -49,7 +50,7 @@ def snapshots(walk):
     for step, weights in enumerate(walk, start=1):
         gammas = map(ema.exponent, WIDTHS)
         now = [ema.update(a, weights, step, g) for a, g in zip(now, gammas, strict=True)]
-        if step in averages.snapshot_steps(STEPS, 32):
+        if step in ema_snapshots.snapshot_steps(STEPS, 32):
             kept[step] = [np.asarray(a) for a in now]
     return kept
 
@@ -71,7 +72,7 @@ def test_inner_products_are_those_of_quadrature(step, gamma, other, delta):
 
 @pytest.mark.parametrize("index", [0, 17, 40, 63])
 def test_a_stored_average_is_made_of_itself_alone(index):
-    steps, gammas = stored(averages.snapshot_steps(3500, 32))
+    steps, gammas = stored(ema_snapshots.snapshot_steps(3500, 32))
     found = ema.combine(steps, gammas, steps[index], gammas[index])
     np.testing.assert_allclose(found.coefficients, np.eye(64)[index], atol=1e-9)
     assert found.error < 1e-6
@@ -79,7 +80,7 @@ def test_a_stored_average_is_made_of_itself_alone(index):
 
 @pytest.mark.parametrize(("step", "width"), [(100, 0.07), (93, 0.15), (100, 0.02)])
 def test_no_other_combination_is_nearer(step, width):
-    steps, gammas = stored(averages.snapshot_steps(100, 20))
+    steps, gammas = stored(ema_snapshots.snapshot_steps(100, 20))
     tau = (np.arange(40000) + 0.5) / 400
     rows = np.stack([profile(tau, t, g) for t, g in zip(steps, gammas, strict=True)])
     asked = profile(tau, step, ema.exponent(width))
@@ -94,7 +95,7 @@ def test_no_other_combination_is_nearer(step, width):
 
 
 def test_coefficients_depend_on_ratios_of_steps_only_and_do_not_overflow():
-    steps, gammas = stored(averages.snapshot_steps(320, 16), (0.005, 0.01))
+    steps, gammas = stored(ema_snapshots.snapshot_steps(320, 16), (0.005, 0.01))
     near = ema.combine(steps, gammas, 320, ema.exponent(0.007))
     far = ema.combine(steps * 10_000_000, gammas, 3_200_000_000, ema.exponent(0.007))
     assert max(gammas) > 190
@@ -104,7 +105,7 @@ def test_coefficients_depend_on_ratios_of_steps_only_and_do_not_overflow():
 def test_more_snapshots_are_nearer():
     errors = []
     for count in (8, 16, 32, 64):
-        steps, gammas = stored(averages.snapshot_steps(6400, count))
+        steps, gammas = stored(ema_snapshots.snapshot_steps(6400, count))
         errors.append(ema.combine(steps, gammas, 6400, ema.exponent(0.07)).error)
     np.testing.assert_array_less(errors, [2e-2, 5e-3, 1.2e-3, 3e-4])
     assert (np.diff(np.log2(errors)) < -1.5).all()
@@ -157,10 +158,12 @@ def test_the_combination_is_near_the_average_of_the_whole_sequence(
 
 def test_half_precision_files_keep_the_average(walk, snapshots, tmp_path):
     for step, (narrow, wide) in snapshots.items():
-        averages.store(tmp_path, step, [{"w": jnp.asarray(narrow)}, {"w": jnp.asarray(wide)}])
+        ema_snapshots.write_snapshot(
+            tmp_path, step, [{"w": jnp.asarray(narrow)}, {"w": jnp.asarray(wide)}]
+        )
     assert sorted(f.name for f in tmp_path.iterdir()) == sorted(f"{s}.npz" for s in snapshots)
-    chosen = averages.recipe(tmp_path, WIDTHS, 0.07)
-    made = averages.mix(tmp_path, chosen, {"w": jnp.zeros(50)})["w"]
+    chosen = ema_snapshots.plan_reconstruction(tmp_path, WIDTHS, 0.07)
+    made = ema_snapshots.reconstruct(tmp_path, chosen, {"w": jnp.zeros(50)})["w"]
     exact = direct(walk, 0.07, STEPS)
     # float16 rounds by 2^-11 at most; the coefficients, of norm 0.9, add up less than that.
     assert np.abs(made - exact).max() < 2**-11 * np.abs(walk).max()
@@ -170,7 +173,7 @@ def test_half_precision_files_keep_the_average(walk, snapshots, tmp_path):
 
 @pytest.mark.parametrize(("steps", "count"), [(320, 32), (3500, 32), (24, 7), (5, 32), (1, 1)])
 def test_snapshots_are_spread_evenly_up_to_the_end(steps, count):
-    places = sorted(averages.snapshot_steps(steps, count))
+    places = sorted(ema_snapshots.snapshot_steps(steps, count))
     assert len(places) == min(steps, count)
     assert places[-1] == steps
     gaps = np.diff([0, *places])
@@ -178,33 +181,35 @@ def test_snapshots_are_spread_evenly_up_to_the_end(steps, count):
 
 
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
-    def savez(file, **arrays):
-        file.write_bytes(b"half")
+    def savez(stream, **arrays):
+        stream.write(b"half")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(np, "savez", savez)
-    with pytest.raises(ValueError, match="cannot write the averages of step 3: No space left"):
-        averages.store(tmp_path / "averages", 3, [{"w": jnp.zeros(2)}])
+    with pytest.raises(ValueError, match=r"cannot write to .*3\.npz: No space left"):
+        ema_snapshots.write_snapshot(tmp_path / "averages", 3, [{"w": jnp.zeros(2)}])
     assert list((tmp_path / "averages").iterdir()) == []
 
 
 def test_snapshots_that_do_not_serve_are_refused(tmp_path):
     like = {"w": jnp.zeros(2)}
     with pytest.raises(ValueError, match="holds no averages yet"):
-        averages.recipe(tmp_path, WIDTHS, 0.07)
-    for step in averages.snapshot_steps(100, 16):
-        averages.store(tmp_path, step, [like, like])
-    with pytest.raises(ValueError, match=r"width 0.01 at step 100 cannot be made.*ema_snapshots"):
-        averages.recipe(tmp_path, WIDTHS, 0.01)
-    chosen = averages.recipe(tmp_path, WIDTHS, 0.07)
+        ema_snapshots.plan_reconstruction(tmp_path, WIDTHS, 0.07)
+    for step in ema_snapshots.snapshot_steps(100, 16):
+        ema_snapshots.write_snapshot(tmp_path, step, [like, like])
+    with pytest.raises(
+        ValueError, match=r"width 0.01 at step 100 cannot be reconstructed.*ema_snapshots"
+    ):
+        ema_snapshots.plan_reconstruction(tmp_path, WIDTHS, 0.01)
+    chosen = ema_snapshots.plan_reconstruction(tmp_path, WIDTHS, 0.07)
     with pytest.raises(ValueError, match="'w' has shape"):
-        averages.mix(tmp_path, chosen, {"w": jnp.zeros(3)})
-    averages.store(tmp_path, 50, [like, {"w": jnp.array([0.0, 1e6])}])
+        ema_snapshots.reconstruct(tmp_path, chosen, {"w": jnp.zeros(3)})
+    ema_snapshots.write_snapshot(tmp_path, 50, [like, {"w": jnp.array([0.0, 1e6])}])
     with pytest.raises(ValueError, match=r"1.w in .*50.npz is not finite"):
-        averages.mix(tmp_path, chosen, like)
+        ema_snapshots.reconstruct(tmp_path, chosen, like)
     (tmp_path / "50.npz").write_bytes((tmp_path / "100.npz").read_bytes()[:-30])
     with pytest.raises(ValueError, match=r"50.npz cannot be read"):
-        averages.mix(tmp_path, chosen, like)
+        ema_snapshots.reconstruct(tmp_path, chosen, like)
 
 
 # Runs
@@ -228,7 +233,7 @@ sigma_data = 1.0
 path = "PATH"
 [records]
 save_every = 10
-watch_every = 0
+validate_every = 0
 """
 
 
@@ -251,9 +256,9 @@ def test_a_killed_run_goes_on_to_the_very_same_averages(config, run, tmp_path, m
     def killed(folder, step, now):
         if step == 20:  # of a snapshot and of a checkpoint
             raise KeyboardInterrupt
-        averages.store(folder, step, now)
+        ema_snapshots.write_snapshot(folder, step, now)
 
-    monkeypatch.setattr(loop, "store", killed)
+    monkeypatch.setattr(loop, "write_snapshot", killed)
     with pytest.raises(KeyboardInterrupt):
         fit(load_config(config), tmp_path, progress=False)
     monkeypatch.undo()
@@ -304,7 +309,7 @@ def test_export_takes_an_earlier_step(run, tmp_path):
     ("asked", "message"),
     [
         ({"width": 0.5}, "ema: width must be in"),
-        ({"width": 0.01}, "cannot be made"),
+        ({"width": 0.01}, "cannot be reconstructed"),
         ({"step": 25}, "last stored, 24; got 25"),
         ({"step": 13}, "stored step .the nearest is 12"),
     ],

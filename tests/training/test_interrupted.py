@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from orbax.checkpoint import CheckpointManager
 
-from dgjax.checkpoints.checkpoint import read_arrays
+from dgjax.checkpoints.orbax_folder import read_arrays
 from dgjax.training import fit, load_config
-from dgjax.training.records import recorder
-from dgjax.training.run import checkpoints
+from dgjax.training.checkpointing import open_checkpoints
+from dgjax.training.recorder import open_recorder
+from dgjax.training.sections import Records
 from dgjax.training.step import TrainState
-from dgjax.training.tables import Records
 
 CONFIG = """
 steps = 60
@@ -29,7 +29,7 @@ path = { kind = "edm" }
 parametrization = { kind = "preconditioned", sigma_data = 1.0 }
 t_min = 0.02
 t_max = 80.0
-[adaptive]
+[importance_sampling]
 bins = 4
 patience = 1
 [data]
@@ -40,7 +40,7 @@ path = "PATH"
 [records]
 save_every = 5
 log_every = 1
-watch_every = 0
+validate_every = 0
 """
 
 
@@ -56,7 +56,7 @@ def config(tmp_path_factory):
 # Before its last step it waits, so that it cannot finish before it is killed.
 HELD = """
 import time
-from dgjax.training.records import Recorder
+from dgjax.training.recorder import Recorder
 scalars = Recorder.scalars
 def held(self, step, values):
     scalars(self, step, values)
@@ -152,14 +152,14 @@ def test_no_room_is_one_clear_line_and_what_was_saved_stays(config, tmp_path):
         np.testing.assert_array_equal(value, kept[name], err_msg=name)
 
 
-def test_a_truncated_checkpoint_is_named_with_its_mend(config, tmp_path):
+def test_a_truncated_checkpoint_is_named_with_its_fix(config, tmp_path):
     fit(load_config(config), tmp_path, progress=False)
     folder = tmp_path / "checkpoints/60"
     data = [f for f in folder.rglob("*") if f.is_file() and f.parent.name == "d"]
     assert data
     for file in data:
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(ValueError, match=rf"damaged.*delete {folder} to go on from step 55"):
+    with pytest.raises(ValueError, match=rf"damaged.*delete {folder} to resume from step 55"):
         fit(load_config(config), tmp_path, progress=False)
 
 
@@ -170,7 +170,7 @@ def test_the_error_that_ends_a_run_comes_through_and_what_is_open_is_closed(tmp_
     state = TrainState(np.array(5), noise, (), ())
 
     def save_and(then):
-        with small_files(), checkpoints(tmp_path, Records()) as save:
+        with small_files(), open_checkpoints(tmp_path, Records()) as save:
             save(state)  # in the background
             then()
 
@@ -187,7 +187,7 @@ def test_the_error_that_ends_a_run_comes_through_and_what_is_open_is_closed(tmp_
 
 def test_records_explain_their_own_errors_only(tmp_path):
     def recorded(write):
-        with recorder(tmp_path, 0) as record:
+        with open_recorder(tmp_path, 0) as record:
             write(record)
 
     def scalars(record):

@@ -9,17 +9,17 @@ import pytest
 from flax import nnx
 
 from dgjax.checkpoints.spec import build
-from dgjax.data.dataset import Dataset
+from dgjax.data.dataset import Dataset, UncroppedImages
 from dgjax.model.closed_form import closed_form, gaussian
 from dgjax.model.paths import edm
 from dgjax.networks import MLP, UNet
 from dgjax.training import TrainConfig
-from dgjax.training.adaptation import Adaptive, Fixed, Histogram
-from dgjax.training.levels import LogNormal, UniformLogSNR, lattice
+from dgjax.training.components import check_data, make_augment
+from dgjax.training.importance_sampling import DirectSampling, ImportanceSampling, LossHistogram
 from dgjax.training.loss import EDMWeighting, LikelihoodWeighting, SigmoidWeighting
-from dgjax.training.pipeline import Augment, batches
+from dgjax.training.noise_distribution import LogNormal, UniformLogSNR, low_discrepancy_draw
+from dgjax.training.pipeline import Augment, training_batches
 from dgjax.training.precision import in_precision
-from dgjax.training.setup import check_data, make_augment
 from dgjax.training.step import Batch, LabelDropout, Objective
 
 VARIANCES = np.array([1.0, 0.04, 0.3])
@@ -33,7 +33,7 @@ def test_density_is_that_of_the_quantile_function(levels):
     density = np.asarray(levels.density(jnp.asarray(grid)))
     mass = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)])
     mass *= np.log(grid[1] / grid[0])
-    w = np.sort(np.asarray(levels((jnp.arange(20000) + 0.5) / 20000)))
+    w = np.sort(np.asarray(levels.quantile((jnp.arange(20000) + 0.5) / 20000)))
     below = np.searchsorted(w, grid) / w.size
     np.testing.assert_allclose(mass, below, atol=2e-3)
 
@@ -46,8 +46,8 @@ def expected(levels, weighting, importance_of=None, key=jax.random.key(0), n=64)
 
     def one(key):
         data = jax.random.normal(jax.random.fold_in(key, 9), (256, 3)) * jnp.sqrt(VARIANCES)
-        sampled = objective.sample(levels_state, Batch(data), key)
-        return jnp.mean(sampled.importance * objective.losses(model, sampled))
+        inputs = objective.draw(levels_state, Batch(data), key)
+        return jnp.mean(inputs.importance * objective.losses(model, inputs))
 
     values = jax.lax.map(one, jax.random.split(key, n))
     return float(values.mean()), float(values.std() / np.sqrt(n))
@@ -57,7 +57,7 @@ def expected(levels, weighting, importance_of=None, key=jax.random.key(0), n=64)
 def test_likelihood_weighting_gives_the_integral_whatever_the_levels(levels):
     """The integral of mean s^2/(w^2 + s^2) d log w is half the log of (1 + s^2/w^2) at its ends."""
     exact = np.mean(np.log((1 + VARIANCES / 0.05**2) / (1 + VARIANCES / 5.0**2)) / 2)
-    mean, error = expected(Fixed(levels), LikelihoodWeighting())
+    mean, error = expected(DirectSampling(levels), LikelihoodWeighting())
     assert error < 0.03 * exact
     assert abs(mean - exact) < 4 * error
 
@@ -73,10 +73,10 @@ def test_sigmoid_weighting_is_the_likelihood_weighting_where_the_noise_is_strong
 
 
 def learnt(adaptive, loss_of):
-    """The state after losses at levels drawn by it, and those levels' shares."""
+    """The state after losses at levels drawn by it, and those levels' importance weights."""
 
     def step(state, key):
-        w, importance = adaptive.draw(state, lattice(key, 64))
+        w, importance = adaptive.draw(state, low_discrepancy_draw(key, 64))
         return adaptive.update(state, w, loss_of(w)), (w, importance)
 
     keys = jax.random.split(jax.random.key(0), 200)
@@ -84,12 +84,12 @@ def learnt(adaptive, loss_of):
 
 
 def test_adapted_levels_are_drawn_as_the_root_mean_square_loss_says():
-    adaptive = Adaptive(UniformLogSNR(0.1, 10.0), bins=4, floor=0.2)
+    adaptive = ImportanceSampling(UniformLogSNR(0.1, 10.0), bins=4, floor=0.2)
     edges = np.geomspace(0.1, 10.0, 5)
     heights = jnp.array([1.0, 4.0, 0.5, 2.0])
     state, _ = learnt(adaptive, lambda w: heights[jnp.clip(jnp.searchsorted(edges, w) - 1, 0, 3)])
     wanted = 0.2 / 4 + 0.8 * np.asarray(heights) / 7.5
-    np.testing.assert_allclose(adaptive.shares(state), wanted, rtol=1e-3)
+    np.testing.assert_allclose(adaptive.probabilities(state), wanted, rtol=1e-3)
     w, importance = adaptive.draw(state, (jnp.arange(10000) + 0.5) / 10000)
     found = np.histogram(w, edges)[0] / 10000
     np.testing.assert_allclose(found, wanted, atol=2e-3)
@@ -99,25 +99,25 @@ def test_adapted_levels_are_drawn_as_the_root_mean_square_loss_says():
 
 
 def test_nothing_is_adapted_until_every_bin_has_been_seen():
-    adaptive = Adaptive(LogNormal(), bins=8, patience=5)
-    early = Histogram(jnp.linspace(1, 9, 8), jnp.array([9.0] * 7 + [4.0]))
-    late = Histogram(early.mean_square, early.seen.at[-1].set(5.0))
-    plain = adaptive.shares(adaptive.init())
-    np.testing.assert_array_equal(adaptive.shares(early), plain)
-    assert (np.asarray(adaptive.shares(late)) != np.asarray(plain)).all()
+    adaptive = ImportanceSampling(LogNormal(), bins=8, patience=5)
+    early = LossHistogram(jnp.linspace(1, 9, 8), jnp.array([9.0] * 7 + [4.0]))
+    late = LossHistogram(early.mean_square, early.seen.at[-1].set(5.0))
+    plain = adaptive.probabilities(adaptive.init())
+    np.testing.assert_array_equal(adaptive.probabilities(early), plain)
+    assert (np.asarray(adaptive.probabilities(late)) != np.asarray(plain)).all()
 
 
 @pytest.mark.parametrize("weighting", [EDMWeighting(0.5), LikelihoodWeighting()])
 def test_adaptation_changes_the_variance_and_not_the_expectation(weighting):
     levels = LogNormal(low=0.05, high=5.0)
-    adaptive = Adaptive(levels, bins=32, floor=0.2)
+    adaptive = ImportanceSampling(levels, bins=32, floor=0.2)
     model_loss = lambda w: (
         weighting(w, levels.density(w))
         * jnp.mean(w[:, None] ** 2 * VARIANCES / (w[:, None] ** 2 + VARIANCES), axis=1)
     )
     state, _ = learnt(adaptive, model_loss)
-    assert np.ptp(np.asarray(adaptive.shares(state))) > 0.01
-    plain, plain_error = expected(Fixed(levels), weighting)
+    assert np.ptp(np.asarray(adaptive.probabilities(state))) > 0.01
+    plain, plain_error = expected(DirectSampling(levels), weighting)
     adapted, error = expected(adaptive, weighting, importance_of=state)
     assert abs(adapted - plain) < 4 * np.hypot(error, plain_error)
 
@@ -126,10 +126,10 @@ def test_likelihood_weighting_varies_less_with_adapted_levels():
     levels = UniformLogSNR(0.01, 80.0)
     u = jax.random.uniform(jax.random.key(1), (20000,))
     loss = lambda w: LikelihoodWeighting()(w, levels.density(w)) * w**2 * 0.1 / (w**2 + 0.1)
-    adaptive = Adaptive(levels, bins=48)
+    adaptive = ImportanceSampling(levels, bins=48)
     state, _ = learnt(adaptive, loss)
     w, importance = adaptive.draw(state, u)
-    fixed = np.asarray(loss(levels(u)))
+    fixed = np.asarray(loss(levels.quantile(u)))
     adapted = np.asarray(importance * loss(w))
     np.testing.assert_allclose(adapted.mean(), fixed.mean(), rtol=0.03)
     assert adapted.std() < 0.6 * fixed.std()
@@ -137,8 +137,8 @@ def test_likelihood_weighting_varies_less_with_adapted_levels():
 
 @pytest.mark.parametrize("change", [{"bins": 1}, {"floor": 0.0}, {"memory": 0.5}])
 def test_adaptations_out_of_range_are_refused(change):
-    with pytest.raises(ValueError, match="adaptive: bins of at least 2"):
-        Adaptive(LogNormal(), **change)
+    with pytest.raises(ValueError, match="importance_sampling: bins must be at least 2"):
+        ImportanceSampling(LogNormal(), **change)
 
 
 # Networks in training
@@ -173,7 +173,7 @@ def test_mirrored_images_are_mirrored_and_say_so():
     values = np.random.default_rng(0).normal(size=(10, 4, 4, 1)).astype(np.float32)
     data = Dataset(values, 1.0, 0.0, (-1.0, 1.0), np.arange(10), "none")
     augment = Augment(0.5, frozenset({"labels", "augmentations"}))
-    batch = next(batches(data, augment, batch=400, seed=0, start=0))
+    batch = next(training_batches(data, augment, batch=400, seed=0, start=0))
     mirrored = batch.augmentations == 0
     assert 150 < mirrored.sum() < 250
     assert set(batch.augmentations[~mirrored]) == {1}  # none
@@ -181,11 +181,13 @@ def test_mirrored_images_are_mirrored_and_say_so():
         np.testing.assert_array_equal(x, values[label][:, ::-1] if flipped else values[label])
 
 
-def test_rows_of_a_batch_are_the_same_wherever_they_are_made():
-    values = np.random.default_rng(0).normal(size=(10, 4, 4, 1)).astype(np.float32)
+@pytest.mark.parametrize("cropped", [False, True])
+def test_rows_of_a_batch_are_the_same_wherever_they_are_made(cropped):
+    values = np.random.default_rng(0).normal(size=(10, 4, 50, 1)).astype(np.float32)
+    values = UncroppedImages(list(values), (4, 4, 1)) if cropped else values[:, :, :4]
     data = Dataset(values, 1.0, 0.0, (-1.0, 1.0), np.arange(10), "none")
     augment = Augment(0.5, frozenset({"labels"}))
-    make = lambda rows: next(batches(data, augment, batch=8, seed=0, start=3, rows=rows))
+    make = lambda rows: next(training_batches(data, augment, batch=8, seed=0, start=3, rows=rows))
     whole, first, second = make(slice(None)), make(slice(0, 4)), make(slice(4, 8))
     for one, *parts in zip(whole[:2], first[:2], second[:2], strict=True):
         np.testing.assert_array_equal(one, np.concatenate(parts))
@@ -201,14 +203,14 @@ def test_labels_keys_and_augmentations_reach_the_network():
     base = build(config().model)
     model = replace(base, network=Spy())
     drop = LabelDropout(0.5, 3)
-    objective = Objective(Fixed(LogNormal()), EDMWeighting(1.0), drop, dropout=True)
+    objective = Objective(DirectSampling(LogNormal()), EDMWeighting(1.0), drop, dropout=True)
     ones = jnp.ones(8, jnp.int32)
     batch = Batch(jnp.ones((8, 4, 4, 1)), ones, 1 - ones)
-    sampled = objective.sample((), batch, jax.random.key(0))
-    assert set(np.asarray(sampled.labels).tolist()) == {1, 3}
-    objective.losses(model, sampled)
+    inputs = objective.draw((), batch, jax.random.key(0))
+    assert set(np.asarray(inputs.labels).tolist()) == {1, 3}
+    objective.losses(model, inputs)
     assert all(value is not None for value in seen.values())
-    assert len({tuple(k) for k in np.asarray(jax.random.key_data(sampled.extra["key"]))}) == 8
+    assert len({tuple(k) for k in np.asarray(jax.random.key_data(inputs.keywords["key"]))}) == 8
 
 
 @pytest.mark.parametrize(
@@ -276,8 +278,8 @@ def test_what_a_configuration_says_is_what_is_made():
     [
         ({"loss": {"kind": "likelihod"}}, "did you mean 'likelihood'"),
         ({"loss": {"kind": "sigmoid", "bais": 1.0}}, "did you mean 'bias'"),
-        ({"adaptive": {"bin": 3}}, "did you mean 'bins'"),
-        ({"adaptive": 3}, "adaptive must be a table"),
+        ({"importance_sampling": {"bin": 3}}, "did you mean 'bins'"),
+        ({"importance_sampling": 3}, "importance_sampling must be a section"),
         ({"execution": {"precision": "float16"}}, "'bfloat16'|is unknown"),
         ({"execution": {"parameters": "shard"}}, "did you mean 'sharded'"),
         ({"execution": {"accumulate": 0}}, "accumulate, threads and ahead"),

@@ -19,22 +19,23 @@ from flax import nnx
 from PIL import Image
 
 import dgjax
-from dgjax.checkpoints.checkpoint import load, to_named
+from dgjax.checkpoints.arrays import to_named
+from dgjax.checkpoints.checkpoint import load
 from dgjax.checkpoints.spec import ModelSpec
-from dgjax.data.config import Data
-from dgjax.data.load import load_dataset, read_idx
+from dgjax.data.data_config import DataConfig
+from dgjax.data.named_datasets import load_dataset, read_idx
 from dgjax.model.closed_form import closed_form, gaussian, kernel_density
 from dgjax.model.field import field, repath
 from dgjax.model.parametrization import NoisePrediction, VelocityPrediction, preconditioned
 from dgjax.networks import MLP, UNet
 from dgjax.training import TrainConfig, denoising_loss, ema, export, fit, load_config, loop
-from dgjax.training.adaptation import Adaptive, Fixed
-from dgjax.training.config import CONFIGS, TABLES, shipped_configs
-from dgjax.training.levels import LogNormal, UniformLogSNR, lattice
+from dgjax.training.checkpointing import is_finished
+from dgjax.training.config import CONFIGS, SECTIONS, shipped_configs
+from dgjax.training.data_parallel import global_batch
+from dgjax.training.importance_sampling import DirectSampling, ImportanceSampling
 from dgjax.training.loss import EDMWeighting
-from dgjax.training.pipeline import order
-from dgjax.training.placement import bring
-from dgjax.training.run import is_finished
+from dgjax.training.noise_distribution import LogNormal, UniformLogSNR, low_discrepancy_draw
+from dgjax.training.pipeline import batch_indices
 from dgjax.training.step import Batch, LabelDropout, Objective, initial_state, make_train_step
 
 COVARIANCE = np.array([[1.0, 0.6], [0.6, 0.5]])
@@ -62,7 +63,7 @@ def config(npz, **changes):
         "data": {"dataset": "npz", "sigma_data": 1.0, "path": str(npz)},
         "steps": 24,
         "batch": 32,
-        "records": {"save_every": 10, "log_every": 1, "watch_every": 0},
+        "records": {"save_every": 10, "log_every": 1, "validate_every": 0},
     }
     return TrainConfig.from_dict(values | changes)
 
@@ -119,7 +120,7 @@ def test_the_exact_denoiser_loses_the_posterior_variance_on_every_path():
 
 @pytest.mark.parametrize("levels", [LogNormal(uniform=0.0), LogNormal(), UniformLogSNR()])
 def test_levels_have_the_distribution_they_say(levels):
-    logs = np.log(levels((np.arange(20000) + 0.5) / 20000))
+    logs = np.log(levels.quantile((np.arange(20000) + 0.5) / 20000))
     low, high = np.log(levels.low), np.log(levels.high)
     at = np.linspace(low, high, 50)
     share = getattr(levels, "uniform", 1.0)
@@ -134,9 +135,9 @@ def test_levels_have_the_distribution_they_say(levels):
     assert high - 0.2 < logs.max() <= high + 1e-5
 
 
-def test_lattice_points_are_uniform_and_leave_smaller_gaps_than_independent_ones():
+def test_low_discrepancy_draws_are_uniform_and_leave_smaller_gaps_than_independent_ones():
     keys = jax.random.split(jax.random.key(0), 300)
-    points = np.asarray(jax.vmap(lambda k: lattice(k, 16))(keys))
+    points = np.asarray(jax.vmap(lambda k: low_discrepancy_draw(k, 16))(keys))
     assert scipy.stats.kstest(points[:, 3], "uniform").pvalue > 0.01
     independent = np.asarray(jax.random.uniform(jax.random.key(1), points.shape))
 
@@ -148,7 +149,7 @@ def test_lattice_points_are_uniform_and_leave_smaller_gaps_than_independent_ones
 
 @pytest.mark.parametrize("bad", [{"low": 0.0}, {"low": 90.0}, {"std": 0.0}, {"uniform": 1.0}])
 def test_levels_out_of_range_are_refused(bad):
-    with pytest.raises(ValueError, match="levels"):
+    with pytest.raises(ValueError, match="noise_distribution"):
         LogNormal(**bad)
 
 
@@ -183,7 +184,7 @@ def test_training_on_a_gaussian_finds_its_score(gaussian_npz, tmp_path):
     changes = {
         "steps": 1500,
         "batch": 128,
-        "records": {"log_every": 50, "save_every": 1500, "watch_every": 0},
+        "records": {"log_every": 50, "save_every": 1500, "validate_every": 0},
     }
     chosen = config(gaussian_npz, **changes, ema_widths=[0.1])
     model = {**chosen.model.to_dict(), "network": {"kind": "mlp", "width": 48, "depth": 2}}
@@ -191,7 +192,7 @@ def test_training_on_a_gaussian_finds_its_score(gaussian_npz, tmp_path):
     result = fit(chosen, tmp_path / "run", progress=False)
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
     # The least loss there is: the weighted posterior variance, over the levels it was trained on.
-    w2 = np.asarray(LogNormal()((jnp.arange(2000) + 0.5) / 2000))[:, None] ** 2
+    w2 = np.asarray(LogNormal().quantile((jnp.arange(2000) + 0.5) / 2000))[:, None] ** 2
     least = np.mean((w2 + 1) * eigenvalues / (w2 + eigenvalues))
     np.testing.assert_allclose(np.mean([m["loss"] for m in lines[-10:]]), least, rtol=0.1)
 
@@ -213,7 +214,7 @@ def test_other_parametrizations_train_on_other_paths(path, parametrization):
     network = MLP((2,), width=32, depth=2, rngs=nnx.Rngs(0))
     model = field(network, path, parametrization, t_min=0.01, t_max=0.99)
     optimiser = optax.adam(3e-3)
-    objective = Objective(Fixed(UniformLogSNR(0.1, 5.0)), EDMWeighting(1.0))
+    objective = Objective(DirectSampling(UniformLogSNR(0.1, 5.0)), EDMWeighting(1.0))
     step = jax.jit(make_train_step(model, optimiser, objective, gammas=[ema.exponent(0.1)]))
     state, losses = initial_state(model.network, optimiser), []
     data = jax.random.normal(jax.random.key(0), (256, 2)) * jnp.array([[1.0, 0.1]])
@@ -244,10 +245,10 @@ def test_a_stopped_run_goes_on_to_the_very_same_weights(
         brought.append(batch)
         if len(brought) == 13:
             signal.raise_signal(signal.SIGTERM)
-        return bring(batch, mesh)
+        return global_batch(batch, mesh)
 
     brought = []
-    monkeypatch.setattr(loop, "bring", interrupting)
+    monkeypatch.setattr(loop, "global_batch", interrupting)
     stopped = fit(chosen, tmp_path / "parts", progress=False)
     assert not stopped.finished
     assert int(stopped.state.step) == 13
@@ -301,7 +302,7 @@ def test_a_licence_may_be_stated_after_the_run(gaussian_npz, tmp_path):
 
 
 def test_export_gives_the_averaged_model(gaussian_npz, tmp_path):
-    with pytest.raises(ValueError, match="no run"):
+    with pytest.raises(ValueError, match="not a training run"):
         export(tmp_path / "run", tmp_path / "model")
     result = fit(config(gaussian_npz, steps=3), tmp_path / "run", progress=False)
     meta = export(tmp_path / "run", tmp_path / "model")
@@ -349,7 +350,7 @@ def test_with_dropped_labels_one_network_learns_both_scores(tmp_path):
     changes = {
         "steps": 1000,
         "batch": 256,
-        "records": {"log_every": 100, "save_every": 1000, "watch_every": 0},
+        "records": {"log_every": 100, "save_every": 1000, "validate_every": 0},
     }
     chosen = config(tmp_path / "data.npz", **changes, ema_widths=[0.1])
     wider = {**chosen.model.network, "width": 48}
@@ -391,13 +392,13 @@ def test_digits_train(tmp_path):
 
 
 def test_batches_are_epochs_in_fresh_orders_known_from_seed_and_step():
-    batches = order(10, 6, seed=3)
+    batches = batch_indices(10, 6, seed=3)
     epochs = np.concatenate([batches[step] for step in range(5)]).reshape(3, 10)
     for epoch in epochs:
         assert sorted(epoch) == list(range(10))
     assert (epochs[0] != epochs[1]).any()
-    np.testing.assert_array_equal(order(10, 6, seed=3)[4], epochs.reshape(-1)[24:30])
-    assert (order(10, 6, seed=4)[0] != epochs[0, :6]).any()
+    np.testing.assert_array_equal(batch_indices(10, 6, seed=3)[4], epochs.reshape(-1)[24:30])
+    assert (batch_indices(10, 6, seed=4)[0] != epochs[0, :6]).any()
 
 
 def test_bytes_become_numbers_between_minus_one_and_one(tmp_path):
@@ -431,8 +432,8 @@ def test_idx_files_are_read_and_damaged_ones_refused(tmp_path):
 
 
 def test_fashion_mnist_that_is_nowhere_says_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("dgjax.data.load.DEBIAN", tmp_path / "none")
-    monkeypatch.setattr("dgjax.data.load.UPSTREAM", "http://localhost:9/")
+    monkeypatch.setattr("dgjax.data.named_datasets.DEBIAN", tmp_path / "none")
+    monkeypatch.setattr("dgjax.data.named_datasets.UPSTREAM", "http://localhost:9/")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(ValueError, match="apt install dataset-fashion-mnist"):
         load_dataset("fashion-mnist")
@@ -495,20 +496,29 @@ def test_configurations_survive_a_round_trip(gaussian_npz):
         ("ema_widths = [0.1, 0.1]", "of different numbers"),
         ("ema_widths = ['wide']", "ema_widths must be a list"),
         ("ema_snapshots = 0", "ema_snapshots must be a positive"),
-        ('levels = { kind = "lognormal", means = 1 }', "did you mean 'mean'"),
-        ('levels = { kind = "normal" }', "did you mean 'lognormal'"),
+        ('noise_distribution = { kind = "lognormal", means = 1 }', "did you mean 'mean'"),
+        ('noise_distribution = { kind = "normal" }', "did you mean 'lognormal'"),
         ("optimiser = { learning_rat = 1 }", "did you mean 'learning_rate'"),
         ('optimiser = { schedule = "step" }', "schedule must be"),
         ("label_dropout = 1.0", r"label_dropout must lie in \[0, 1\)"),
         ("label_dropout = -0.1", r"label_dropout must lie in \[0, 1\)"),
         ('label_dropout = "half"', "label_dropout must be"),
         ("label_dropout = 0.1", "label_dropout needs a network that takes labels"),
-        ("seed = ", "no TOML"),
+        ("seed = ", "not TOML"),
         ("seed = -1", r"seed must lie in \[0, 2\^32\), got -1"),
         ("seed = 0.5", "seed must be a whole number"),
-        ("adaptive = { bins = 4.5 }", "adaptive.* bins must be a whole number, got 4.5"),
-        ("adaptive = { floor = nan }", "adaptive.* floor must be a finite number"),
-        ('levels = { kind = "lognormal", low = "a" }', "levels.* low must be a finite number"),
+        (
+            "importance_sampling = { bins = 4.5 }",
+            "importance_sampling.* bins must be a whole number, got 4.5",
+        ),
+        (
+            "importance_sampling = { floor = nan }",
+            "importance_sampling.* floor must be a finite number",
+        ),
+        (
+            'noise_distribution = { kind = "lognormal", low = "a" }',
+            "noise_distribution.* low must be a finite number",
+        ),
         ('loss = { kind = "sigmoid", bias = [1] }', "loss.* bias must be a finite number"),
         ('loss = { kind = "edm", sigma_data = 0 }', "loss: sigma_data must be positive"),
         ("optimiser = { beta2 = 1.0 }", r"beta2 must lie in \[0, 1\), got 1\.0"),
@@ -580,17 +590,17 @@ MAKERS = {
     "model.network": UNet.__init__,
     "model.path": dgjax.edm,
     "model.parametrization": preconditioned,
-    "levels": LogNormal,
-    "adaptive": Adaptive,
+    "noise_distribution": LogNormal,
+    "importance_sampling": ImportanceSampling,
     "loss": lambda: EDMWeighting(1.0),  # takes data.sigma_data
-    **TABLES,
+    **SECTIONS,
 }
 
 
 def test_the_reference_shows_every_key_with_its_default():
     chosen = load_config("reference")  # as it is, it works
-    assert chosen.data == Data("fashion-mnist", 0.706)
-    assert chosen.adaptive is None
+    assert chosen.data == DataConfig("fashion-mnist", 0.706)
+    assert chosen.importance_sampling is None
     text = (CONFIGS / "reference.toml").read_text()
     here, hidden, examples = "", set(), set()
     for line in text.splitlines():
@@ -604,7 +614,7 @@ def test_the_reference_shows_every_key_with_its_default():
     shown |= {f"model.{name}": everything["model"][name] for name in TABLES_OF_A_MODEL}
     assert {name for name, value in everything.items() if isinstance(value, dict)} < MAKERS.keys()
     for name, maker in MAKERS.items():
-        given = {"kind", "self", "rngs", "levels" if name == "adaptive" else ""}
+        given = {"kind", "self", "rngs", "distribution" if name == "importance_sampling" else ""}
         given |= {"shape"} if name == "model.network" else set()
         expected = inspect.signature(maker).parameters
         assert shown[name].keys() - given == expected.keys() - given, name
@@ -615,8 +625,8 @@ def test_the_reference_shows_every_key_with_its_default():
                 assert (tuple(value) if isinstance(value, list) else value) == default, (name, key)
             # What is none unless it is given is only mentioned.
             assert default is not None or isinstance(value, dict) or (name, key) in hidden
-    defaults = TrainConfig(chosen.model, Data("digits", 1.0), 1)
-    assert everything["levels"]["kind"] == defaults.levels["kind"]
+    defaults = TrainConfig(chosen.model, DataConfig("digits", 1.0), 1)
+    assert everything["noise_distribution"]["kind"] == defaults.noise_distribution["kind"]
     assert everything["loss"] == defaults.loss
 
 

@@ -1,0 +1,178 @@
+"""Check the names and values of configurations, and construct what they describe.
+
+A configuration is what JSON or TOML give: nested tables of names, numbers, texts and lists. Every
+error names the place in the configuration and, for an unknown name, the nearest known one.
+"""
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin
+
+__all__ = [
+    "check_fields",
+    "check_kind",
+    "check_names",
+    "check_types",
+    "construct",
+    "is_number",
+    "unknown_name",
+]
+
+
+def unknown_name(what: str, name: str, names: Iterable[str]) -> ValueError:
+    """Return the error for an unknown name; it lists the known ones and the nearest of them."""
+    names = list(names)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return ValueError(f"{what} {name!r} is unknown: there is {', '.join(names) or 'none'}{hint}")
+
+
+def check_names(where: str, values: Any, names: Iterable[str], *, required: bool = False) -> None:
+    """Check that a configuration is a table whose keys are known.
+
+    Args:
+        where: the place in the configuration, for the error message.
+        values: the table.
+        names: the known keys.
+        required: whether every known key must be there.
+
+    Raises:
+        ValueError: if `values` is no table, or a key is unknown or missing.
+    """
+    names = list(names)
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} must be a table of names and values, got {values!r}")
+    for key in values:
+        if key not in names:
+            raise unknown_name(f"{where}: key", key, names)
+    missing = [name for name in names if required and name not in values]
+    if missing:
+        raise ValueError(f"{where}: {', '.join(missing)} missing")
+
+
+def check_types(where: str, values: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+    """Check each value against its annotated type.
+
+    int, float, bool, str, None, unions and tuples of these are checked, at any depth. An int is a
+    float too; true and false are neither. Values with other annotations (an array, a table) are
+    not checked here.
+
+    Args:
+        where: the place in the configuration, for the error message.
+        values: the values by name.
+        types: the annotations by the same names.
+
+    Raises:
+        ValueError: if a value is not of its type.
+    """
+    for name, value in values.items():
+        if not _fits(value, types[name]):
+            raise ValueError(f"{where}: {name} must be {_in_words(types[name])}, got {value!r}")
+
+
+def check_fields(where: str, section: Any) -> None:
+    """Check each field of the dataclass `section` against its annotated type.
+
+    Raises:
+        ValueError: as of `check_types`.
+    """
+    check_types(where, vars(section), {f.name: f.type for f in fields(section)})
+
+
+def construct(
+    where: str, kinds: Mapping[str, Callable[..., Any]], values: Mapping[str, Any], **given: Any
+) -> Any:
+    """Call `kinds[values["kind"]]` with the other values, lists turned into tuples.
+
+    Args:
+        where: the place in the configuration, for error messages.
+        kinds: constructors by the name of their kind.
+        values: `{"kind": name, ...arguments}`.
+        **given: arguments that do not come from the configuration.
+
+    Returns:
+        The constructed object.
+
+    Raises:
+        ValueError: if the kind or an argument is unknown, missing or refused.
+    """
+    constructor, arguments = check_kind(where, kinds, values, given)
+    try:
+        return constructor(**arguments, **given)
+    except TypeError as error:
+        kind = values["kind"]
+        raise ValueError(f"{where}: {kind} does not take these values: {error}") from error
+
+
+def check_kind(
+    where: str,
+    kinds: Mapping[str, Callable[..., Any]],
+    values: Mapping[str, Any],
+    given: Iterable[str],
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Check what `construct` would call, without calling it.
+
+    Args:
+        where: as of `construct`.
+        kinds: as of `construct`.
+        values: as of `construct`.
+        given: names of the arguments that do not come from the configuration.
+
+    Returns:
+        The constructor, and its arguments from `values`.
+
+    Raises:
+        ValueError: if the kind or the name of an argument is unknown, or a value is not of the
+            type that the constructor's annotation states.
+    """
+    if not isinstance(values, Mapping) or not isinstance(values.get("kind"), str):
+        raise ValueError(f"{where} needs a kind: one of {', '.join(kinds)}")
+    kind = values["kind"]
+    if kind not in kinds:
+        raise unknown_name(f"{where}: kind", kind, kinds)
+    # A flax module's class has the signature of its metaclass, so ask its constructor.
+    maker = kinds[kind].__init__ if inspect.isclass(kinds[kind]) else kinds[kind]
+    types = {
+        name: parameter.annotation
+        for name, parameter in inspect.signature(maker).parameters.items()
+        if name not in (*given, "self")
+    }
+    arguments = {k: _as_tuple(v) for k, v in values.items() if k != "kind"}
+    check_names(where, arguments, types)
+    check_types(f"{where}: {kind} does not take these values", arguments, types)
+    return kinds[kind], arguments
+
+
+def is_number(value: Any) -> bool:
+    """Return whether `value` is a finite number, and not true or false."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if isinstance(kind, UnionType):
+        return any(_fits(value, one) for one in get_args(kind))
+    if get_origin(kind) is tuple:
+        one = get_args(kind)[0]
+        return isinstance(value, tuple | list) and all(_fits(v, one) for v in value)
+    if kind is float:
+        return is_number(value)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind) if kind in (bool, str, NoneType) else True
+
+
+def _in_words(kind: Any) -> str:
+    if isinstance(kind, UnionType):
+        return " or ".join(_in_words(one) for one in get_args(kind) if one is not NoneType)
+    if get_origin(kind) is tuple:
+        return f"a list, each {_in_words(get_args(kind)[0])}"
+    names = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false"}
+    return names[kind]
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value

@@ -1,0 +1,184 @@
+"""Data sets by name: Fashion-MNIST, scikit-learn's digits, npz files, folders of images."""
+
+import gzip
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+
+from dgjax.configuration import unknown_name
+from dgjax.data.data_config import DataConfig
+from dgjax.data.dataset import Dataset
+from dgjax.data.image_folder import PARTS, load_folder
+
+__all__ = ["DATASETS", "NoHeldOut", "load_data", "load_dataset", "read_idx"]
+
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
+UPSTREAM = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+FASHION_MNIST_FILES = {  # SHA-256 of the upstream files; Debian's files are compressed differently
+    "train": {
+        "train-images-idx3-ubyte.gz": (
+            "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"
+        ),
+        "train-labels-idx1-ubyte.gz": (
+            "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"
+        ),
+    },
+    "held-out": {
+        "t10k-images-idx3-ubyte.gz": (
+            "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"
+        ),
+        "t10k-labels-idx1-ubyte.gz": (
+            "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"
+        ),
+    },
+}
+BYTES = (1 / 127.5, -1.0, (-1.0, 1.0))  # scale, offset and range that map bytes to [-1, 1]
+DATASETS = ("fashion-mnist", "digits", "npz", "folder")
+
+
+class NoHeldOut(ValueError):
+    """Error of data that have no held-out part."""
+
+
+def load_data(data: DataConfig, shape: tuple[int, ...], part: str = "train") -> Dataset:
+    """Load a part of the data set that a configuration names.
+
+    Args:
+        data: the section `[data]`.
+        shape: of the model's samples; a folder of images is resized and cropped to it.
+        part: "train", or "held-out" for the part that training never sees.
+
+    Raises:
+        NoHeldOut: if the held-out part does not exist: of a folder with `held_out = 0`, or of an
+            npz file without the array `held_out`.
+        ValueError: if the data are not available, or the part is unknown or empty.
+    """
+    if part not in PARTS:
+        raise unknown_name("part", part, PARTS)
+    if data.dataset != "folder" or data.path is None:
+        return load_dataset(data.dataset, data.path, part)
+    if part == "held-out" and not data.held_out:
+        raise NoHeldOut(f"{data.path} has no held-out part: set held_out to a fraction above 0")
+    return load_folder(data.path, shape, crop=data.crop, held_out=data.held_out, part=part)
+
+
+def load_dataset(name: str, path: str | os.PathLike | None = None, part: str = "train") -> Dataset:
+    """Load a data set by its name, other than a folder of images (see `load_folder`).
+
+    * "fashion-mnist": 60,000 images (28, 28, 1) in [-1, 1], and 10,000 held out. They are read from
+      `path`, or from Debian's package dataset-fashion-mnist, or downloaded once to pooch's cache.
+    * "digits": the 1,797 images (8, 8, 1) of scikit-learn, in [-1, 1]. The last fifth is held out.
+    * "npz": the file `path` with an array `x` (N, *shape) and optional whole-number `labels` (N,).
+      uint8 is scaled to [-1, 1]; floating-point numbers are used unchanged. The held-out part is
+      the arrays `held_out` and `held_out_labels`.
+
+    Args:
+        name: of the data set.
+        path: its file or folder.
+        part: "train" or "held-out".
+
+    Raises:
+        NoHeldOut: if the held-out part is requested and does not exist.
+        ValueError: if the name or the part is unknown, or the data are not available; the message
+            says how to get them.
+    """
+    if part not in PARTS:
+        raise unknown_name("part", part, PARTS)
+    if name == "fashion-mnist":
+        return _fashion_mnist(None if path is None else Path(path), part)
+    if name == "digits":
+        return _digits(part)
+    if name == "npz":
+        return _npz(path, part)
+    if name == "folder":
+        raise ValueError("data set folder needs a path and the model's shape: use load_folder")
+    raise unknown_name("data set", name, DATASETS)
+
+
+def _fashion_mnist(folder: Path | None, part: str) -> Dataset:
+    if folder is None and DEBIAN.is_dir():
+        folder = DEBIAN
+    images, labels = (
+        read_idx(_download(name, sha256) if folder is None else folder / name)
+        for name, sha256 in FASHION_MNIST_FILES[part].items()
+    )
+    licence = "Fashion-MNIST, copyright 2017 Zalando SE, MIT licence"
+    return Dataset(images[..., None], *BYTES, labels, licence)
+
+
+def _download(name: str, sha256: str) -> Path:
+    try:
+        import pooch
+
+        cache = pooch.os_cache("dgjax") / "fashion-mnist"
+        return Path(pooch.retrieve(UPSTREAM + name, f"sha256:{sha256}", name, cache))
+    except Exception as error:  # no pooch, no network or a wrong hash: the fix is the same
+        raise ValueError(
+            f"Fashion-MNIST is not on this machine and cannot be downloaded ({error}): "
+            f"`apt install dataset-fashion-mnist`, or put {name} and the other files in a folder "
+            'and set data.path to it, or `pip install "dgjax[train]"`'
+        ) from error
+
+
+def read_idx(file: str | os.PathLike) -> np.ndarray:
+    """Read the uint8 array in a gzipped IDX file, the format of MNIST.
+
+    Args:
+        file: path of the file.
+
+    Raises:
+        ValueError: if the file is missing, truncated, or not a gzipped IDX file of bytes.
+    """
+    try:
+        with gzip.open(file, "rb") as stream:
+            content = stream.read()
+    except (OSError, EOFError) as error:
+        raise ValueError(f"cannot read {file}: {error}") from error
+    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
+        raise ValueError(f"{file} is not a gzipped IDX file of bytes")
+    start = 4 + 4 * content[3]
+    shape = tuple(np.frombuffer(content[4:start], ">u4").tolist())
+    if len(content) - start != math.prod(shape):
+        raise ValueError(f"{file} is truncated: {len(content) - start} bytes for shape {shape}")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _digits(part: str) -> Dataset:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ValueError('digits needs scikit-learn: `pip install "dgjax[train]"`') from error
+    data = load_digits()
+    licence = "UCI optical recognition of handwritten digits (Alpaydin, Kaynak), CC BY 4.0"
+    images = data.images[..., None].astype(np.uint8)
+    last = len(images) * 4 // 5
+    rows = slice(last) if part == "train" else slice(last, None)
+    labels = data.target[rows].astype(np.int32)
+    return Dataset(images[rows], 1 / 8, -1.0, (-1.0, 1.0), labels, licence)
+
+
+def _npz(path: str | os.PathLike | None, part: str) -> Dataset:
+    if path is None:
+        raise ValueError("data set npz needs a path: set data.path to the file")
+    name, names = ("x", "labels") if part == "train" else ("held_out", "held_out_labels")
+    try:
+        with np.load(path) as arrays:
+            contents = {n: arrays[n] for n in (name, names) if n in arrays}
+    except Exception as error:  # NumPy and zipfile raise many kinds of errors on damaged files
+        raise ValueError(
+            f"cannot read {path} as npz ({error}): set data.path to the file, or write it again"
+        ) from error
+    x, labels = contents.get(name), contents.get(names)
+    if x is None and part == "held-out":
+        raise NoHeldOut(f"{path} has no held-out part: add an array held_out (M, *shape)")
+    if x is None or x.ndim < 2 or x.size == 0:
+        raise ValueError(f"{path} must hold an array {name} (N, *shape) with N > 0")
+    if labels is not None and (labels.shape != x.shape[:1] or labels.dtype.kind not in "iu"):
+        raise ValueError(f"{path}: {names} must be whole numbers of shape {x.shape[:1]}")
+    if x.dtype == np.uint8:
+        return Dataset(x, *BYTES, labels, "unknown")
+    if x.dtype.kind != "f" or not np.isfinite(x).all():
+        raise ValueError(f"{path}: {name} must be uint8 or finite floating numbers, got {x.dtype}")
+    return Dataset(x, 1.0, 0.0, (float(x.min()), float(x.max())), labels, "unknown")

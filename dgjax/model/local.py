@@ -1,0 +1,122 @@
+"""Evaluate a model at one point (t, x): velocity, score, divergence and Hessian products."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from dgjax.model.divergence import Divergence
+from dgjax.model.field import Field
+from dgjax.model.paths import coefficients
+from dgjax.typing import Cond, Key, LinearMap, Sample, Scalar, as_float
+
+__all__ = ["Local", "evaluate"]
+
+
+class Local(NamedTuple):
+    """A model at one point (t, x), from one pass of the network. Made by `evaluate`.
+
+    Guides and noise terms read it.
+
+    Attributes:
+        t: time on the model's path.
+        x: the point, one sample of any shape.
+        alpha: scale of the data.
+        sigma: standard deviation of the noise.
+        f: linear drift d log alpha/dt.
+        g2: squared diffusion g^2.
+        logsnr: log(alpha^2/sigma^2).
+        velocity: u, of the shape of x.
+        score: s = grad log p_t(x), of the shape of x.
+        divergences: `(n,)` independent estimates of div u.
+        log_densities: `(n,)` tracked values of log p_t(x) in nats, one for each estimate.
+        hvp: maps an array of the shape of x to its product with the Hessian of log p_t; None in
+            stored copies.
+    """
+
+    t: Scalar
+    x: Sample
+    alpha: Scalar
+    sigma: Scalar
+    f: Scalar
+    g2: Scalar
+    logsnr: Scalar
+    velocity: Sample
+    score: Sample
+    divergences: Float[Array, " n"]
+    log_densities: Float[Array, " n"]
+    hvp: LinearMap | None
+
+    @property
+    def divergence(self) -> Scalar:
+        """Divergence of the velocity, the mean of its estimates."""
+        return jnp.mean(self.divergences)
+
+    @property
+    def laplacian(self) -> Scalar:
+        """Laplacian of log p_t, from div u = D f - g^2/2 Lap log p_t."""
+        return 2 * (self.x.size * self.f - self.divergence) / self.g2
+
+    @property
+    def log_density(self) -> Scalar:
+        """Tracked log p_t(x) in nats, the mean of `log_densities`."""
+        return jnp.mean(self.log_densities)
+
+    @property
+    def score_norm2(self) -> Scalar:
+        """Squared norm |s|^2, at least the smallest normal number, so that it can divide."""
+        return jnp.maximum(jnp.sum(self.score**2), jnp.finfo(self.score.dtype).tiny)
+
+
+def evaluate(
+    model: Field,
+    t: ArrayLike,
+    x: Sample,
+    *,
+    divergence: Divergence,
+    key: Key,
+    log_densities: Float[Array, " n"] | None = None,
+    cond: Cond = None,
+) -> Local:
+    """Evaluate a model at (t, x) with one pass of the network.
+
+    Under `jit`, results that are not read cost nothing. For the score, velocity or denoised sample
+    alone see `score`, `velocity` and `denoise`.
+
+    Args:
+        model: the field.
+        t: a time on the model's path.
+        x: one sample, of any shape.
+        divergence: trace estimator for the divergence.
+        key: random key of the estimator.
+        log_densities: `(n,)` tracked log-densities in nats, stored in the result; 0 by default.
+        cond: condition of the network.
+
+    Returns:
+        The model at (t, x).
+    """
+    t = as_float(t)
+    c = coefficients(model.path, t)
+    (x0, eps), push = jax.linearize(lambda x: model.pair(t, x, cond), x)
+
+    def hvp(z):
+        return -push(z).eps / c.sigma  # the derivative of s = -eps/sigma
+
+    # div u of u = alpha' x0 + sigma' eps with eps = (x - alpha x0)/sigma.
+    slope = c.dalpha - c.alpha * c.dsigma / c.sigma
+    traces = divergence(lambda z: push(z).x0, x, key)
+    return Local(
+        t=t,
+        x=x,
+        alpha=c.alpha,
+        sigma=c.sigma,
+        f=c.f,
+        g2=c.g2,
+        logsnr=c.logsnr,
+        velocity=c.dalpha * x0 + c.dsigma * eps,  # finite also where alpha vanishes, unlike f x
+        score=-eps / c.sigma,
+        divergences=slope * traces + x.size * c.dsigma / c.sigma,
+        log_densities=jnp.zeros_like(traces) if log_densities is None else log_densities,
+        hvp=hvp,
+    )

@@ -1,0 +1,160 @@
+"""Components of a run, built from its configuration: model, state, jitted step, augmentation.
+
+Large states may be split over devices and never exist whole on one of them. So the shapes of the
+state come first (`state_shapes`), and `create_state` makes every array in its place.
+"""
+
+from functools import partial
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dgjax.checkpoints.spec import build, build_network
+from dgjax.data.dataset import Dataset
+from dgjax.model.field import Field
+from dgjax.training import ema
+from dgjax.training.config import (
+    TrainConfig,
+    make_noise_sampler,
+    make_optimiser,
+    make_weighting,
+)
+from dgjax.training.data_parallel import data_parallel
+from dgjax.training.pipeline import Augment
+from dgjax.training.precision import in_precision
+from dgjax.training.step import (
+    LabelDropout,
+    Objective,
+    Step,
+    TrainState,
+    initial_state,
+    make_train_step,
+)
+
+__all__ = [
+    "check_data",
+    "create_state",
+    "jit_train_step",
+    "make_augment",
+    "model_shapes",
+    "state_shapes",
+]
+
+
+def model_shapes(config: TrainConfig) -> Field:
+    """Return the model with shapes and dtypes in place of weights.
+
+    Args:
+        config: of the run.
+
+    Raises:
+        ValueError: if the configuration of the model is wrong.
+    """
+    return build(config.model, nnx.eval_shape(lambda: build_network(config.model)))
+
+
+def state_shapes(config: TrainConfig) -> TrainState:
+    """Return the training state with shapes and dtypes in place of arrays.
+
+    Args:
+        config: of the run.
+
+    Raises:
+        ValueError: if the configuration of the model is wrong.
+    """
+    return jax.eval_shape(lambda: _initial(config))
+
+
+def create_state(config: TrainConfig, where: TrainState) -> TrainState:
+    """Make the training state before the first step, on the devices.
+
+    Args:
+        config: of the run.
+        where: sharding of every array of the state.
+    """
+    return jax.jit(lambda: _initial(config), out_shardings=where)()
+
+
+def _initial(config: TrainConfig) -> TrainState:
+    network = build_network(config.model, config.seed)
+    noise_sampler = make_noise_sampler(config).init()
+    return initial_state(network, make_optimiser(config), len(config.ema_widths), noise_sampler)
+
+
+def jit_train_step(config: TrainConfig, model: Field, mesh: Mesh, where: TrainState) -> Step:
+    """Return the jitted training step of a run.
+
+    The buffers of the state that it is given are donated: use the returned state instead.
+
+    Args:
+        config: of the run.
+        model: path and parametrization; its weights, or their shapes, are not used.
+        mesh: of the devices over which batches are split.
+        where: sharding of every array of the state.
+    """
+    network = config.model.network
+    drop_labels = None
+    if config.label_dropout:
+        drop_labels = LabelDropout(config.label_dropout, network["num_classes"])
+    objective = Objective(
+        make_noise_sampler(config),
+        make_weighting(config),
+        drop_labels,
+        dropout=network.get("dropout", 0) > 0,
+    )
+    whole = NamedSharding(mesh, PartitionSpec())
+    by_rows = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
+    step = make_train_step(
+        model,
+        make_optimiser(config),
+        objective,
+        gammas=[ema.exponent(width) for width in config.ema_widths],
+        accumulate=config.execution.accumulate,
+        cast_weights=in_precision(lambda: build_network(config.model), config.execution.precision),
+        distribute=partial(data_parallel, mesh=mesh, where=where.network),
+    )
+    return jax.jit(
+        step,
+        in_shardings=(where, by_rows, whole),
+        out_shardings=(where, whole),
+        donate_argnums=0,
+    )
+
+
+def check_data(config: TrainConfig, data: Dataset, part: str = "train") -> None:
+    """Check that data fit the model: shape of samples, flips and labels.
+
+    Args:
+        config: of the run.
+        data: a part of the data set.
+        part: name of that part, for the error message.
+
+    Raises:
+        ValueError: if the data do not fit.
+    """
+    name = f"{config.data.dataset} (part {part})"
+    if data.shape != config.model.shape:
+        raise ValueError(
+            f"{name} has samples of shape {data.shape}, but model.shape is "
+            f"{config.model.shape}; set it to {list(data.shape)}"
+        )
+    if config.data.flip and len(data.shape) < 2:
+        raise ValueError(
+            f"data.flip mirrors images, but samples have shape {data.shape}; set it to false"
+        )
+    classes, labels = config.model.network.get("num_classes"), data.labels
+    if classes is not None and (labels is None or labels.min() < 0 or labels.max() >= classes):
+        raise ValueError(f"num_classes = {classes}: {name} needs labels from 0 to {classes - 1}")
+
+
+def make_augment(config: TrainConfig) -> Augment:
+    """Return the augmentation of a run.
+
+    Args:
+        config: of the run.
+    """
+    arguments = {"labels": "num_classes", "augmentations": "num_augmentations"}
+    network = config.model.network
+    given = frozenset(field for field, key in arguments.items() if network.get(key) is not None)
+    return Augment(0.5 if config.data.flip else 0.0, given)

@@ -1,0 +1,30 @@
+"""Samples of many files as one array, of which a file at a time is in memory."""
+
+import numpy as np
+
+from dgjax.pictures.sample_files import LazySamples, SampleFile
+
+
+def test_samples_are_those_of_the_files_read_once_each_in_turn():
+    rng = np.random.default_rng(0)
+    files = [
+        rng.integers(0, 256, (1, 2, 2)).astype(np.uint8),
+        rng.standard_normal((5, 2, 2)).astype(np.float32),
+        rng.integers(0, 256, (2, 2, 2)).astype(np.uint8),
+    ]
+    reads = []
+
+    def source(i):
+        names = [str(j) for j in range(len(files[i]))]
+        return SampleFile(names, files[i].dtype == np.uint8, lambda: reads.append(i) or files[i])
+
+    rows = LazySamples([source(i) for i in range(3)], (2, 2))
+    assert rows.shape == (8, 2, 2)
+    assert reads == []
+    index = [np.arange(s, s + 3).clip(max=7) for s in (0, 3, 6)]  # the last batch is padded
+    found = [rows[i] for i in index]
+    expected = np.concatenate([f.astype(np.float32) for f in files])
+    for batch, i in zip(found, index, strict=True):
+        assert batch.dtype == np.float32
+        np.testing.assert_array_equal(batch, expected[i])
+    assert reads == [0, 1, 2]
