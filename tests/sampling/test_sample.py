@@ -18,7 +18,8 @@ import pytest
 import dgjax
 from dgjax.model.divergence import Divergence
 from dgjax.model.paths import Path, coefficients
-from dgjax.sampling.sample import Trajectory, sample
+from dgjax.sampling.results import Trajectory
+from dgjax.sampling.sample import sample
 from dgjax.sampling.solvers import RK4
 from dgjax.typing import inner, register_dataclass
 

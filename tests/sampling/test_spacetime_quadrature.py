@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 import dgjax
-from dgjax.sampling.sample import Trajectory, sample
-from dgjax.sampling.spacetime_quadrature import chord, node_quadrature, quadrature
+from dgjax.sampling.node_quadrature import node_quadrature
+from dgjax.sampling.results import Trajectory
+from dgjax.sampling.sample import sample
+from dgjax.sampling.spacetime_quadrature import chord, quadrature
 
 EXACT = dgjax.Exact()
 KEY = jax.random.key(0)
