@@ -49,7 +49,7 @@ def lagrange(
     other = valid[None] & ~jnp.eye(points.shape[0], dtype=bool)
     distance = jnp.where(other, points[:, None] - points[None], 1)
     ratios = jnp.where(other[None], (u[:, None, None] - points[None, None]) / distance[None], 1)
-    return jnp.prod(ratios, -1) * valid[None]
+    return jnp.where(valid[None], jnp.prod(ratios, -1), 0)
 
 
 def weights(

@@ -106,7 +106,7 @@ def step(
     u0, u1 = u_of_logsnr(local.logsnr), u_of_logsnr(end.logsnr)
 
     history, slope = _push(history, evaluation, u0)
-    index = jnp.arange(history.us.shape[0])
+    index = jnp.arange(history.us.shape[0], dtype=history.filled.dtype)
     log_densities = _correct(history, index < history.filled, state.log_densities)
     history = history._replace(log_densities=log_densities)
     used = index < jnp.minimum(history.filled, order)

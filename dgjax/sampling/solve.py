@@ -11,8 +11,8 @@ solvers are right; an Ito noise brings its own Euler step instead.
 
 **Names.** `_Augmented` is the diffrax term: `contr` returns (dt, dW), `vf` evaluates model and
 guides, and `prod` makes the increment of `State` of the two. The model runs once per stage of the
-solver, whatever is tracked. `_by_steps` takes the log-densities that the solver tracked; `_by_nodes`
-integrates them afterwards from the evaluations of `Multistep`.
+solver, whatever is tracked. `_by_steps` takes the log-densities that the solver tracked, and
+`_by_nodes` integrates them afterwards from the evaluations of `Multistep`.
 """
 
 from collections.abc import Callable, Sequence

@@ -62,8 +62,9 @@ class RK4(diffrax.AbstractERK, diffrax.AbstractStratonovichSolver):
 class Multistep(diffrax.AbstractSolver):
     """Multistep exponential integrator: one evaluation per step, for ODEs on fixed grids.
 
-    `Multistep(1)` is DDIM and `Multistep(2)` is DPM-Solver++(2M), both under any guide; the
-    formulas are in `dgjax.sampling.multistep`. The order rises from 1 over the first steps.
+    `Multistep(1)` is DDIM (arXiv 2010.02502), `Multistep(2)` the scheme of DPM-Solver++(2M) (arXiv
+    2211.01095), both under any guide. The formulas are in `dgjax.sampling.multistep`. The order
+    rises from 1 over the first steps.
 
     Log-densities are tracked by Adams-Moulton steps, for guides that need them on the way. Those
     that `sample` and `likelihood` return are integrated afterwards from all points at once
@@ -176,7 +177,7 @@ SOLVERS: dict[str, Callable[[], Solver]] = {
     "dpm_solver_pp": partial(Multistep, 2),
     "level_set_euler": LevelSetEuler,
 }
-"""Solvers by name. `ddim` is `Multistep(1)`; `dpm_solver_pp` and `multistep2` are `Multistep(2)`."""
+"""Solvers by name; `dpm_solver_pp` and `multistep2` are both `Multistep(2)`."""
 
 
 def default_solver(
