@@ -63,7 +63,7 @@ def cloud(count, size=32):
     basis = jax.vmap(lambda k: jnp.linalg.qr(jax.random.normal(k, (size, size)))[0])(keys)
     scales = jnp.geomspace(0.05, 2, size) ** 2
     covariances = jnp.einsum("kij,j,klj->kil", basis, scales, basis)
-    means = jax.random.normal(jax.random.key(3), (3, size)) * (count > 1)
+    means = jax.random.normal(jax.random.key(3), (3, size)) * float(count > 1)
     return dgjax.gaussian_mixture(jnp.ones(3), means, covariances)
 
 
