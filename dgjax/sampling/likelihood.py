@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from dgjax.model.divergence import Divergence, Hutchinson
 from dgjax.model.field import Field, condition, log_prior
-from dgjax.sampling.checks import check_grid, check_prior_time
+from dgjax.sampling.checks import check_grid, check_prior_time, check_sample
 from dgjax.sampling.results import Info
 from dgjax.sampling.solve import SolveOptions, solve
 from dgjax.sampling.solvers import Adjoint, Controller, Progress, Solver
@@ -67,8 +67,9 @@ def likelihood(
         ValueError: if the grid does not decrease from t_max within the model's range, x is not
             floating or not finite, or solver and controller do not go together.
     """
-    grid = as_float(grid)
+    x, grid = jnp.asarray(x), as_float(grid)
     check_grid(model, grid)
+    check_sample(x)
     check_prior_time(model, grid[0], "grid")
     model = condition(model, cond)
     options = SolveOptions(

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dgjax.guidance.guide import Guide
 from dgjax.guidance.noise import ItoNoise, StratonovichNoise
 from dgjax.model.divergence import Divergence, Hutchinson
 from dgjax.model.field import Field, condition, log_prior
-from dgjax.sampling.checks import check_grid, check_prior_time
+from dgjax.sampling.checks import check_grid, check_prior_time, check_sample
 from dgjax.sampling.results import Sampled
 from dgjax.sampling.solve import Save, SolveOptions, solve
 from dgjax.sampling.solvers import Adjoint, Controller, Progress, Solver
@@ -79,8 +80,9 @@ def sample(
             not finite, the grid does not start at t_max and `log_density` is left out, or solver,
             noise and controller do not go together.
     """
-    grid = as_float(grid)
+    x, grid = jnp.asarray(x), as_float(grid)
     check_grid(model, grid)
+    check_sample(x)
     if log_density is None:
         check_prior_time(model, grid[0], "grid")
         log_density = log_prior(model, x)

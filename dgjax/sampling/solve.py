@@ -31,7 +31,7 @@ from dgjax.model.divergence import Divergence, Hutchinson, Untracked
 from dgjax.model.field import Field
 from dgjax.model.local import Local, evaluate
 from dgjax.model.paths import Path
-from dgjax.sampling.checks import check_sample, check_solver
+from dgjax.sampling.checks import check_solver
 from dgjax.sampling.results import Sampled, summarize
 from dgjax.sampling.solver_quadrature import integrate_nodes
 from dgjax.sampling.solvers import (
@@ -44,7 +44,7 @@ from dgjax.sampling.solvers import (
     default_solver,
 )
 from dgjax.sampling.state import Evaluation, Node, State
-from dgjax.typing import Key, Sample, Scalar, as_float, concrete, inner
+from dgjax.typing import Key, Sample, Scalar, concrete, inner
 
 __all__ = ["Save", "SolveOptions", "solve"]
 
@@ -183,13 +183,10 @@ def solve(
         `Sampled` at time `grid[-1]`.
 
     Raises:
-        ValueError: if x is not floating or not finite, the grid is not monotone, or solver, noise
-            and controller do not go together.
+        ValueError: if the grid is not monotone, or solver, noise and controller do not go together.
     """
-    x, grid = jnp.asarray(x), as_float(grid)
     guides, noise, divergence, solver, controller, adjoint, save, progress = options
     solver = default_solver(guides, noise, controller) if solver is None else solver
-    check_sample(x)
     check_solver(grid, noise, solver, controller)
     jax.eval_shape(model.pair, grid[0], x)  # errors of the network arise here, in its own words
 
