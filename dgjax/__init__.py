@@ -83,10 +83,12 @@ from dgjax.model.prior import chi_quantile, prior_guidance, prior_sample, with_n
 from dgjax.pictures.png import png_bytes
 from dgjax.pictures.quantization import bits_per_dim, dequantize
 from dgjax.sampling.likelihood import Likelihood, likelihood
-from dgjax.sampling.sample import Info, Sampled, Trajectory, sample
+from dgjax.sampling.node_quadrature import node_quadrature
+from dgjax.sampling.results import Info, Sampled, Trajectory
+from dgjax.sampling.sample import sample
 from dgjax.sampling.shooting import Shot, pilot, shoot
 from dgjax.sampling.solvers import RK4, LevelSetEuler, Multistep
-from dgjax.sampling.spacetime_quadrature import chord, node_quadrature, quadrature
+from dgjax.sampling.spacetime_quadrature import chord, quadrature
 from dgjax.sampling.time_grids import grid_karras, grid_logsnr, grid_uniform
 from dgjax.typing import register_dataclass
 

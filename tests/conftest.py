@@ -45,6 +45,7 @@ jax.config.update("jax_disable_most_optimizations", UNOPTIMISED not in ("0", "fa
 # Tests whose arrays may not broadcast in rank unasked, a (D,) against a (n, D) being often a
 # mistake, nor change their dtype. Networks do both on purpose.
 STRICT = {
+    "test_alignment",
     "test_classifier_free",
     "test_closed_form",
     "test_coloured_probes",
@@ -52,12 +53,19 @@ STRICT = {
     "test_discrete_time",
     "test_divergence",
     "test_field",
+    "test_level_set",
+    "test_likelihood",
+    "test_multistep",
     "test_noise",
-    "test_time_grids",
-    "test_pixels",
     "test_parametrization",
     "test_paths",
+    "test_pixels",
     "test_prior",
+    "test_sample",
+    "test_shooting",
+    "test_solvers",
+    "test_spacetime_quadrature",
+    "test_time_grids",
 }
 
 ROOT = Path(__file__).parents[1]

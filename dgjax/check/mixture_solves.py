@@ -22,7 +22,8 @@ from dgjax.model.divergence import Exact
 from dgjax.model.field import Field, log_prior
 from dgjax.model.local import Local
 from dgjax.model.paths import edm
-from dgjax.sampling.sample import Sampled, Trajectory, sample
+from dgjax.sampling.results import Sampled, Trajectory
+from dgjax.sampling.sample import sample
 from dgjax.sampling.solvers import SOLVERS
 from dgjax.sampling.time_grids import grid_uniform
 from dgjax.typing import Key, Sample, as_float, register_dataclass

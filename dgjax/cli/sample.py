@@ -41,7 +41,8 @@ from dgjax.guidance.target import target_guidance
 from dgjax.model.prior import chi_quantile, prior_guidance, prior_sample
 from dgjax.pictures.latents import to_levels
 from dgjax.pictures.png import encode_png
-from dgjax.sampling.sample import Sampled, sample
+from dgjax.sampling.results import Sampled
+from dgjax.sampling.sample import sample
 from dgjax.sampling.shooting import pilot
 from dgjax.sampling.solvers import default_divergence, default_name
 from dgjax.sampling.time_grids import grid_logsnr

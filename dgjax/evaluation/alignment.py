@@ -1,16 +1,20 @@
-r"""Score alignment: whether a higher prior log-density makes a higher final one.
+r"""Score alignment: does a higher prior log-density of a latent mean a higher one of its sample?
 
-Density Guidance (arXiv 2502.05807), eqs 11-13. The prior score is pushed through the flow:
-dv/dt = (grad u) v with v_T = s_T(x_T), so v_t says how x_t moves when x_T moves along its score. A
-latent is aligned at time t if omega_t = <s_t, v_t> > 0. Along the flow
-ds/dt = -grad(div u) - (grad u)^T s, hence
+**Formulas** (Density Guidance, arXiv 2502.05807, eqs. 11-13). Push the score of the prior through
+the flow,
 
-    d omega/dt = <-grad(div u), v> = -div((grad u) v)   for constant v,   omega_T = |s_T|^2,
+    dv/dt = (grad u) v,    v_T = s_T(x_T),
 
-which needs no score but the prior's. Both v_t and omega_t are derivatives of what a sampler
-returns, in the direction s_T at x_T: v_t of the sample, and omega_t of the tracked log-density,
-whose rate is -div u. So one `jax.jvp` of `sample` gives both, at the order of its solver. It also
-works with guides, because the tracked log-density is log p_t(x_t) for any drift.
+so that v_t is how x_t moves when x_T moves along its score. A latent is aligned where
+omega_t = <s_t, v_t> > 0. Along the flow ds/dt = -grad(div u) - (grad u)^T s, hence
+
+    d omega/dt = <-grad(div u), v> = -div((grad u) v) with v held constant,    omega_T = |s_T|^2,
+
+which needs no score but that of the prior.
+
+**Method.** Both are derivatives in the direction s_T at x_T: v_t of the sample, and omega_t of its
+tracked log-density, whose rate is -div u. So one `jax.jvp` of `sample` gives both, at the order of
+its solver. It holds under guides as well: the tracked log-density is log p_t(x_t) along any drift.
 """
 
 from typing import Any, NamedTuple
@@ -23,9 +27,10 @@ from jaxtyping import Array, Float
 from dgjax.evaluation.intervals import check_confidence, share_interval
 from dgjax.model.divergence import Divergence, Hutchinson
 from dgjax.model.field import Field, condition, score
+from dgjax.sampling.checks import check_grid, check_sample
 from dgjax.sampling.sample import sample
 from dgjax.sampling.solvers import FORWARD
-from dgjax.typing import Cond, Key, Sample, Scalar, as_float, concrete, inner
+from dgjax.typing import Cond, Key, Sample, Scalar, as_float, inner
 
 __all__ = ["Alignment", "AlignmentStatistics", "align", "alignment_statistics"]
 
@@ -34,14 +39,14 @@ class Alignment(NamedTuple):
     """Score alignment of one latent, at the end of its trajectory.
 
     Attributes:
-        cosine: cosine of the angle between the score s and the pushed prior score v.
+        cosine: of the angle between the score s and the pushed prior score v.
         product: <s, v>, with the model's score at the end.
-        omega: the same number from the divergence alone, without the score at the end.
-            omega/|s_T|^2 is the gain in final log-density (nats) per nat gained at the start.
-        standard_error: standard error of `omega` from the probes; NaN for a single probe.
-        prior: |s_T|^2, the value of `product` and `omega` at the start.
-        x: the sample, (*shape).
-        pushed: v, (*shape).
+        omega: the same number without that score. The log-density at the end gains
+            omega/|s_T|^2 nats for each nat of prior log-density gained along the prior's score.
+        standard_error: of `omega` from the probes; NaN, which means unknown, for a single probe.
+        prior: |s_T|^2, the first value of `product` and `omega`.
+        x: the sample.
+        pushed: v, of the shape of x.
     """
 
     cosine: Scalar
@@ -59,7 +64,7 @@ class Alignment(NamedTuple):
 
     @property
     def angle(self) -> Array:
-        """Angle between s and v, in degrees; below 90 if aligned."""
+        """Angle between s and v in degrees; below 90 where aligned."""
         return jnp.degrees(jnp.arccos(jnp.clip(self.cosine, -1, 1)))
 
 
@@ -73,34 +78,27 @@ def align(
     cond: Cond = None,
     **options: Any,
 ) -> Alignment:
-    """Push the score at `x` through the flow and compare it with the score at the end.
-
-    Density Guidance (arXiv 2502.05807), eqs 11-13.
+    """Push the score at `x` through the flow, and compare it with the score at the end.
 
     Args:
         model: the field.
         x: one latent at time `grid[0]`, of any shape.
-        grid: (steps + 1,) decreasing times. It may end at any noise level.
-        key: for the probes; only `omega` depends on it.
-        divergence: trace estimator; only `omega` needs it. If you do not read `omega`, use
-            `Untracked()`.
-        cond: condition of the model, if any.
-        **options: further arguments of `sample` (solver, guides, controller, ...).
+        grid: (steps + 1,) decreasing times; it may stop at any noise level.
+        key: for the probes. Only `omega` depends on them.
+        divergence: trace estimator, for `omega` only: `Untracked()` where that is not needed.
+        cond: condition of the model.
+        **options: more arguments of `sample`, passed on to it: `solver`, `guides`, `noise`,
+            `controller`, `progress`.
 
     Returns:
         `Alignment`. Use `jax.vmap` over latents and keys, then `alignment_statistics`.
 
     Raises:
-        ValueError: if an argument is invalid, as in `sample`.
+        ValueError: as `sample`.
     """
     x, grid = jnp.asarray(x), as_float(grid)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"x must be floating, got {x.dtype}; convert and scale it first")
-    values = concrete(x)  # inside the jvp it is traced, and `sample` could not look
-    if values is not None and not np.isfinite(values).all():
-        raise ValueError("x has NaN or infinite entries; a solve would carry them along silently")
-    if grid.ndim != 1 or grid.shape[0] < 2:
-        raise ValueError(f"grid must be (steps + 1,) with at least one step, got {grid.shape}")
+    check_sample(x)  # here, for inside of the jvp below x is a tracer
+    check_grid(model, grid)
     model = condition(model, cond)
 
     def flow(x: Sample, log_density: Scalar) -> tuple[Sample, Array]:
@@ -137,13 +135,13 @@ class AlignmentStatistics(NamedTuple):
 
     Attributes:
         latents: number of latents counted.
-        failed: number of latents left out because their cosine or omega is not finite.
+        failed: number left out, because their cosine or omega is not finite.
         share: share of latents with <s, v> > 0.
-        low: lower end of Wilson's confidence interval of `share`.
-        high: upper end of Wilson's confidence interval of `share`.
+        low: lower end of the confidence interval of `share` (Wilson's, which stays in [0, 1]).
+        high: its upper end.
         mean_angle: mean angle between s and v, in degrees.
-        largest_angle: largest angle between s and v, in degrees.
-        agreement: share of latents whose `product` and `omega` have the same sign.
+        largest_angle: the largest angle, in degrees.
+        agreement: share of latents at which `product` and `omega` are of one sign.
     """
 
     latents: int
@@ -157,15 +155,18 @@ class AlignmentStatistics(NamedTuple):
 
 
 def alignment_statistics(alignments: Alignment, *, confidence: float = 0.95) -> AlignmentStatistics:
-    """Return the share of aligned latents with its confidence interval. Not for use under `jit`.
+    """Compute the share of aligned latents with its confidence interval. Not for use under `jit`.
 
     Args:
-        alignments: leaves (m, ...) for m latents, from `jax.vmap` of `align`.
-        confidence: of the interval, in (0, 1).
+        alignments: of m latents, from `jax.vmap` of `align`: every leaf is (m, ...).
+        confidence: of the interval, between 0 and 1.
+
+    Returns:
+        `AlignmentStatistics` of the latents with finite results.
 
     Raises:
-        ValueError: if `alignments` has no axis of latents, no latent is finite, or `confidence`
-            is outside (0, 1).
+        ValueError: if `alignments` is of one latent only, none is finite, or `confidence` is
+            outside (0, 1).
     """
     check_confidence(confidence)
     if alignments.cosine.ndim != 1:

@@ -24,7 +24,8 @@ from scipy.interpolate import CubicSpline
 from dgjax.model.divergence import Divergence, Hutchinson, check_count
 from dgjax.model.field import Field, condition, denoise
 from dgjax.model.paths import logsnr
-from dgjax.typing import Cond, Key, Sample, Scalar, as_float, concrete
+from dgjax.sampling.checks import check_in_range, check_sample, check_trajectory_shape
+from dgjax.typing import Cond, Key, Sample, Scalar, as_float
 
 __all__ = ["Geodesic", "Posterior", "geodesic", "jeffreys", "posterior"]
 
@@ -136,10 +137,7 @@ def jeffreys(
     """
     check_count("batch", batch)
     ts, xs = as_float(ts), jnp.asarray(xs)
-    if ts.ndim != 1 or ts.shape[0] < 2 or xs.shape[:1] != ts.shape:
-        raise ValueError(
-            f"ts {ts.shape} and xs {xs.shape} must be (n+1,) and (n+1, *shape), n at least 1"
-        )
+    check_trajectory_shape(ts, xs)
     model = condition(model, cond)
     points = jax.lax.map(
         lambda p: _point(model, p[0], p[1], key, divergence),
@@ -210,7 +208,11 @@ def geodesic(
     t0, t1, x0, x1 = as_float(t0), as_float(t1), jnp.asarray(x0), jnp.asarray(x1)
     for name, count in (("segments", segments), ("knots", knots), ("steps", steps)):
         check_count(name, count)
-    _check_ends(model, (t0, t1), (x0, x1))
+    if x0.shape != x1.shape:
+        raise ValueError(f"the ends {x0.shape} and {x1.shape} must be of one shape")
+    for name, t, x in (("0", t0, x0), ("1", t1, x1)):
+        check_sample(x, f"x{name}")
+        check_in_range(model, t, f"t{name}")
     model = condition(model, cond)
     low, high = (-0.5 * logsnr(model.path, t) for t in (model.t_min, model.t_max))
     ends = [
@@ -277,20 +279,3 @@ def _spline(segments: int, knots: int) -> np.ndarray:
     values = np.eye(knots + 2)[:, 1:-1]
     spline = CubicSpline(np.linspace(0, 1, knots + 2), values)
     return spline(np.linspace(0, 1, segments + 1))
-
-
-def _check_ends(model: Field, ts, xs) -> None:
-    if xs[0].shape != xs[1].shape:
-        raise ValueError(f"the ends must be of one shape, got {xs[0].shape} and {xs[1].shape}")
-    low, high = concrete(model.t_min), concrete(model.t_max)
-    for t, x in zip(ts, xs, strict=True):
-        values, time = concrete(x), concrete(t)
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(f"ends must be floating, got {x.dtype}; convert and scale them first")
-        if values is not None and not np.isfinite(values).all():
-            raise ValueError("an end has NaN or infinite entries")
-        if time is None or low is None or high is None:
-            continue
-        slack = 1e-6 * (high - low)
-        if not low - slack <= time <= high + slack:
-            raise ValueError(f"time {time:g} is outside the model's range {low:g} to {high:g}")

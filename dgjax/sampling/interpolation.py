@@ -1,7 +1,7 @@
-"""Integrals of polynomials through given points, in the clock u = w^(1/7), w = sigma/alpha.
+"""Integrals of polynomials through given points, in the variable u = w^(1/7), w = sigma/alpha.
 
-Along a trajectory of a diffusion model what a network says is closest to a polynomial in u; it is
-the clock in which `grid_karras` is uniform.
+Along a trajectory of a diffusion model the output of the network is close to a polynomial in u.
+`grid_karras` is uniform in u, which is the variable of EDM, arXiv 2206.00364, eq. 5 with rho = 7.
 """
 
 from collections.abc import Callable
@@ -12,49 +12,66 @@ from numpy.polynomial import legendre
 
 from dgjax.typing import Scalar, as_float
 
-__all__ = ["RHO", "clock", "flat", "lagrange", "log_w_rate", "weights"]
+__all__ = ["RHO", "dlog_w_du", "lagrange", "u_of_logsnr", "unit_density", "weights"]
 
 RHO = 7.0
-POINTS = 8  # of the Gauss-Legendre rule over one step
+GAUSS_POINTS = 8  # of the Gauss-Legendre rule over one step
 
 
-def clock(logsnr: ArrayLike) -> Array:
-    """u = w^(1/7), of the log-SNR -2 log w."""
+def u_of_logsnr(logsnr: ArrayLike) -> Array:
+    """Return u = w^(1/7) at a log-SNR of -2 log w."""
     return jnp.exp(-0.5 * as_float(logsnr) / RHO)
 
 
-def log_w_rate(u: Array) -> Array:
-    """d log w/du."""
+def dlog_w_du(u: Array) -> Array:
+    """Return the derivative of log w in u."""
     return RHO / u
 
 
-def flat(u: Array) -> Array:
-    """The density 1."""
+def unit_density(u: Array) -> Array:
+    """Return 1 at every u: the density of plain integrals in `weights`."""
     return jnp.ones_like(u)
 
 
 def lagrange(
-    points: Float[Array, " k"], there: Bool[Array, " k"], u: Float[Array, " m"]
+    points: Float[Array, " k"], valid: Bool[Array, " k"], u: Float[Array, " m"]
 ) -> Float[Array, "m k"]:
-    """Lagrange polynomials of the `points` that are `there` at every u; 0 for the others."""
-    other = there[None] & ~jnp.eye(points.shape[0], dtype=bool)
-    apart = jnp.where(other, points[:, None] - points[None], 1)
-    ratios = jnp.where(other, (u[:, None, None] - points) / apart, 1)
-    return jnp.prod(ratios, -1) * there
+    """Evaluate the Lagrange polynomials of the valid points at every u.
+
+    Args:
+        points: (k,) interpolation points.
+        valid: (k,) which of them to use. The polynomial of any other point is 0.
+        u: (m,) where to evaluate.
+
+    Returns:
+        (m, k) values.
+    """
+    other = valid[None] & ~jnp.eye(points.shape[0], dtype=bool)
+    distance = jnp.where(other, points[:, None] - points[None], 1)
+    ratios = jnp.where(other[None], (u[:, None, None] - points[None, None]) / distance[None], 1)
+    return jnp.where(valid[None], jnp.prod(ratios, -1), 0)
 
 
 def weights(
     points: Float[Array, " k"],
-    there: Bool[Array, " k"],
+    valid: Bool[Array, " k"],
     start: Scalar,
     stop: Scalar,
-    density: Callable[[Array], Array] = flat,
+    density: Callable[[Array], Array] = unit_density,
 ) -> Float[Array, " k"]:
-    """Integrals over `density` from `start` to `stop` of the Lagrange polynomials of `points`.
+    """Integrate the Lagrange polynomials of the valid points times a density.
 
-    Points that are not `there` take no part, and their weights are 0.
+    Args:
+        points: (k,) interpolation points.
+        valid: (k,) which of them to use. The weight of any other point is 0.
+        start: lower end of the integral.
+        stop: upper end, which may be the smaller number.
+        density: a function of u.
+
+    Returns:
+        (k,) weights: their inner product with values at the points is the integral.
     """
-    places, masses = (as_float(a).astype(points.dtype) for a in legendre.leggauss(POINTS))
-    u = 0.5 * (start + stop) + 0.5 * (stop - start) * places
-    values = lagrange(points, there, u)
+    gauss, masses = (as_float(a).astype(points.dtype) for a in legendre.leggauss(GAUSS_POINTS))
+    u = 0.5 * (start + stop) + 0.5 * (stop - start) * gauss
+    values = lagrange(points, valid, u)
     return 0.5 * (stop - start) * jnp.sum((masses * density(u))[:, None] * values, 0)

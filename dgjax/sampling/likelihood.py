@@ -1,4 +1,4 @@
-"""log-density of given data by the probability-flow ODE (PF-ODE), data to noise."""
+"""Log-density of given data by the probability-flow ODE, from data to noise."""
 
 from typing import NamedTuple
 
@@ -7,8 +7,9 @@ from jaxtyping import Array, Float
 
 from dgjax.model.divergence import Divergence, Hutchinson
 from dgjax.model.field import Field, condition, log_prior
-from dgjax.sampling.sample import Info, check_grid, check_prior
-from dgjax.sampling.solve import solve
+from dgjax.sampling.checks import check_grid, check_prior_time, check_sample
+from dgjax.sampling.results import Info
+from dgjax.sampling.solve import SolveOptions, solve
 from dgjax.sampling.solvers import Adjoint, Controller, Progress, Solver
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float
 
@@ -16,7 +17,13 @@ __all__ = ["Likelihood", "likelihood"]
 
 
 class Likelihood(NamedTuple):
-    """log p(x) in nats at the model's t_min, and the latent at t_max that x came from."""
+    """Log-density of a sample, and its latent.
+
+    Attributes:
+        log_density: log p(x) at the model's t_min, in nats.
+        latent: the point at t_max to which the probability-flow ODE carries x.
+        info: diagnostics; `log_densities` and `standard_error` are those of `log_density`.
+    """
 
     log_density: Scalar
     latent: Sample
@@ -36,39 +43,44 @@ def likelihood(
     adjoint: Adjoint | None = None,
     progress: Progress | None = None,
 ) -> Likelihood:
-    """log p(x) = log p_T(x_T) + integral of div u from t_min to t_max ([DG] eq. 5).
+    """Measure the log-density of one sample.
+
+    log p(x) = log p_T(x_T) + integral of div u dt from t_min to t_max along the probability-flow
+    ODE (Density Guidance, arXiv 2502.05807, eq. 5).
 
     Args:
         model: the field.
         x: one sample at t_min, of any shape.
-        grid: (steps + 1,) times of the sampler (decreasing); it is walked backwards.
-        key, divergence, cond, solver, controller, adjoint, progress: as in `sample`.
+        grid: (steps + 1,) decreasing times, the same as for `sample`; they are used in reverse.
+        key: for the probes.
+        divergence: trace estimator.
+        cond: condition of the model; the log-density is then log p(x | cond).
+        solver: as in `sample`.
+        controller: as in `sample`.
+        adjoint: as in `sample`.
+        progress: as in `sample`.
 
     Returns:
-        `Likelihood(log_density, latent, info)`; `info.log_densities` and
-        `info.standard_error` are those of `log_density`.
+        `Likelihood(log_density, latent, info)`.
 
     Raises:
-        ValueError: as `sample`.
+        ValueError: if the grid does not decrease from t_max within the model's range, x is not
+            floating or not finite, or solver and controller do not go together.
     """
-    grid = as_float(grid)
+    x, grid = jnp.asarray(x), as_float(grid)
     check_grid(model, grid)
-    check_prior(model, grid)
-    ascending = jnp.flip(grid)
-    zero = jnp.zeros((), x.dtype)
-    run = solve(
-        model,
-        x,
-        ascending,
-        key=key,
-        log_density=zero,
+    check_sample(x)
+    check_prior_time(model, grid[0], "grid")
+    model = condition(model, cond)
+    options = SolveOptions(
         divergence=divergence,
-        cond=cond,
         solver=solver,
         controller=controller,
         adjoint=adjoint,
         progress=progress,
     )
-    prior = log_prior(condition(model, cond), run.x)
+    zero = jnp.zeros((), x.dtype)
+    run = solve(model, x, jnp.flip(grid), key=key, log_density=zero, options=options)
+    prior = log_prior(model, run.x)
     info = run.info._replace(log_densities=prior - run.info.log_densities)
     return Likelihood(prior - run.log_density, run.x, info)

@@ -1,17 +1,27 @@
-r"""Multistep exponential integrators: one evaluation a step, and the stiff part of the ODE exact.
+r"""Multistep exponential integrators: one evaluation of the model per step.
 
-In scaled coordinates y = x/alpha, w = sigma/alpha the probability-flow ODE, guided or not, is
+**Formulas.** In scaled coordinates y = x/alpha, w = sigma/alpha the probability-flow ODE, guided or
+not, is
 
-    dy/d log w = eta y - N,
+    dy/d log w = eta y - N.
 
-where eta is how much of the score the drift follows (1 without guides), held over a step, and N
-is all the rest (x0 without guides), a polynomial through its last values in u = w^(1/7):
+eta is the weight of the score in the drift (1 without guides), and N is all the rest (the denoised
+x0 without guides). A step from w to w' holds eta fixed, solves the linear part exactly, and takes N
+as a polynomial in u = w^(1/7) through its last k values:
 
     y(w') = (w'/w)^eta y(w) - integral of (w'/v)^eta N d log v from w to w'.
 
-With eta = 1 and one value that is DDIM, with two DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095).
-Where density guidance reaches its bound, eta = 2, methods that leave eta = 1 to the linear part are
-unstable at the steps that one can afford.
+With eta = 1, k = 1 is DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12 with sigma = 0), and k = 2
+is DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2) with a polynomial in u where
+theirs is in log w. At the bound of density guidance eta is 2: methods whose linear part has eta = 1
+are unstable there at affordable numbers of steps.
+
+The log-density follows by identity (A), d log p/dt = -div u + <v - u, s>: predicted over the step
+by the same polynomial (Adams-Bashforth), and corrected on the next step, when one more evaluation
+is known (Adams-Moulton), by the residual of `dgjax.sampling.solver_quadrature` too.
+
+**Names.** `ys` is y, `slopes` is dy/d log w, so that N = eta y - slope; `noises` is -sigma s;
+`rates` is d log p/du by (A); `order` is k.
 """
 
 from functools import partial
@@ -21,23 +31,28 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dgjax.guidance.guide import score_weight
-from dgjax.model.local import Local
 from dgjax.model.paths import Path, coefficients
-from dgjax.sampling.interpolation import RHO, clock, log_w_rate, weights
-from dgjax.sampling.node_quadrature import Node, gain_missed, weighted
-from dgjax.sampling.results import State
+from dgjax.sampling.interpolation import RHO, dlog_w_du, u_of_logsnr, weights
+from dgjax.sampling.solver_quadrature import residual_gain, weighted_sum
+from dgjax.sampling.state import Evaluation, Node, State
 from dgjax.typing import Sample, Scalar, inner
 
-__all__ = ["Past", "advance", "nothing_past"]
+__all__ = ["History", "init", "step"]
 
-ETA = 2.0  # the most that is left to the linear part
+ETA_MAX = 2.0  # the largest eta of the linear part; the rest of it goes into N
 
 
-class Past(NamedTuple):
-    """The last k evaluations, newest first; `filled` of them are there.
+class History(NamedTuple):
+    """The last k evaluations, newest first.
 
-    `slopes` are dy/d log w, `noises` -sigma s, `rates` d log p/du by each divergence estimate,
-    and `settled` is the log-density at the newest.
+    Attributes:
+        us: (k,) u = w^(1/7).
+        ys: (k, *shape) y = x/alpha.
+        slopes: (k, *shape) dy/d log w along the drift.
+        noises: (k, *shape) -sigma s.
+        rates: (k, m) d log p/du in nats, by each divergence estimate.
+        log_densities: (m,) corrected log-densities at the newest point, in nats.
+        filled: how many of the k are there.
     """
 
     us: Float[Array, " k"]
@@ -45,89 +60,100 @@ class Past(NamedTuple):
     slopes: Float[Array, "k ..."]
     noises: Float[Array, "k ..."]
     rates: Float[Array, "k m"]
-    settled: Float[Array, " m"]
+    log_densities: Float[Array, " m"]
     filled: Scalar
 
 
-def nothing_past(memory: int, x: Sample, log_densities: Float[Array, " m"]) -> Past:
-    """Room for `memory` evaluations (for two at least, which Adams-Moulton takes)."""
-    k = max(2, memory)
-    none = jnp.zeros((k, *x.shape), x.dtype)
-    return Past(
-        jnp.zeros(k, x.dtype),
-        none,
-        none,
-        none,
-        jnp.zeros((k, *log_densities.shape), log_densities.dtype),
-        jnp.zeros_like(log_densities),
-        jnp.zeros((), jnp.int32),
-    )
-
-
-def advance(
-    memory: int,
-    path: Path,
-    past: Past,
-    y0: State,
-    drift: Sample,
-    local: Local,
-    stopped: Scalar,
-    dt: Scalar,
-) -> tuple[State, Past]:
-    """The state after one step of `dt`, and the past with this evaluation in it.
+def init(order: int, x: Sample, log_densities: Float[Array, " m"]) -> History:
+    """Return an empty history.
 
     Args:
-        memory: evaluations that the step draws on.
-        path: of the model.
-        past: evaluations at earlier points.
-        y0: at the start.
-        drift: the drift there.
-        local: what else the model says there.
-        stopped: 1 if a guide is at its bound there.
-        dt: in the model's own time.
+        order: evaluations that a step uses. Adams-Moulton needs two, so there is room for two.
+        x: the sample at the start.
+        log_densities: (m,) there.
     """
-    steered = drift - local.velocity
-    then = coefficients(path, local.t + dt)
-    u0, u1 = clock(local.logsnr), clock(then.logsnr)
-
-    per_log_w = 2 * local.sigma**2 / local.g2
-    slope = (steered * per_log_w - local.sigma**2 * local.score) / local.alpha
-    rates = (inner(steered, local.score) - local.divergences) * per_log_w * log_w_rate(u0)
-    past = Past(
-        _push(u0, past.us),
-        _push(local.x / local.alpha, past.ys),
-        _push(slope, past.slopes),
-        _push(-local.sigma * local.score, past.noises),
-        _push(rates, past.rates),
-        past.settled,
-        past.filled + 1,
+    k = max(2, order)
+    empty = jnp.zeros((k, *x.shape), x.dtype)
+    return History(
+        us=jnp.zeros(k, x.dtype),
+        ys=empty,
+        slopes=empty,
+        noises=empty,
+        rates=jnp.zeros((k, *log_densities.shape), log_densities.dtype),
+        log_densities=jnp.zeros_like(log_densities),
+        filled=jnp.zeros((), jnp.int32),
     )
-    # What the last step foretold is worked out again with this evaluation: its rates, and what
-    # it missed, as in `along_drift`.
-    place = jnp.arange(past.us.shape[0])
-    u_before = jnp.where(past.filled == 1, 2 * u0, past.us[1])
-    weigh = partial(weights, past.us, place < past.filled, u_before, u0)
-    ends, data = (past.ys[1], past.ys[0]), past.ys - past.slopes
-    missed = gain_missed(weigh, (u_before, u0), ends, data, past.noises)
-    gained = weigh() @ past.rates + missed
-    settled = jnp.where(past.filled == 1, y0.log_densities, past.settled + gained)
-    there = place < jnp.minimum(past.filled, memory)
-    foretold = settled + weights(past.us, there, u0, u1) @ past.rates
 
-    eta = jnp.clip(score_weight(drift, local), 0, ETA)
-    pull = weights(past.us, there, u0, u1, lambda u: (u1 / u) ** (RHO * eta) * log_w_rate(u))
-    rest = weighted(pull, eta * past.ys - past.slopes)
-    y = (u1 / u0) ** (RHO * eta) * past.ys[0] - rest
-    passed = then.logsnr - local.logsnr
-    y1 = y0._replace(
-        x=then.alpha * y,
-        log_densities=foretold,
-        score_norm2=y0.score_norm2 + passed * jnp.sum((local.sigma * local.score) ** 2),
-        bounded=y0.bounded + passed * stopped,
+
+def step(
+    order: int, path: Path, history: History, state: State, evaluation: Evaluation, dt: Scalar
+) -> tuple[State, History]:
+    """Take one step.
+
+    Args:
+        order: evaluations that the step uses.
+        path: of the model.
+        history: the evaluations at earlier points.
+        state: at the start of the step.
+        evaluation: of the model and the guides there.
+        dt: length of the step in the model's own time.
+
+    Returns:
+        The state at the end, with predicted log-densities, and the history with this evaluation.
+    """
+    local = evaluation.local
+    end = coefficients(path, local.t + dt)
+    u0, u1 = u_of_logsnr(local.logsnr), u_of_logsnr(end.logsnr)
+
+    history, slope = _push(history, evaluation, u0)
+    index = jnp.arange(history.us.shape[0], dtype=history.filled.dtype)
+    log_densities = _correct(history, index < history.filled, state.log_densities)
+    history = history._replace(log_densities=log_densities)
+    used = index < jnp.minimum(history.filled, order)
+    predicted = log_densities + weights(history.us, used, u0, u1) @ history.rates
+
+    eta = jnp.clip(score_weight(evaluation.drift, local), 0, ETA_MAX)
+    decay = weights(history.us, used, u0, u1, lambda u: (u1 / u) ** (RHO * eta) * dlog_w_du(u))
+    integral = weighted_sum(decay, eta * history.ys - history.slopes)
+    y = (u1 / u0) ** (RHO * eta) * history.ys[0] - integral
+    passed = end.logsnr - local.logsnr
+    score2 = jnp.sum((local.sigma * local.score) ** 2)
+    state = state._replace(
+        x=end.alpha * y,
+        log_densities=predicted,
+        score_integral=state.score_integral + passed * score2,
+        bound_integral=state.bound_integral + passed * evaluation.at_bound,
         node=Node(local.score, local.divergences, slope),
     )
-    return y1, past._replace(settled=settled)
+    return state, history
 
 
-def _push(new: Array, past: Array) -> Array:
-    return jnp.concatenate([new[None].astype(past.dtype), past[:-1]])
+def _push(history: History, evaluation: Evaluation, u: Scalar) -> tuple[History, Sample]:
+    """The history with a new evaluation in front, and the dy/d log w of that evaluation."""
+    drift, local, _ = evaluation
+    guided = drift - local.velocity
+    dt_dlog_w = 2 * local.sigma**2 / local.g2
+    slope = (guided * dt_dlog_w - local.sigma**2 * local.score) / local.alpha
+    rates = (inner(guided, local.score) - local.divergences) * dt_dlog_w * dlog_w_du(u)
+    push = lambda new, old: jnp.concatenate([new[None].astype(old.dtype), old[:-1]])
+    history = history._replace(
+        us=push(u, history.us),
+        ys=push(local.x / local.alpha, history.ys),
+        slopes=push(slope, history.slopes),
+        noises=push(-local.sigma * local.score, history.noises),
+        rates=push(rates, history.rates),
+        filled=history.filled + 1,
+    )
+    return history, slope
+
+
+def _correct(history: History, valid: Array, start: Float[Array, " m"]) -> Float[Array, " m"]:
+    """Log-densities at the newest point: the last step again, with the newest evaluation."""
+    first = history.filled == 1
+    u1 = history.us[0]
+    u0 = jnp.where(first, 2 * u1, history.us[1])  # on the first step the result is not used
+    weigh = partial(weights, history.us, valid, u0, u1)
+    data = history.ys - history.slopes
+    residual = residual_gain(weigh, (u0, u1), (history.ys[1], history.ys[0]), data, history.noises)
+    gain = weigh() @ history.rates + residual
+    return jnp.where(first, start, history.log_densities + gain)

@@ -1,166 +1,114 @@
-r"""Log-density along a smooth trajectory from what is known at its own points, and nowhere else.
+"""Log-density along a smooth trajectory, with one evaluation of the model at each of its points.
 
-In scaled coordinates y = x/alpha, w = sigma/alpha a marginal is the data with noise of standard
-deviation w added, which obeys the heat equation. Along any curve
-
-    d log p = <s_y, dy> + w^2 (Lap_y log p + |s_y|^2) d log w,                          (C)
-
-with log p_t(x) = log p(y; w) - D log alpha. It holds whatever made the curve, so the error of a
-solver drops out of the log-density of the point that it reached.
+For trajectories that any program made. `spacetime_quadrature` is for rough ones; what `Multistep`
+returns is integrated by `solver_quadrature`, which needs no evaluation of its own.
 """
-
-from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
-from dgjax.model.paths import Coefficients, Path, coefficients
-from dgjax.sampling.interpolation import RHO, clock, lagrange, log_w_rate, weights
-from dgjax.typing import Sample, Scalar, inner
+from dgjax.model.divergence import Divergence, Hutchinson, check_count
+from dgjax.model.field import Field, condition, log_prior
+from dgjax.model.local import evaluate
+from dgjax.model.paths import coefficients, logsnr
+from dgjax.sampling.checks import check_monotone, check_points, check_prior_time
+from dgjax.sampling.spacetime_identity import cumulative_log_density, log_density_gain
+from dgjax.sampling.spacetime_quadrature import Quadrature
+from dgjax.typing import Cond, Key, as_float, inner
 
-__all__ = ["Node", "accumulate", "along_drift", "gain", "gain_missed", "weighted"]
+__all__ = ["node_quadrature"]
 
-WIDE, NEAR = 6, 4  # points through which rates, and what a step missed, are interpolated
-AROUND = 5  # points of which the middle one is held against a curve through the others
-
-
-class Node(NamedTuple):
-    """What is known at one point: score, m estimates of div u, and dy/d log w along the drift."""
-
-    score: Sample
-    divergences: Float[Array, " m"]
-    slope: Sample
+# Differences through 7 points and integrals through 6 are both of order 6. Differences through an
+# odd number are centred, which costs as much as 6 and leaves a half to a third of the error.
+DIFFERENCE_POINTS, INTEGRAL_POINTS = 7, 6
 
 
-def gain(
-    c: Coefficients, score: Sample, divergences: Float[Array, " m"], dy: Sample, dlog_w: Scalar
-) -> Float[Array, " m"]:
-    """(C) along (dy, d log w), once for each divergence estimate.
-
-    w^2 Lap_y = sigma^2 Lap_x, which div u = D f - g^2/2 Lap_x gives.
-    """
-    curvature = 2 * c.sigma**2 * (score.size * c.f - divergences) / c.g2
-    heat = curvature + c.sigma**2 * jnp.sum(score**2)
-    return c.alpha * inner(score, dy) + heat * dlog_w
-
-
-@jax.jit  # hundreds of small operations, which called outside of a jit are compiled one by one
-def along_drift(
-    path: Path,
+def node_quadrature(
+    model: Field,
     ts: Float[Array, " n+1"],
     xs: Float[Array, "n+1 ..."],
-    nodes: Node,
-    start: Scalar | Float[Array, " m"],
-) -> tuple[Float[Array, "n+1 m"], Scalar]:
-    """log p_t at every point of a trajectory that follows a known drift, in nats.
+    *,
+    key: Key,
+    log_density: ArrayLike | None = None,
+    divergence: Divergence = Hutchinson(),
+    cond: Cond = None,
+    batch: int = 16,
+) -> Quadrature:
+    """Measure log-density at every point of a smooth trajectory: an ODE, guided or not.
 
-    (C) is integrated along the drift, and to that comes <s, dx> along what each step missed: the
-    difference between the next point and where D = y - dy/d log w, interpolated through the
-    points on both sides, would have led. So no differences of the points are taken, which few
-    points of a network's trajectory are not smooth enough for.
+    The model is evaluated at the points and nowhere between. With u the index of a point, dy/du
+    and d log w/du come from differences through 7 points, and identity (C) of
+    `dgjax.sampling.spacetime_identity` is integrated by a rule of the same order, 6.
+
+    The points must therefore be a smooth function of their index, as on the grids of
+    `dgjax.sampling.time_grids`. Use `quadrature` where they are not: for adaptive or stochastic
+    solves, for the first points of `Multistep` (which brings a log-density of its own), and where
+    a guide's bound starts to act.
 
     Args:
-        path: of the model.
-        ts: (n+1,) times, monotone.
-        xs: (n+1, *shape) the points.
-        nodes: what is known at each, with leading axis n+1.
-        start: log-density of the first point, by each of m divergence estimates or by all.
+        model: the field whose density is measured.
+        ts: (n+1,) strictly monotone times.
+        xs: (n+1, *shape) the points, at least 7.
+        key: for the probes, a fresh one at every point.
+        log_density: of `xs[0]` at `ts[0]` in nats. By default the model's prior, for which
+            `ts[0]` must be t_max. With 0 the result is the difference to the first point.
+        divergence: trace estimator.
+        cond: condition of the model; the log-density is then that of p(x | cond).
+        batch: points evaluated together, which bounds memory.
 
     Returns:
-        (n+1, m), by each divergence estimate, and the standard error of their mean at the last
-        point, if the probes are independent in time and all else is smooth in it.
+        `Quadrature(log_density, standard_error, log_densities)`, in nats.
+
+    Raises:
+        ValueError: if shapes disagree, a number is not finite, a time is outside the model's
+            range, times are not monotone, points are fewer than 7, `ts` does not start at t_max
+            and `log_density` is left out, or `batch` is not a positive int.
     """
-    c = jax.vmap(lambda t: coefficients(path, t))(ts)
-    us = clock(c.logsnr)
-    shaped = lambda a: a.reshape(-1, *[1] * (xs.ndim - 1))
-    ys = xs / shaped(c.alpha)
-    data, noise = ys - nodes.slope, -shaped(c.sigma) * nodes.score
-
-    def rate(c, score, divergences, slope):
-        return gain(c, score, divergences, slope, jnp.ones((), us.dtype))
-
-    rates = jax.vmap(rate)(c, nodes.score, nodes.divergences, nodes.slope)
-    rates = rates * log_w_rate(us)[:, None]
+    ts, xs = as_float(ts), jnp.asarray(xs)
+    check_points(model, ts, xs, least=DIFFERENCE_POINTS)
+    check_monotone(ts, "ts", "use quadrature for other trajectories")
+    check_count("batch", batch)
+    model = condition(model, cond)
+    if log_density is None:
+        check_prior_time(model, ts[0], "ts")
+        log_density = log_prior(model, xs[0])
 
     count = ts.shape[0]
-    near, wide = _windows(count, NEAR), _windows(count, WIDE)
+    at_zero = np.eye(DIFFERENCE_POINTS)[1]  # moments of d/du at u = 0
+    over_step = 1 / np.arange(1.0, INTEGRAL_POINTS + 1)  # and of the integral over [0, 1]
+    near, difference = _stencils(count, count, at_zero)
+    wide, integral = _stencils(count - 1, count, over_step)
+    log_w = -0.5 * jax.vmap(lambda t: logsnr(model.path, t))(ts)
+    alphas = jax.vmap(model.path.alpha)(ts)
 
-    def part(i, near, wide):
-        span = us[i], us[i + 1]
-        weigh = lambda window: partial(weights, us[window], jnp.ones(window.shape, bool), *span)
-        missed = gain_missed(weigh(near), span, (ys[i], ys[i + 1]), data[near], noise[near])
-        integral = weigh(wide)()
-        return integral @ rates[wide] + missed, integral
+    def rate(i):
+        ys = jax.vmap(jnp.divide)(xs[near[i]], alphas[near[i]])
+        dy = jnp.einsum("k,k...->...", difference[i], ys, precision="highest")
+        dlog_w = inner(difference[i], log_w[near[i]])
+        probe = jax.random.fold_in(key, i)
+        local = evaluate(model, ts[i], xs[i], divergence=divergence, key=probe)
+        c = coefficients(model.path, ts[i])
+        return log_density_gain(c, local.score, local.divergences, dy, dlog_w)
 
-    parts, integrals = jax.vmap(part)(jnp.arange(count - 1), near, wide)
-    every = accumulate(path, ts, xs[0].size, start, parts)
-    whole = jnp.zeros_like(us).at[wide].add(integrals)
-    return every, jnp.linalg.norm(whole * _scatter(us, jnp.mean(rates, 1)))
-
-
-def _scatter(us: Float[Array, " n+1"], values: Float[Array, " n+1"]) -> Float[Array, " n+1"]:
-    """By how much values of independent errors are off: their distance from the curve through
-    their neighbours, over what it is expected to be of errors of size 1. NaN of too few."""
-    count = us.shape[0]
-    if count < AROUND:
-        return jnp.full_like(us, jnp.nan)
-    first = np.clip(np.arange(count) - AROUND // 2, 0, count - AROUND)
-    around = first[:, None] + np.arange(AROUND)[None]
-    others = around[around != np.arange(count)[:, None]].reshape(count, -1)
-
-    def off(i, others):
-        (curve,) = lagrange(us[others], jnp.ones(others.shape, bool), us[i][None])
-        distance = values[i] - curve @ values[others]
-        return distance / jnp.sqrt(1 + jnp.sum(curve**2))
-
-    return jax.vmap(off)(jnp.arange(count), others)
+    rates = jax.lax.map(rate, jnp.arange(count), batch_size=min(batch, count))
+    gains = jnp.einsum("ik,ikm->im", integral, rates[wide], precision="highest")
+    start = as_float(log_density)
+    log_densities = cumulative_log_density(model.path, ts, xs[0].size, start, gains)
+    return Quadrature.from_estimates(divergence, log_densities)
 
 
-def gain_missed(
-    weigh: Callable[..., Float[Array, " k"]],
-    span: tuple[Scalar, Scalar],
-    ys: tuple[Sample, Sample],
-    data: Float[Array, "k ..."],
-    noise: Float[Array, "k ..."],
-) -> Scalar:
-    """<s, dx> along what a step missed, in nats.
+def _stencils(targets: int, count: int, moments: np.ndarray):
+    """Indices and weights, both (targets, width), of a linear functional near each target.
 
-    Args:
-        weigh: density to weights over the step, of the k points around it.
-        span: clock u at both ends.
-        ys: y at both ends.
-        data, noise: D = y - dy/d log w and -sigma s at the k points.
+    `moments` are its `width` values on 1, u, u^2, ... with u = 0 at the target. The weights are
+    exact on polynomials through the `width` nearest of `count` points.
     """
-    start, stop = span
-    pull = weigh(lambda u: (stop / u) ** RHO * log_w_rate(u))
-    missed = ys[1] - (stop / start) ** RHO * ys[0] + weighted(pull, data)
-    return -inner(weighted(weigh() / (stop - start), noise), missed) * stop**-RHO
-
-
-def weighted(weights: Float[Array, " k"], arrays: Float[Array, "k ..."]) -> Sample:
-    """Their sum, in full precision."""
-    return jnp.tensordot(weights, arrays, 1, precision="highest")
-
-
-def _windows(count: int, width: int) -> Array:
-    """Indices (count - 1, width) of the points nearest to each interval; of all, if fewer."""
-    width = min(width, count)
-    first = np.clip(np.arange(count - 1) + 1 - width // 2, 0, count - width)
-    return jnp.asarray(first[:, None] + np.arange(width)[None])
-
-
-def accumulate(
-    path: Path,
-    ts: Float[Array, " n+1"],
-    size: int,
-    start: Scalar | Float[Array, " m"],
-    parts: Float[Array, "n m"],
-) -> Float[Array, "n+1 m"]:
-    """From the gains between points in scaled coordinates to log p_t(x) at each."""
-    volume = size * jnp.log(jax.vmap(path.alpha)(ts))
-    scaled = jnp.concatenate([jnp.zeros_like(parts[:1]), jnp.cumsum(parts, 0)])
-    return start + scaled - (volume - volume[0])[:, None]
+    width = len(moments)
+    first = np.clip(np.arange(targets) - (width - 1) // 2, 0, count - width)
+    index = first[:, None] + np.arange(width)[None]
+    offsets = index - np.arange(targets)[:, None]
+    powers = offsets[:, None].astype(float) ** np.arange(width)[None, :, None]
+    values = np.broadcast_to(moments, index.shape)[..., None]
+    return jnp.asarray(index), as_float(np.linalg.solve(powers, values)[..., 0])

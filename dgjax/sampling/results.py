@@ -1,4 +1,4 @@
-"""What a solve carries and what it gives back. State and diagnostics are kept apart."""
+"""Results of a solve: the sample, its log-density, diagnostics and a trajectory."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,40 +11,26 @@ from dgjax.guidance.guide import Guide, HasTarget
 from dgjax.model.divergence import Divergence
 from dgjax.model.field import Field
 from dgjax.model.paths import logsnr
-from dgjax.sampling.node_quadrature import Node
+from dgjax.sampling.state import State
 from dgjax.typing import Sample, Scalar
 
-__all__ = ["Info", "Sampled", "State", "Trajectory", "summarize"]
-
-
-class State(NamedTuple):
-    """What the solver carries.
-
-    `log_densities` has one entry per divergence estimate. The last two are integrals over
-    log-SNR, of |sigma s|^2 and of whether a guide was stopped by its bound. `node` is what the
-    model said at the point before, where the solver keeps it.
-    """
-
-    x: Sample
-    log_densities: Float[Array, " n"]
-    score_norm2: Scalar
-    bounded: Scalar
-    node: Node | None = None
+__all__ = ["Info", "Sampled", "Trajectory", "summarize"]
 
 
 class Info(NamedTuple):
     """Diagnostics of one solve.
 
     Attributes:
-        standard_error: of `log_density` from the probes, in nats. Of a single probe it is known
-            with `Multistep` only, to about a third, from the scatter in time of fresh ones; else
-            NaN.
-        bound_share: share of the log-SNR range on which a guide was stopped by its bound.
-        least_score: least |sigma s| over the steps: root mean square within each by Runge-Kutta
-            methods, at its start where a step is one evaluation.
-        target_met: whether every target asked for was reached; True when none was.
+        standard_error: of `log_density` from the probes, in nats. For a single estimate it is NaN,
+            which means unknown, unless the solver is `Multistep`: that knows it to about a third,
+            from the scatter over at least 5 grid points.
+        bound_share: share of the log-SNR range on which a guide was stopped by its bound, in
+            [0, 1].
+        least_score: smallest |sigma s| over all steps, without units. Runge-Kutta methods take the
+            root mean square within a step, `Multistep` and `LevelSetEuler` the value at its start.
+        target_met: whether every guide with a target reached it; True if there is none.
         finite: whether x and its log-density are finite.
-        log_densities: (n,) final log-density by each divergence estimate, in nats.
+        log_densities: (m,) final log-density by each of m divergence estimates, in nats.
     """
 
     standard_error: Scalar
@@ -52,11 +38,17 @@ class Info(NamedTuple):
     least_score: Scalar
     target_met: Scalar
     finite: Scalar
-    log_densities: Float[Array, " n"]
+    log_densities: Float[Array, " m"]
 
 
 class Trajectory(NamedTuple):
-    """Times, states and tracked log-densities (nats) along a solve. Pass as `save`."""
+    """A solve at every grid point. Pass the class itself as `save`.
+
+    Attributes:
+        t: (n+1,) times.
+        x: (n+1, *shape) samples.
+        log_density: (n+1,) log p_t(x) in nats.
+    """
 
     t: Scalar
     x: Sample
@@ -64,7 +56,14 @@ class Trajectory(NamedTuple):
 
 
 class Sampled(NamedTuple):
-    """A sample with its log-density in nats at the model's t_min, and how it came about."""
+    """A sample with its log-density.
+
+    Attributes:
+        x: the sample at the end of the grid, of the shape of the latent.
+        log_density: log p_t(x) there, in nats, by the model's own marginal.
+        info: diagnostics.
+        trajectory: what `save` returned, stacked over the grid points; None without `save`.
+    """
 
     x: Sample
     log_density: Scalar
@@ -78,14 +77,28 @@ def summarize(
     guides: Sequence[Guide],
     divergence: Divergence,
     end: State,
-    course: Float[Array, " n+1"],
+    score_integrals: Float[Array, " n+1"],
     scatter: ArrayLike,
 ) -> Info:
-    """The diagnostics, from the final state, the course of its integral of |sigma s|^2, and the
-    scatter of the probes in time."""
-    steps = jnp.abs(jnp.diff(jax.vmap(lambda t: logsnr(model.path, t))(grid))).astype(course.dtype)
-    share = jnp.minimum(jnp.abs(end.bounded) / jnp.sum(steps), 1)  # 1 and a quadrature error
-    score = jnp.sqrt(jnp.maximum(jnp.abs(jnp.diff(course)) / steps, 0))
+    """Compute the diagnostics of a solve.
+
+    Args:
+        model: the field.
+        grid: (n+1,) times of the solve.
+        guides: of the solve.
+        divergence: its trace estimator.
+        end: the final state.
+        score_integrals: (n+1,) `State.score_integral` at every grid point.
+        scatter: standard error in nats from the scatter of the probes in time; NaN if unknown.
+
+    Returns:
+        `Info`.
+    """
+    levels = jax.vmap(lambda t: logsnr(model.path, t))(grid)
+    steps = jnp.abs(jnp.diff(levels)).astype(score_integrals.dtype)
+    # Above 1 by the error of the quadrature only.
+    share = jnp.minimum(jnp.abs(end.bound_integral) / jnp.sum(steps), 1)
+    score = jnp.sqrt(jnp.maximum(jnp.abs(jnp.diff(score_integrals)) / steps, 0))
     log_density = jnp.mean(end.log_densities)
     met = jnp.array(True)
     for guide in guides:

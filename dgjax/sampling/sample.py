@@ -1,53 +1,21 @@
-"""Sampling with its log-density along any guided drift."""
+"""Sampling with log-density along any guided drift."""
 
 from collections.abc import Sequence
 
-import numpy as np
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dgjax.guidance.guide import Guide
 from dgjax.guidance.noise import ItoNoise, StratonovichNoise
 from dgjax.model.divergence import Divergence, Hutchinson
-from dgjax.model.field import Field, log_prior
-from dgjax.sampling.results import Info, Sampled, State, Trajectory
-from dgjax.sampling.solve import Save, solve
+from dgjax.model.field import Field, condition, log_prior
+from dgjax.sampling.checks import check_grid, check_prior_time, check_sample
+from dgjax.sampling.results import Sampled
+from dgjax.sampling.solve import Save, SolveOptions, solve
 from dgjax.sampling.solvers import Adjoint, Controller, Progress, Solver
-from dgjax.typing import Cond, Key, Sample, Scalar, as_float, concrete
+from dgjax.typing import Cond, Key, Sample, Scalar, as_float
 
-__all__ = ["Info", "Sampled", "State", "Trajectory", "check_grid", "check_prior", "sample"]
-
-
-def check_grid(model: Field, grid: Array) -> None:
-    """Raise a ValueError unless `grid` decreases inside the model's range.
-
-    Numbers that are traced are not looked at.
-    """
-    if grid.ndim != 1 or grid.shape[0] < 2:
-        raise ValueError(f"grid must be (steps + 1,) with at least one step, got {grid.shape}")
-    times, high, low = concrete(grid), concrete(model.t_max), concrete(model.t_min)
-    if times is None:
-        return
-    if not (np.diff(times) < 0).all():
-        raise ValueError("a sampling grid decreases, from noise (t_max) to data (t_min)")
-    if high is None or low is None:
-        return
-    slack = 1e-6 * (high - low)
-    if times[0] > high + slack or times[-1] < low - slack:
-        raise ValueError(
-            f"grid runs from {times[0]:g} to {times[-1]:g}, outside the model's own range "
-            f"{high:g} to {low:g}; build it with grid_logsnr(model, steps)"
-        )
-
-
-def check_prior(model: Field, grid: Array) -> None:
-    """Raise a ValueError if `grid` is known not to start at t_max, where the prior is."""
-    times, high = concrete(grid), concrete(model.t_max)
-    if times is None or high is None or np.isclose(times[0], high, rtol=1e-5):
-        return
-    raise ValueError(
-        f"the prior is known at t_max = {high:g} only and the grid starts at {times[0]:g}: "
-        "build it with grid_logsnr(model, steps), or pass the log-density there to sample"
-    )
+__all__ = ["sample"]
 
 
 def sample(
@@ -67,60 +35,56 @@ def sample(
     save: Save | None = None,
     progress: Progress | None = None,
 ) -> Sampled:
-    """Carries one latent from noise to data along the guided drift, tracking log p_t.
+    """Carry one latent from noise to data along the guided drift, and track log p_t(x).
 
-    The log-density is always that of the model's own marginals, by (A) or (B): guides change
-    where the sample goes, never which density is measured.
+    The log-density is always that of the model's own marginals. Guides change where the sample
+    goes, never which density is measured. It follows identity (A), d log p_t/dt = -div u +
+    <v - u, s> with velocity u, drift v and score s (Density Guidance, arXiv 2502.05807, eq. 5 for
+    v = u), or with noise identity (B), the same with the Stratonovich noise in dx; both are in the
+    page Concepts. Batch with `jax.vmap`.
 
     Args:
         model: the field.
         x: one latent of any shape, at time `grid[0]`.
         grid: (steps + 1,) decreasing times, from `grid_uniform`, `grid_logsnr` or `grid_karras`.
-            One that is traced cannot be refused: if it is not monotone, log_density is NaN.
-        key: for probes and noise; everything is reproducible from it.
-        log_density: of `x` at `grid[0]`, in nats; the model's prior unless told.
-        guides: folded left to right over the drift; those that fix the rate come last.
-        noise: a stochastic term, refused by solvers of the other sense.
-        divergence: trace estimator; a fresh probe at every grid point. `Untracked()` for samples
-            without log-density.
-        cond: what the model is conditioned on; the log-density is then log p_t(x | cond), from
-            the model's prior, which is the same for every condition, unless told.
-        solver: `Multistep()`, `LevelSetEuler()`, `RK4()`, `diffrax.Euler()`, `Dopri5()`, ...;
-            unless told `Multistep()`, or `Multistep(2)` with a target; `LevelSetEuler()` with noise
-            along the level set, `Euler()` with Ito noise, `Dopri5()` with other noise, with noise
-            and a target, and with a controller.
-        controller: e.g. `diffrax.PIDController(rtol, atol)` for adaptive steps; the grid then
-            gives the ends and where `save` looks, and one probe serves the whole solve.
-        adjoint: how gradients are taken; `diffrax.RecursiveCheckpointAdjoint()` unless told.
+            Under `jax.jit` a grid that is an argument is not checked; if it is not monotone,
+            log_density is NaN.
+        key: for probes and noise; results are reproducible from it.
+        log_density: of `x` at `grid[0]`, in nats. By default the model's prior, for which
+            `grid[0]` must be t_max.
+        guides: transforms of the drift, applied from left to right. Put those that fix the rate of
+            log p_t (density guidance, targets) last.
+        noise: a stochastic term. An Ito noise needs `diffrax.Euler()`, a Stratonovich noise any
+            other solver.
+        divergence: trace estimator, with a fresh probe at every grid point. `Untracked()` gives
+            samples without log-density.
+        cond: condition of the model. The log-density is then log p_t(x | cond), and the default
+            prior is the same for every condition.
+        solver: `Multistep()`, `LevelSetEuler()`, `RK4()`, `diffrax.Euler()`, `diffrax.Dopri5()`
+            or another explicit Runge-Kutta method of diffrax. By default, in this order:
+            `Euler()` with Ito noise; `Dopri5()` with a controller; `Multistep()` without noise, or
+            `Multistep(2)` if a guide has a target; `LevelSetEuler()` with noise along the level
+            set and no target; `Dopri5()` with any other noise.
+        controller: `diffrax.PIDController(rtol, atol)` for adaptive steps. The grid then gives the
+            two ends and the times for `save`, and one probe serves the whole solve.
+        adjoint: how gradients are taken, by default `diffrax.RecursiveCheckpointAdjoint()`.
         save: `(t, x, log_density) -> anything`, collected at every grid point; `Trajectory`
             collects all three.
         progress: a diffrax progress meter.
 
     Returns:
-        `Sampled(x, log_density, info, trajectory)`.
+        `Sampled(x, log_density, info, trajectory)`, with log_density in nats.
 
     Raises:
-        ValueError: if the grid does not decrease within the model's range, x is not finite, or
-            the solver and the noise are of different senses.
+        ValueError: if the grid does not decrease within the model's range, x is not floating or
+            not finite, the grid does not start at t_max and `log_density` is left out, or solver,
+            noise and controller do not go together.
     """
-    grid = as_float(grid)
+    x, grid = jnp.asarray(x), as_float(grid)
     check_grid(model, grid)
+    check_sample(x)
     if log_density is None:
-        check_prior(model, grid)
+        check_prior_time(model, grid[0], "grid")
         log_density = log_prior(model, x)
-    return solve(
-        model,
-        x,
-        grid,
-        key=key,
-        log_density=log_density,
-        guides=guides,
-        noise=noise,
-        divergence=divergence,
-        cond=cond,
-        solver=solver,
-        controller=controller,
-        adjoint=adjoint,
-        save=save,
-        progress=progress,
-    )
+    options = SolveOptions(guides, noise, divergence, solver, controller, adjoint, save, progress)
+    return solve(condition(model, cond), x, grid, key=key, log_density=log_density, options=options)

@@ -1,8 +1,8 @@
-"""Asking for a log-density: the pilot that closed-loop targets need, and shooting.
+"""Targets of log-density: the pilot of closed-loop guidance, and shooting.
 
-`target_guidance` (closed loop) steers the tracked log-density to the target on the way.
-`shoot` finds the dial q whose whole trajectory ends at the target, which keeps the trajectory
-typical of its q.
+Closed loop: `target_guidance` steers the tracked log-density to the target during one solve, along
+the course that `pilot` measured. Shooting: `shoot` finds the quantile q whose whole trajectory ends
+at the target, by many solves. Its sample is then a typical one of its q.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,8 @@ from dgjax.model.divergence import Divergence, Hutchinson
 from dgjax.model.field import Field, condition
 from dgjax.model.local import evaluate
 from dgjax.model.paths import logsnr
-from dgjax.sampling.sample import Sampled, Trajectory, sample
+from dgjax.sampling.results import Sampled, Trajectory
+from dgjax.sampling.sample import sample
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float, concrete
 
 __all__ = ["Shot", "pilot", "shoot"]
@@ -36,30 +37,37 @@ def pilot(
     key: Key,
     divergence: Divergence = Hutchinson(),
     cond: Cond = None,
-    **solver: Any,
+    **options: Any,
 ) -> Profile:
-    """The mean course of log-density along the PF-ODE of a few latents.
+    """Measure the mean course of log-density along the probability-flow ODE of a few latents.
 
     Args:
         model: the field.
-        latents: (m, *shape) latents at t_max; a handful is enough.
+        latents: (m, *shape) latents at t_max; about four are enough.
         grid: (steps + 1,) decreasing times.
-        key, divergence, cond, solver: as in `sample`.
+        key: for the probes.
+        divergence: trace estimator.
+        cond: condition of the model.
+        **options: more arguments of `sample`, passed on to it: `solver`, `adjoint`, `progress`.
 
     Returns:
-        the `Profile` that `target_guidance` takes.
+        The `Profile` for `target_guidance`.
+
+    Raises:
+        ValueError: as `sample`.
     """
     model = condition(model, cond)
     keys = jax.random.split(key, latents.shape[0])
 
     def one(x, key):
-        walk, probes = jax.random.split(key)
+        solve_key, probe_key = jax.random.split(key)
         run = sample(
-            model, x, grid, key=walk, divergence=divergence, save=Trajectory, **solver
+            model, x, grid, key=solve_key, divergence=divergence, save=Trajectory, **options
         ).trajectory
 
         def curvature(t, x, i):
-            local = evaluate(model, t, x, divergence=divergence, key=jax.random.fold_in(probes, i))
+            probe = jax.random.fold_in(probe_key, i)
+            local = evaluate(model, t, x, divergence=divergence, key=probe)
             return -(local.sigma**2) * local.laplacian
 
         steps = jnp.arange(grid.shape[0])
@@ -73,13 +81,13 @@ def pilot(
 
 
 class Shot(NamedTuple):
-    """What shooting found.
+    """The result of `shoot`.
 
     Attributes:
-        sampled: the sample at the dial found; `info.target_met` says whether it is on target.
-        q: the dial in (0, 1).
-        log_density_range: log-densities (nats) at the ends of the bracket of q. A target
-            outside it is out of reach; one inside it that was not met lies in a jump of
+        sampled: the sample at the q found; `info.target_met` says whether it is on target.
+        q: quantile of density guidance, in (0, 1).
+        log_density_range: log-densities in nats at the two ends of the bracket of q. A target
+            outside of it is out of reach. A target inside of it that was not met lies in a jump of
             log p(q), where a latent changes basin, or on a slope too steep for `iterations`.
     """
 
@@ -102,22 +110,31 @@ def shoot(
     run: Callable[..., Sampled] = sample,
     **options: Any,
 ) -> Shot:
-    """Samples at the dial q whose trajectory ends at `target` nats, found by bisection in q.
+    """Sample at the quantile q whose trajectory ends at `target` nats, found by bisection in q.
 
-    Each iteration is a whole solve with the same key, so log p(q) is one function. `vmap` over
-    latents and targets.
+    Each iteration is a whole solve with the same key, so that log p(q) is one function. Use
+    `jax.vmap` over latents and targets.
 
     Args:
-        model, x, grid, key: as in `sample`.
+        model: the field.
+        x: one latent of any shape, at time `grid[0]`.
+        grid: (steps + 1,) decreasing times.
         target: log-density asked for at t_min, in nats.
-        low, high: the bracket of q.
+        key: for probes and noise, the same in every solve.
+        low: lower end of the bracket of q.
+        high: upper end of the bracket of q.
         tolerance: nats per dimension within which the target counts as met.
-        iterations: bisections of Phi^-1(q) at the most.
+        iterations: the largest number of bisections of Phi^-1(q).
         run: the sampler, `sample` or a function of the same signature.
-        options: passed on to it (guides before density guidance, divergence, solver, ...).
+        **options: more arguments of `sample`, passed on to it: `guides` (applied before the
+            density guidance), `noise`, `divergence`, `cond`, `solver`, `save`, ...
+
+    Returns:
+        `Shot(sampled, q, log_density_range)`.
 
     Raises:
-        ValueError: if the bracket is not inside (0, 1), or the target is not finite.
+        ValueError: if the bracket is not inside (0, 1) or the target is not finite, and as
+            `sample`.
     """
     target = as_float(target)
     a, b, goal = concrete(as_float(low)), concrete(as_float(high)), concrete(target)
@@ -127,20 +144,20 @@ def shoot(
         raise ValueError(f"target must be finite nats, got {goal}")
     before = tuple(options.pop("guides", ()))
 
-    def walk(probit: Scalar) -> Sampled:
-        steer = DensityGuidance(schedule(probit), as_float(1.0))
-        return run(model, x, grid, key=key, guides=(*before, steer), **options)
+    def solve(probit: Scalar) -> Sampled:
+        guide = DensityGuidance(schedule(probit), as_float(1.0))
+        return run(model, x, grid, key=key, guides=(*before, guide), **options)
 
     lower, upper = ndtri(as_float(low)), ndtri(as_float(high))
-    ends = jax.vmap(lambda probit: walk(probit).log_density)(jnp.stack([lower, upper]))
+    ends = jax.vmap(lambda probit: solve(probit).log_density)(jnp.stack([lower, upper]))
 
-    # Bisected in the nats that q forces, so that one tolerance serves argument and value.
+    # The variable is the nats that q forces: argument and value then have one unit and tolerance.
     scale = forcing_nats(model, x.size)
     allowed = as_float(tolerance) * x.size
 
     def miss(nats, args):
         del args
-        return jnp.sign(ends[1] - ends[0]) * (walk(nats / scale).log_density - target)
+        return jnp.sign(ends[1] - ends[0]) * (solve(nats / scale).log_density - target)
 
     reachable = (ends[0] - target) * (ends[1] - target) <= 0
     nearest = jnp.where(jnp.abs(ends[0] - target) < jnp.abs(ends[1] - target), lower, upper)
@@ -153,7 +170,7 @@ def shoot(
         throw=False,
     ).value
     probit = jnp.where(reachable, found / scale, nearest)
-    sampled = walk(probit)
+    sampled = solve(probit)
     met = (jnp.abs(sampled.log_density - target) <= allowed) & sampled.info.finite
     info = sampled.info._replace(target_met=met)
     return Shot(sampled._replace(info=info), ndtr(probit), ends)

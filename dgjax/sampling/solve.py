@@ -1,9 +1,18 @@
-"""The augmented equation, state and log-density together along any guided drift, in diffrax.
+"""One solve: the sample and its log-density, integrated together by diffrax along a guided drift.
 
-One term carries everything: its control is (dt, dW), its vector field is the `Local` at (t, x),
-so the network runs once a stage whatever is asked. Deterministic and Stratonovich steps go
-through any explicit Runge-Kutta method of diffrax, Ito steps through Euler; `Multistep` and
-`LevelSetEuler` take one evaluation each.
+**Formulas.** With v the drift after all guides, u the velocity of the model, s its score and G the
+noise, the solver integrates
+
+    dx = v dt + G o dW,
+    d log p_t(x) = -div u dt + <dx - u dt, s>,      identities (A), without noise, and (B),
+
+in either direction of time. (B) is in the Stratonovich sense, so with noise only Stratonovich
+solvers are right; an Ito noise brings its own Euler step instead.
+
+**Names.** `_Augmented` is the diffrax term: `contr` returns (dt, dW), `vf` evaluates model and
+guides, and `prod` makes the increment of `State` of the two. The model runs once per stage of the
+solver, whatever is tracked. `_by_steps` takes the log-densities that the solver tracked, and
+`_by_nodes` integrates them afterwards from the evaluations of `Multistep`.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,11 +28,12 @@ from jaxtyping import Array, Float
 from dgjax.guidance.guide import Guide, ScoreWeightGuide, apply_guides
 from dgjax.guidance.noise import ItoNoise, StratonovichNoise
 from dgjax.model.divergence import Divergence, Hutchinson, Untracked
-from dgjax.model.field import Field, condition
+from dgjax.model.field import Field
 from dgjax.model.local import Local, evaluate
 from dgjax.model.paths import Path
-from dgjax.sampling.node_quadrature import Node, along_drift
-from dgjax.sampling.results import Sampled, State, summarize
+from dgjax.sampling.checks import check_solver
+from dgjax.sampling.results import Sampled, summarize
+from dgjax.sampling.solver_quadrature import integrate_nodes
 from dgjax.sampling.solvers import (
     Adjoint,
     Controller,
@@ -31,29 +41,43 @@ from dgjax.sampling.solvers import (
     Multistep,
     Progress,
     Solver,
-    check_solve,
     default_solver,
 )
-from dgjax.typing import Cond, Key, Sample, Scalar, as_float, concrete, inner
+from dgjax.sampling.state import Evaluation, Node, State
+from dgjax.typing import Key, Sample, Scalar, concrete, inner
 
-__all__ = ["Save", "solve"]
+__all__ = ["Save", "SolveOptions", "solve"]
 
-# (t, x, log_density) to anything, collected at every grid point
 Save: TypeAlias = Callable[[Scalar, Sample, Scalar], Any]
+"""(t, x, log_density) -> anything, collected at every grid point."""
+
+ADAPTIVE_STEPS = 4096  # at most
+
+
+class SolveOptions(NamedTuple):
+    """How to solve. The fields are the arguments of `sample` with the same names."""
+
+    guides: Sequence[Guide] = ()
+    noise: StratonovichNoise | ItoNoise | None = None
+    divergence: Divergence = Hutchinson()
+    solver: Solver | None = None
+    controller: Controller | None = None
+    adjoint: Adjoint | None = None
+    save: Save | None = None
+    progress: Progress | None = None
 
 
 class _Problem(NamedTuple):
-    """What travels in diffrax's `args`."""
+    """diffrax's `args`: all arrays that gradients may be taken of."""
 
     model: Field
     guides: tuple[Guide, ...]
     noise: Any
     divergence: Divergence
-    cond: Cond
 
 
 class _Augmented(diffrax.AbstractTerm):
-    """The increment of `State` over (dt, dW); the problem travels in `args`."""
+    """The increment of `State` over (dt, dW)."""
 
     grid: Array
     probe_key: Key
@@ -67,13 +91,13 @@ class _Augmented(diffrax.AbstractTerm):
         return jnp.sum(sign * times <= sign * t)
 
     def _probe_key(self, t):
-        # One probe to the half steps on both sides of a grid point: stages at a step's end then
-        # share it with the next step's start, and every Runge-Kutta method here puts positive
-        # weights on both halves (Tsit5's weights at the very end of a step are -1.3 and 2.3).
+        # One probe for the half steps on both sides of a grid point: stages at the end of a step
+        # then share it with the start of the next step, and every Runge-Kutta method here puts
+        # positive weights on both halves (Tsit5's weights at the very end are -1.3 and 2.3).
         middles = 0.5 * (self.grid[1:] + self.grid[:-1])
         return jax.random.fold_in(self.probe_key, self._passed(middles, t))
 
-    def _local(self, t, y: State, args: _Problem) -> tuple[Sample, Local]:
+    def _evaluate(self, t, y: State, args: _Problem) -> Evaluation:
         local = evaluate(
             args.model,
             t,
@@ -81,13 +105,14 @@ class _Augmented(diffrax.AbstractTerm):
             divergence=args.divergence,
             key=self._probe_key(t),
             log_densities=y.log_densities,
-            cond=args.cond,
         )
-        return apply_guides(args.guides, local), local
+        return Evaluation(apply_guides(args.guides, local), local, _at_bound(args.guides, local))
 
     def vf(self, t, y, args):
-        drift, local = self._local(t, y, args)
-        return drift, local._replace(hvp=None), _stopped(args.guides, local), args.noise
+        evaluation = self._evaluate(t, y, args)
+        # diffrax stores what this returns, and a function cannot be stored.
+        stored = evaluation._replace(local=evaluation.local._replace(hvp=None))
+        return stored, args.noise
 
     def contr(self, t0, t1, **kwargs):
         del kwargs
@@ -100,35 +125,39 @@ class _Augmented(diffrax.AbstractTerm):
         return dt, scale * jax.random.normal(key, self.like.shape, self.like.dtype)
 
     def prod(self, vf, control):
-        drift, local, stopped, noise = vf
+        evaluation, noise = vf
+        drift, local, _ = evaluation
         dt, dW = control
         dx = drift * dt
         if noise is not None:
             dx = dx + noise.increment(local, dt, dW)
         gain = inner(dx - local.velocity * dt, local.score) - local.divergences * dt
-        return _increment(dx, gain, local, stopped, dt)
+        return _increment(dx, gain, evaluation, dt)
 
     def vf_prod(self, t, y, args, control):
         if not isinstance(args.noise, ItoNoise):
             return self.prod(self.vf(t, y, args), control)
-        drift, local = self._local(t, y, args)
-        dx, gain = args.noise.step(drift, local, *control)
-        return _increment(dx, gain, local, _stopped(args.guides, local), control[0])
+        evaluation = self._evaluate(t, y, args)
+        dx, gain = args.noise.step(evaluation.drift, evaluation.local, *control)
+        return _increment(dx, gain, evaluation, control[0])
 
 
-def _stopped(guides: Sequence[Guide], local: Local) -> Scalar:
-    stopped = jnp.zeros((), local.x.dtype)
+def _at_bound(guides: Sequence[Guide], local: Local) -> Scalar:
+    """1 if a guide is stopped by its bound at this point, else 0."""
+    at_bound = jnp.zeros((), local.x.dtype)
     for guide in guides:
         if isinstance(guide, ScoreWeightGuide):
-            stopped = jnp.maximum(stopped, (guide.excess(local) > 0).astype(stopped.dtype))
-    return stopped
+            at_bound = jnp.maximum(at_bound, (guide.excess(local) > 0).astype(at_bound.dtype))
+    return at_bound
 
 
-def _increment(dx, gain, local: Local, stopped, dt) -> State:
-    # g^2 = -sigma^2 dlogsnr/dt, and |sigma s|^2 dlogsnr is then -g^2 |s|^2 dt.
+def _increment(dx, gain, evaluation: Evaluation, dt) -> State:
+    # g^2 = -sigma^2 dlogsnr/dt, so that |sigma s|^2 dlogsnr is -g^2 |s|^2 dt.
+    local = evaluation.local
     passed = -local.g2 * dt
-    scale = jnp.where(local.sigma == 0, 1, local.sigma)  # stage buffers start as zeros
-    return State(dx, gain, passed * jnp.sum(local.score**2), stopped * passed / scale**2)
+    scale = jnp.where(local.sigma == 0, 1, local.sigma)  # diffrax's stages start as zeros
+    score_integral = passed * jnp.sum(local.score**2)
+    return State(dx, gain, score_integral, evaluation.at_bound * passed / scale**2)
 
 
 def solve(
@@ -138,73 +167,75 @@ def solve(
     *,
     key: Key,
     log_density: Scalar,
-    guides: Sequence[Guide] = (),
-    noise: StratonovichNoise | ItoNoise | None = None,
-    divergence: Divergence = Hutchinson(),
-    cond: Cond = None,
-    solver: Solver | None = None,
-    controller: Controller | None = None,
-    adjoint: Adjoint | None = None,
-    save: Save | None = None,
-    progress: Progress | None = None,
+    options: SolveOptions,
 ) -> Sampled:
-    """Integrates the augmented equation along `grid`, in either direction of time.
+    """Integrate the sample and its log-density along `grid`, in either direction of time.
 
-    The workhorse of `sample` and `likelihood`; arguments as in `sample`, but `log_density` is
-    that of `x` at `grid[0]`, and the grid may run either way.
+    Args:
+        model: the field, with its condition.
+        x: one sample of any shape, at time `grid[0]`.
+        grid: (steps + 1,) strictly monotone times.
+        key: for probes and noise.
+        log_density: of `x` at `grid[0]`, in nats.
+        options: guides, noise, divergence, solver and what else `sample` takes.
+
+    Returns:
+        `Sampled` at time `grid[-1]`.
+
+    Raises:
+        ValueError: if the grid is not monotone, or solver, noise and controller do not go together.
     """
-    x = jnp.asarray(x)
-    grid = as_float(grid)
+    guides, noise, divergence, solver, controller, adjoint, save, progress = options
     solver = default_solver(guides, noise, controller) if solver is None else solver
-    check_solve(x, grid, noise, solver, controller)
-    model = condition(model, cond)
-    jax.eval_shape(model.pair, grid[0], x)  # what a network refuses, it says here in its own words
+    check_solver(grid, noise, solver, controller)
+    jax.eval_shape(model.pair, grid[0], x)  # errors of the network arise here, in its own words
 
     probe_key, noise_key = jax.random.split(key)
     like = jax.ShapeDtypeStruct(x.shape, x.dtype)
     # Adaptive steps need an integrand that is smooth in time: one probe for the whole solve, which
-    # a grid of one time alone gives.
+    # a grid of one time has.
     probe_grid = grid if controller is None else grid[:1]
     term = _Augmented(probe_grid, probe_key, noise_key, like, noise is not None)
-    problem = _Problem(model, tuple(guides), noise, divergence, None)
-
-    count = jax.eval_shape(lambda x, key: divergence(lambda z: z, x, key), x, key).shape[0]
-    start = jnp.asarray(log_density, x.dtype)
-    if concrete(grid) is None:  # then `check_solve` could not look
-        monotone = jnp.all(jnp.diff(grid) > 0) | jnp.all(jnp.diff(grid) < 0)
-        start = jnp.where(monotone, start, jnp.nan)
-    zero = jnp.zeros((), x.dtype)
-    state = State(x, jnp.broadcast_to(start, (count,)), zero, zero)
-
     run = partial(
         diffrax.diffeqsolve,
         term,
         solver,
         dt0=None,
-        args=problem,
+        args=_Problem(model, tuple(guides), noise, divergence),
         adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
         throw=False,
         progress_meter=diffrax.NoProgressMeter() if progress is None else progress,
     )
+    state = _initial_state(x, grid, log_density, divergence, key)
     if isinstance(solver, Multistep):
         state = state._replace(node=Node(x, state.log_densities, x))
-    # What is not tracked need not be evaluated at the last point.
+    # `Untracked` has nothing to integrate, and then needs no evaluation at the last point.
     if isinstance(solver, Multistep) and not isinstance(divergence, Untracked):
-        end, course, trajectory, scatter = _by_nodes(run, model.path, grid, state, save)
+        end, scores, trajectory, scatter = _by_nodes(run, model.path, grid, state, save)
     else:
-        end, course, trajectory = _by_steps(run, grid, state, controller, save)
-        scatter = jnp.nan
-    info = summarize(model, grid, guides, divergence, end, course, scatter)
+        end, scores, trajectory = _by_steps(run, grid, state, controller, save)
+        scatter = jnp.nan  # not known
+    info = summarize(model, grid, guides, divergence, end, scores, scatter)
     return Sampled(end.x, jnp.mean(end.log_densities), info, trajectory)
 
 
-def _course(t, y, args):
+def _initial_state(x, grid, log_density, divergence: Divergence, key) -> State:
+    estimates = jax.eval_shape(lambda x, key: divergence(lambda z: z, x, key), x, key)
+    start = jnp.asarray(log_density, x.dtype)
+    if concrete(grid) is None:  # then `check_solver` could not look at the times
+        monotone = jnp.all(jnp.diff(grid) > 0) | jnp.all(jnp.diff(grid) < 0)
+        start = jnp.where(monotone, start, jnp.nan)
+    zero = jnp.zeros((), x.dtype)
+    return State(x, jnp.broadcast_to(start, estimates.shape), zero, zero)
+
+
+def _score_integral(t, y, args):
     del t, args
-    return y.score_norm2
+    return y.score_integral
 
 
 def _by_steps(run, grid, state, controller: Controller | None, save: Save | None):
-    """The state at the end, the course of its |sigma s|^2, and what `save` makes on the way."""
+    """The state at the end, its score integral at every grid point, and what `save` made there."""
 
     def saved(t, y, args):
         del args
@@ -215,13 +246,13 @@ def _by_steps(run, grid, state, controller: Controller | None, save: Save | None
         steps, when = grid.shape[0] - 1, {"t0": True, "steps": True}
         controller = FixedSteps(grid)
     else:
-        steps, when = 4096, {"ts": grid}
+        steps, when = ADAPTIVE_STEPS, {"ts": grid}
     subs = [
         diffrax.SubSaveAt(t1=True),
-        diffrax.SubSaveAt(fn=_course, **when),
+        diffrax.SubSaveAt(fn=_score_integral, **when),
         diffrax.SubSaveAt(fn=saved, **when),
     ]
-    end, course, trajectory = run(
+    end, scores, trajectory = run(
         t0=grid[0],
         t1=grid[-1],
         y0=state,
@@ -229,37 +260,37 @@ def _by_steps(run, grid, state, controller: Controller | None, save: Save | None
         stepsize_controller=controller,
         max_steps=steps,
     ).ys
-    return jax.tree.map(lambda a: a[0], end), course, trajectory
+    return jax.tree.map(lambda a: a[0], end), scores, trajectory
 
 
 def _by_nodes(run, path: Path, grid, state: State, save: Save | None):
-    """As `_by_steps`, with the log-density, and its scatter, from the nodes of the trajectory."""
-    # The model is evaluated at the start of a step: one step more, as short as can be, has it
-    # evaluated at the last point, and where it leads is not looked at.
+    """As `_by_steps`, with log-densities by quadrature, and the standard error from the scatter."""
+    # The model is evaluated at the start of a step. One more step, the shortest possible, has it
+    # evaluated at the last grid point; the end of that step is not used.
     last = grid[-1]
     beyond = last + jax.lax.stop_gradient(jnp.nextafter(last, 2 * last - grid[-2]) - last)
-    walked = jnp.append(grid, beyond)
+    extended = jnp.append(grid, beyond)
 
-    def found(t, y, args):
+    def node(t, y, args):
         del t, args
         return y.x, y.node
 
     when: dict[str, Any] = {"t0": True, "steps": True}
     subs = [
         diffrax.SubSaveAt(t1=True),
-        diffrax.SubSaveAt(fn=_course, **when),
-        diffrax.SubSaveAt(fn=found, **when),
+        diffrax.SubSaveAt(fn=_score_integral, **when),
+        diffrax.SubSaveAt(fn=node, **when),
     ]
-    end, course, (xs, nodes) = run(
-        t0=walked[0],
-        t1=walked[-1],
+    end, scores, (xs, nodes) = run(
+        t0=extended[0],
+        t1=extended[-1],
         y0=state,
         saveat=diffrax.SaveAt(subs=subs),
-        stepsize_controller=FixedSteps(walked),
-        max_steps=walked.shape[0] - 1,
+        stepsize_controller=FixedSteps(extended),
+        max_steps=extended.shape[0] - 1,
     ).ys
-    xs, nodes = xs[:-1], jax.tree.map(lambda a: a[1:], nodes)
-    every, scatter = along_drift(path, grid, xs, nodes, state.log_densities)
-    end = State(xs[-1], every[-1], course[-2], end.bounded[0])
-    trajectory = None if save is None else jax.vmap(save)(grid, xs, jnp.mean(every, -1))
-    return end, course[:-1], trajectory, scatter
+    xs, nodes = xs[:-1], jax.tree.map(lambda a: a[1:], nodes)  # a step stores its start
+    log_densities, scatter = integrate_nodes(path, grid, xs, nodes, state.log_densities)
+    end = State(xs[-1], log_densities[-1], scores[-2], end.bound_integral[0])
+    trajectory = None if save is None else jax.vmap(save)(grid, xs, jnp.mean(log_densities, -1))
+    return end, scores[:-1], trajectory, scatter

@@ -1,21 +1,17 @@
-"""Solvers: diffrax's explicit ones by name, the classical Runge-Kutta, and what fits what."""
+"""Solvers by name, those that diffrax lacks, and the defaults for each kind of solve."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import ClassVar, TypeAlias
 
 import diffrax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from dgjax.guidance.guide import Guide, HasTarget
 from dgjax.guidance.noise import ItoNoise, LevelSetNoise
 from dgjax.model.coloured_probes import Coloured
-from dgjax.model.divergence import Divergence, Hutchinson
-from dgjax.sampling.level_set import Evaluation, arrive, leave, stand
-from dgjax.sampling.multistep import advance, nothing_past
-from dgjax.typing import concrete
+from dgjax.model.divergence import Divergence, Hutchinson, check_count
+from dgjax.sampling import level_set, multistep
 
 __all__ = [
     "FORWARD",
@@ -28,7 +24,6 @@ __all__ = [
     "Multistep",
     "Progress",
     "Solver",
-    "check_solve",
     "default_divergence",
     "default_name",
     "default_solver",
@@ -39,14 +34,15 @@ Controller: TypeAlias = diffrax.AbstractStepSizeController
 Adjoint: TypeAlias = diffrax.AbstractAdjoint
 Progress: TypeAlias = diffrax.AbstractProgressMeter
 
-FORWARD = diffrax.ForwardMode()  # the adjoint for jvps through a solve
+FORWARD = diffrax.ForwardMode()
+"""The adjoint for `jax.jvp` through a solve."""
 
 
 class RK4(diffrax.AbstractERK, diffrax.AbstractStratonovichSolver):
-    """Classical fourth-order Runge-Kutta: four evaluations a step.
+    """Classical fourth-order Runge-Kutta: four evaluations per step.
 
-    For stochastic density guidance its pathwise order is 2. The embedded method, for adaptive
-    steps, is the midpoint rule.
+    For Stratonovich noise along the level set its pathwise order is 2. The error estimate of
+    adaptive steps is the difference to the embedded midpoint rule, of order 2.
     """
 
     tableau: ClassVar[diffrax.ButcherTableau] = diffrax.ButcherTableau(
@@ -58,24 +54,25 @@ class RK4(diffrax.AbstractERK, diffrax.AbstractStratonovichSolver):
     interpolation_cls: ClassVar = diffrax.ThirdOrderHermitePolynomialInterpolation.from_k
 
     def order(self, terms) -> int:
+        """Return the order of the method for ODEs."""
         del terms
         return 4
 
-    def strong_order(self, terms) -> float:
-        del terms
-        return 0.5
-
 
 class Multistep(diffrax.AbstractSolver):
-    """Exponential Adams-Bashforth of any order, on fixed grids, for ODEs.
+    """Multistep exponential integrator: one evaluation per step, for ODEs on fixed grids.
 
-    Its order rises from 1 over the first steps. Log-densities are carried along by Adams-Moulton,
-    for what steers by them; what `sample` and `likelihood` return is integrated afterwards, from
-    all points at once (`dgjax.sampling.node_quadrature`), and is free of the sampler's own error.
+    `Multistep(1)` is DDIM (arXiv 2010.02502), `Multistep(2)` the scheme of DPM-Solver++(2M) (arXiv
+    2211.01095), both under any guide. The formulas are in `dgjax.sampling.multistep`. The order
+    rises from 1 over the first steps.
+
+    Log-densities are tracked by Adams-Moulton steps, for guides that need them on the way. Those
+    that `sample` and `likelihood` return are integrated afterwards from all points at once
+    (`dgjax.sampling.solver_quadrature`): the error of the solver is not in them.
 
     Args:
-        memory: evaluations that a step draws on, and its order. A guide with a target wants 2:
-            its feedback oscillates with a longer one.
+        memory: evaluations that a step uses, and its order. Take 2 with a guide that has a target:
+            its feedback oscillates at higher orders.
 
     Raises:
         ValueError: if `memory` is not a positive int.
@@ -86,86 +83,86 @@ class Multistep(diffrax.AbstractSolver):
     interpolation_cls: ClassVar = diffrax.LocalLinearInterpolation
 
     def __check_init__(self):
-        if not isinstance(self.memory, int) or self.memory < 1:
-            raise ValueError(f"memory must be a positive int, got {self.memory!r}")
+        check_count("memory", self.memory)
 
     def order(self, terms) -> int:
+        """Return the order of the error of x."""
         del terms
         return self.memory
 
     def init(self, terms, t0, t1, y0, args):
+        """Return an empty history."""
         del terms, t0, t1, args
-        return nothing_past(self.memory, y0.x, y0.log_densities)
+        return multistep.init(self.memory, y0.x, y0.log_densities)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        """Evaluate at t0 and step to t1."""
         del made_jump
-        drift, local, stopped, _ = terms.vf(t0, y0, args)
-        dt, _ = terms.contr(t0, t1)  # in the model's own time, which diffrax may have turned
+        evaluation, _ = terms.vf(t0, y0, args)
+        dt, _ = terms.contr(t0, t1)  # in the model's own time; diffrax's may be its negative
         path = args.model.path
-        y1, past = advance(self.memory, path, solver_state, y0, drift, local, stopped, dt)
-        return y1, None, {"y0": y0, "y1": y1}, past, diffrax.RESULTS.successful
+        y1, history = multistep.step(self.memory, path, solver_state, y0, evaluation, dt)
+        return y1, None, {"y0": y0, "y1": y1}, history, diffrax.RESULTS.successful
 
     def func(self, terms, t0, y0, args):
-        raise NotImplementedError("a multistep method takes a fixed grid")
+        """Refuse: diffrax calls this to choose a first step, and the grid gives it."""
+        raise NotImplementedError("Multistep takes the steps of a fixed grid")
 
 
 class LevelSetEuler(diffrax.AbstractSolver):
-    """Stochastic density guidance with one evaluation a step, and one at the start.
+    """Exponential Euler with noise along the level set: one evaluation per step, on fixed grids.
 
-    Exponential Euler steps whose noise turns along the level set (`dgjax.sampling.level_set`).
-    Like a multistep method it takes what it lacks, the curvature of the level set, from the step
-    before. Pathwise order 1, and the log-density is that of the point reached. On fixed grids, for
-    `level_set_noise`.
+    For `level_set_noise`, which is stochastic density guidance. One more evaluation is made at the
+    start. The curvature of the level set comes from the step before; the formulas are in
+    `dgjax.sampling.level_set`. Pathwise order 1, and the log-density is that of the point reached.
     """
 
     term_structure: ClassVar = diffrax.AbstractTerm
     interpolation_cls: ClassVar = diffrax.LocalLinearInterpolation
 
     def order(self, terms) -> int:
+        """Return the pathwise order of the error of the log-density."""
         del terms
         return 1
 
-    def strong_order(self, terms) -> float:
-        del terms
-        return 0.5
-
     def init(self, terms, t0, t1, y0, args):
+        """Evaluate at the start."""
         del t1
-        return stand(self._evaluation(terms, t0, y0, args))
-
-    def _evaluation(self, terms, t, y, args) -> Evaluation:
-        drift, local, stopped, _ = terms.vf(t, y, args)
-        return Evaluation(drift, local, stopped)
+        evaluation, _ = terms.vf(t0, y0, args)
+        return level_set.init(evaluation)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        """Step to t1, evaluate there and correct the log-densities."""
         del made_jump
-        dt, dW = terms.contr(t0, t1)  # in the model's own time, which diffrax may have turned
-        foretold, jump = leave(args.model.path, solver_state, y0, args.noise, dt, dW)
-        there = self._evaluation(terms, t1, foretold, args)
-        y1, standing = arrive(solver_state, y0, foretold, jump, there)
-        return y1, None, {"y0": y0, "y1": y1}, standing, diffrax.RESULTS.successful
+        dt, dW = terms.contr(t0, t1)  # in the model's own time; diffrax's may be its negative
+        path, noise = args.model.path, args.noise
+        predicted, displacement = level_set.predict(path, solver_state, y0, noise, dt, dW)
+        evaluation, _ = terms.vf(t1, predicted, args)
+        y1, history = level_set.correct(solver_state, y0, predicted, displacement, evaluation)
+        return y1, None, {"y0": y0, "y1": y1}, history, diffrax.RESULTS.successful
 
     def func(self, terms, t0, y0, args):
-        raise NotImplementedError("a walk along level sets takes a fixed grid")
+        """Refuse: diffrax calls this to choose a first step, and the grid gives it."""
+        raise NotImplementedError("LevelSetEuler takes the steps of a fixed grid")
 
 
 class FixedSteps(diffrax.StepTo):
-    """`diffrax.StepTo` without its checks at run time, whose grid `check_solve` has looked at.
+    """`diffrax.StepTo` without its checks at run time: `check_solver` has seen the grid.
 
-    Compiled, a check is a call to the host on the first device, with its result broadcast to all:
-    the one thing for which a batch spread over devices would have to communicate, and what keeps
-    JAX from writing a program to its persistent cache.
+    A check at run time is a call from the first device to the host, whose result goes to all
+    devices. For a batch spread over devices it would be the only communication, and it keeps JAX
+    from writing the program to its persistent cache.
     """
 
     def wrap(self, direction):
+        """Return the steps in diffrax's time, which always increases."""
         return type(self)(ts=self.ts * direction)
 
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
+        """Return the end of the first step and the index of the next one."""
         del terms, t0, t1, y0, dt0, args, func, error_order
         return self.ts[1], 2
 
-
-ON_GRIDS = (Multistep, LevelSetEuler)
 
 SOLVERS: dict[str, Callable[[], Solver]] = {
     "euler": diffrax.Euler,
@@ -176,94 +173,60 @@ SOLVERS: dict[str, Callable[[], Solver]] = {
     "dopri5": diffrax.Dopri5,
     "multistep": Multistep,
     "multistep2": partial(Multistep, 2),
+    "ddim": partial(Multistep, 1),
+    "dpm_solver_pp": partial(Multistep, 2),
     "level_set_euler": LevelSetEuler,
 }
+"""Solvers by name; `dpm_solver_pp` and `multistep2` are both `Multistep(2)`."""
 
 
 def default_solver(
     guides: Sequence[Guide], noise: object | None, controller: Controller | None
 ) -> Solver:
-    """What `sample` and `likelihood` take unless told."""
-    steered = any(isinstance(guide, HasTarget) for guide in guides)
-    return SOLVERS[default_name(steered, noise, controller)]()
+    """Return the solver that `sample` and `likelihood` use when none is given.
+
+    Args:
+        guides: of the solve.
+        noise: its stochastic term, or None.
+        controller: its step-size controller, or None for the steps of the grid.
+    """
+    has_target = any(isinstance(guide, HasTarget) for guide in guides)
+    return SOLVERS[default_name(has_target, noise, controller)]()
 
 
 def default_name(
-    steered: bool, noise: object | None = None, controller: Controller | None = None
+    has_target: bool, noise: object | None = None, controller: Controller | None = None
 ) -> str:
-    """Name of the solver to take: one evaluation a step where that serves.
+    """Return the name in `SOLVERS` of the default: one evaluation per step where that works.
 
-    It does not with adaptive steps, nor with noise but that along the level set. And where a guide
-    has a target, which is feedback from the log-density on the way (`steered`), order 2 misses it
-    by less than higher orders do: the feedback is no smooth function of time.
+    It does not work with adaptive steps, nor with Stratonovich noise other than that along the
+    level set. With a target, which is feedback from the tracked log-density, order 2 misses the
+    target by less than higher orders do, since the feedback is not a smooth function of time.
+
+    Args:
+        has_target: whether a guide has a target.
+        noise: the stochastic term, or None.
+        controller: the step-size controller, or None for the steps of the grid.
     """
     if isinstance(noise, ItoNoise):
         return "euler"
     if controller is not None:
         return "dopri5"
     if noise is None:
-        return "multistep2" if steered else "multistep"
-    return "level_set_euler" if isinstance(noise, LevelSetNoise) and not steered else "dopri5"
+        return "multistep2" if has_target else "multistep"
+    return "level_set_euler" if isinstance(noise, LevelSetNoise) and not has_target else "dopri5"
 
 
 def default_divergence(count: int, solver: Solver, size: int) -> Divergence:
-    """`count` probes a step: by colours, the best of them, where one estimate has a standard error.
+    """Return the estimator with `count` products a step that states a standard error.
 
-    `Multistep` gives it, from the scatter of the steps; other solvers need independent estimates.
-    Of `size` elements there are no more colours than that.
+    `Multistep` knows the standard error of a single estimate, from its scatter over the steps: so
+    one estimate by `Coloured` probes, which have the least variance. Other solvers need several
+    independent estimates.
+
+    Args:
+        count: products with the Jacobian a step.
+        solver: of the solve.
+        size: number of elements of a sample, which the number of colours cannot exceed.
     """
     return Coloured(min(count, size)) if isinstance(solver, Multistep) else Hutchinson(count)
-
-
-def check_solve(
-    x: Array, grid: Array, noise: object | None, solver: Solver, controller: Controller | None
-) -> None:
-    """Raise a ValueError unless these can be solved together; it says how to mend it."""
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"x must be floating, got {x.dtype}; convert and scale it first")
-    values = concrete(x)
-    if values is not None and not np.isfinite(values).all():
-        raise ValueError("x has NaN or infinite entries; a solve would carry them along silently")
-    times = concrete(grid)
-    if grid.ndim != 1 or grid.shape[0] < 2:
-        raise ValueError(f"grid must be (steps + 1,) with at least one step, got {grid.shape}")
-    if times is not None:
-        steps = np.diff(times)
-        if not ((steps > 0).all() or (steps < 0).all()):
-            raise ValueError("grid must be strictly monotone: sort it and drop repeated times")
-    name = type(solver).__name__
-    supported = isinstance(solver, (diffrax.AbstractERK, diffrax.Euler, *ON_GRIDS))
-    if not supported:
-        raise ValueError(
-            f"{name} is not supported: use Multistep, LevelSetEuler, Euler or an "
-            "explicit Runge-Kutta method (Heun, RK4, Bosh3, Tsit5, Dopri5, ...)"
-        )
-    if isinstance(solver, ON_GRIDS) and controller is not None:
-        raise ValueError(
-            f"{name} needs a fixed grid: leave out the step-size controller, or use Tsit5()"
-        )
-    if isinstance(solver, LevelSetEuler) and not isinstance(noise, LevelSetNoise):
-        given = "there is none" if noise is None else f"not for {type(noise).__name__}"
-        raise ValueError(
-            f"LevelSetEuler is for noise along the level set, and {given}: pass "
-            "noise=level_set_noise(), or use Multistep() for ODEs and RK4() for other noise"
-        )
-    if noise is None:
-        return
-    if isinstance(solver, Multistep):
-        raise ValueError(
-            "Multistep is for ODEs, without noise: use LevelSetEuler() for level_set_noise(), "
-            "RK4() for other noise"
-        )
-    if controller is not None:
-        raise ValueError("noise needs a fixed grid: leave out the step-size controller")
-    ito, euler = isinstance(noise, ItoNoise), isinstance(solver, diffrax.Euler)
-    if ito and not euler:
-        raise ValueError(
-            f"{type(noise).__name__} is an Ito step and needs solver=Euler(), not {name}"
-        )
-    if euler and not ito:
-        raise ValueError(
-            f"{type(noise).__name__} is meant in the Stratonovich sense and Euler converges to "
-            "Ito: use Heun(), RK4() or another Runge-Kutta method"
-        )

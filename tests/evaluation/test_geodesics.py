@@ -145,7 +145,7 @@ def test_bad_input():
     x, key = jnp.zeros(6), jax.random.key(0)
     with pytest.raises(ValueError, match="one shape"):
         dgjax.geodesic(model, 0.1, x, 0.1, jnp.zeros(5), key=key)
-    with pytest.raises(ValueError, match="outside the model's range"):
+    with pytest.raises(ValueError, match="outside the model's own range"):
         dgjax.geodesic(model, 0.1, x, 30.0, x, key=key)
     with pytest.raises(ValueError, match="NaN"):
         dgjax.geodesic(model, 0.1, x * jnp.nan, 0.1, x, key=key)

@@ -16,7 +16,8 @@ from scipy import stats
 
 import dgjax
 from dgjax.guidance.guide import ScoreWeightGuide, apply_guides, score_weight
-from dgjax.sampling.sample import Trajectory, sample
+from dgjax.sampling.results import Trajectory
+from dgjax.sampling.sample import sample
 from dgjax.sampling.solvers import RK4
 from dgjax.typing import inner, register_dataclass
 

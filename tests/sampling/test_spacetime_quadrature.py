@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 import dgjax
-from dgjax.sampling.sample import Trajectory, sample
-from dgjax.sampling.spacetime_quadrature import chord, node_quadrature, quadrature
+from dgjax.sampling.node_quadrature import node_quadrature
+from dgjax.sampling.results import Trajectory
+from dgjax.sampling.sample import sample
+from dgjax.sampling.spacetime_quadrature import chord, quadrature
 
 EXACT = dgjax.Exact()
 KEY = jax.random.key(0)
@@ -61,7 +63,7 @@ def cloud(count, size=32):
     basis = jax.vmap(lambda k: jnp.linalg.qr(jax.random.normal(k, (size, size)))[0])(keys)
     scales = jnp.geomspace(0.05, 2, size) ** 2
     covariances = jnp.einsum("kij,j,klj->kil", basis, scales, basis)
-    means = jax.random.normal(jax.random.key(3), (3, size)) * (count > 1)
+    means = jax.random.normal(jax.random.key(3), (3, size)) * float(count > 1)
     return dgjax.gaussian_mixture(jnp.ones(3), means, covariances)
 
 
@@ -152,10 +154,14 @@ def test_same_on_every_path(spans, mixture2, name):
         np.testing.assert_allclose(here + 2 * jnp.log(alphas), scaled, atol=1e-7)
 
 
+def normal_probe(key, x):
+    return jax.random.normal(key, x.shape, x.dtype)
+
+
 def test_probes_are_fresh_and_their_error_is_stated(spans, mixture16):
     model = model_on(spans["edm7"], mixture16.model)
     ts, xs = curve(model, (2, 8), 16)
-    estimator = dgjax.Hutchinson(8, dgjax.gaussian)
+    estimator = dgjax.Hutchinson(8, normal_probe)
 
     @functools.partial(jax.vmap, in_axes=(None, 0))
     def runs(method, key):
