@@ -55,7 +55,7 @@ ADAPTIVE_STEPS = 4096  # at most
 
 
 class SolveOptions(NamedTuple):
-    """How to solve. The fields are the arguments of `sample` with the same names."""
+    """Options of a solve. The fields are the arguments of `sample` with the same names."""
 
     guides: Sequence[Guide] = ()
     noise: StratonovichNoise | ItoNoise | None = None
@@ -86,7 +86,7 @@ class _Augmented(diffrax.AbstractTerm):
     stochastic: bool = equinox.field(static=True)
 
     def _passed(self, times, t):
-        """How many of `times` lie at or before t, in the direction of the solve."""
+        """Count the `times` at or before t, in the direction of the solve."""
         sign = jnp.sign(self.grid[-1] - self.grid[0])
         return jnp.sum(sign * times <= sign * t)
 
@@ -264,7 +264,7 @@ def _by_steps(run, grid, state, controller: Controller | None, save: Save | None
 
 
 def _by_nodes(run, path: Path, grid, state: State, save: Save | None):
-    """As `_by_steps`, with log-densities by quadrature, and the errors that it knows."""
+    """Solve like `_by_steps`, with log-densities by quadrature and the errors that it knows."""
     # The model is evaluated at the start of a step. One more step, the shortest possible, has it
     # evaluated at the last grid point; the end of that step is not used.
     last = grid[-1]
