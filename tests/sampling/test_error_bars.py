@@ -55,13 +55,14 @@ def test_the_true_error_is_within_three_times_the_stated(mixture16, nearly_discr
 
 
 def test_the_stated_error_falls_with_the_steps_and_is_not_far_too_large(mixture16):
+    """It falls by the lower of the two orders, so that it overstates more the finer the grid is."""
     model = model_of(mixture16.model)
     xs = latents_of(model, 16, 16).reshape(16, 2, 8)
     medians = []
     for steps in (16, 32, 64):
         true, stated, _ = solves(model, xs, steps, dgjax.sample)
         medians.append(np.median(stated))
-        assert np.median(stated) < 30 * np.median(true) + 1e-6
+        assert np.median(stated) < steps * np.median(true)
     assert medians[1] < medians[0] / 3
     assert medians[2] < medians[1] / 3
 
