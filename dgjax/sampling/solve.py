@@ -32,6 +32,7 @@ from dgjax.model.field import Field
 from dgjax.model.local import Local, evaluate
 from dgjax.model.paths import Path
 from dgjax.sampling.checks import check_solver
+from dgjax.sampling.compiled import compile_once, on_any_mesh
 from dgjax.sampling.results import Sampled, summarize
 from dgjax.sampling.solver_quadrature import integrate_nodes
 from dgjax.sampling.solvers import (
@@ -189,7 +190,20 @@ def solve(
     solver = default_solver(guides, noise, controller) if solver is None else solver
     check_solver(grid, noise, solver, controller)
     jax.eval_shape(model.pair, grid[0], x)  # errors of the network arise here, in its own words
+    start = jnp.asarray(log_density, x.dtype)
+    if concrete(grid) is None:  # then `check_solver` could not look at the times
+        monotone = jnp.all(jnp.diff(grid) > 0) | jnp.all(jnp.diff(grid) < 0)
+        start = jnp.where(monotone, start, jnp.nan)
+    options = options._replace(guides=tuple(guides), solver=solver)
+    return _solve(model, x, grid, key, start, options)
 
+
+@on_any_mesh
+@compile_once
+def _solve(model: Field, x: Sample, grid, key: Key, start: Scalar, options: SolveOptions):
+    """As `solve`, of checked arguments. `start` is the log-density, NaN for a bad grid."""
+    guides, noise, divergence, solver, controller, adjoint, save, progress = options
+    assert solver is not None
     probe_key, noise_key = jax.random.split(key)
     like = jax.ShapeDtypeStruct(x.shape, x.dtype)
     # Adaptive steps need an integrand that is smooth in time: one probe for the whole solve, which
@@ -206,7 +220,7 @@ def solve(
         throw=False,
         progress_meter=diffrax.NoProgressMeter() if progress is None else progress,
     )
-    state = _initial_state(x, grid, log_density, divergence, key)
+    state = _initial_state(x, start, divergence, key)
     if isinstance(solver, Multistep):
         state = state._replace(node=Node(x, state.log_densities, x))
     # `Untracked` has nothing to integrate, and then needs no evaluation at the last point.
@@ -219,12 +233,8 @@ def solve(
     return Sampled(end.x, jnp.mean(end.log_densities), info, trajectory)
 
 
-def _initial_state(x, grid, log_density, divergence: Divergence, key) -> State:
+def _initial_state(x, start, divergence: Divergence, key) -> State:
     estimates = jax.eval_shape(lambda x, key: divergence(lambda z: z, x, key), x, key)
-    start = jnp.asarray(log_density, x.dtype)
-    if concrete(grid) is None:  # then `check_solver` could not look at the times
-        monotone = jnp.all(jnp.diff(grid) > 0) | jnp.all(jnp.diff(grid) < 0)
-        start = jnp.where(monotone, start, jnp.nan)
     zero = jnp.zeros((), x.dtype)
     return State(x, jnp.broadcast_to(start, estimates.shape), zero, zero)
 
