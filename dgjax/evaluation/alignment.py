@@ -28,6 +28,7 @@ from dgjax.evaluation.intervals import check_confidence, share_interval
 from dgjax.model.divergence import Divergence, Hutchinson
 from dgjax.model.field import Field, condition, score
 from dgjax.sampling.checks import check_grid, check_sample
+from dgjax.sampling.compiled import compile_once
 from dgjax.sampling.sample import sample
 from dgjax.sampling.solvers import FORWARD
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float, inner
@@ -97,9 +98,14 @@ def align(
         ValueError: as `sample`.
     """
     x, grid = jnp.asarray(x), as_float(grid)
-    check_sample(x)  # here, for inside of the jvp below x is a tracer
+    check_sample(x)  # here, for inside `_align` x is traced
     check_grid(model, grid)
-    model = condition(model, cond)
+    return _align(condition(model, cond), x, grid, key, divergence, options)
+
+
+@compile_once
+def _align(model: Field, x, grid, key, divergence: Divergence, options: dict) -> Alignment:
+    """As `align`, of checked arguments."""
 
     def flow(x: Sample, log_density: Scalar) -> tuple[Sample, Array]:
         run = sample(

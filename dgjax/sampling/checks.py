@@ -17,6 +17,7 @@ from dgjax.typing import concrete
 __all__ = [
     "check_grid",
     "check_in_range",
+    "check_latent",
     "check_monotone",
     "check_points",
     "check_prior_time",
@@ -132,6 +133,24 @@ def check_prior_time(model: Field, time: Array, name: str) -> None:
         f"the prior is known at t_max = {high:g} only and {name} starts at {start:g}: start at "
         "t_max, as grid_logsnr(model, steps) does, or pass the log-density there as log_density"
     )
+
+
+def check_latent(model: Field, x: Array, grid: Array, log_density: object | None) -> None:
+    """Raise a ValueError unless a solve can start from `x` on `grid`.
+
+    Args:
+        model: the field.
+        x: one latent, or several.
+        grid: (steps + 1,) times of a sampler.
+        log_density: of `x`; None to take the prior, which is known at t_max only.
+
+    Raises:
+        ValueError: as `check_sample`, `check_grid` and `check_prior_time`.
+    """
+    check_grid(model, grid)
+    check_sample(x)
+    if log_density is None:
+        check_prior_time(model, grid[0], "grid")
 
 
 def check_trajectory_shape(ts: Array, xs: Array, least: int = 2) -> None:

@@ -9,7 +9,7 @@ from dgjax.guidance.guide import Guide
 from dgjax.guidance.noise import ItoNoise, StratonovichNoise
 from dgjax.model.divergence import Divergence, Hutchinson
 from dgjax.model.field import Field, condition, log_prior
-from dgjax.sampling.checks import check_grid, check_prior_time, check_sample
+from dgjax.sampling.checks import check_latent
 from dgjax.sampling.results import Sampled
 from dgjax.sampling.solve import Save, SolveOptions, solve
 from dgjax.sampling.solvers import Adjoint, Controller, Progress, Solver
@@ -81,10 +81,8 @@ def sample(
             noise and controller do not go together.
     """
     x, grid = jnp.asarray(x), as_float(grid)
-    check_grid(model, grid)
-    check_sample(x)
+    check_latent(model, x, grid, log_density)
     if log_density is None:
-        check_prior_time(model, grid[0], "grid")
         log_density = log_prior(model, x)
     options = SolveOptions(guides, noise, divergence, solver, controller, adjoint, save, progress)
     return solve(condition(model, cond), x, grid, key=key, log_density=log_density, options=options)

@@ -22,6 +22,8 @@ from dgjax.model.divergence import Divergence, Hutchinson
 from dgjax.model.field import Field, condition
 from dgjax.model.local import evaluate
 from dgjax.model.paths import logsnr
+from dgjax.sampling.checks import check_latent
+from dgjax.sampling.compiled import compile_once
 from dgjax.sampling.results import Sampled, Trajectory
 from dgjax.sampling.sample import sample
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float, concrete
@@ -56,7 +58,14 @@ def pilot(
     Raises:
         ValueError: as `sample`.
     """
-    model = condition(model, cond)
+    latents, grid = jnp.asarray(latents), as_float(grid)
+    check_latent(model, latents, grid, options.get("log_density"))
+    return _pilot(condition(model, cond), latents, grid, key, divergence, options)
+
+
+@compile_once
+def _pilot(model: Field, latents, grid, key, divergence: Divergence, options: dict) -> Profile:
+    """As `pilot`, of checked arguments."""
     keys = jax.random.split(key, latents.shape[0])
 
     def one(x, key):
@@ -142,18 +151,29 @@ def shoot(
         raise ValueError(f"the bracket of q must satisfy 0 < low < high < 1, got {a:g}, {b:g}")
     if goal is not None and not np.isfinite(goal).all():
         raise ValueError(f"target must be finite nats, got {goal}")
+    x, grid = jnp.asarray(x), as_float(grid)
+    check_latent(model, x, grid, options.get("log_density"))
+    limits = as_float(low), as_float(high), as_float(tolerance)
+    return _shoot(model, x, grid, target, key, *limits, iterations, run, options)
+
+
+@compile_once
+def _shoot(
+    model: Field, x, grid, target, key, low, high, tolerance, iterations: int, run, options: dict
+) -> Shot:
+    """As `shoot`, of checked arguments."""
     before = tuple(options.pop("guides", ()))
 
     def solve(probit: Scalar) -> Sampled:
         guide = DensityGuidance(schedule(probit), as_float(1.0))
         return run(model, x, grid, key=key, guides=(*before, guide), **options)
 
-    lower, upper = ndtri(as_float(low)), ndtri(as_float(high))
+    lower, upper = ndtri(low), ndtri(high)
     ends = jax.vmap(lambda probit: solve(probit).log_density)(jnp.stack([lower, upper]))
 
     # The variable is the nats that q forces: argument and value then have one unit and tolerance.
     scale = forcing_nats(model, x.size)
-    allowed = as_float(tolerance) * x.size
+    allowed = tolerance * x.size
 
     def miss(nats, args):
         del args

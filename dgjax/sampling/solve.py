@@ -186,15 +186,14 @@ def solve(
     Raises:
         ValueError: if the grid is not monotone, or solver, noise and controller do not go together.
     """
-    guides, noise, divergence, solver, controller, adjoint, save, progress = options
-    solver = default_solver(guides, noise, controller) if solver is None else solver
+    guides, noise, controller = tuple(options.guides), options.noise, options.controller
+    solver = options.solver or default_solver(guides, noise, controller)
     check_solver(grid, noise, solver, controller)
-    jax.eval_shape(model.pair, grid[0], x)  # errors of the network arise here, in its own words
     start = jnp.asarray(log_density, x.dtype)
     if concrete(grid) is None:  # then `check_solver` could not look at the times
         monotone = jnp.all(jnp.diff(grid) > 0) | jnp.all(jnp.diff(grid) < 0)
         start = jnp.where(monotone, start, jnp.nan)
-    options = options._replace(guides=tuple(guides), solver=solver)
+    options = options._replace(guides=guides, solver=solver)
     return _solve(model, x, grid, key, start, options)
 
 
@@ -204,6 +203,7 @@ def _solve(model: Field, x: Sample, grid, key: Key, start: Scalar, options: Solv
     """As `solve`, of checked arguments. `start` is the log-density, NaN for a bad grid."""
     guides, noise, divergence, solver, controller, adjoint, save, progress = options
     assert solver is not None
+    jax.eval_shape(model.pair, grid[0], x)  # errors of the network arise here, in its own words
     probe_key, noise_key = jax.random.split(key)
     like = jax.ShapeDtypeStruct(x.shape, x.dtype)
     # Adaptive steps need an integrand that is smooth in time: one probe for the whole solve, which
