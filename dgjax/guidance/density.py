@@ -8,22 +8,25 @@ cancels in the guided drift, so the guide needs no Jacobian product.
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import ndtri
 from jaxtyping import ArrayLike
+from scipy import special
 
 from dgjax.guidance.guide import ScoreWeightGuide
 from dgjax.guidance.schedules import Schedule, schedule
 from dgjax.model.field import Field
 from dgjax.model.local import Local
 from dgjax.model.paths import logsnr
-from dgjax.typing import Scalar, as_float, register_dataclass, require
+from dgjax.typing import Scalar, as_float, concrete, register_dataclass, require, short_repr
 
 __all__ = ["DensityGuidance", "density_guidance", "density_guidance_nats", "forcing_nats"]
 
 
 @register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DensityGuidance(ScoreWeightGuide):
     """Set the score weight eta = 1 + sqrt(2 D) probit / |sigma s|^2, within 1 +- bound.
 
@@ -36,6 +39,14 @@ class DensityGuidance(ScoreWeightGuide):
 
     probit: Schedule
     bound: Scalar
+
+    def __repr__(self) -> str:
+        """Return a line with the quantile q, by value where it is one number."""
+        q = self.probit
+        if isinstance(q, Schedule) and isinstance(q.values, jax.Array | np.ndarray):
+            probits = concrete(q.values)
+            q = q.values if probits is None else np.squeeze(special.ndtr(probits))
+        return f"DensityGuidance(q={short_repr(q)}, bound={short_repr(self.bound)})"
 
     def weight_change(self, local: Local) -> Scalar:
         """Return eta - 1 before the bound is applied."""

@@ -50,7 +50,7 @@ def with_norm(model: Field, x: Sample, norm: ArrayLike) -> Sample:
     Raises:
         ValueError: if the norm is not positive, or x is zero.
     """
-    norm = as_float(norm)
+    norm, x = as_float(norm), jnp.asarray(x)
     require("norm", norm, "be positive", lambda norm: norm > 0)
     values = concrete(x)
     if values is not None and not np.any(values):
@@ -128,6 +128,7 @@ def prior_guidance(model: Field, x: Sample, quantile: ArrayLike) -> Sample:
     Raises:
         ValueError: if the quantile is outside (0, 1).
     """
+    x = jnp.asarray(x)
     return with_norm(model, x, chi_quantile(1 - _quantile(quantile), x.size))
 
 

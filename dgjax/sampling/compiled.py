@@ -20,6 +20,8 @@ from jax.core import Tracer
 from jax.sharding import AxisType, PartitionSpec
 from jax.tree_util import Partial
 
+from dgjax.typing import captured
+
 __all__ = ["compile_once", "on_any_mesh"]
 
 PROGRAMS = 64  # kept at once; an evicted program is compiled again
@@ -53,15 +55,7 @@ def _captured(value: Any) -> Iterator[Any]:
     elif isinstance(value, functools.partial):
         yield from _captured(value.func)
     elif isinstance(value, types.FunctionType):
-        yield from value.__defaults__ or ()
-        yield from (value.__kwdefaults__ or {}).values()
-        for cell in value.__closure__ or ():
-            try:
-                yield cell.cell_contents
-            except ValueError:  # the name is not bound yet
-                continue
-        names, known = value.__code__.co_names, value.__globals__
-        yield from (known[name] for name in names if name in known)
+        yield from captured(value)
     elif not isinstance(value, type):
         yield from getattr(value, "__dict__", {}).values()
 

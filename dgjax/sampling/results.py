@@ -31,6 +31,9 @@ class Info(NamedTuple):
         target_met: whether every guide with a target reached it; True if there is none.
         finite: whether x and its log-density are finite.
         log_densities: (m,) final log-density by each of m divergence estimates, in nats.
+        latent_norm: |x|/(sigma sqrt(D)) at the noisiest end of the solve. It is about 1 for a
+            latent drawn from the prior at t_max. A value near 1/sigma(t_max) means that the latent
+            was drawn from N(0, I) on a path whose noise has another scale.
     """
 
     standard_error: Scalar
@@ -39,6 +42,7 @@ class Info(NamedTuple):
     target_met: Scalar
     finite: Scalar
     log_densities: Float[Array, " m"]
+    latent_norm: Scalar
 
 
 class Trajectory(NamedTuple):
@@ -79,6 +83,7 @@ def summarize(
     end: State,
     score_integrals: Float[Array, " n+1"],
     scatter: ArrayLike,
+    start: Sample,
 ) -> Info:
     """Compute the diagnostics of a solve.
 
@@ -90,6 +95,7 @@ def summarize(
         end: the final state.
         score_integrals: (n+1,) `State.score_integral` at every grid point.
         scatter: standard error in nats from the scatter of the probes in time; NaN if unknown.
+        start: the sample at `grid[0]`.
 
     Returns:
         `Info`.
@@ -111,4 +117,11 @@ def summarize(
         target_met=met,
         finite=jnp.isfinite(log_density) & jnp.all(jnp.isfinite(end.x)),
         log_densities=end.log_densities,
+        latent_norm=_latent_norm(model, grid, start, end.x),
     )
+
+
+def _latent_norm(model: Field, grid: Float[Array, " n+1"], start: Sample, end: Sample) -> Scalar:
+    noisiest = jnp.where(grid[0] > grid[-1], start, end)
+    sigma = model.path.sigma(jnp.maximum(grid[0], grid[-1])).astype(end.dtype)
+    return jnp.sqrt(jnp.mean(noisiest**2)) / sigma

@@ -25,7 +25,7 @@ def sample(
     *,
     key: Key,
     log_density: Scalar | None = None,
-    guides: Sequence[Guide] = (),
+    guides: Guide | Sequence[Guide] = (),
     noise: StratonovichNoise | ItoNoise | None = None,
     divergence: Divergence = Hutchinson(),
     cond: Cond = None,
@@ -43,6 +43,10 @@ def sample(
     v = u), or with noise identity (B), the same with the Stratonovich noise in dx; both are in the
     page Concepts. Batch with `jax.vmap`.
 
+    The solve is compiled once per structure of the arguments and then kept, with or without
+    `jax.jit`. Functions are the same only if they are one object: a network, a guide or a `save`
+    that is a new lambda at each call is compiled at each call.
+
     Args:
         model: the field.
         x: one latent of any shape, at time `grid[0]`.
@@ -52,7 +56,7 @@ def sample(
         key: for probes and noise; results are reproducible from it.
         log_density: of `x` at `grid[0]`, in nats. By default the model's prior, for which
             `grid[0]` must be t_max.
-        guides: transforms of the drift, applied from left to right. Put those that fix the rate of
+        guides: one transform of the drift or several, applied from left to right. Put those that fix the rate of
             log p_t (density guidance, targets) last.
         noise: a stochastic term. An Ito noise needs `diffrax.Euler()`, a Stratonovich noise any
             other solver.
@@ -70,7 +74,7 @@ def sample(
         adjoint: how gradients are taken, by default `diffrax.RecursiveCheckpointAdjoint()`.
         save: `(t, x, log_density) -> anything`, collected at every grid point; `Trajectory`
             collects all three.
-        progress: a diffrax progress meter.
+        progress: a diffrax progress meter, such as `diffrax.TextProgressMeter()`.
 
     Returns:
         `Sampled(x, log_density, info, trajectory)`, with log_density in nats.

@@ -22,6 +22,7 @@ from dgjax.model.divergence import Divergence, Hutchinson
 from dgjax.model.field import Field, condition
 from dgjax.model.local import evaluate
 from dgjax.model.paths import logsnr
+from dgjax.sampling.arguments import as_guides
 from dgjax.sampling.checks import check_latent
 from dgjax.sampling.compiled import compile_once
 from dgjax.sampling.results import Sampled, Trajectory
@@ -162,7 +163,7 @@ def _shoot(
     model: Field, x, grid, target, key, low, high, tolerance, iterations: int, run, options: dict
 ) -> Shot:
     """As `shoot`, of checked arguments."""
-    before = tuple(options.pop("guides", ()))
+    before = as_guides(options.pop("guides", ()))
 
     def solve(probit: Scalar) -> Sampled:
         guide = DensityGuidance(schedule(probit), as_float(1.0))

@@ -31,6 +31,7 @@ from dgjax.model.divergence import Divergence, Hutchinson, Untracked
 from dgjax.model.field import Field
 from dgjax.model.local import Local, evaluate
 from dgjax.model.paths import Path
+from dgjax.sampling.arguments import as_guides, check_options
 from dgjax.sampling.checks import check_solver
 from dgjax.sampling.compiled import compile_once, on_any_mesh
 from dgjax.sampling.results import Sampled, summarize
@@ -58,7 +59,7 @@ ADAPTIVE_STEPS = 4096  # at most
 class SolveOptions(NamedTuple):
     """How to solve. The fields are the arguments of `sample` with the same names."""
 
-    guides: Sequence[Guide] = ()
+    guides: Guide | Sequence[Guide] = ()
     noise: StratonovichNoise | ItoNoise | None = None
     divergence: Divergence = Hutchinson()
     solver: Solver | None = None
@@ -186,7 +187,15 @@ def solve(
     Raises:
         ValueError: if the grid is not monotone, or solver, noise and controller do not go together.
     """
-    guides, noise, controller = tuple(options.guides), options.noise, options.controller
+    guides, noise, controller = as_guides(options.guides), options.noise, options.controller
+    check_options(
+        noise=noise,
+        divergence=options.divergence,
+        solver=options.solver,
+        controller=controller,
+        adjoint=options.adjoint,
+        progress=options.progress,
+    )
     solver = options.solver or default_solver(guides, noise, controller)
     check_solver(grid, noise, solver, controller)
     start = jnp.asarray(log_density, x.dtype)
@@ -229,7 +238,7 @@ def _solve(model: Field, x: Sample, grid, key: Key, start: Scalar, options: Solv
     else:
         end, scores, trajectory = _by_steps(run, grid, state, controller, save)
         scatter = jnp.nan  # not known
-    info = summarize(model, grid, guides, divergence, end, scores, scatter)
+    info = summarize(model, grid, guides, divergence, end, scores, scatter, x)
     return Sampled(end.x, jnp.mean(end.log_densities), info, trajectory)
 
 
