@@ -56,8 +56,8 @@ def sample(
         key: for probes and noise; results are reproducible from it.
         log_density: of `x` at `grid[0]`, in nats. By default the model's prior, for which
             `grid[0]` must be t_max.
-        guides: one transform of the drift or several, applied from left to right. Put those that fix the rate of
-            log p_t (density guidance, targets) last.
+        guides: one transform of the drift or several, applied from left to right. Put those that
+            fix the rate of log p_t (density guidance, targets) last.
         noise: a stochastic term. An Ito noise needs `diffrax.Euler()`, a Stratonovich noise any
             other solver.
         divergence: trace estimator, with a fresh probe at every grid point. `Untracked()` gives
