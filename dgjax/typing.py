@@ -87,7 +87,7 @@ def register_dataclass(cls: type[T]) -> type[T]:
 
     register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
     if cls.__dataclass_params__.repr:  # type: ignore[attr-defined]
-        cls.__repr__ = short_fields  # type: ignore[method-assign, assignment]
+        cls.__repr__ = short_fields  # type: ignore[method-assign]
     return cls
 
 

@@ -7,6 +7,7 @@ cancels in the guided drift, so the guide needs no Jacobian product.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,7 @@ class DensityGuidance(ScoreWeightGuide):
 
     def __repr__(self) -> str:
         """Return a line with the quantile q, by value where it is one number."""
-        q = self.probit
+        q: Any = self.probit
         if isinstance(q, Schedule) and isinstance(q.values, jax.Array | np.ndarray):
             probits = concrete(q.values)
             q = q.values if probits is None else np.squeeze(special.ndtr(probits))

@@ -48,17 +48,19 @@ def check_inference_mode(network: Any) -> None:
     """
     for module in _modules(network):
         for path, layer in nnx.iter_modules(module):
-            # Dropout that takes its random numbers from its caller is told when to act.
-            drops = isinstance(layer, nnx.Dropout) and layer.rngs is not None and layer.rate > 0
-            trains = (drops and not layer.deterministic) or (
-                isinstance(layer, nnx.BatchNorm) and not layer.use_running_average
-            )
-            if trains:
+            if _trains(layer):
                 name = ".".join(map(str, path)) or "network"
                 raise ValueError(
                     f"{name} ({type(layer).__name__}) is in training mode, in which it changes its "
                     "own state: call network.eval() before you make the model"
                 )
+
+
+def _trains(layer: Any) -> bool:
+    if isinstance(layer, nnx.Dropout):
+        # Without random numbers of its own it is told by its caller when to act.
+        return layer.rngs is not None and layer.rate > 0 and not layer.deterministic
+    return isinstance(layer, nnx.BatchNorm) and not layer.use_running_average
 
 
 def _modules(network: Any) -> Iterator[nnx.Module]:

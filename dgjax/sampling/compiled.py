@@ -130,11 +130,8 @@ def on_any_mesh(function: Function) -> Function:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        mesh = jax.sharding.get_abstract_mesh()
-        explicit = AxisType.Explicit in getattr(mesh, "axis_types", None) or ()
-        run = function
-        if explicit:
-            run = _automatic(function)
+        explicit = AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
+        run: Callable[..., Any] = _automatic(function) if explicit else function
         try:
             return run(*args, **kwargs)
         except (TypeError, ValueError) as error:

@@ -210,7 +210,8 @@ def solve(
 @compile_once
 def _solve(model: Field, x: Sample, grid, key: Key, start: Scalar, options: SolveOptions):
     """As `solve`, of checked arguments. `start` is the log-density, NaN for a bad grid."""
-    guides, noise, divergence, solver, controller, adjoint, save, progress = options
+    _, noise, divergence, solver, controller, adjoint, save, progress = options
+    guides = as_guides(options.guides)
     assert solver is not None
     jax.eval_shape(model.pair, grid[0], x)  # errors of the network arise here, in its own words
     probe_key, noise_key = jax.random.split(key)
@@ -224,7 +225,7 @@ def _solve(model: Field, x: Sample, grid, key: Key, start: Scalar, options: Solv
         term,
         solver,
         dt0=None,
-        args=_Problem(model, tuple(guides), noise, divergence),
+        args=_Problem(model, guides, noise, divergence),
         adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
         throw=False,
         progress_meter=diffrax.NoProgressMeter() if progress is None else progress,

@@ -110,10 +110,10 @@ def test_networks_in_training_mode():
     wrapped = lambda x, t, cond: network(x, t, cond)
     bound = jax.tree_util.Partial(lambda net, x, t, cond: net(x, t, cond), network)
     for given in (network, wrapped, bound):
-        with pytest.raises(ValueError, match=r"norm \(BatchNorm\) is in training mode"):
+        with pytest.raises(ValueError, match=r"drop \(Dropout\) is in training mode"):
             make(given)
-    network.norm.use_running_average = True
-    with pytest.raises(ValueError, match=r"drop \(Dropout\) is in training mode"):
+    network.drop.deterministic = True
+    with pytest.raises(ValueError, match=r"norm \(BatchNorm\) is in training mode"):
         make(network)
     network.train()
     network.eval()
@@ -145,8 +145,9 @@ def test_lists_numpy_and_python_numbers():
     for run in found:
         assert run.log_density.dtype == jnp.float32
         np.testing.assert_array_equal(run.log_density, found[0].log_density)
+    times = 1, 1.0, np.float64(1)
     for function in (dgjax.score, dgjax.velocity, dgjax.denoise):
-        results = [function(moved, t, x) for t, x in zip((1, 1.0, np.float64(1)), kinds)]
+        results = [function(moved, t, x) for t, x in zip(times, kinds, strict=True)]
         for result in results:
             np.testing.assert_array_equal(result, results[0])
     for function in (dgjax.log_prior, lambda m, x: dgjax.prior_guidance(m, x, 0.5)):
