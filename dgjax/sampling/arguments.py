@@ -54,8 +54,9 @@ def check_options(
     Raises:
         ValueError: with what to pass instead.
     """
-    options = {"noise": noise, "divergence": divergence, "solver": solver}
-    for name, value in options.items() | {"controller": controller, "adjoint": adjoint}.items():
+    made = {"noise": noise, "divergence": divergence, "solver": solver}
+    made |= {"controller": controller, "adjoint": adjoint}
+    for name, value in made.items():
         check_made(name, value)
     if not hasattr(divergence, "standard_error"):
         raise ValueError(
