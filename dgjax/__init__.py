@@ -82,6 +82,7 @@ from dgjax.model.paths import cosine, custom, edm, logsnr, rectified_flow, sub_v
 from dgjax.model.prior import chi_quantile, prior_guidance, prior_sample, with_norm
 from dgjax.pictures.png import png_bytes
 from dgjax.pictures.quantization import bits_per_dim, dequantize
+from dgjax.sampling.find_grid import FoundGrid, find_grid
 from dgjax.sampling.likelihood import Likelihood, likelihood
 from dgjax.sampling.node_quadrature import node_quadrature
 from dgjax.sampling.results import Info, Sampled, Trajectory
@@ -102,6 +103,7 @@ __all__ = [
     "Exact",
     "Field",
     "FixedProbe",
+    "FoundGrid",
     "GaussianMixture",
     "Geodesic",
     "HutchPP",
@@ -144,6 +146,7 @@ __all__ = [
     "edm",
     "evaluate",
     "field",
+    "find_grid",
     "forcing_nats",
     "frechet_distance",
     "frechet_gaussian",

@@ -106,7 +106,7 @@ def _laplacians(local: Local) -> Float[Array, " m"]:
 
 
 def _guided_rate(evaluation: Evaluation) -> Scalar:
-    """D log p/d log w in nats by the guides alone."""
+    """Rate d log p/d log w of the guides alone, in nats."""
     drift, local, _ = evaluation
     return 2 * inner(drift - local.velocity, local.score) * local.sigma**2 / local.g2
 

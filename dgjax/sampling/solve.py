@@ -34,7 +34,7 @@ from dgjax.model.paths import Path
 from dgjax.sampling.arguments import as_guides, check_options
 from dgjax.sampling.checks import check_solver
 from dgjax.sampling.compiled import compile_once, on_any_mesh
-from dgjax.sampling.results import Sampled, summarize
+from dgjax.sampling.results import Errors, Sampled, summarize
 from dgjax.sampling.solver_quadrature import integrate_nodes
 from dgjax.sampling.solvers import (
     Adjoint,
@@ -57,7 +57,7 @@ ADAPTIVE_STEPS = 4096  # at most
 
 
 class SolveOptions(NamedTuple):
-    """How to solve. The fields are the arguments of `sample` with the same names."""
+    """Options of a solve. The fields are the arguments of `sample` with the same names."""
 
     guides: Guide | Sequence[Guide] = ()
     noise: StratonovichNoise | ItoNoise | None = None
@@ -88,7 +88,7 @@ class _Augmented(diffrax.AbstractTerm):
     stochastic: bool = equinox.field(static=True)
 
     def _passed(self, times, t):
-        """How many of `times` lie at or before t, in the direction of the solve."""
+        """Count the `times` at or before t, in the direction of the solve."""
         sign = jnp.sign(self.grid[-1] - self.grid[0])
         return jnp.sum(sign * times <= sign * t)
 
@@ -235,11 +235,11 @@ def _solve(model: Field, x: Sample, grid, key: Key, start: Scalar, options: Solv
         state = state._replace(node=Node(x, state.log_densities, x))
     # `Untracked` has nothing to integrate, and then needs no evaluation at the last point.
     if isinstance(solver, Multistep) and not isinstance(divergence, Untracked):
-        end, scores, trajectory, scatter = _by_nodes(run, model.path, grid, state, save)
+        end, scores, trajectory, errors = _by_nodes(run, model.path, grid, state, save)
     else:
         end, scores, trajectory = _by_steps(run, grid, state, controller, save)
-        scatter = jnp.nan  # not known
-    info = summarize(model, grid, guides, divergence, end, scores, scatter, x)
+        errors = Errors(jnp.nan, jnp.inf)  # not known
+    info = summarize(model, grid, guides, divergence, end, scores, errors, x)
     return Sampled(end.x, jnp.mean(end.log_densities), info, trajectory)
 
 
@@ -284,7 +284,7 @@ def _by_steps(run, grid, state, controller: Controller | None, save: Save | None
 
 
 def _by_nodes(run, path: Path, grid, state: State, save: Save | None):
-    """As `_by_steps`, with log-densities by quadrature, and the standard error from the scatter."""
+    """Solve like `_by_steps`, with log-densities by quadrature and the errors that it knows."""
     # The model is evaluated at the start of a step. One more step, the shortest possible, has it
     # evaluated at the last grid point; the end of that step is not used.
     last = grid[-1]
@@ -310,7 +310,11 @@ def _by_nodes(run, path: Path, grid, state: State, save: Save | None):
         max_steps=extended.shape[0] - 1,
     ).ys
     xs, nodes = xs[:-1], jax.tree.map(lambda a: a[1:], nodes)  # a step stores its start
-    log_densities, scatter = integrate_nodes(path, grid, xs, nodes, state.log_densities)
-    end = State(xs[-1], log_densities[-1], scores[-2], end.bound_integral[0])
-    trajectory = None if save is None else jax.vmap(save)(grid, xs, jnp.mean(log_densities, -1))
-    return end, scores[:-1], trajectory, scatter
+    found = integrate_nodes(path, grid, xs, nodes, state.log_densities)
+    # The solver carries a log-density of its own, by another quadrature through earlier points.
+    carried = jnp.abs(jnp.mean(end.log_densities[0] - found.log_densities[-1]))
+    errors = Errors(found.scatter, jnp.maximum(found.error, carried))
+    end = State(xs[-1], found.log_densities[-1], scores[-2], end.bound_integral[0])
+    log_densities = jnp.mean(found.log_densities, -1)
+    trajectory = None if save is None else jax.vmap(save)(grid, xs, log_densities)
+    return end, scores[:-1], trajectory, errors

@@ -11,12 +11,18 @@ point where the interpolated D leads. The sum is the log-density of the points a
 error of the solver drops out. Differences of the points are never taken: a few points of a
 network's trajectory are not smooth enough for that.
 
+**Error.** The gains are found twice, the second time with fewer interpolation points. The sum of
+the differences, and half of the sum of their sizes, estimate what is lost between the points. A
+difference of divergences would be mostly noise of their probes, so its size is taken of |sigma s|^2
+in their place, which is as smooth: under p_t its mean is that of -sigma^2 Lap log p.
+
 **Names.** `rates` is the rate of (C) per unit of u = w^(1/7), `data` is D, `noise` is -sigma s,
 and `residual_gain` is the second term.
 """
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +35,27 @@ from dgjax.sampling.spacetime_identity import cumulative_log_density, log_densit
 from dgjax.sampling.state import Node
 from dgjax.typing import Sample, Scalar, inner
 
-__all__ = ["integrate_nodes", "residual_gain", "weighted_sum"]
+__all__ = ["NodeIntegral", "integrate_nodes", "residual_gain", "weighted_sum"]
 
-RATE_POINTS, RESIDUAL_POINTS = 6, 4  # through which rates, and D and -sigma s, are interpolated
+# Points through which rates, and D and -sigma s, are interpolated, and fewer to compare with.
+RATE_POINTS, RESIDUAL_POINTS = 6, 4
+FEWER_RATE_POINTS, FEWER_RESIDUAL_POINTS = 4, 3
 NEIGHBOURHOOD = 5  # points of which the middle one is compared with a curve through the others
+
+
+class NodeIntegral(NamedTuple):
+    """Log-densities at the points of a trajectory, with two errors of the last one, in nats.
+
+    Attributes:
+        log_densities: (n+1, m), one by each divergence estimate.
+        scatter: standard error of their mean from the scatter of the rates about a smooth curve.
+            It assumes probes that are independent in time. NaN for fewer than 5 points.
+        error: estimate of the size of the quadrature's error.
+    """
+
+    log_densities: Float[Array, "n+1 m"]
+    scatter: Scalar
+    error: Scalar
 
 
 @jax.jit  # hundreds of small operations, which outside of a jit are compiled one by one
@@ -42,7 +65,7 @@ def integrate_nodes(
     xs: Float[Array, "n+1 ..."],
     nodes: Node,
     start: Scalar | Float[Array, " m"],
-) -> tuple[Float[Array, "n+1 m"], Scalar]:
+) -> NodeIntegral:
     """Integrate (C) along a trajectory that follows a known drift.
 
     Args:
@@ -53,9 +76,7 @@ def integrate_nodes(
         start: log-density of the first point in nats, one number or (m,).
 
     Returns:
-        (n+1, m) log-densities in nats, one by each divergence estimate, and the standard error of
-        their mean at the last point. The error is taken from the scatter of the rates about a
-        smooth curve: it assumes probes that are independent in time. NaN for fewer than 5 points.
+        `NodeIntegral`.
     """
     c = jax.vmap(lambda t: coefficients(path, t))(ts)
     us = u_of_logsnr(c.logsnr)
@@ -68,21 +89,35 @@ def integrate_nodes(
 
     rates = jax.vmap(rate)(c, nodes.score, nodes.divergences, nodes.slope)
     rates = rates * dlog_w_du(us)[:, None]
+    smooth_rates = jnp.sum(noise.reshape(us.shape[0], -1) ** 2, -1) * dlog_w_du(us)
 
     count = ts.shape[0]
-    near, wide = _nearest(count, RESIDUAL_POINTS), _nearest(count, RATE_POINTS)
+    near, few_near = _nearest(count, RESIDUAL_POINTS, FEWER_RESIDUAL_POINTS)
+    wide, few_wide = _nearest(count, RATE_POINTS, FEWER_RATE_POINTS)
 
-    def gain(i, near, wide):
+    def gain(i, near, few_near, wide, few_wide):
         ends = us[i], us[i + 1]
-        weigh = lambda points: partial(weights, us[points], jnp.ones(points.shape, bool), *ends)
-        residual = residual_gain(weigh(near), ends, (ys[i], ys[i + 1]), data[near], noise[near])
-        integral = weigh(wide)()
-        return integral @ rates[wide] + residual, integral
 
-    gains, integrals = jax.vmap(gain)(jnp.arange(count - 1), near, wide)
+        def through(near_valid, wide_valid):
+            weigh = partial(weights, us[near], near_valid, *ends)
+            residual = residual_gain(weigh, ends, (ys[i], ys[i + 1]), data[near], noise[near])
+            return residual, weights(us[wide], wide_valid, *ends)
+
+        residual, integral = through(jnp.ones_like(few_near), jnp.ones_like(few_wide))
+        few_residual, few_integral = through(few_near, few_wide)
+        lost, moved = residual - few_residual, integral - few_integral
+        difference = moved @ jnp.mean(rates[wide], 1) + lost
+        size = jnp.abs(moved @ smooth_rates[wide]) + jnp.abs(lost)
+        return integral @ rates[wide] + residual, integral, difference, size
+
+    gains, integrals, differences, sizes = jax.vmap(gain)(
+        jnp.arange(count - 1), near, few_near, wide, few_wide
+    )
     log_densities = cumulative_log_density(path, ts, xs[0].size, start, gains)
     total = jnp.zeros_like(us).at[wide].add(integrals)
-    return log_densities, jnp.linalg.norm(total * _deviations(us, jnp.mean(rates, 1)))
+    scatter = jnp.linalg.norm(total * _deviations(us, jnp.mean(rates, 1)))
+    error = jnp.maximum(jnp.abs(jnp.sum(differences)), 0.5 * jnp.sum(sizes))
+    return NodeIntegral(log_densities, scatter, error)
 
 
 def _deviations(us: Float[Array, " n+1"], values: Float[Array, " n+1"]) -> Float[Array, " n+1"]:
@@ -134,8 +169,16 @@ def weighted_sum(weights: Float[Array, " k"], arrays: Float[Array, "k ..."]) -> 
     return jnp.tensordot(weights, arrays, 1, precision="highest")
 
 
-def _nearest(count: int, width: int) -> Array:
-    """Indices (count - 1, width) of the points nearest to each interval; of all, if fewer."""
-    width = min(width, count)
-    first = np.clip(np.arange(count - 1) + 1 - width // 2, 0, count - width)
-    return jnp.asarray(first[:, None] + np.arange(width)[None])
+def _nearest(count: int, width: int, fewer: int) -> tuple[Array, Array]:
+    """Indices (count - 1, width) of the points nearest to each interval, and which are `fewer`.
+
+    Both are of all points where there are not so many.
+    """
+
+    def first(width):
+        return np.clip(np.arange(count - 1) + 1 - width // 2, 0, count - width)[:, None]
+
+    width, fewer = min(width, count), min(fewer, count)
+    index = first(width) + np.arange(width)[None]
+    valid = (index >= first(fewer)) & (index < first(fewer) + fewer)
+    return jnp.asarray(index), jnp.asarray(valid)

@@ -1,4 +1,4 @@
-"""What a solve carries from step to step."""
+"""Records that a solve carries from step to step."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ __all__ = ["Evaluation", "Node", "State"]
 
 
 class Node(NamedTuple):
-    """What identity (C) needs of one point of a smooth trajectory.
+    """Values that identity (C) needs at one point of a smooth trajectory.
 
     Attributes:
         score: gradient of log p_t at x, of the shape of x.

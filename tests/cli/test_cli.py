@@ -259,7 +259,7 @@ def cases(folder, where):
         (("likelihood", where / "broken.npz", *m), "cannot be read as npz"),
         (("align", *m, "--confidence", 1), "strictly between 0 and 1"),
         (("train", "digit"), "cannot read the config"),
-        (("train", where / "bad.toml"), "no TOML"),
+        (("train", where / "bad.toml"), "is not TOML"),
     ]
 
 

@@ -218,6 +218,7 @@ COMMAND = (
 from dgjax.devices import placement
 from dgjax.devices.batches import map_batches
 from dgjax.checkpoints.opened import open_model
+from dgjax.devices.sharding import weight_sharding
 
 x = rng.standard_normal((11, 5)).astype(np.float32)
 run = jax.jit(lambda model, x: jax.vmap(lambda x: model.pair(jnp.float32(0.9), x).x0)(x))

@@ -231,3 +231,9 @@ def test_paths_of_different_classes_differ_in_structure(spans):
     for name, structure in named.items():
         assert [other for other in named if named[other] == structure] == [name]
     assert len(set(named.values())) == len(named)
+
+
+def test_a_custom_path_lies_in_0_to_1_unless_told():
+    path = dgjax.custom(lambda t: 1 - 0.5 * t, lambda t: t)
+    assert path.time(-40.0) == 1.0  # beyond its noisiest end
+    assert path.time(40.0) < 1e-8

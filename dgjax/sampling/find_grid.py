@@ -1,0 +1,96 @@
+"""Find a time grid that is fine enough, by the error that the solver states."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dgjax.model.field import Field
+from dgjax.sampling.likelihood import Likelihood
+from dgjax.sampling.results import Sampled
+from dgjax.sampling.sample import sample
+from dgjax.sampling.time_grids import grid_logsnr
+from dgjax.typing import Key, as_float
+
+__all__ = ["FoundGrid", "find_grid"]
+
+
+class FoundGrid(NamedTuple):
+    """A time grid that meets a tolerance.
+
+    Attributes:
+        grid: (steps + 1,) times, uniform in log-SNR.
+        error: largest `info.solver_error` of the solves on it, in nats.
+    """
+
+    grid: Float[Array, " n+1"]
+    error: float
+
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+        return self.grid.shape[0] - 1
+
+
+def find_grid(
+    model: Field,
+    xs: Float[Array, "m ..."],
+    tolerance: float,
+    *,
+    key: Key,
+    run: Callable[..., Sampled | Likelihood] = sample,
+    fewest: int = 8,
+    most: int = 512,
+    **options: Any,
+) -> FoundGrid:
+    """Double the number of steps until the stated error of the solver is below a tolerance.
+
+    Each number of steps is compiled and solved once, for a few latents that stand for all others.
+    The error counts the solver alone: the error of the probes is `info.standard_error`, and that
+    of a learned score is `inconsistency`. Not for use under `jit`.
+
+    Args:
+        model: the field.
+        xs: (m, *shape) latents at t_max, or samples at t_min with `run=likelihood`.
+        tolerance: largest `info.solver_error` allowed, in nats.
+        key: for probes and noise.
+        run: `sample`, `likelihood` or a function of the same signature.
+        fewest: number of steps to begin with.
+        most: number of steps not to exceed.
+        **options: passed on to `run` (guides, divergence, solver, ...).
+
+    Returns:
+        `FoundGrid`.
+
+    Raises:
+        ValueError: if the tolerance is not positive, the solver does not state its error, or `most`
+            steps do not meet the tolerance.
+    """
+    if not tolerance > 0:
+        raise ValueError(f"tolerance must be a positive number of nats, got {tolerance}")
+    if not 1 <= fewest <= most:
+        raise ValueError(f"1 <= fewest <= most is needed, got {fewest} and {most}")
+    xs = as_float(xs)
+    keys = jax.random.split(key, xs.shape[0])
+
+    @jax.jit
+    def errors(model, grid, xs, keys):
+        one = lambda x, key: run(model, x, grid, key=key, **options).info.solver_error
+        return jax.vmap(one)(xs, keys)
+
+    steps = fewest
+    while True:
+        grid = grid_logsnr(model, steps)
+        error = float(jnp.max(errors(model, grid, xs, keys)))
+        if error <= tolerance:
+            return FoundGrid(grid, error)
+        if error == float("inf"):
+            raise ValueError("this solver does not state its error: use Multistep")
+        if 2 * steps > most:
+            raise ValueError(
+                f"{steps} steps have a stated error of {error:.3g} nats, above {tolerance:g}: "
+                "raise most or the tolerance"
+            )
+        steps *= 2

@@ -1,0 +1,132 @@
+"""The stated error of the solver against the true one, on mixtures whose log-density is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dgjax
+
+W_MIN, W_MAX = 0.02, 20.0
+KEY = jax.random.key(0)
+
+
+def model_of(mixture, make_path=dgjax.rectified_flow):
+    path = make_path()
+    ends = [path.time(jnp.asarray(-2 * np.log(w))) for w in (W_MIN, W_MAX)]
+    return dgjax.closed_form(mixture, path, t_min=ends[0], t_max=ends[1])
+
+
+def latents_of(model, number, size, seed=0):
+    keys = jax.random.split(jax.random.key(seed), number)
+    return jax.vmap(lambda key: dgjax.prior_sample(model, key, (size,)))(keys)
+
+
+def solves(model, xs, steps, run, **options):
+    """True and stated errors in nats, and the solves, of every x."""
+    grid = dgjax.grid_logsnr(model, steps)
+    options = {"key": KEY, "divergence": dgjax.Exact(), **options}
+    found = jax.jit(jax.vmap(lambda x: run(model, x, grid, **options)))(xs)
+    ends = found.x if run is dgjax.sample else xs
+    true = jax.vmap(lambda x: dgjax.log_density(model, model.t_min, x))(ends)
+    return np.abs(found.log_density - true), np.asarray(found.info.solver_error), found
+
+
+@pytest.fixture(scope="module")
+def nearly_discrete():
+    """Three components of variance 1e-8 in five dimensions, off the origin."""
+    rng = np.random.default_rng(3)
+    means = 1.5 * rng.normal(size=(3, 5)) + 0.5
+    covariances = np.broadcast_to(1e-8 * np.eye(5), (3, 5, 5))
+    return model_of(dgjax.gaussian_mixture(np.array([0.5, 0.3, 0.2]), means, covariances))
+
+
+@pytest.mark.parametrize("steps", [16, 32])
+@pytest.mark.parametrize("run", [dgjax.sample, dgjax.likelihood], ids=["sample", "likelihood"])
+def test_the_true_error_is_within_three_times_the_stated(mixture16, nearly_discrete, run, steps):
+    for model, size in ((model_of(mixture16.model), (2, 8)), (nearly_discrete, (5,))):
+        xs = latents_of(model, 16, int(np.prod(size))).reshape(16, *size)
+        if run is dgjax.likelihood:
+            grid = dgjax.grid_logsnr(model, 64)
+            xs = jax.vmap(lambda x, m=model, g=grid: dgjax.sample(m, x, g, key=KEY).x)(xs)
+        true, stated, _ = solves(model, xs, steps, run)
+        assert np.mean(true <= 3 * stated + 1e-6) >= 0.95
+        assert (stated >= 0.1 * true)[true > 0.1 * np.prod(size)].all()
+
+
+def test_the_stated_error_falls_with_the_steps_and_is_not_far_too_large(mixture16):
+    """It falls by the lower of the two orders, so that it overstates more the finer the grid is."""
+    model = model_of(mixture16.model)
+    xs = latents_of(model, 16, 16).reshape(16, 2, 8)
+    medians = []
+    for steps in (16, 32, 64):
+        true, stated, _ = solves(model, xs, steps, dgjax.sample)
+        medians.append(np.median(stated))
+        assert np.median(stated) < steps * np.median(true)
+    assert medians[1] < medians[0] / 3
+    assert medians[2] < medians[1] / 3
+
+
+@pytest.mark.parametrize("q", [0.6, 0.8])
+def test_guidance_without_its_bound_states_that_it_is_wrong(q):
+    """Above q = 1/2 the published rule passes the mode, where it has no solution."""
+    rng = np.random.default_rng(0)
+    means = 1.5 * rng.normal(size=(3, 5))
+    covariances = np.stack([np.diag(s) for s in rng.uniform(0.1, 1.0, (3, 5))])
+    model = model_of(
+        dgjax.gaussian_mixture(np.array([0.5, 0.3, 0.2]), means, covariances), dgjax.vp
+    )
+    guides = (dgjax.density_guidance(q, bound=jnp.inf),)
+    for steps in (64, 256):
+        true, stated, _ = solves(model, latents_of(model, 8, 5), steps, dgjax.sample, guides=guides)
+        wrong = true > 0.5
+        assert wrong.any()
+        assert (stated > 0.1 * true)[wrong].all()
+
+
+def test_probes_hardly_enter_the_stated_error(mixture16):
+    """It would otherwise count their noise twice."""
+    model = model_of(mixture16.model)
+    xs = latents_of(model, 16, 16).reshape(16, 2, 8)
+    _, exact, _ = solves(model, xs, 32, dgjax.sample)
+    _, noisy, found = solves(model, xs, 32, dgjax.sample, divergence=dgjax.Hutchinson())
+    assert (np.median(noisy - exact) < 0.2 * np.median(found.info.standard_error)).all()
+
+
+def test_solvers_that_do_not_know_their_error_say_so(mixture2):
+    model = model_of(mixture2.model)
+    for solver in (dgjax.RK4(), dgjax.LevelSetEuler()):
+        noise = dgjax.level_set_noise() if isinstance(solver, dgjax.LevelSetEuler) else None
+        _, stated, _ = solves(
+            model, latents_of(model, 2, 2), 8, dgjax.sample, solver=solver, noise=noise
+        )
+        assert np.isinf(stated).all()
+
+
+def test_a_grid_is_found_that_keeps_the_tolerance(mixture2):
+    model = model_of(mixture2.model)
+    xs = latents_of(model, 4, 2)
+    options = {"key": KEY, "divergence": dgjax.Exact()}
+    coarse = dgjax.find_grid(model, xs, 1.0, **options)
+    fine = dgjax.find_grid(model, xs, 1e-3, **options)
+    assert coarse.steps < fine.steps
+    assert fine.error <= 1e-3
+    true, stated, _ = solves(model, xs, fine.steps, dgjax.sample)
+    np.testing.assert_allclose(stated.max(), fine.error, rtol=1e-6)
+    assert true.max() < 3e-3
+    # the next coarser grid does not keep it
+    _, stated, _ = solves(model, xs, fine.steps // 2, dgjax.sample)
+    assert stated.max() > 1e-3
+
+
+def test_what_no_grid_can_keep_is_refused(mixture2):
+    model = model_of(mixture2.model)
+    xs, options = latents_of(model, 2, 2), {"key": KEY, "divergence": dgjax.Exact()}
+    with pytest.raises(ValueError, match="raise most or the tolerance"):
+        dgjax.find_grid(model, xs, 1e-12, most=16, **options)
+    with pytest.raises(ValueError, match="does not state its error"):
+        dgjax.find_grid(model, xs, 1.0, solver=dgjax.RK4(), **options)
+    with pytest.raises(ValueError, match="positive number of nats"):
+        dgjax.find_grid(model, xs, 0.0, **options)
+    with pytest.raises(ValueError, match="1 <= fewest <= most"):
+        dgjax.find_grid(model, xs, 1.0, fewest=64, most=32, **options)
