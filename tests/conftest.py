@@ -79,6 +79,13 @@ def pytest_unconfigure():
         shutil.rmtree(_made, ignore_errors=True)
 
 
+def pytest_collection_modifyitems(items):
+    """Executions of notebooks and of experiments are slow, all of them."""
+    for item in items:
+        if item.path.suffix == ".ipynb" or item.path.name == "test_experiments.py":
+            item.add_marker("slow")
+
+
 @pytest.fixture(autouse=True)
 def _strict_promotion(request):
     strict = request.module.__name__ in STRICT

@@ -21,210 +21,210 @@ BASIS = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
 
 
 def denoiser(path):
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it."""Return E[x0 | x] of this Gaussian."""
+    """Return E[x0 | x] of this Gaussian."""
 
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.def x0(x, t):
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    alpha, sigma = path.alpha(t), path.sigma(t)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    gain = alpha * SCALES**2 / (alpha**2 * SCALES**2 + sigma**2)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    return MEAN + BASIS @ (gain * (BASIS.T @ (x - alpha * MEAN)))
+    def x0(x, t):
+        alpha, sigma = path.alpha(t), path.sigma(t)
+        gain = alpha * SCALES**2 / (alpha**2 * SCALES**2 + sigma**2)
+        return MEAN + BASIS @ (gain * (BASIS.T @ (x - alpha * MEAN)))
 
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.return x0
+    return x0
 
 
 def noise(x0, path):
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.def network(x, t, cond):
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    return (x - path.alpha(t) * x0(x, t)) / path.sigma(t)
+    def network(x, t, cond):
+        return (x - path.alpha(t) * x0(x, t)) / path.sigma(t)
 
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.return network
+    return network
 
 
 def denoised(x0, path):
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.return lambda x, t, cond: x0(x, t)
+    return lambda x, t, cond: x0(x, t)
 
 
 def score(x0, path):
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.return lambda x, t, cond: (path.alpha(t) * x0(x, t) - x) / path.sigma(t) ** 2
+    return lambda x, t, cond: (path.alpha(t) * x0(x, t) - x) / path.sigma(t) ** 2
 
 
 def v(x0, path):
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.eps = noise(x0, path)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.return lambda x, t, cond: path.alpha(t) * eps(x, t, cond) - path.sigma(t) * x0(x, t)
+    eps = noise(x0, path)
+    return lambda x, t, cond: path.alpha(t) * eps(x, t, cond) - path.sigma(t) * x0(x, t)
 
 
 def velocity(x0, path):
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.eps, dalpha, dsigma = noise(x0, path), jax.grad(path.alpha), jax.grad(path.sigma)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.return lambda x, t, cond: dalpha(t) * x0(x, t) + dsigma(t) * eps(x, t, cond)
+    eps, dalpha, dsigma = noise(x0, path), jax.grad(path.alpha), jax.grad(path.sigma)
+    return lambda x, t, cond: dalpha(t) * x0(x, t) + dsigma(t) * eps(x, t, cond)
 
 
 def timesteps(x0, path):
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it."""Make a network of the velocity per unit of the time t of the path, called with 1000 t."""
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.network = velocity(x0, path)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.return lambda x, t, cond: network(x, t / 1000, cond)
+    """Make a network of the velocity per unit of the time t of the path, called with 1000 t."""
+    network = velocity(x0, path)
+    return lambda x, t, cond: network(x, t / 1000, cond)
 
 
 def karras(x0, path):
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it."""Make a network whose output inverts Karras et al. 2022, eq. 7, with c_in and c_noise."""
+    """Make a network whose output inverts Karras et al. 2022, eq. 7, with c_in and c_noise."""
 
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.def network(scaled, c_noise, cond):
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    w = jnp.exp(4 * c_noise)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    y = scaled * jnp.sqrt(w**2 + SIGMA_DATA**2)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    t = path.time(-2 * jnp.log(w))
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    skip = SIGMA_DATA**2 / (w**2 + SIGMA_DATA**2)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    out = w * SIGMA_DATA / jnp.sqrt(w**2 + SIGMA_DATA**2)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    return (x0(y * path.alpha(t), t) - skip * y) / out
+    def network(scaled, c_noise, cond):
+        w = jnp.exp(4 * c_noise)
+        y = scaled * jnp.sqrt(w**2 + SIGMA_DATA**2)
+        t = path.time(-2 * jnp.log(w))
+        skip = SIGMA_DATA**2 / (w**2 + SIGMA_DATA**2)
+        out = w * SIGMA_DATA / jnp.sqrt(w**2 + SIGMA_DATA**2)
+        return (x0(y * path.alpha(t), t) - skip * y) / out
 
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.return network
+    return network
 
 
 WAYS = {
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it."noise": (noise, dgjax.NoisePrediction()),
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it."denoised": (denoised, dgjax.DenoisedPrediction()),
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it."score": (score, dgjax.ScorePrediction()),
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it."v": (v, dgjax.VPrediction()),
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it."velocity": (velocity, dgjax.VelocityPrediction()),
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it."timesteps": (timesteps, parametrization.velocity_prediction(1000.0)),
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it."karras": (karras, dgjax.preconditioned(SIGMA_DATA)),
+    "noise": (noise, dgjax.NoisePrediction()),
+    "denoised": (denoised, dgjax.DenoisedPrediction()),
+    "score": (score, dgjax.ScorePrediction()),
+    "v": (v, dgjax.VPrediction()),
+    "velocity": (velocity, dgjax.VelocityPrediction()),
+    "timesteps": (timesteps, parametrization.velocity_prediction(1000.0)),
+    "karras": (karras, dgjax.preconditioned(SIGMA_DATA)),
 }
 
 
 @jax.jit
 def outputs(models, ts, xs):
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it."""Return pair, velocity, score and divergence of every model, by one compilation."""
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.probe = Hutchinson(sample=lambda key, x: jnp.ones_like(x))
+    """Return pair, velocity, score and divergence of every model, by one compilation."""
+    probe = Hutchinson(sample=lambda key, x: jnp.ones_like(x))
 
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.def at(model, t, x):
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    local = dgjax.evaluate(model, t, x, divergence=probe, key=jax.random.key(0))
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    return *model.pair(t, x), local.velocity, local.score, local.divergence
+    def at(model, t, x):
+        local = dgjax.evaluate(model, t, x, divergence=probe, key=jax.random.key(0))
+        return *model.pair(t, x), local.velocity, local.score, local.divergence
 
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.return {k: jax.vmap(at, (None, 0, 0))(model, ts, xs) for k, model in models.items()}
+    return {k: jax.vmap(at, (None, 0, 0))(model, ts, xs) for k, model in models.items()}
 
 
 @pytest.fixture(scope="module")
 def case(span):
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it."""Three points on a path, from small to large noise, with the truth at each."""
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.levels = jnp.array([-2 * np.log(W_MIN), 0.5, -2 * np.log(W_MAX)])
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.ts = jax.vmap(span.path.time)(levels)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.c = jax.vmap(lambda t: coefficients(span.path, t))(ts)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.z = np.random.default_rng(1).normal(size=(3, 3))
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.xs, truth = [], []
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.for i in range(3):
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    alpha, sigma, f, g2 = (float(a[i]) for a in (c.alpha, c.sigma, c.f, c.g2))
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    covariance = BASIS @ np.diag(alpha**2 * SCALES**2 + sigma**2) @ BASIS.T
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    x = alpha * MEAN + np.linalg.cholesky(covariance) @ z[i]
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    precision = np.linalg.inv(covariance)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    score = -precision @ (x - alpha * MEAN)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    x0 = (x + sigma**2 * score) / alpha
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    # The probe of ones adds up all entries of the Jacobian of the velocity.
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    divergence = 3 * f + g2 / 2 * precision.sum()
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    xs.append(x)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    truth.append((x0, -sigma * score, f * x - g2 / 2 * score, score, divergence))
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.return span, ts, jnp.array(xs), [np.array(a) for a in zip(*truth, strict=True)]
+    """Three points on a path, from small to large noise, with the truth at each."""
+    levels = jnp.array([-2 * np.log(W_MIN), 0.5, -2 * np.log(W_MAX)])
+    ts = jax.vmap(span.path.time)(levels)
+    c = jax.vmap(lambda t: coefficients(span.path, t))(ts)
+    z = np.random.default_rng(1).normal(size=(3, 3))
+    xs, truth = [], []
+    for i in range(3):
+        alpha, sigma, f, g2 = (float(a[i]) for a in (c.alpha, c.sigma, c.f, c.g2))
+        covariance = BASIS @ np.diag(alpha**2 * SCALES**2 + sigma**2) @ BASIS.T
+        x = alpha * MEAN + np.linalg.cholesky(covariance) @ z[i]
+        precision = np.linalg.inv(covariance)
+        score = -precision @ (x - alpha * MEAN)
+        x0 = (x + sigma**2 * score) / alpha
+        # The probe of ones adds up all entries of the Jacobian of the velocity.
+        divergence = 3 * f + g2 / 2 * precision.sum()
+        xs.append(x)
+        truth.append((x0, -sigma * score, f * x - g2 / 2 * score, score, divergence))
+    return span, ts, jnp.array(xs), [np.array(a) for a in zip(*truth, strict=True)]
 
 
 def test_every_way_gives_the_true_pair_velocity_and_score(case):
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.span, ts, xs, expected = case
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.models = {
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    way: dgjax.field(
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.        express(denoiser(span.path), span.path),
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.        span.path,
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.        form,
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.        t_min=span.t_min,
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.        t_max=span.t_max,
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    )
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    for way, (express, form) in WAYS.items()
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.}
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.for way, results in outputs(models, ts, xs).items():
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    for got, true in zip(results, expected, strict=True):
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.        # Relative to the largest entry of the vector at each point.
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.        scale = np.abs(true).reshape(3, -1).max(axis=1).reshape(3, *[1] * (true.ndim - 1))
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.        np.testing.assert_allclose(got / scale, true / scale, atol=1e-9, err_msg=way)
+    span, ts, xs, expected = case
+    models = {
+        way: dgjax.field(
+            express(denoiser(span.path), span.path),
+            span.path,
+            form,
+            t_min=span.t_min,
+            t_max=span.t_max,
+        )
+        for way, (express, form) in WAYS.items()
+    }
+    for way, results in outputs(models, ts, xs).items():
+        for got, true in zip(results, expected, strict=True):
+            # Relative to the largest entry of the vector at each point.
+            scale = np.abs(true).reshape(3, -1).max(axis=1).reshape(3, *[1] * (true.ndim - 1))
+            np.testing.assert_allclose(got / scale, true / scale, atol=1e-9, err_msg=way)
 
 
 def test_preconditioning_is_karras_table_1():
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it."""x0 = c_skip y + c_out F(c_in y, ln(w)/4) for any F, in y = x/alpha and w = sigma/alpha."""
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.calls = []
+    """x0 = c_skip y + c_out F(c_in y, ln(w)/4) for any F, in y = x/alpha and w = sigma/alpha."""
+    calls = []
 
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.def network(x, t, cond):
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    calls.append((x, t, cond))
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    return jnp.sin(3 * x) + t + cond
+    def network(x, t, cond):
+        calls.append((x, t, cond))
+        return jnp.sin(3 * x) + t + cond
 
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.path = dgjax.vp()
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.model = dgjax.field(network, path, dgjax.preconditioned(0.7), t_min=1e-3, t_max=1.0)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.t, x = jnp.array(0.3), jnp.array([0.4, -1.2, 2.5])
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.x0, eps = model.pair(t, x, 0.5)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.alpha = np.exp(-(0.1 * 0.3 + 19.9 * 0.09 / 2) / 2)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.w = np.sqrt(1 - alpha**2) / alpha
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.y = np.asarray(x) / alpha
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.c_in, c_noise = 1 / np.sqrt(w**2 + 0.49), np.log(w) / 4
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.c_skip, c_out = 0.49 / (w**2 + 0.49), w * 0.7 / np.sqrt(w**2 + 0.49)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.((got_x, got_t, got_cond),) = calls
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.np.testing.assert_allclose(got_x, c_in * y, rtol=1e-12)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.np.testing.assert_allclose(got_t, c_noise, rtol=1e-12)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.assert got_cond == 0.5
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.expected = c_skip * y + c_out * (np.sin(3 * c_in * y) + c_noise + 0.5)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.np.testing.assert_allclose(x0, expected, rtol=1e-12)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.np.testing.assert_allclose(eps, (y - expected) / w, rtol=1e-10)
+    path = dgjax.vp()
+    model = dgjax.field(network, path, dgjax.preconditioned(0.7), t_min=1e-3, t_max=1.0)
+    t, x = jnp.array(0.3), jnp.array([0.4, -1.2, 2.5])
+    x0, eps = model.pair(t, x, 0.5)
+    alpha = np.exp(-(0.1 * 0.3 + 19.9 * 0.09 / 2) / 2)
+    w = np.sqrt(1 - alpha**2) / alpha
+    y = np.asarray(x) / alpha
+    c_in, c_noise = 1 / np.sqrt(w**2 + 0.49), np.log(w) / 4
+    c_skip, c_out = 0.49 / (w**2 + 0.49), w * 0.7 / np.sqrt(w**2 + 0.49)
+    ((got_x, got_t, got_cond),) = calls
+    np.testing.assert_allclose(got_x, c_in * y, rtol=1e-12)
+    np.testing.assert_allclose(got_t, c_noise, rtol=1e-12)
+    assert got_cond == 0.5
+    expected = c_skip * y + c_out * (np.sin(3 * c_in * y) + c_noise + 0.5)
+    np.testing.assert_allclose(x0, expected, rtol=1e-12)
+    np.testing.assert_allclose(eps, (y - expected) / w, rtol=1e-10)
 
 
 def test_preconditioned_noise_does_not_cancel_in_float32(float32):
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it."""At w = 1e-4 in float32, (y - x0)/w has three correct digits, the form of the library six."""
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.form = dgjax.preconditioned(0.5)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.w, y = 1e-4, np.linspace(-1, 1, 9)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.out = np.cos(5 * y)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.c = coefficients(dgjax.edm(), w)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.pair = form(lambda x, t, cond: jnp.asarray(out, jnp.float32), jnp.asarray(y), w, c, None)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.assert pair.eps.dtype == jnp.float32
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.w = np.float64(np.float32(w))
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.y, out = y.astype(np.float32).astype(float), out.astype(np.float32).astype(float)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.total = np.sqrt(w**2 + 0.25)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.x0 = 0.25 / total**2 * y + w * 0.5 / total * out
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.eps = (y - x0) / w
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.np.testing.assert_allclose(pair.eps, eps, atol=1e-6)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.naive = (np.float32(y) - np.asarray(pair.x0)) / np.float32(w)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.assert np.abs(naive - eps).max() > 1e-4
+    """At w = 1e-4 in float32, (y - x0)/w has three correct digits, the form of the library six."""
+    form = dgjax.preconditioned(0.5)
+    w, y = 1e-4, np.linspace(-1, 1, 9)
+    out = np.cos(5 * y)
+    c = coefficients(dgjax.edm(), w)
+    pair = form(lambda x, t, cond: jnp.asarray(out, jnp.float32), jnp.asarray(y), w, c, None)
+    assert pair.eps.dtype == jnp.float32
+    w = np.float64(np.float32(w))
+    y, out = y.astype(np.float32).astype(float), out.astype(np.float32).astype(float)
+    total = np.sqrt(w**2 + 0.25)
+    x0 = 0.25 / total**2 * y + w * 0.5 / total * out
+    eps = (y - x0) / w
+    np.testing.assert_allclose(pair.eps, eps, atol=1e-6)
+    naive = (np.float32(y) - np.asarray(pair.x0)) / np.float32(w)
+    assert np.abs(naive - eps).max() > 1e-4
 
 
 def test_velocity_network_is_used_as_it_is_where_alpha_vanishes():
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it."""Near t = 1 of the rectified flow f is -1e8, and the velocity is still the network output."""
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.model = dgjax.field(
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    lambda x, t, cond: jnp.sin(x),
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    dgjax.rectified_flow(),
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    dgjax.VelocityPrediction(),
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    t_min=1e-3,
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    t_max=1 - 1e-8,
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.x = jnp.array([0.3, -2.0])
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.local = dgjax.evaluate(model, model.t_max, x, divergence=Hutchinson(), key=jax.random.key(0))
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.np.testing.assert_allclose(local.velocity, jnp.sin(x), rtol=1e-12)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.np.testing.assert_allclose(local.score, -x, rtol=1e-6)
+    """Near t = 1 of the rectified flow f is -1e8, and the velocity is still the network output."""
+    model = dgjax.field(
+        lambda x, t, cond: jnp.sin(x),
+        dgjax.rectified_flow(),
+        dgjax.VelocityPrediction(),
+        t_min=1e-3,
+        t_max=1 - 1e-8,
+    )
+    x = jnp.array([0.3, -2.0])
+    local = dgjax.evaluate(model, model.t_max, x, divergence=Hutchinson(), key=jax.random.key(0))
+    np.testing.assert_allclose(local.velocity, jnp.sin(x), rtol=1e-12)
+    np.testing.assert_allclose(local.score, -x, rtol=1e-6)
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("shape", [(), (1,), (3, 3)])
 def test_an_output_of_another_shape_is_refused(way, shape):
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it."""These shapes would broadcast, for some parametrizations to a pair of the right shape."""
+    """These shapes would broadcast, for some parametrizations to a pair of the right shape."""
 
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.def network(x, t, cond):
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    return jnp.broadcast_to(x[0], shape)
+    def network(x, t, cond):
+        return jnp.broadcast_to(x[0], shape)
 
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.model = dgjax.field(network, dgjax.vp(), WAYS[way][1], t_min=1e-3, t_max=1.0)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.with pytest.raises(ValueError, match="the network returned shape"):
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.    model.pair(jnp.array(0.5), jnp.ones(3))
+    model = dgjax.field(network, dgjax.vp(), WAYS[way][1], t_min=1e-3, t_max=1.0)
+    with pytest.raises(ValueError, match="the network returned shape"):
+        model.pair(jnp.array(0.5), jnp.ones(3))
 
 
 def test_parametrizations_differ_in_structure_and_not_in_numbers():
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.structures = [jax.tree.structure(form) for _, form in WAYS.values()]
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.assert all(structures.count(structure) == 1 for structure in structures)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.assert jax.tree.structure(dgjax.preconditioned(2.0)) == structures[-1]
+    structures = [jax.tree.structure(form) for _, form in WAYS.values()]
+    assert all(structures.count(structure) == 1 for structure in structures)
+    assert jax.tree.structure(dgjax.preconditioned(2.0)) == structures[-1]
 
 
 @pytest.mark.parametrize("rate", [None, 1.0, 2.0, 1000.0])
 def test_a_velocity_network_is_called_with_the_rate_times_t(rate):
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it."""The output says which time the network was called with."""
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.form = parametrization.velocity_prediction(*(() if rate is None else (rate,)))
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.path, x = dgjax.rectified_flow(), jnp.array([0.3, -2.0])
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.model = dgjax.field(lambda x, t, cond: 0 * x + t, path, form, t_min=1e-3, t_max=0.99)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.t = jnp.asarray(0.25)
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.factor = 1.0 if rate is None else rate
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.# The output is the velocity itself: per unit of the path's time, as a flow-matching loss has it.
- The output is the velocity itself: per unit of the path.s time, as a flow-matching loss has it.np.testing.assert_allclose(dgjax.velocity(model, t, x), factor * 0.25, rtol=1e-12)
+    """The output says which time the network was called with."""
+    form = parametrization.velocity_prediction(*(() if rate is None else (rate,)))
+    path, x = dgjax.rectified_flow(), jnp.array([0.3, -2.0])
+    model = dgjax.field(lambda x, t, cond: 0 * x + t, path, form, t_min=1e-3, t_max=0.99)
+    t = jnp.asarray(0.25)
+    factor = 1.0 if rate is None else rate
+    # The output is the velocity itself, per unit of time of the path.
+    np.testing.assert_allclose(dgjax.velocity(model, t, x), factor * 0.25, rtol=1e-12)

@@ -22,6 +22,8 @@ from dgjax.typing import inner, register_dataclass
 RHO = 7.0
 TOLERANCE = 0.01  # nats per dimension
 
+LARGE = [pytest.param(size, marks=pytest.mark.slow) for size in (64, 784)]
+
 
 @register_dataclass
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def check(problem, goals, out):
     return miss * size
 
 
-@pytest.mark.parametrize("problem", [16, 64, 784], indirect=True)
+@pytest.mark.parametrize("problem", [16, *LARGE], indirect=True)
 def test_closed_loop(problem):
     model, trace, grid, latents, _ = problem
     solve = {"divergence": trace, "solver": RK4()}
@@ -138,7 +140,7 @@ def shooter(problem):
     return jax.jit(jax.vmap(jax.vmap(one, in_axes=(0, None)), in_axes=(None, 0)))
 
 
-@pytest.mark.parametrize("problem", [16, 64, 784], indirect=True)
+@pytest.mark.parametrize("problem", [16, *LARGE], indirect=True)
 def test_shooting(problem):
     goals = goals_of(problem)
     shot = shooter(problem)(problem.latents, goals)
@@ -155,6 +157,7 @@ def test_shooting(problem):
     np.testing.assert_allclose(shot.q[3], 0.999, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_target_inside_a_jump_is_flagged():
     """A wide component beside a narrow one: as q rises, latents change basin at once.
 
