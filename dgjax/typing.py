@@ -232,13 +232,27 @@ def takes(function: Callable[..., Any], arguments: int | None) -> bool:
 
 
 def captured(function: Callable[..., Any]) -> list[Any]:
-    """Return what a Python function reads from outside itself: closure, globals and defaults."""
-    found = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-    for cell in function.__closure__ or ():
-        with contextlib.suppress(ValueError):  # the name is not bound yet
-            found.append(cell.cell_contents)
-    known = function.__globals__
-    return found + [known[name] for name in _global_names(function.__code__) if name in known]
+    """Return what a Python function reads from outside itself: closure, globals and defaults.
+
+    Functions of the same module that it reads are followed.
+    """
+    found: list[Any] = []
+    todo, seen = [function], {id(function)}
+    while todo:
+        current = todo.pop()
+        known = current.__globals__
+        values = [*(current.__defaults__ or ()), *(current.__kwdefaults__ or {}).values()]
+        values += [known[name] for name in _global_names(current.__code__) if name in known]
+        for cell in current.__closure__ or ():
+            with contextlib.suppress(ValueError):  # the name is not bound yet
+                values.append(cell.cell_contents)
+        found += values
+        for value in values:
+            same_module = isinstance(value, types.FunctionType) and value.__globals__ is known
+            if same_module and id(value) not in seen:
+                seen.add(id(value))
+                todo.append(value)
+    return found
 
 
 @functools.lru_cache(maxsize=1024)

@@ -3,7 +3,8 @@
 Arrays are arguments of the compiled program. Everything else (functions, solver options, Python
 numbers) is constant in it and is compared by `==`; functions are the same only if they are one
 object. What a function reads from outside itself (its closure, globals and attributes) is compared
-by identity too, so a rebound name is seen. A dict or a NumPy array changed in place is not.
+by identity too, pytrees leaf by leaf: a rebound name, a dict changed in place or a trained Flax NNX
+module is seen. A NumPy array changed in place is not.
 
 Under an outer `jax.jit` the operations become part of the outer program, without a call of their
 own.
@@ -25,6 +26,7 @@ from dgjax.typing import captured
 __all__ = ["compile_once", "on_any_mesh"]
 
 PROGRAMS = 64  # kept at once; an evicted program is compiled again
+LARGEST = 2**20  # numbers that the constants of a kept program may read from outside
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -33,7 +35,7 @@ class _Static:
     """A constant of a program. It equals another of the same type, value and captured objects."""
 
     def __init__(self, value: Any):
-        self.value, self.captured = value, tuple(_captured(value))
+        self.value, self.captured = value, tuple(jax.tree.leaves(list(_captured(value))))
         # A hash that the value lacks raises a TypeError here.
         self.hash = hash((type(value), value, *map(id, self.captured)))
 
@@ -69,8 +71,8 @@ def compile_once(function: Function) -> Function:
         function: a function of pytrees whose result is a pytree of arrays.
 
     Returns:
-        A function of the same arguments. If a constant among them has no hash, or reads traced
-        values, it is `function` itself that runs.
+        A function of the same arguments. If a constant among them has no hash, reads traced values
+        or more than a million numbers, it is `function` itself that runs.
     """
 
     @functools.wraps(function)
@@ -83,8 +85,10 @@ def compile_once(function: Function) -> Function:
             hash(structure)
         except TypeError:  # something has no hash
             return function(*args, **kwargs)
-        constants = (s for s in (*static, *inside) if s is not None)
-        if any(isinstance(value, Tracer) for s in constants for value in s.captured):
+        constants = [s for s in (*static, *inside) if s is not None]
+        arrays = [value for s in constants for value in s.captured if _is_array(value)]
+        traced = any(isinstance(array, Tracer) for array in arrays)
+        if traced or sum(array.size for array in arrays) > LARGEST:
             return function(*args, **kwargs)
         return _program(function, structure, static, inside)(dynamic)
 

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import dgjax
-from dgjax.sampling.compiled import compile_once
+from dgjax.sampling.compiled import _program, compile_once
 
 KEY = jax.random.key(0)
 STEPS = 8
@@ -155,6 +156,40 @@ def test_a_rebound_name_is_seen():
     shift = 1.0
     for first, second in pairwise(found):
         assert np.abs(first - second).min() > 0.05
+
+
+def test_parameters_that_a_function_reads_and_training_changes():
+    """A Flax NNX module and a dict, changed in place, read by a function that another one calls."""
+    net, numbers = nnx.Linear(2, 2, rngs=nnx.Rngs(0)), {"scale": jnp.ones(())}
+
+    def apply(x):
+        return numbers["scale"] * net(x)
+
+    model = dgjax.field(
+        lambda x, t, cond: apply(x).astype(x.dtype),
+        dgjax.edm(),
+        dgjax.NoisePrediction(),
+        t_min=0.02,
+        t_max=80.0,
+    )
+
+    def end():
+        return np.asarray(dgjax.chord(model, 1.0, jnp.ones(2), 2 * jnp.ones(2)).difference)
+
+    found = [end()]
+    net.bias[...] = jnp.ones(2)
+    found.append(end())
+    numbers["scale"] = jnp.full((), 2.0)
+    found.append(end())
+    assert np.abs(np.diff(found)).min() > 0.05
+
+
+def test_programs_do_not_keep_large_constants():
+    kept = _program.cache_info().currsize
+    weights = jnp.ones(2**20 + 1)
+    function = compile_once(lambda x, f: f(x))
+    assert function(jnp.ones(()), lambda x: x * weights[0]) == 1
+    assert _program.cache_info().currsize == kept
 
 
 def test_constants_of_one_value_and_different_types():
