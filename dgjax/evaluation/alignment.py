@@ -105,7 +105,7 @@ def align(
     fault = first(check_model(model), check_grid(model, grid), check_sample(model, x))
     model = condition(model, cond)
 
-    def flow(x: Sample, log_density: Scalar) -> tuple[Sample, Array]:
+    def flow(x: Sample, log_density: Scalar) -> tuple[tuple[Sample, Array], Array]:
         run = sample(
             model,
             x,
@@ -116,11 +116,14 @@ def align(
             adjoint=FORWARD,
             **options,
         )
-        return run.x, run.info.log_densities
+        return (run.x, run.info.log_densities), run.info.fault
 
     start = score(model, grid[0], x).astype(x.dtype)
     prior = inner(start, start)
-    (end, _), (pushed, omegas) = jax.jvp(flow, (x, jnp.zeros_like(prior)), (start, prior))
+    (end, _), (pushed, omegas), solve_fault = jax.jvp(
+        flow, (x, jnp.zeros_like(prior)), (start, prior), has_aux=True
+    )
+    fault = first(fault, solve_fault)
     final = score(model, grid[-1], end)
     product = refuse(fault, inner(final, pushed))
     omegas = refuse(fault, omegas)
