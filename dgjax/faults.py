@@ -120,12 +120,13 @@ def as_code(fault: Code) -> Int[Array, ""]:
 def refuse(fault: Code, value: Array) -> Array:
     """Return `value`, or NaN in its place if a check failed.
 
-    Where none failed, the derivative of `value` is unchanged.
+    The derivative is that of `value`, or NaN as well.
     """
     if isinstance(fault, Fault):
         return value
-    # A NumPy array, so that no operation makes a NaN where all is well (`jax_debug_nans`).
-    return jax.lax.select(fault == 0, value, np.full(value.shape, np.nan, value.dtype))
+    one = np.ones((), value.dtype)
+    # 1, or the logarithm of -1: no operation makes a NaN where all is well (`jax_debug_nans`).
+    return value * (one + jnp.log(jnp.where(fault == 0, one, -one)))
 
 
 def require(
