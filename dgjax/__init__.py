@@ -21,6 +21,7 @@ from dgjax.evaluation.inconsistency import (
 from dgjax.evaluation.intervals import Estimate
 from dgjax.evaluation.normality import Normality, h_statistic, normality
 from dgjax.evaluation.precision_recall import PrecisionRecall, precision_recall
+from dgjax.faults import Fault
 from dgjax.guidance.classifier_free import autoguidance, classifier_free_guidance
 from dgjax.guidance.density import (
     density_guidance,
@@ -101,6 +102,7 @@ __all__ = [
     "DenoisedPrediction",
     "Estimate",
     "Exact",
+    "Fault",
     "Field",
     "FixedProbe",
     "FoundGrid",

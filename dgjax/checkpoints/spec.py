@@ -156,6 +156,7 @@ def build(spec: ModelSpec, network: Network | None = None, *, seed: int = 0) -> 
         construct("model.parametrization", PARAMETRIZATIONS, spec.parametrization),
         t_min=spec.t_min,
         t_max=spec.t_max,
+        shape=spec.shape,
     )
 
 

@@ -22,14 +22,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from dgjax.evaluation.intervals import check_confidence, share_interval
+from dgjax.faults import as_code, first, refuse
 from dgjax.model.divergence import Divergence, Hutchinson
 from dgjax.model.field import Field, condition, score
 from dgjax.sampling.checks import check_grid, check_sample
 from dgjax.sampling.sample import sample
 from dgjax.sampling.solvers import FORWARD
+from dgjax.sampling.traced_numbers import check_model
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float, inner
 
 __all__ = ["Alignment", "AlignmentStatistics", "align", "alignment_statistics"]
@@ -47,6 +49,8 @@ class Alignment(NamedTuple):
         prior: |s_T|^2, the first value of `product` and `omega`.
         x: the sample.
         pushed: v, of the shape of x.
+        fault: 0, or the code of the first check that failed while JAX was tracing, a value of
+            `Fault`; the cosine, `product`, `omega` and its error are then NaN.
     """
 
     cosine: Scalar
@@ -56,6 +60,7 @@ class Alignment(NamedTuple):
     prior: Scalar
     x: Sample
     pushed: Sample
+    fault: Int[Array, ""]
 
     @property
     def aligned(self) -> Array:
@@ -97,11 +102,10 @@ def align(
         ValueError: as `sample`.
     """
     x, grid = jnp.asarray(x), as_float(grid)
-    check_sample(x)  # here, for inside of the jvp below x is a tracer
-    check_grid(model, grid)
+    fault = first(check_model(model), check_grid(model, grid), check_sample(model, x))
     model = condition(model, cond)
 
-    def flow(x: Sample, log_density: Scalar) -> tuple[Sample, Array]:
+    def flow(x: Sample, log_density: Scalar) -> tuple[tuple[Sample, Array], Array]:
         run = sample(
             model,
             x,
@@ -112,21 +116,26 @@ def align(
             adjoint=FORWARD,
             **options,
         )
-        return run.x, run.info.log_densities
+        return (run.x, run.info.log_densities), run.info.fault
 
     start = score(model, grid[0], x).astype(x.dtype)
     prior = inner(start, start)
-    (end, _), (pushed, omegas) = jax.jvp(flow, (x, jnp.zeros_like(prior)), (start, prior))
+    (end, _), (pushed, omegas), solve_fault = jax.jvp(
+        flow, (x, jnp.zeros_like(prior)), (start, prior), has_aux=True
+    )
+    fault = first(fault, solve_fault)
     final = score(model, grid[-1], end)
-    product = inner(final, pushed)
+    product = refuse(fault, inner(final, pushed))
+    omegas = refuse(fault, omegas)
     return Alignment(
         cosine=product / jnp.sqrt(inner(final, final) * inner(pushed, pushed)),
         product=product,
         omega=jnp.mean(omegas),
-        standard_error=divergence.standard_error(omegas),
+        standard_error=refuse(fault, divergence.standard_error(omegas)),
         prior=prior,
         x=end,
         pushed=pushed,
+        fault=as_code(fault),
     )
 
 

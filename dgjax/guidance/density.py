@@ -12,12 +12,13 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtri
 from jaxtyping import ArrayLike
 
+from dgjax.faults import require
 from dgjax.guidance.guide import ScoreWeightGuide
 from dgjax.guidance.schedules import Schedule, schedule
 from dgjax.model.field import Field
 from dgjax.model.local import Local
 from dgjax.model.paths import logsnr
-from dgjax.typing import Scalar, as_float, register_dataclass, require
+from dgjax.typing import Scalar, as_float, register_dataclass
 
 __all__ = ["DensityGuidance", "density_guidance", "density_guidance_nats", "forcing_nats"]
 
@@ -64,8 +65,7 @@ def density_guidance(
     Raises:
         ValueError: if q is outside (0, 1), or `knots` and q do not match.
     """
-    q = as_float(q)
-    require("q", q, "lie strictly between 0 and 1", lambda q: (q > 0) & (q < 1))
+    q = require("q", as_float(q), "lie strictly between 0 and 1", lambda q: (q > 0) & (q < 1))
     return DensityGuidance(schedule(ndtri(q), knots), as_float(bound))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dgjax.faults import first
 from dgjax.guidance.guide import Guide
 from dgjax.guidance.noise import ItoNoise, StratonovichNoise
 from dgjax.model.divergence import Divergence, Hutchinson
@@ -13,6 +14,7 @@ from dgjax.sampling.checks import check_grid, check_prior_time, check_sample
 from dgjax.sampling.results import Sampled
 from dgjax.sampling.solve import Save, SolveOptions, solve
 from dgjax.sampling.solvers import Adjoint, Controller, Progress, Solver
+from dgjax.sampling.traced_numbers import check_model
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float
 
 __all__ = ["sample"]
@@ -47,8 +49,6 @@ def sample(
         model: the field.
         x: one latent of any shape, at time `grid[0]`.
         grid: (steps + 1,) decreasing times, from `grid_uniform`, `grid_logsnr` or `grid_karras`.
-            Under `jax.jit` a grid that is an argument is not checked; if it is not monotone,
-            log_density is NaN.
         key: for probes and noise; results are reproducible from it.
         log_density: of `x` at `grid[0]`, in nats. By default the model's prior, for which
             `grid[0]` must be t_max.
@@ -73,18 +73,26 @@ def sample(
         progress: a diffrax progress meter.
 
     Returns:
-        `Sampled(x, log_density, info, trajectory)`, with log_density in nats.
+        `Sampled(x, log_density, info, trajectory)`, with log_density in nats. Where JAX is tracing,
+        a check of numbers cannot raise: log_density is then NaN and `info.fault` names the check.
 
     Raises:
-        ValueError: if the grid does not decrease within the model's range, x is not floating or
-            not finite, the grid does not start at t_max and `log_density` is left out, or solver,
-            noise and controller do not go together.
+        ValueError: if x is not of the model's shape, not floating or not finite, the grid does not
+            decrease within the model's range, or does not start at t_max and `log_density` is left
+            out, or solver, noise and controller do not go together.
     """
     x, grid = jnp.asarray(x), as_float(grid)
-    check_grid(model, grid)
-    check_sample(x)
+    fault = first(check_model(model), check_grid(model, grid), check_sample(model, x))
     if log_density is None:
-        check_prior_time(model, grid[0], "grid")
+        fault = first(fault, check_prior_time(model, grid[0], "grid"))
         log_density = log_prior(model, x)
     options = SolveOptions(guides, noise, divergence, solver, controller, adjoint, save, progress)
-    return solve(condition(model, cond), x, grid, key=key, log_density=log_density, options=options)
+    return solve(
+        condition(model, cond),
+        x,
+        grid,
+        key=key,
+        log_density=log_density,
+        options=options,
+        fault=fault,
+    )

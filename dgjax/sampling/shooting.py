@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optimistix
 from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, ArrayLike, Float
 
+from dgjax.faults import Fault, as_code, check, finite, first, numbers, refuse
 from dgjax.guidance.density import DensityGuidance, forcing_nats
 from dgjax.guidance.schedules import schedule
 from dgjax.guidance.target import Profile
@@ -24,7 +24,7 @@ from dgjax.model.local import evaluate
 from dgjax.model.paths import logsnr
 from dgjax.sampling.results import Sampled, Trajectory
 from dgjax.sampling.sample import sample
-from dgjax.typing import Cond, Key, Sample, Scalar, as_float, concrete
+from dgjax.typing import Cond, Key, Sample, Scalar, as_float
 
 __all__ = ["Shot", "pilot", "shoot"]
 
@@ -130,18 +130,22 @@ def shoot(
             density guidance), `noise`, `divergence`, `cond`, `solver`, `save`, ...
 
     Returns:
-        `Shot(sampled, q, log_density_range)`.
+        `Shot(sampled, q, log_density_range)`. Where JAX is tracing, a check of numbers cannot
+        raise: the sample's log_density is then NaN and its `info.fault` names the check.
 
     Raises:
         ValueError: if the bracket is not inside (0, 1) or the target is not finite, and as
             `sample`.
     """
     target = as_float(target)
-    a, b, goal = concrete(as_float(low)), concrete(as_float(high)), concrete(target)
-    if a is not None and b is not None and not 0 < a < b < 1:
-        raise ValueError(f"the bracket of q must satisfy 0 < low < high < 1, got {a:g}, {b:g}")
-    if goal is not None and not np.isfinite(goal).all():
-        raise ValueError(f"target must be finite nats, got {goal}")
+    a, b = numbers(as_float(low), as_float(high))
+    (goal,) = numbers(target)
+    bracket = "the bracket of q must satisfy 0 < low < high < 1, got {a:g}, {b:g}"
+    wanted = "target must be finite nats, got {goal}"
+    fault = first(
+        check((a > 0) & (a < b) & (b < 1), Fault.BRACKET, bracket, a=a, b=b),
+        check(finite(goal).all(), Fault.TARGET, wanted, goal=goal),
+    )
     before = tuple(options.pop("guides", ()))
 
     def solve(probit: Scalar) -> Sampled:
@@ -169,8 +173,9 @@ def shoot(
         max_steps=iterations,
         throw=False,
     ).value
-    probit = jnp.where(reachable, found / scale, nearest)
+    probit = refuse(fault, jnp.where(reachable, found / scale, nearest))
     sampled = solve(probit)
-    met = (jnp.abs(sampled.log_density - target) <= allowed) & sampled.info.finite
-    info = sampled.info._replace(target_met=met)
+    error = sampled.info.standard_error
+    met = (jnp.abs(sampled.log_density - target) + error <= allowed) & sampled.info.finite
+    info = sampled.info._replace(target_met=met, fault=as_code(first(fault, sampled.info.fault)))
     return Shot(sampled._replace(info=info), ndtr(probit), ends)

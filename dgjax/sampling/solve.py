@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dgjax.faults import Code, Fault, first, refuse
 from dgjax.guidance.guide import Guide, ScoreWeightGuide, apply_guides
 from dgjax.guidance.noise import ItoNoise, StratonovichNoise
 from dgjax.model.divergence import Divergence, Hutchinson, Untracked
@@ -44,7 +45,8 @@ from dgjax.sampling.solvers import (
     default_solver,
 )
 from dgjax.sampling.state import Evaluation, Node, State
-from dgjax.typing import Key, Sample, Scalar, concrete, inner
+from dgjax.sampling.traced_numbers import check_guides
+from dgjax.typing import Key, Sample, Scalar, inner
 
 __all__ = ["Save", "SolveOptions", "solve"]
 
@@ -74,6 +76,7 @@ class _Problem(NamedTuple):
     guides: tuple[Guide, ...]
     noise: Any
     divergence: Divergence
+    fault: Array | None  # None if all checks are known to hold
 
 
 class _Augmented(diffrax.AbstractTerm):
@@ -168,6 +171,7 @@ def solve(
     key: Key,
     log_density: Scalar,
     options: SolveOptions,
+    fault: Code,
 ) -> Sampled:
     """Integrate the sample and its log-density along `grid`, in either direction of time.
 
@@ -178,6 +182,7 @@ def solve(
         key: for probes and noise.
         log_density: of `x` at `grid[0]`, in nats.
         options: guides, noise, divergence, solver and what else `sample` takes.
+        fault: the code of the checks of the other arguments. Log-densities are NaN if one failed.
 
     Returns:
         `Sampled` at time `grid[-1]`.
@@ -187,7 +192,8 @@ def solve(
     """
     guides, noise, divergence, solver, controller, adjoint, save, progress = options
     solver = default_solver(guides, noise, controller) if solver is None else solver
-    check_solver(grid, noise, solver, controller)
+    in_order = check_solver(grid, noise, solver, controller)
+    fault = first(fault, in_order, check_guides(guides, noise))
     jax.eval_shape(model.pair, grid[0], x)  # errors of the network arise here, in its own words
 
     probe_key, noise_key = jax.random.split(key)
@@ -196,35 +202,34 @@ def solve(
     # a grid of one time has.
     probe_grid = grid if controller is None else grid[:1]
     term = _Augmented(probe_grid, probe_key, noise_key, like, noise is not None)
+    traced = None if isinstance(fault, Fault) else fault
     run = partial(
         diffrax.diffeqsolve,
         term,
         solver,
         dt0=None,
-        args=_Problem(model, tuple(guides), noise, divergence),
+        args=_Problem(model, tuple(guides), noise, divergence, traced),
         adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
         throw=False,
         progress_meter=diffrax.NoProgressMeter() if progress is None else progress,
     )
-    state = _initial_state(x, grid, log_density, divergence, key)
+    state = _initial_state(x, log_density, divergence, key)
     if isinstance(solver, Multistep):
         state = state._replace(node=Node(x, state.log_densities, x))
     # `Untracked` has nothing to integrate, and then needs no evaluation at the last point.
     if isinstance(solver, Multistep) and not isinstance(divergence, Untracked):
-        end, scores, trajectory, errors = _by_nodes(run, model.path, grid, state, save)
+        end, scores, trajectory, errors = _by_nodes(run, model.path, grid, state, save, fault)
     else:
         end, scores, trajectory = _by_steps(run, grid, state, controller, save)
         errors = Errors(jnp.nan, jnp.inf)  # not known
-    info = summarize(model, grid, guides, divergence, end, scores, errors)
+    end = end._replace(log_densities=refuse(fault, end.log_densities))
+    info = summarize(model, grid, guides, divergence, end, scores, errors, fault)
     return Sampled(end.x, jnp.mean(end.log_densities), info, trajectory)
 
 
-def _initial_state(x, grid, log_density, divergence: Divergence, key) -> State:
+def _initial_state(x, log_density, divergence: Divergence, key) -> State:
     estimates = jax.eval_shape(lambda x, key: divergence(lambda z: z, x, key), x, key)
     start = jnp.asarray(log_density, x.dtype)
-    if concrete(grid) is None:  # then `check_solver` could not look at the times
-        monotone = jnp.all(jnp.diff(grid) > 0) | jnp.all(jnp.diff(grid) < 0)
-        start = jnp.where(monotone, start, jnp.nan)
     zero = jnp.zeros((), x.dtype)
     return State(x, jnp.broadcast_to(start, estimates.shape), zero, zero)
 
@@ -238,8 +243,10 @@ def _by_steps(run, grid, state, controller: Controller | None, save: Save | None
     """The state at the end, its score integral at every grid point, and what `save` made there."""
 
     def saved(t, y, args):
-        del args
-        return None if save is None else save(t, y.x, jnp.mean(y.log_densities))
+        if save is None:
+            return None
+        fault = Fault.NONE if args.fault is None else args.fault
+        return save(t, y.x, refuse(fault, jnp.mean(y.log_densities)))
 
     when: dict[str, Any]
     if controller is None:
@@ -263,7 +270,7 @@ def _by_steps(run, grid, state, controller: Controller | None, save: Save | None
     return jax.tree.map(lambda a: a[0], end), scores, trajectory
 
 
-def _by_nodes(run, path: Path, grid, state: State, save: Save | None):
+def _by_nodes(run, path: Path, grid, state: State, save: Save | None, fault: Code):
     """Solve like `_by_steps`, with log-densities by quadrature and the errors that it knows."""
     # The model is evaluated at the start of a step. One more step, the shortest possible, has it
     # evaluated at the last grid point; the end of that step is not used.
@@ -295,6 +302,6 @@ def _by_nodes(run, path: Path, grid, state: State, save: Save | None):
     carried = jnp.abs(jnp.mean(end.log_densities[0] - found.log_densities[-1]))
     errors = Errors(found.scatter, jnp.maximum(found.error, carried))
     end = State(xs[-1], found.log_densities[-1], scores[-2], end.bound_integral[0])
-    log_densities = jnp.mean(found.log_densities, -1)
+    log_densities = refuse(fault, jnp.mean(found.log_densities, -1))
     trajectory = None if save is None else jax.vmap(save)(grid, xs, log_densities)
     return end, scores[:-1], trajectory, errors
