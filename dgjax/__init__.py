@@ -21,7 +21,6 @@ from dgjax.evaluation.inconsistency import (
 from dgjax.evaluation.intervals import Estimate
 from dgjax.evaluation.normality import Normality, h_statistic, normality
 from dgjax.evaluation.precision_recall import PrecisionRecall, precision_recall
-from dgjax.faults import Fault
 from dgjax.guidance.classifier_free import autoguidance, classifier_free_guidance
 from dgjax.guidance.density import (
     density_guidance,
@@ -58,6 +57,7 @@ from dgjax.model.divergence import (
     HutchPP,
     Untracked,
 )
+from dgjax.model.faults import Fault
 from dgjax.model.field import (
     Field,
     condition,

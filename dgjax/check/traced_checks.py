@@ -8,8 +8,8 @@ from jaxtyping import Array
 from dgjax.check.finding import Finding, judge
 from dgjax.check.mixture_solves import latents_of, model_of
 from dgjax.check.oracle import make_mixture
-from dgjax.faults import Fault
 from dgjax.guidance.density import density_guidance
+from dgjax.model.faults import Fault
 from dgjax.model.field import Field
 from dgjax.sampling.likelihood import likelihood
 from dgjax.sampling.sample import sample

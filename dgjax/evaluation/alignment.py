@@ -25,8 +25,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dgjax.evaluation.intervals import check_confidence, share_interval
-from dgjax.faults import as_code, first, refuse
 from dgjax.model.divergence import Divergence, Hutchinson
+from dgjax.model.faults import as_code, first, refuse
 from dgjax.model.field import Field, condition, score
 from dgjax.sampling.checks import check_grid, check_sample
 from dgjax.sampling.sample import sample

@@ -21,8 +21,8 @@ import optax
 from jaxtyping import Array, ArrayLike, Float
 from scipy.interpolate import CubicSpline
 
-from dgjax.faults import first, refuse
 from dgjax.model.divergence import Divergence, Hutchinson, check_count
+from dgjax.model.faults import first, refuse
 from dgjax.model.field import Field, condition, denoise
 from dgjax.model.paths import logsnr
 from dgjax.sampling.checks import (

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import ArrayLike
 
-from dgjax.faults import finite, require
 from dgjax.guidance.schedules import Schedule, Window, schedule, window
+from dgjax.model.faults import finite, require
 from dgjax.model.field import Conditioned, Field, condition
 from dgjax.model.local import Local
 from dgjax.typing import Cond, Sample, register_dataclass

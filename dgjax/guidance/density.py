@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtri
 from jaxtyping import ArrayLike
 
-from dgjax.faults import require
 from dgjax.guidance.guide import ScoreWeightGuide
 from dgjax.guidance.schedules import Schedule, schedule
+from dgjax.model.faults import require
 from dgjax.model.field import Field
 from dgjax.model.local import Local
 from dgjax.model.paths import logsnr

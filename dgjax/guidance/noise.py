@@ -19,8 +19,8 @@ from typing import Protocol, runtime_checkable
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
-from dgjax.faults import require
 from dgjax.guidance.schedules import Schedule, Window, schedule, window
+from dgjax.model.faults import require
 from dgjax.model.local import Local
 from dgjax.typing import Sample, Scalar, as_float, inner, register_dataclass
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from dgjax.faults import Fault, check, numbers, refuse, require
+from dgjax.model.faults import Fault, check, numbers, refuse, require
 from dgjax.typing import Scalar, as_float, register_dataclass
 
 __all__ = ["Schedule", "Window", "schedule", "window"]

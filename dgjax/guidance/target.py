@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from dgjax.faults import finite, require
 from dgjax.guidance.guide import ScoreWeightGuide
+from dgjax.model.faults import finite, require
 from dgjax.model.field import Field
 from dgjax.model.local import Local
 from dgjax.typing import Scalar, as_float, register_dataclass

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
-from dgjax.faults import finite, require
 from dgjax.guidance.schedules import Window, window
+from dgjax.model.faults import finite, require
 from dgjax.model.local import Local
 from dgjax.typing import Sample, Scalar, as_float, register_dataclass
 

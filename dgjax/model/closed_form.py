@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from dgjax.faults import Fault, check, finite, numbers, refuse, require
+from dgjax.model.faults import Fault, check, finite, numbers, refuse, require
 from dgjax.model.field import Field
 from dgjax.model.field import field as make_field
 from dgjax.model.parametrization import Pair

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial, all_leaves
 from jaxtyping import Array, ArrayLike
 
-from dgjax.faults import Code, Fault, check, finite, first, numbers, refuse
+from dgjax.model.faults import Code, Fault, check, finite, first, numbers, refuse
 from dgjax.model.parametrization import Network, Pair, Parametrization
 from dgjax.model.paths import Path, coefficients, logsnr
 from dgjax.typing import Cond, Sample, Scalar, as_float, register_dataclass

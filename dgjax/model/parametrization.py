@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
-from dgjax.faults import require
+from dgjax.model.faults import require
 from dgjax.model.paths import Coefficients
 from dgjax.typing import Sample, Scalar, as_float, register_dataclass
 

@@ -12,7 +12,7 @@ import optimistix
 from jax.scipy.special import gammainc
 from jaxtyping import ArrayLike
 
-from dgjax.faults import require
+from dgjax.model.faults import require
 from dgjax.model.field import Field
 from dgjax.typing import Key, Sample, Scalar, as_float, concrete
 

@@ -1,16 +1,16 @@
 """Checks of arguments, shared by all that solves or integrates along a trajectory.
 
-Shapes and dtypes are always checked and raise. Checks of numbers return a code of `dgjax.faults`:
-they raise where the numbers are known, and where JAX is tracing them the caller puts the code into
-its result.
+Shapes and dtypes are always checked and raise. Checks of numbers return a code of
+`dgjax.model.faults`: they raise where the numbers are known, and where JAX is tracing them the
+caller puts the code into its result.
 """
 
 import diffrax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from dgjax.faults import Code, Fault, check, finite, first, numbers
 from dgjax.guidance.noise import ItoNoise, LevelSetNoise
+from dgjax.model.faults import Code, Fault, check, finite, first, numbers
 from dgjax.model.field import Field
 from dgjax.sampling.solvers import Controller, LevelSetEuler, Multistep, Solver
 

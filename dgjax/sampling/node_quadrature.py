@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from dgjax.faults import first
 from dgjax.model.divergence import Divergence, Hutchinson, check_count
+from dgjax.model.faults import first
 from dgjax.model.field import Field, condition, log_prior
 from dgjax.model.local import evaluate
 from dgjax.model.paths import coefficients, logsnr

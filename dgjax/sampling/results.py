@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from dgjax.faults import Code, as_code, refuse
 from dgjax.guidance.guide import Guide, HasTarget
 from dgjax.model.divergence import Divergence
+from dgjax.model.faults import Code, as_code, refuse
 from dgjax.model.field import Field
 from dgjax.model.paths import logsnr
 from dgjax.sampling.state import State

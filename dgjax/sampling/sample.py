@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dgjax.faults import first
 from dgjax.guidance.guide import Guide
 from dgjax.guidance.noise import ItoNoise, StratonovichNoise
 from dgjax.model.divergence import Divergence, Hutchinson
+from dgjax.model.faults import first
 from dgjax.model.field import Field, condition, log_prior
 from dgjax.sampling.checks import check_grid, check_prior_time, check_sample
 from dgjax.sampling.results import Sampled

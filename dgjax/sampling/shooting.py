@@ -14,11 +14,11 @@ import optimistix
 from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, ArrayLike, Float
 
-from dgjax.faults import Fault, as_code, check, finite, first, numbers, refuse
 from dgjax.guidance.density import DensityGuidance, forcing_nats
 from dgjax.guidance.schedules import schedule
 from dgjax.guidance.target import Profile
 from dgjax.model.divergence import Divergence, Hutchinson
+from dgjax.model.faults import Fault, as_code, check, finite, first, numbers, refuse
 from dgjax.model.field import Field, condition
 from dgjax.model.local import evaluate
 from dgjax.model.paths import logsnr

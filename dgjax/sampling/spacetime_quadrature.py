@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 from numpy.polynomial import legendre
 
-from dgjax.faults import Code, as_code, first, refuse
 from dgjax.model.divergence import Divergence, Hutchinson, check_count
+from dgjax.model.faults import Code, as_code, first, refuse
 from dgjax.model.field import Field, condition, log_prior, score
 from dgjax.model.local import evaluate
 from dgjax.model.paths import coefficients, logsnr

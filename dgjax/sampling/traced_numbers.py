@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from dgjax.faults import Code, Fault, check, first, numbers
 from dgjax.guidance.schedules import Schedule, Window
 from dgjax.guidance.target import Profile
+from dgjax.model.faults import Code, Fault, check, first, numbers
 from dgjax.model.field import Field, check_noise_range
 from dgjax.model.paths import logsnr
 

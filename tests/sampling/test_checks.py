@@ -17,8 +17,8 @@ import pytest
 from jax.experimental import checkify
 
 import dgjax
-from dgjax.faults import Fault, as_code, check, first, refuse
 from dgjax.guidance.target import Profile
+from dgjax.model.faults import Fault, as_code, check, first, refuse
 from dgjax.sampling.solvers import RK4
 
 MEAN, STEPS = np.array([3.0, -2.0, 0.5]), 8
