@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from flax import nnx
 
-from dgjax.configuration import check_kind, check_names, construct, is_number
+from dgjax.checkpoints.configuration import check_kind, check_names, construct, is_number
 from dgjax.model import discrete_time, parametrization, paths
 from dgjax.model.field import Field, field
 from dgjax.model.parametrization import Network
