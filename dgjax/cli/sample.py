@@ -248,6 +248,7 @@ def _arrays(
         "target_log_density": dials if by_target else blank,
         "log_density": found.log_density,
         "standard_error": found.info.standard_error,
+        "solver_error": found.info.solver_error,
         "bound_share": found.info.bound_share,
         "target_met": found.info.target_met if by_target else unknown,
         "finite": found.info.finite,
