@@ -57,6 +57,7 @@ from dgjax.model.divergence import (
     HutchPP,
     Untracked,
 )
+from dgjax.model.faults import Fault
 from dgjax.model.field import (
     Field,
     condition,
@@ -101,6 +102,7 @@ __all__ = [
     "DenoisedPrediction",
     "Estimate",
     "Exact",
+    "Fault",
     "Field",
     "FixedProbe",
     "FoundGrid",

@@ -42,7 +42,6 @@ __all__ = [
     "concrete",
     "inner",
     "register_dataclass",
-    "require",
     "short_fields",
     "short_repr",
     "takes",
@@ -168,33 +167,6 @@ def as_float(value: ArrayLike) -> Array:
 def concrete(value: Any) -> np.ndarray | None:
     """Return `value` as a NumPy array, or None if JAX is tracing it and its numbers are unknown."""
     return None if isinstance(value, core.Tracer) else np.asarray(value)
-
-
-def require(
-    name: str,
-    value: Any,
-    wanted: str,
-    holds: Callable[[np.ndarray], Any],
-    *,
-    fix: str = "",
-) -> None:
-    """Raise an error unless `holds` is true of every number of `value`.
-
-    Traced values have no numbers yet and are not checked.
-
-    Args:
-        name: what `value` is called in the error message.
-        value: a number or an array.
-        wanted: the condition in words, continuing "`name` must ...".
-        holds: maps a NumPy array to booleans.
-        fix: what the user can do, added to the message.
-
-    Raises:
-        ValueError: if `holds` is false of any number.
-    """
-    numbers = concrete(value)
-    if numbers is not None and not np.all(holds(numbers)):
-        raise ValueError(f"{name} must {wanted}, got {numbers}" + (f"; {fix}" if fix else ""))
 
 
 def check_made(name: str, value: Any, arguments: int | None = None) -> None:

@@ -59,6 +59,7 @@ def align_through(field, key, *, shape, grid, at, divergence=DIVERGENCE):
         prior=jnp.full(len(at), prior),
         x=xs,
         pushed=pushed,
+        fault=jnp.zeros(len(at), jnp.int32),
     )
 
 

@@ -46,6 +46,7 @@ jax.config.update("jax_disable_most_optimizations", UNOPTIMISED not in ("0", "fa
 # mistake, nor change their dtype. Networks do both on purpose.
 STRICT = {
     "test_alignment",
+    "test_checks",
     "test_classifier_free",
     "test_closed_form",
     "test_coloured_probes",

@@ -32,6 +32,7 @@ from dgjax.check.guides import (
     one_compilation,
 )
 from dgjax.check.shipped import SHIPPED, network_batched, network_precision
+from dgjax.check.traced_checks import fitting_numbers, unfitting_numbers
 from dgjax.checkpoints.pretrained import pretrained_models
 
 __all__ = ["CHECKS", "Finding"]
@@ -55,5 +56,7 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     level_set,
     closed_loop,
     reverse_sde_quadrature,
+    fitting_numbers,
+    unfitting_numbers,
     *((network_precision, network_batched) if SHIPPED in pretrained_models() else ()),
 )

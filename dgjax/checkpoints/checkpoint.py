@@ -24,6 +24,7 @@ from flax import nnx
 from dgjax._version import __version__
 from dgjax.checkpoints import orbax_folder
 from dgjax.checkpoints.arrays import WeightSharding, as_dtype, first_line, to_named
+from dgjax.checkpoints.configuration import check_names
 from dgjax.checkpoints.spec import (
     Autoencoder,
     ModelSpec,
@@ -33,7 +34,6 @@ from dgjax.checkpoints.spec import (
     check_autoencoder,
 )
 from dgjax.checkpoints.weights_file import read_weights, write_weights
-from dgjax.configuration import check_names
 from dgjax.files import replace_folder, write_json
 from dgjax.model.field import Field
 from dgjax.model.parametrization import Network

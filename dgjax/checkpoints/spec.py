@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from flax import nnx
 
-from dgjax.configuration import check_kind, check_names, construct, is_number
+from dgjax.checkpoints.configuration import check_kind, check_names, construct, is_number
 from dgjax.model import discrete_time, parametrization, paths
 from dgjax.model.field import Field, field
 from dgjax.model.parametrization import Network
@@ -158,6 +158,7 @@ def build(spec: ModelSpec, network: Network | None = None, *, seed: int = 0) -> 
         construct("model.parametrization", PARAMETRIZATIONS, spec.parametrization),
         t_min=spec.t_min,
         t_max=spec.t_max,
+        shape=spec.shape,
     )
 
 

@@ -22,15 +22,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from dgjax.evaluation.intervals import check_confidence, share_interval
 from dgjax.model.divergence import Divergence, Hutchinson
+from dgjax.model.faults import Code, as_code, first, refuse
 from dgjax.model.field import Field, condition, score
 from dgjax.sampling.checks import check_grid, check_sample
 from dgjax.sampling.compiled import compile_once
 from dgjax.sampling.sample import sample
 from dgjax.sampling.solvers import FORWARD
+from dgjax.sampling.traced_numbers import check_model
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float, inner
 
 __all__ = ["Alignment", "AlignmentStatistics", "align", "alignment_statistics"]
@@ -48,6 +50,8 @@ class Alignment(NamedTuple):
         prior: |s_T|^2, the first value of `product` and `omega`.
         x: the sample.
         pushed: v, of the shape of x.
+        fault: 0, or the code of the first check that failed while JAX was tracing, a value of
+            `Fault`; the cosine, `product`, `omega` and its error are then NaN.
     """
 
     cosine: Scalar
@@ -57,6 +61,7 @@ class Alignment(NamedTuple):
     prior: Scalar
     x: Sample
     pushed: Sample
+    fault: Int[Array, ""]
 
     @property
     def aligned(self) -> Array:
@@ -98,16 +103,17 @@ def align(
         ValueError: as `sample`.
     """
     x, grid = jnp.asarray(x), as_float(grid)
-    check_sample(x)  # here, for inside `_align` x is traced
-    check_grid(model, grid)
-    return _align(condition(model, cond), x, grid, key, divergence, options)
+    fault = first(check_model(model), check_grid(model, grid), check_sample(model, x))
+    return _align(condition(model, cond), x, grid, key, divergence, options, fault)
 
 
 @compile_once
-def _align(model: Field, x, grid, key, divergence: Divergence, options: dict) -> Alignment:
+def _align(
+    model: Field, x, grid, key, divergence: Divergence, options: dict, fault: Code
+) -> Alignment:
     """As `align`, of checked arguments."""
 
-    def flow(x: Sample, log_density: Scalar) -> tuple[Sample, Array]:
+    def flow(x: Sample, log_density: Scalar) -> tuple[tuple[Sample, Array], Array]:
         run = sample(
             model,
             x,
@@ -118,21 +124,26 @@ def _align(model: Field, x, grid, key, divergence: Divergence, options: dict) ->
             adjoint=FORWARD,
             **options,
         )
-        return run.x, run.info.log_densities
+        return (run.x, run.info.log_densities), run.info.fault
 
     start = score(model, grid[0], x).astype(x.dtype)
     prior = inner(start, start)
-    (end, _), (pushed, omegas) = jax.jvp(flow, (x, jnp.zeros_like(prior)), (start, prior))
+    (end, _), (pushed, omegas), solve_fault = jax.jvp(
+        flow, (x, jnp.zeros_like(prior)), (start, prior), has_aux=True
+    )
+    fault = first(fault, solve_fault)
     final = score(model, grid[-1], end)
-    product = inner(final, pushed)
+    product = refuse(fault, inner(final, pushed))
+    omegas = refuse(fault, omegas)
     return Alignment(
         cosine=product / jnp.sqrt(inner(final, final) * inner(pushed, pushed)),
         product=product,
         omega=jnp.mean(omegas),
-        standard_error=divergence.standard_error(omegas),
+        standard_error=refuse(fault, divergence.standard_error(omegas)),
         prior=prior,
         x=end,
         pushed=pushed,
+        fault=as_code(fault),
     )
 
 

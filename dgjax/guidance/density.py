@@ -18,10 +18,11 @@ from scipy import special
 
 from dgjax.guidance.guide import ScoreWeightGuide
 from dgjax.guidance.schedules import Schedule, schedule
+from dgjax.model.faults import require
 from dgjax.model.field import Field
 from dgjax.model.local import Local
 from dgjax.model.paths import logsnr
-from dgjax.typing import Scalar, as_float, concrete, register_dataclass, require, short_repr
+from dgjax.typing import Scalar, as_float, concrete, register_dataclass, short_repr
 
 __all__ = ["DensityGuidance", "density_guidance", "density_guidance_nats", "forcing_nats"]
 
@@ -76,8 +77,7 @@ def density_guidance(
     Raises:
         ValueError: if q is outside (0, 1), or `knots` and q do not match.
     """
-    q = as_float(q)
-    require("q", q, "lie strictly between 0 and 1", lambda q: (q > 0) & (q < 1))
+    q = require("q", as_float(q), "lie strictly between 0 and 1", lambda q: (q > 0) & (q < 1))
     return DensityGuidance(schedule(ndtri(q), knots), as_float(bound))
 
 

@@ -113,11 +113,12 @@ class ScoreWeightGuide:
 class HasTarget(Protocol):
     """A guide that aims at a log-density at t_min."""
 
-    def met(self, log_density: Scalar, size: int) -> Scalar:
-        """Return whether `log_density`, in nats, is close enough to the target.
+    def met(self, log_density: Scalar, error: Scalar, size: int) -> Scalar:
+        """Return whether the log-density is close enough to the target, its error included.
 
         Args:
             log_density: the log-density reached at t_min, in nats.
+            error: stated error of `log_density` in nats; NaN if unknown.
             size: number of elements D of one sample.
         """
         ...

@@ -20,8 +20,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
 from dgjax.guidance.schedules import Schedule, Window, schedule, window
+from dgjax.model.faults import require
 from dgjax.model.local import Local
-from dgjax.typing import Sample, Scalar, as_float, inner, register_dataclass, require
+from dgjax.typing import Sample, Scalar, as_float, inner, register_dataclass
 
 __all__ = [
     "ItoNoise",
@@ -182,8 +183,7 @@ def churn(
     Raises:
         ValueError: if the amount is negative or `low` >= `high`.
     """
-    amount = as_float(amount)
-    require("amount", amount, "not be negative", lambda amount: amount >= 0)
+    amount = require("amount", as_float(amount), "not be negative", lambda amount: amount >= 0)
     return Langevin(window(jnp.sqrt(amount), low=low, high=high))
 
 

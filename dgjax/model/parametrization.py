@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, Protocol
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
+from dgjax.model.faults import require
 from dgjax.model.paths import Coefficients
-from dgjax.typing import Sample, Scalar, as_float, register_dataclass, require
+from dgjax.typing import Sample, Scalar, as_float, register_dataclass
 
 __all__ = [
     "DenoisedPrediction",
@@ -184,8 +185,8 @@ def preconditioned(sigma_data: ArrayLike = 0.5) -> Preconditioned:
     Raises:
         ValueError: if `sigma_data` is not positive.
     """
-    require("sigma_data", sigma_data, "be positive", lambda number: number > 0)
-    return Preconditioned(as_float(sigma_data))
+    sigma_data = as_float(sigma_data)
+    return Preconditioned(require("sigma_data", sigma_data, "be positive", lambda n: n > 0))
 
 
 @register_dataclass
@@ -224,8 +225,8 @@ def rescale_time(parametrization: Parametrization, rate: ArrayLike) -> RescaledT
     Raises:
         ValueError: if `rate` is not positive.
     """
-    require("rate", rate, "be positive", lambda number: number > 0)
-    return RescaledTime(parametrization, as_float(rate))
+    rate = require("rate", as_float(rate), "be positive", lambda number: number > 0)
+    return RescaledTime(parametrization, rate)
 
 
 def velocity_prediction(rate: float = 1.0) -> Parametrization:

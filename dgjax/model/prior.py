@@ -12,8 +12,9 @@ import optimistix
 from jax.scipy.special import gammainc, ndtri
 from jaxtyping import ArrayLike
 
+from dgjax.model.faults import require
 from dgjax.model.field import Field
-from dgjax.typing import Key, Sample, Scalar, as_float, concrete, require
+from dgjax.typing import Key, Sample, Scalar, as_float, concrete
 
 # `gammainc` loses digits as the dimension grows and the series gains them. From these dimensions,
 # by bytes of a number, the series is the more accurate one.
@@ -50,8 +51,8 @@ def with_norm(model: Field, x: Sample, norm: ArrayLike) -> Sample:
     Raises:
         ValueError: if the norm is not positive, or x is zero.
     """
-    norm, x = as_float(norm), jnp.asarray(x)
-    require("norm", norm, "be positive", lambda norm: norm > 0)
+    x = jnp.asarray(x)
+    norm = require("norm", as_float(norm), "be positive", lambda norm: norm > 0)
     values = concrete(x)
     if values is not None and not np.any(values):
         raise ValueError("a zero latent has no direction to rescale; draw another")
@@ -133,6 +134,5 @@ def prior_guidance(model: Field, x: Sample, quantile: ArrayLike) -> Sample:
 
 
 def _quantile(q: ArrayLike) -> Scalar:
-    q = as_float(q)
-    require("a quantile", q, "lie strictly between 0 and 1", lambda q: (q > 0) & (q < 1))
-    return q
+    wanted = "lie strictly between 0 and 1"
+    return require("a quantile", as_float(q), wanted, lambda q: (q > 0) & (q < 1))

@@ -51,8 +51,6 @@ def sample(
         model: the field.
         x: one latent of any shape, at time `grid[0]`.
         grid: (steps + 1,) decreasing times, from `grid_uniform`, `grid_logsnr` or `grid_karras`.
-            Under `jax.jit` a grid that is an argument is not checked; if it is not monotone,
-            log_density is NaN.
         key: for probes and noise; results are reproducible from it.
         log_density: of `x` at `grid[0]`, in nats. By default the model's prior, for which
             `grid[0]` must be t_max.
@@ -77,16 +75,25 @@ def sample(
         progress: a diffrax progress meter, such as `diffrax.TextProgressMeter()`.
 
     Returns:
-        `Sampled(x, log_density, info, trajectory)`, with log_density in nats.
+        `Sampled(x, log_density, info, trajectory)`, with log_density in nats. Where JAX is tracing,
+        a check of numbers cannot raise: log_density is then NaN and `info.fault` names the check.
 
     Raises:
-        ValueError: if the grid does not decrease within the model's range, x is not floating or
-            not finite, the grid does not start at t_max and `log_density` is left out, or solver,
-            noise and controller do not go together.
+        ValueError: if x is not of the model's shape, not floating or not finite, the grid does not
+            decrease within the model's range, or does not start at t_max and `log_density` is left
+            out, or solver, noise and controller do not go together.
     """
     x, grid = jnp.asarray(x), as_float(grid)
-    check_latent(model, x, grid, log_density)
+    fault = check_latent(model, x, grid, log_density)
     if log_density is None:
         log_density = log_prior(model, x)
     options = SolveOptions(guides, noise, divergence, solver, controller, adjoint, save, progress)
-    return solve(condition(model, cond), x, grid, key=key, log_density=log_density, options=options)
+    return solve(
+        condition(model, cond),
+        x,
+        grid,
+        key=key,
+        log_density=log_density,
+        options=options,
+        fault=fault,
+    )

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optimistix
 from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, ArrayLike, Float
@@ -19,6 +18,7 @@ from dgjax.guidance.density import DensityGuidance, forcing_nats
 from dgjax.guidance.schedules import schedule
 from dgjax.guidance.target import Profile
 from dgjax.model.divergence import Divergence, Hutchinson
+from dgjax.model.faults import Code, Fault, as_code, check, finite, first, numbers, refuse
 from dgjax.model.field import Field, condition
 from dgjax.model.local import evaluate
 from dgjax.model.paths import logsnr
@@ -27,7 +27,7 @@ from dgjax.sampling.checks import check_latent
 from dgjax.sampling.compiled import compile_once
 from dgjax.sampling.results import Sampled, Trajectory
 from dgjax.sampling.sample import sample
-from dgjax.typing import Cond, Key, Sample, Scalar, as_float, concrete
+from dgjax.typing import Cond, Key, Sample, Scalar, as_float
 
 __all__ = ["Shot", "pilot", "shoot"]
 
@@ -60,7 +60,8 @@ def pilot(
         ValueError: as `sample`.
     """
     latents, grid = jnp.asarray(latents), as_float(grid)
-    check_latent(model, latents, grid, options.get("log_density"))
+    for x in latents:  # inside `_pilot` all is traced
+        check_latent(model, x, grid, options.get("log_density"))
     return _pilot(condition(model, cond), latents, grid, key, divergence, options)
 
 
@@ -140,27 +141,42 @@ def shoot(
             density guidance), `noise`, `divergence`, `cond`, `solver`, `save`, ...
 
     Returns:
-        `Shot(sampled, q, log_density_range)`.
+        `Shot(sampled, q, log_density_range)`. Where JAX is tracing, a check of numbers cannot
+        raise: the sample's log_density is then NaN and its `info.fault` names the check.
 
     Raises:
         ValueError: if the bracket is not inside (0, 1) or the target is not finite, and as
             `sample`.
     """
     target = as_float(target)
-    a, b, goal = concrete(as_float(low)), concrete(as_float(high)), concrete(target)
-    if a is not None and b is not None and not 0 < a < b < 1:
-        raise ValueError(f"the bracket of q must satisfy 0 < low < high < 1, got {a:g}, {b:g}")
-    if goal is not None and not np.isfinite(goal).all():
-        raise ValueError(f"target must be finite nats, got {goal}")
+    a, b = numbers(as_float(low), as_float(high))
+    (goal,) = numbers(target)
+    bracket = "the bracket of q must satisfy 0 < low < high < 1, got {a:g}, {b:g}"
+    wanted = "target must be finite nats, got {goal}"
+    fault = first(
+        check((a > 0) & (a < b) & (b < 1), Fault.BRACKET, bracket, a=a, b=b),
+        check(finite(goal).all(), Fault.TARGET, wanted, goal=goal),
+    )
     x, grid = jnp.asarray(x), as_float(grid)
-    check_latent(model, x, grid, options.get("log_density"))
+    check_latent(model, x, grid, options.get("log_density"))  # inside `_shoot` all is traced
     limits = as_float(low), as_float(high), as_float(tolerance)
-    return _shoot(model, x, grid, target, key, *limits, iterations, run, options)
+    return _shoot(model, x, grid, target, key, *limits, iterations, run, options, fault)
 
 
 @compile_once
 def _shoot(
-    model: Field, x, grid, target, key, low, high, tolerance, iterations: int, run, options: dict
+    model: Field,
+    x: Sample,
+    grid: Array,
+    target: Scalar,
+    key: Key,
+    low: Scalar,
+    high: Scalar,
+    tolerance: Scalar,
+    iterations: int,
+    run: Callable[..., Sampled],
+    options: dict[str, Any],
+    fault: Code,
 ) -> Shot:
     """As `shoot`, of checked arguments."""
     before = as_guides(options.pop("guides", ()))
@@ -190,8 +206,9 @@ def _shoot(
         max_steps=iterations,
         throw=False,
     ).value
-    probit = jnp.where(reachable, found / scale, nearest)
+    probit = refuse(fault, jnp.where(reachable, found / scale, nearest))
     sampled = solve(probit)
-    met = (jnp.abs(sampled.log_density - target) <= allowed) & sampled.info.finite
-    info = sampled.info._replace(target_met=met)
+    error = sampled.info.standard_error
+    met = (jnp.abs(sampled.log_density - target) + error <= allowed) & sampled.info.finite
+    info = sampled.info._replace(target_met=met, fault=as_code(first(fault, sampled.info.fault)))
     return Shot(sampled._replace(info=info), ndtr(probit), ends)

@@ -28,6 +28,7 @@ from jaxtyping import Array, Float
 from dgjax.guidance.guide import Guide, ScoreWeightGuide, apply_guides
 from dgjax.guidance.noise import ItoNoise, StratonovichNoise
 from dgjax.model.divergence import Divergence, Hutchinson, Untracked
+from dgjax.model.faults import Code, Fault, first, refuse
 from dgjax.model.field import Field
 from dgjax.model.local import Local, evaluate
 from dgjax.model.paths import Path
@@ -46,7 +47,8 @@ from dgjax.sampling.solvers import (
     default_solver,
 )
 from dgjax.sampling.state import Evaluation, Node, State
-from dgjax.typing import Key, Sample, Scalar, concrete, inner
+from dgjax.sampling.traced_numbers import check_guides
+from dgjax.typing import Key, Sample, Scalar, inner
 
 __all__ = ["Save", "SolveOptions", "solve"]
 
@@ -76,6 +78,7 @@ class _Problem(NamedTuple):
     guides: tuple[Guide, ...]
     noise: Any
     divergence: Divergence
+    fault: Array | None  # None if all checks are known to hold
 
 
 class _Augmented(diffrax.AbstractTerm):
@@ -170,6 +173,7 @@ def solve(
     key: Key,
     log_density: Scalar,
     options: SolveOptions,
+    fault: Code,
 ) -> Sampled:
     """Integrate the sample and its log-density along `grid`, in either direction of time.
 
@@ -180,6 +184,7 @@ def solve(
         key: for probes and noise.
         log_density: of `x` at `grid[0]`, in nats.
         options: guides, noise, divergence, solver and what else `sample` takes.
+        fault: the code of the checks of the other arguments. Log-densities are NaN if one failed.
 
     Returns:
         `Sampled` at time `grid[-1]`.
@@ -197,19 +202,19 @@ def solve(
         progress=options.progress,
     )
     solver = options.solver or default_solver(guides, noise, controller)
-    check_solver(grid, noise, solver, controller)
+    in_order = check_solver(grid, noise, solver, controller)
+    fault = first(fault, in_order, check_guides(guides, noise))
     start = jnp.asarray(log_density, x.dtype)
-    if concrete(grid) is None:  # then `check_solver` could not look at the times
-        monotone = jnp.all(jnp.diff(grid) > 0) | jnp.all(jnp.diff(grid) < 0)
-        start = jnp.where(monotone, start, jnp.nan)
     options = options._replace(guides=guides, solver=solver)
-    return _solve(model, x, grid, key, start, options)
+    return _solve(model, x, grid, key, start, options, fault)
 
 
 @on_any_mesh
 @compile_once
-def _solve(model: Field, x: Sample, grid, key: Key, start: Scalar, options: SolveOptions):
-    """As `solve`, of checked arguments. `start` is the log-density, NaN for a bad grid."""
+def _solve(
+    model: Field, x: Sample, grid, key: Key, start: Scalar, options: SolveOptions, fault: Code
+) -> Sampled:
+    """As `solve`, of checked arguments. `start` is the log-density there."""
     _, noise, divergence, solver, controller, adjoint, save, progress = options
     guides = as_guides(options.guides)
     assert solver is not None
@@ -220,12 +225,13 @@ def _solve(model: Field, x: Sample, grid, key: Key, start: Scalar, options: Solv
     # a grid of one time has.
     probe_grid = grid if controller is None else grid[:1]
     term = _Augmented(probe_grid, probe_key, noise_key, like, noise is not None)
+    traced = None if isinstance(fault, Fault) else fault
     run = partial(
         diffrax.diffeqsolve,
         term,
         solver,
         dt0=None,
-        args=_Problem(model, guides, noise, divergence),
+        args=_Problem(model, guides, noise, divergence, traced),
         adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
         throw=False,
         progress_meter=diffrax.NoProgressMeter() if progress is None else progress,
@@ -235,11 +241,12 @@ def _solve(model: Field, x: Sample, grid, key: Key, start: Scalar, options: Solv
         state = state._replace(node=Node(x, state.log_densities, x))
     # `Untracked` has nothing to integrate, and then needs no evaluation at the last point.
     if isinstance(solver, Multistep) and not isinstance(divergence, Untracked):
-        end, scores, trajectory, errors = _by_nodes(run, model.path, grid, state, save)
+        end, scores, trajectory, errors = _by_nodes(run, model.path, grid, state, save, fault)
     else:
         end, scores, trajectory = _by_steps(run, grid, state, controller, save)
         errors = Errors(jnp.nan, jnp.inf)  # not known
-    info = summarize(model, grid, guides, divergence, end, scores, errors, x)
+    end = end._replace(log_densities=refuse(fault, end.log_densities))
+    info = summarize(model, grid, guides, divergence, end, scores, errors, fault, x)
     return Sampled(end.x, jnp.mean(end.log_densities), info, trajectory)
 
 
@@ -258,8 +265,10 @@ def _by_steps(run, grid, state, controller: Controller | None, save: Save | None
     """The state at the end, its score integral at every grid point, and what `save` made there."""
 
     def saved(t, y, args):
-        del args
-        return None if save is None else save(t, y.x, jnp.mean(y.log_densities))
+        if save is None:
+            return None
+        fault = Fault.NONE if args.fault is None else args.fault
+        return save(t, y.x, refuse(fault, jnp.mean(y.log_densities)))
 
     when: dict[str, Any]
     if controller is None:
@@ -283,7 +292,7 @@ def _by_steps(run, grid, state, controller: Controller | None, save: Save | None
     return jax.tree.map(lambda a: a[0], end), scores, trajectory
 
 
-def _by_nodes(run, path: Path, grid, state: State, save: Save | None):
+def _by_nodes(run, path: Path, grid, state: State, save: Save | None, fault: Code):
     """Solve like `_by_steps`, with log-densities by quadrature and the errors that it knows."""
     # The model is evaluated at the start of a step. One more step, the shortest possible, has it
     # evaluated at the last grid point; the end of that step is not used.
@@ -315,6 +324,6 @@ def _by_nodes(run, path: Path, grid, state: State, save: Save | None):
     carried = jnp.abs(jnp.mean(end.log_densities[0] - found.log_densities[-1]))
     errors = Errors(found.scatter, jnp.maximum(found.error, carried))
     end = State(xs[-1], found.log_densities[-1], scores[-2], end.bound_integral[0])
-    log_densities = jnp.mean(found.log_densities, -1)
+    log_densities = refuse(fault, jnp.mean(found.log_densities, -1))
     trajectory = None if save is None else jax.vmap(save)(grid, xs, log_densities)
     return end, scores[:-1], trajectory, errors

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from dgjax import check
-from dgjax.check import closed_forms, guides, mixture_solves
+from dgjax.check import closed_forms, guides, mixture_solves, traced_checks
 from dgjax.check.finding import PRECISION_FIX, judge
 from dgjax.checkpoints.pretrained import pretrained_models
 from dgjax.guidance.density import density_guidance
@@ -197,6 +197,31 @@ def test_recompilations_are_counted(guide, count, recompiled, monkeypatch):
     finding = check.one_compilation()
     assert finding.measured == count
     assert finding.passed == (count == 0)
+
+
+@pytest.mark.parametrize("broken", ["checks", "names", "nothing"])
+def test_faults_under_jit_are_counted(broken, float32, recompiled, monkeypatch):
+    """A log-density in spite of a fault fails, and so does a fault without its name."""
+    right = traced_checks.likelihood
+
+    def wrong(*args, **options):
+        out = right(*args, **options)
+        if broken == "checks":
+            return out._replace(log_density=jnp.zeros_like(out.log_density))
+        return out._replace(info=out.info._replace(fault=jnp.zeros_like(out.info.fault)))
+
+    if broken != "nothing":
+        monkeypatch.setattr(traced_checks, "likelihood", wrong)
+    assert check.fitting_numbers().passed
+    assert check.unfitting_numbers().measured == (0 if broken == "nothing" else 3)
+
+    def refusing(*args, **options):
+        out = right(*args, **options)
+        return out._replace(log_density=jnp.nan * out.log_density)
+
+    jax.clear_caches()
+    monkeypatch.setattr(traced_checks, "likelihood", refusing)
+    assert check.fitting_numbers().measured == 1
 
 
 def test_the_command_warns_once_of_reduced_precision(run, monkeypatch):

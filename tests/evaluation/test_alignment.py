@@ -219,7 +219,7 @@ def made_up(product, omega=None):
     product = jnp.asarray(product)
     omega = product if omega is None else jnp.asarray(omega)
     blank = jnp.zeros_like(product)
-    return Alignment(product, product, omega, blank, blank, blank, blank)
+    return Alignment(product, product, omega, blank, blank, blank, blank, blank)
 
 
 def test_statistics_count_what_failed_and_give_wilsons_interval():
