@@ -251,7 +251,8 @@ def geodesic(
         energy, slope = jax.value_and_grad(
             lambda m: 0.5 * segments * jnp.sum(parts(m, jax.random.fold_in(key, i)))
         )(moved)
-        updates, state = optimiser.update(slope, state, moved)
+        with jax.numpy_dtype_promotion("standard"):  # schedules of optax mix dtypes
+            updates, state = optimiser.update(slope, state, moved)
         return (optax.apply_updates(moved, updates), state), energy
 
     start = jnp.zeros((knots, *x0.shape), x0.dtype), jnp.zeros(knots, x0.dtype)
