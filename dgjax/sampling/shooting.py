@@ -22,7 +22,7 @@ from dgjax.model.faults import Fault, as_code, check, finite, first, numbers, re
 from dgjax.model.field import Field, condition
 from dgjax.model.local import evaluate
 from dgjax.model.paths import logsnr
-from dgjax.sampling.results import Sampled, Trajectory
+from dgjax.sampling.results import Sampled, Trajectory, stated_error
 from dgjax.sampling.sample import sample
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float
 
@@ -175,7 +175,7 @@ def shoot(
     ).value
     probit = refuse(fault, jnp.where(reachable, found / scale, nearest))
     sampled = solve(probit)
-    error = sampled.info.standard_error
+    error = stated_error(sampled.info.standard_error, sampled.info.solver_error)
     met = (jnp.abs(sampled.log_density - target) + error <= allowed) & sampled.info.finite
     info = sampled.info._replace(target_met=met, fault=as_code(first(fault, sampled.info.fault)))
     return Shot(sampled._replace(info=info), ndtr(probit), ends)
