@@ -24,7 +24,7 @@ from dgjax.networks import (
     UNet2D,
     identity_autoencoder,
 )
-from dgjax.typing import Key, Sample
+from dgjax.typing import Key, Sample, short_fields
 
 __all__ = [
     "AUTOENCODERS",
@@ -88,7 +88,7 @@ class Autoencoder(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ModelSpec:
     """Everything that rebuilds a `Field`, except the weights.
 
@@ -110,6 +110,8 @@ class ModelSpec:
     parametrization: Mapping[str, Any]
     t_min: float
     t_max: float
+
+    __repr__ = short_fields
 
     def __post_init__(self):
         if not (self.shape and all(isinstance(n, int) and n > 0 for n in self.shape)):

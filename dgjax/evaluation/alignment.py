@@ -26,9 +26,10 @@ from jaxtyping import Array, Float, Int
 
 from dgjax.evaluation.intervals import check_confidence, share_interval
 from dgjax.model.divergence import Divergence, Hutchinson
-from dgjax.model.faults import as_code, first, refuse
+from dgjax.model.faults import Code, as_code, first, refuse
 from dgjax.model.field import Field, condition, score
 from dgjax.sampling.checks import check_grid, check_sample
+from dgjax.sampling.compiled import compile_once
 from dgjax.sampling.sample import sample
 from dgjax.sampling.solvers import FORWARD
 from dgjax.sampling.traced_numbers import check_model
@@ -103,7 +104,14 @@ def align(
     """
     x, grid = jnp.asarray(x), as_float(grid)
     fault = first(check_model(model), check_grid(model, grid), check_sample(model, x))
-    model = condition(model, cond)
+    return _align(condition(model, cond), x, grid, key, divergence, options, fault)
+
+
+@compile_once
+def _align(
+    model: Field, x, grid, key, divergence: Divergence, options: dict, fault: Code
+) -> Alignment:
+    """As `align`, of checked arguments."""
 
     def flow(x: Sample, log_density: Scalar) -> tuple[tuple[Sample, Array], Array]:
         run = sample(

@@ -233,7 +233,7 @@ def geodesic(
     (y0, _), (y1, _) = ends
 
     def curve(moved):
-        ys = y0 + jnp.tensordot(share, y1 - y0, 0) + jnp.tensordot(lift, moved[0], 1)
+        ys = y0[None] + jnp.tensordot(share, y1 - y0, 0) + jnp.tensordot(lift, moved[0], 1)
         log_w = jnp.clip(base + lift @ moved[1], low, high)
         ts = jax.vmap(model.path.time)(-2 * log_w)
         # The conversion to log-SNR and back would change the ends by rounding errors.

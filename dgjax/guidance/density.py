@@ -7,10 +7,14 @@ cancels in the guided drift, so the guide needs no Jacobian product.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import ndtri
 from jaxtyping import ArrayLike
+from scipy import special
 
 from dgjax.guidance.guide import ScoreWeightGuide
 from dgjax.guidance.schedules import Schedule, schedule
@@ -18,13 +22,13 @@ from dgjax.model.faults import require
 from dgjax.model.field import Field
 from dgjax.model.local import Local
 from dgjax.model.paths import logsnr
-from dgjax.typing import Scalar, as_float, register_dataclass
+from dgjax.typing import Scalar, as_float, concrete, register_dataclass, short_repr
 
 __all__ = ["DensityGuidance", "density_guidance", "density_guidance_nats", "forcing_nats"]
 
 
 @register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DensityGuidance(ScoreWeightGuide):
     """Set the score weight eta = 1 + sqrt(2 D) probit / |sigma s|^2, within 1 +- bound.
 
@@ -37,6 +41,14 @@ class DensityGuidance(ScoreWeightGuide):
 
     probit: Schedule
     bound: Scalar
+
+    def __repr__(self) -> str:
+        """Return a line with the quantile q, by value where it is one number."""
+        q: Any = self.probit
+        if isinstance(q, Schedule) and isinstance(q.values, jax.Array | np.ndarray):
+            probits = concrete(q.values)
+            q = q.values if probits is None else np.squeeze(special.ndtr(probits))
+        return f"DensityGuidance(q={short_repr(q)}, bound={short_repr(self.bound)})"
 
     def weight_change(self, local: Local) -> Scalar:
         """Return eta - 1 before the bound is applied."""

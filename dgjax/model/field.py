@@ -9,14 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial, all_leaves
 from jaxtyping import Array, ArrayLike
 
 from dgjax.model.faults import Code, Fault, check, finite, first, numbers, refuse
+from dgjax.model.network_mode import check_inference_mode, check_network
 from dgjax.model.parametrization import Network, Pair, Parametrization
 from dgjax.model.paths import Path, coefficients, logsnr
-from dgjax.typing import Cond, Sample, Scalar, as_float, register_dataclass
+from dgjax.typing import Cond, Sample, Scalar, as_float, check_made, register_dataclass
 
 __all__ = [
     "Conditioned",
@@ -102,6 +104,12 @@ class Field:
     prior: Prior
     shape: tuple[int, ...] | None = dataclasses.field(default=None, metadata={"static": True})
 
+    def __post_init__(self):
+        # Python numbers arrive here by `dataclasses.replace(model, t_min=0.05)`.
+        for name in ("t_min", "t_max"):
+            if not isinstance(value := getattr(self, name), jax.Array):
+                object.__setattr__(self, name, as_float(value))
+
     def pair(self, t: Scalar, x: Sample, cond: Cond = None) -> Pair:
         """Return the expected data x0 and noise eps at (t, x), from one pass of the network.
 
@@ -148,9 +156,14 @@ def field(
         The model.
 
     Raises:
-        ValueError: if `t_min` >= `t_max`, if alpha or sigma is not positive and finite at either,
-            or if the log-SNR does not fall from `t_min` to `t_max`.
+        ValueError: if `path` or `parametrization` is a constructor that was not called, the network
+            takes other arguments or is in training mode, `t_min` >= `t_max`, alpha or sigma is not
+            positive and finite at either, or the log-SNR does not fall from `t_min` to `t_max`.
     """
+    check_made("path", path)
+    check_made("parametrization", parametrization, arguments=5)
+    check_network(network)
+    check_inference_mode(network)
     if all_leaves([network]):
         network = Partial(network)
     t_min, t_max = as_float(t_min), as_float(t_max)
@@ -222,7 +235,7 @@ def score(model: Field, t: ArrayLike, x: Sample, cond: Cond = None) -> Sample:
         >>> print(dgjax.velocity(model, 1.0, x))  # (x - denoised)/t
         [-0.4  1. ]
     """
-    t = as_float(t)
+    t, x = as_float(t), jnp.asarray(x)
     return -model.pair(t, x, cond).eps / model.path.sigma(t)
 
 
@@ -240,7 +253,7 @@ def velocity(model: Field, t: ArrayLike, x: Sample, cond: Cond = None) -> Sample
     Returns:
         An array of the shape of x.
     """
-    t = as_float(t)
+    t, x = as_float(t), jnp.asarray(x)
     c = coefficients(model.path, t)
     x0, eps = model.pair(t, x, cond)
     return c.dalpha * x0 + c.dsigma * eps
@@ -258,7 +271,7 @@ def denoise(model: Field, t: ArrayLike, x: Sample, cond: Cond = None) -> Sample:
     Returns:
         An array of the shape of x.
     """
-    return model.pair(as_float(t), x, cond).x0
+    return model.pair(as_float(t), jnp.asarray(x), cond).x0
 
 
 def repath(model: Field, path: Path) -> Field:
@@ -277,6 +290,7 @@ def repath(model: Field, path: Path) -> Field:
         ValueError: if alpha or sigma vanishes on `path` within the noise range of the model, or
             `path` does not cover this range.
     """
+    check_made("path", path)
     levels = logsnr(model.path, model.t_min), logsnr(model.path, model.t_max)
     t_min, t_max = path.time(levels[0]), path.time(levels[1])
     check_noise_range(path, t_min, t_max)
@@ -329,6 +343,7 @@ def log_prior(model: Field, x: Sample) -> Scalar:
         model: the field.
         x: one sample at t_max, of any shape.
     """
+    x = jnp.asarray(x)
     alpha = model.path.alpha(model.t_max)
     w = model.path.sigma(model.t_max) / alpha
     return model.prior.log_density(x / alpha, w) - x.size * jnp.log(alpha)

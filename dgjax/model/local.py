@@ -9,7 +9,7 @@ from jaxtyping import Array, ArrayLike, Float
 from dgjax.model.divergence import Divergence
 from dgjax.model.field import Field
 from dgjax.model.paths import coefficients
-from dgjax.typing import Cond, Key, LinearMap, Sample, Scalar, as_float
+from dgjax.typing import Cond, Key, LinearMap, Sample, Scalar, as_float, check_made
 
 __all__ = ["Local", "evaluate"]
 
@@ -96,7 +96,8 @@ def evaluate(
     Returns:
         The model at (t, x).
     """
-    t = as_float(t)
+    t, x = as_float(t), jnp.asarray(x)
+    check_made("divergence", divergence)
     c = coefficients(model.path, t)
     (x0, eps), push = jax.linearize(lambda x: model.pair(t, x, cond), x)
 

@@ -65,6 +65,11 @@ class Parametrization(Protocol):
 
 def _call(network: Network, x: Sample, t: Scalar, cond: Any) -> Sample:
     out = network(x, t, cond)
+    if not hasattr(out, "shape"):
+        raise ValueError(
+            f"the network returned a {type(out).__name__}, not one array: wrap it in a function "
+            "that returns the prediction alone, such as lambda x, t, cond: network(x, t, cond)[0]"
+        )
     if out.shape != x.shape:  # other shapes might broadcast silently
         raise ValueError(
             f"the network returned shape {out.shape} for one sample of shape {x.shape}, but both "

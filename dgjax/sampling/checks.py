@@ -13,10 +13,12 @@ from dgjax.guidance.noise import ItoNoise, LevelSetNoise
 from dgjax.model.faults import Code, Fault, check, finite, first, numbers
 from dgjax.model.field import Field
 from dgjax.sampling.solvers import Controller, LevelSetEuler, Multistep, Solver
+from dgjax.sampling.traced_numbers import check_model
 
 __all__ = [
     "check_grid",
     "check_in_range",
+    "check_latent",
     "check_monotone",
     "check_points",
     "check_prior_time",
@@ -167,6 +169,27 @@ def check_prior_time(model: Field, time: Array, name: str) -> Code:
     )
     near = abs(start - high) <= 1e-8 + 1e-5 * abs(high)
     return check(near, Fault.NOT_AT_T_MAX, message, start=start, high=high)
+
+
+def check_latent(model: Field, x: Array, grid: Array, log_density: object | None) -> Code:
+    """Check that a solve can start from `x` on `grid`.
+
+    Args:
+        model: the field.
+        x: one latent.
+        grid: (steps + 1,) times of a sampler.
+        log_density: of `x`; None to take the prior, which is known at t_max only.
+
+    Returns:
+        The code of the check.
+
+    Raises:
+        ValueError: as `check_sample`, `check_grid` and `check_prior_time`.
+    """
+    fault = first(check_model(model), check_grid(model, grid), check_sample(model, x))
+    if log_density is not None:
+        return fault
+    return first(fault, check_prior_time(model, grid[0], "grid"))
 
 
 def check_trajectory_shape(ts: Array, xs: Array, least: int = 2) -> None:

@@ -40,6 +40,9 @@ class Info(NamedTuple):
         log_densities: (m,) final log-density by each of m divergence estimates, in nats.
         fault: 0, or the code of the first check that failed while JAX was tracing, a value of
             `Fault`. The log-densities and their errors are then NaN.
+        latent_norm: |x|/(sigma sqrt(D)) at the noisiest end of the solve. It is about 1 for a
+            latent drawn from the prior at t_max. A value near 1/sigma(t_max) means that the latent
+            was drawn from N(0, I) on a path whose noise has another scale.
     """
 
     standard_error: Scalar
@@ -50,6 +53,7 @@ class Info(NamedTuple):
     finite: Scalar
     log_densities: Float[Array, " m"]
     fault: Int[Array, ""]
+    latent_norm: Scalar
 
 
 class Errors(NamedTuple):
@@ -114,6 +118,7 @@ def summarize(
     score_integrals: Float[Array, " n+1"],
     errors: Errors,
     fault: Code,
+    start: Sample,
 ) -> Info:
     """Compute the diagnostics of a solve.
 
@@ -126,6 +131,7 @@ def summarize(
         score_integrals: (n+1,) `State.score_integral` at every grid point.
         errors: of the final log-densities, as far as the solver knows them.
         fault: the code of the checks of the solve.
+        start: the sample at `grid[0]`.
 
     Returns:
         `Info`.
@@ -149,4 +155,11 @@ def summarize(
         finite=jnp.isfinite(log_density) & jnp.all(jnp.isfinite(end.x)),
         log_densities=end.log_densities,
         fault=as_code(fault),
+        latent_norm=_latent_norm(model, grid, start, end.x),
     )
+
+
+def _latent_norm(model: Field, grid: Float[Array, " n+1"], start: Sample, end: Sample) -> Scalar:
+    noisiest = jnp.where(grid[0] > grid[-1], start, end)
+    sigma = model.path.sigma(jnp.maximum(grid[0], grid[-1])).astype(end.dtype)
+    return jnp.sqrt(jnp.mean(noisiest**2)) / sigma

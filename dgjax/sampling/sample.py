@@ -8,13 +8,11 @@ from jaxtyping import Array, Float
 from dgjax.guidance.guide import Guide
 from dgjax.guidance.noise import ItoNoise, StratonovichNoise
 from dgjax.model.divergence import Divergence, Hutchinson
-from dgjax.model.faults import first
 from dgjax.model.field import Field, condition, log_prior
-from dgjax.sampling.checks import check_grid, check_prior_time, check_sample
+from dgjax.sampling.checks import check_latent
 from dgjax.sampling.results import Sampled
 from dgjax.sampling.solve import Save, SolveOptions, solve
 from dgjax.sampling.solvers import Adjoint, Controller, Progress, Solver
-from dgjax.sampling.traced_numbers import check_model
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float
 
 __all__ = ["sample"]
@@ -27,7 +25,7 @@ def sample(
     *,
     key: Key,
     log_density: Scalar | None = None,
-    guides: Sequence[Guide] = (),
+    guides: Guide | Sequence[Guide] = (),
     noise: StratonovichNoise | ItoNoise | None = None,
     divergence: Divergence = Hutchinson(),
     cond: Cond = None,
@@ -45,6 +43,10 @@ def sample(
     v = u), or with noise identity (B), the same with the Stratonovich noise in dx; both are in the
     page Concepts. Batch with `jax.vmap`.
 
+    The solve is compiled once per structure of the arguments and then kept, with or without
+    `jax.jit`. Functions are the same only if they are one object: a network, a guide or a `save`
+    that is a new lambda at each call is compiled at each call.
+
     Args:
         model: the field.
         x: one latent of any shape, at time `grid[0]`.
@@ -52,8 +54,8 @@ def sample(
         key: for probes and noise; results are reproducible from it.
         log_density: of `x` at `grid[0]`, in nats. By default the model's prior, for which
             `grid[0]` must be t_max.
-        guides: transforms of the drift, applied from left to right. Put those that fix the rate of
-            log p_t (density guidance, targets) last.
+        guides: one transform of the drift or several, applied from left to right. Put those that
+            fix the rate of log p_t (density guidance, targets) last.
         noise: a stochastic term. An Ito noise needs `diffrax.Euler()`, a Stratonovich noise any
             other solver.
         divergence: trace estimator, with a fresh probe at every grid point. `Untracked()` gives
@@ -70,7 +72,7 @@ def sample(
         adjoint: how gradients are taken, by default `diffrax.RecursiveCheckpointAdjoint()`.
         save: `(t, x, log_density) -> anything`, collected at every grid point; `Trajectory`
             collects all three.
-        progress: a diffrax progress meter.
+        progress: a diffrax progress meter, such as `diffrax.TextProgressMeter()`.
 
     Returns:
         `Sampled(x, log_density, info, trajectory)`, with log_density in nats. Where JAX is tracing,
@@ -82,9 +84,8 @@ def sample(
             out, or solver, noise and controller do not go together.
     """
     x, grid = jnp.asarray(x), as_float(grid)
-    fault = first(check_model(model), check_grid(model, grid), check_sample(model, x))
+    fault = check_latent(model, x, grid, log_density)
     if log_density is None:
-        fault = first(fault, check_prior_time(model, grid[0], "grid"))
         log_density = log_prior(model, x)
     options = SolveOptions(guides, noise, divergence, solver, controller, adjoint, save, progress)
     return solve(

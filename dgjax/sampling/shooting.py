@@ -18,10 +18,13 @@ from dgjax.guidance.density import DensityGuidance, forcing_nats
 from dgjax.guidance.schedules import schedule
 from dgjax.guidance.target import Profile
 from dgjax.model.divergence import Divergence, Hutchinson
-from dgjax.model.faults import Fault, as_code, check, finite, first, numbers, refuse
+from dgjax.model.faults import Code, Fault, as_code, check, finite, first, numbers, refuse
 from dgjax.model.field import Field, condition
 from dgjax.model.local import evaluate
 from dgjax.model.paths import logsnr
+from dgjax.sampling.arguments import as_guides
+from dgjax.sampling.checks import check_latent
+from dgjax.sampling.compiled import compile_once
 from dgjax.sampling.results import Sampled, Trajectory, stated_error
 from dgjax.sampling.sample import sample
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float
@@ -56,7 +59,15 @@ def pilot(
     Raises:
         ValueError: as `sample`.
     """
-    model = condition(model, cond)
+    latents, grid = jnp.asarray(latents), as_float(grid)
+    for x in latents:  # inside `_pilot` all is traced
+        check_latent(model, x, grid, options.get("log_density"))
+    return _pilot(condition(model, cond), latents, grid, key, divergence, options)
+
+
+@compile_once
+def _pilot(model: Field, latents, grid, key, divergence: Divergence, options: dict) -> Profile:
+    """As `pilot`, of checked arguments."""
     keys = jax.random.split(key, latents.shape[0])
 
     def one(x, key):
@@ -146,18 +157,40 @@ def shoot(
         check((a > 0) & (a < b) & (b < 1), Fault.BRACKET, bracket, a=a, b=b),
         check(finite(goal).all(), Fault.TARGET, wanted, goal=goal),
     )
-    before = tuple(options.pop("guides", ()))
+    x, grid = jnp.asarray(x), as_float(grid)
+    check_latent(model, x, grid, options.get("log_density"))  # inside `_shoot` all is traced
+    limits = as_float(low), as_float(high), as_float(tolerance)
+    return _shoot(model, x, grid, target, key, *limits, iterations, run, options, fault)
+
+
+@compile_once
+def _shoot(
+    model: Field,
+    x: Sample,
+    grid: Array,
+    target: Scalar,
+    key: Key,
+    low: Scalar,
+    high: Scalar,
+    tolerance: Scalar,
+    iterations: int,
+    run: Callable[..., Sampled],
+    options: dict[str, Any],
+    fault: Code,
+) -> Shot:
+    """As `shoot`, of checked arguments."""
+    before = as_guides(options.pop("guides", ()))
 
     def solve(probit: Scalar) -> Sampled:
         guide = DensityGuidance(schedule(probit), as_float(1.0))
         return run(model, x, grid, key=key, guides=(*before, guide), **options)
 
-    lower, upper = ndtri(as_float(low)), ndtri(as_float(high))
+    lower, upper = ndtri(low), ndtri(high)
     ends = jax.vmap(lambda probit: solve(probit).log_density)(jnp.stack([lower, upper]))
 
     # The variable is the nats that q forces: argument and value then have one unit and tolerance.
     scale = forcing_nats(model, x.size)
-    allowed = as_float(tolerance) * x.size
+    allowed = tolerance * x.size
 
     def miss(nats, args):
         del args

@@ -32,7 +32,9 @@ from dgjax.model.faults import Code, Fault, first, refuse
 from dgjax.model.field import Field
 from dgjax.model.local import Local, evaluate
 from dgjax.model.paths import Path
+from dgjax.sampling.arguments import as_guides, check_options
 from dgjax.sampling.checks import check_solver
+from dgjax.sampling.compiled import compile_once, on_any_mesh
 from dgjax.sampling.results import Errors, Sampled, summarize
 from dgjax.sampling.solver_quadrature import integrate_nodes
 from dgjax.sampling.solvers import (
@@ -59,7 +61,7 @@ ADAPTIVE_STEPS = 4096  # at most
 class SolveOptions(NamedTuple):
     """Options of a solve. The fields are the arguments of `sample` with the same names."""
 
-    guides: Sequence[Guide] = ()
+    guides: Guide | Sequence[Guide] = ()
     noise: StratonovichNoise | ItoNoise | None = None
     divergence: Divergence = Hutchinson()
     solver: Solver | None = None
@@ -190,12 +192,33 @@ def solve(
     Raises:
         ValueError: if the grid is not monotone, or solver, noise and controller do not go together.
     """
-    guides, noise, divergence, solver, controller, adjoint, save, progress = options
-    solver = default_solver(guides, noise, controller) if solver is None else solver
+    guides, noise, controller = as_guides(options.guides), options.noise, options.controller
+    check_options(
+        noise=noise,
+        divergence=options.divergence,
+        solver=options.solver,
+        controller=controller,
+        adjoint=options.adjoint,
+        progress=options.progress,
+    )
+    solver = options.solver or default_solver(guides, noise, controller)
     in_order = check_solver(grid, noise, solver, controller)
     fault = first(fault, in_order, check_guides(guides, noise))
-    jax.eval_shape(model.pair, grid[0], x)  # errors of the network arise here, in its own words
+    start = jnp.asarray(log_density, x.dtype)
+    options = options._replace(guides=guides, solver=solver)
+    return _solve(model, x, grid, key, start, options, fault)
 
+
+@on_any_mesh
+@compile_once
+def _solve(
+    model: Field, x: Sample, grid, key: Key, start: Scalar, options: SolveOptions, fault: Code
+) -> Sampled:
+    """As `solve`, of checked arguments. `start` is the log-density there."""
+    _, noise, divergence, solver, controller, adjoint, save, progress = options
+    guides = as_guides(options.guides)
+    assert solver is not None
+    jax.eval_shape(model.pair, grid[0], x)  # errors of the network arise here, in its own words
     probe_key, noise_key = jax.random.split(key)
     like = jax.ShapeDtypeStruct(x.shape, x.dtype)
     # Adaptive steps need an integrand that is smooth in time: one probe for the whole solve, which
@@ -208,12 +231,12 @@ def solve(
         term,
         solver,
         dt0=None,
-        args=_Problem(model, tuple(guides), noise, divergence, traced),
+        args=_Problem(model, guides, noise, divergence, traced),
         adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
         throw=False,
         progress_meter=diffrax.NoProgressMeter() if progress is None else progress,
     )
-    state = _initial_state(x, log_density, divergence, key)
+    state = _initial_state(x, start, divergence, key)
     if isinstance(solver, Multistep):
         state = state._replace(node=Node(x, state.log_densities, x))
     # `Untracked` has nothing to integrate, and then needs no evaluation at the last point.
@@ -223,13 +246,12 @@ def solve(
         end, scores, trajectory = _by_steps(run, grid, state, controller, save)
         errors = Errors(jnp.nan, jnp.inf)  # not known
     end = end._replace(log_densities=refuse(fault, end.log_densities))
-    info = summarize(model, grid, guides, divergence, end, scores, errors, fault)
+    info = summarize(model, grid, guides, divergence, end, scores, errors, fault, x)
     return Sampled(end.x, jnp.mean(end.log_densities), info, trajectory)
 
 
-def _initial_state(x, log_density, divergence: Divergence, key) -> State:
+def _initial_state(x, start, divergence: Divergence, key) -> State:
     estimates = jax.eval_shape(lambda x, key: divergence(lambda z: z, x, key), x, key)
-    start = jnp.asarray(log_density, x.dtype)
     zero = jnp.zeros((), x.dtype)
     return State(x, jnp.broadcast_to(start, estimates.shape), zero, zero)
 

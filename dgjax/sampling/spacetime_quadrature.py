@@ -26,6 +26,7 @@ from dgjax.sampling.checks import (
     check_prior_time,
     check_sample,
 )
+from dgjax.sampling.compiled import compile_once
 from dgjax.sampling.spacetime_identity import cumulative_log_density, log_density_gain
 from dgjax.sampling.traced_numbers import check_model
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float, inner
@@ -133,8 +134,16 @@ def quadrature(
     if log_density is None:
         fault = first(fault, check_prior_time(model, ts[0], "ts"))
         log_density = log_prior(model, xs[0])
-    shares, masses = _gauss(nodes)
+    start = as_float(log_density)
+    return _quadrature(model, ts, xs, key, start, divergence, nodes, batch, fault)
 
+
+@compile_once
+def _quadrature(
+    model: Field, ts, xs, key, start, divergence: Divergence, nodes: int, batch: int, fault: Code
+) -> Quadrature:
+    """As `quadrature`, of checked arguments."""
+    shares, masses = _gauss(nodes)
     segments = ts.shape[0] - 1
     log_w = -0.5 * jax.vmap(lambda t: logsnr(model.path, t))(ts)
     ys = jax.vmap(lambda t, x: x / model.path.alpha(t))(ts, xs)
@@ -152,7 +161,6 @@ def quadrature(
     count = segments * nodes
     gains = jax.lax.map(gain, jnp.arange(count), batch_size=min(batch, count))
     gains = jnp.sum(gains.reshape(segments, nodes, -1), 1)
-    start = as_float(log_density)
     log_densities = cumulative_log_density(model.path, ts, xs[0].size, start, gains)
     return Quadrature.from_estimates(divergence, log_densities, fault)
 
@@ -210,9 +218,13 @@ def chord(
     if not isinstance(nodes, int) or nodes < 2:
         raise ValueError(f"nodes must be an int above 1 to state an error, got {nodes!r}")
     check_count("batch", batch)
-    model = condition(model, cond)
-    dx = x1 - x0
+    return _chord(condition(model, cond), t, x0, x1, nodes, batch, fault)
 
+
+@compile_once
+def _chord(model: Field, t, x0, x1, nodes: int, batch: int, fault: Code) -> Chord:
+    """As `chord`, of checked arguments."""
+    dx = x1 - x0
     shares, masses = _gauss(nodes)
     points, full = legendre.leggauss(nodes)
     degrees = np.arange(1, nodes)[-2:]
