@@ -15,7 +15,7 @@ from dgjax.model.paths import logsnr
 from dgjax.sampling.state import State
 from dgjax.typing import Sample, Scalar
 
-__all__ = ["Errors", "Info", "Sampled", "Trajectory", "summarize"]
+__all__ = ["Errors", "Info", "Sampled", "Trajectory", "stated_error", "summarize"]
 
 
 class Info(NamedTuple):
@@ -34,8 +34,8 @@ class Info(NamedTuple):
         least_score: smallest |sigma s| over all steps, without units. Runge-Kutta methods take the
             root mean square within a step, `Multistep` and `LevelSetEuler` the value at its start.
         target_met: whether every guide with a target reached it, its distance and the stated error
-            of the log-density together being within the tolerance; so it is False where that error
-            is unknown. None if no guide has a target.
+            of the log-density together being within the tolerance (see `stated_error`). None if no
+            guide has a target.
         finite: whether x and its log-density are finite.
         log_densities: (m,) final log-density by each of m divergence estimates, in nats.
         fault: 0, or the code of the first check that failed while JAX was tracing, a value of
@@ -98,6 +98,17 @@ class Sampled(NamedTuple):
     trajectory: Any
 
 
+def stated_error(standard_error: Scalar, solver_error: Scalar) -> Scalar:
+    """Add the errors of a log-density that a solve states, in nats.
+
+    Args:
+        standard_error: from the probes; NaN if unknown, and so is the sum.
+        solver_error: from the grid. Solvers that do not know it say infinite; then it is left out,
+            and whether the grid is fine enough is for the user to judge.
+    """
+    return standard_error + jnp.where(jnp.isinf(solver_error), 0, solver_error)
+
+
 def summarize(
     model: Field,
     grid: Float[Array, " n+1"],
@@ -133,7 +144,7 @@ def summarize(
     log_density = jnp.mean(end.log_densities)
     standard_error = divergence.standard_error(end.log_densities, errors.scatter)
     solver_error = jnp.asarray(errors.solver, end.x.dtype)
-    error = standard_error + solver_error
+    error = stated_error(standard_error, solver_error)
     met = [g.met(log_density, error, end.x.size) for g in guides if isinstance(g, HasTarget)]
     return Info(
         standard_error=refuse(fault, standard_error),

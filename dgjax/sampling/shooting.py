@@ -25,7 +25,7 @@ from dgjax.model.paths import logsnr
 from dgjax.sampling.arguments import as_guides
 from dgjax.sampling.checks import check_latent
 from dgjax.sampling.compiled import compile_once
-from dgjax.sampling.results import Sampled, Trajectory
+from dgjax.sampling.results import Sampled, Trajectory, stated_error
 from dgjax.sampling.sample import sample
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float
 
@@ -208,7 +208,7 @@ def _shoot(
     ).value
     probit = refuse(fault, jnp.where(reachable, found / scale, nearest))
     sampled = solve(probit)
-    error = sampled.info.standard_error
+    error = stated_error(sampled.info.standard_error, sampled.info.solver_error)
     met = (jnp.abs(sampled.log_density - target) + error <= allowed) & sampled.info.finite
     info = sampled.info._replace(target_met=met, fault=as_code(first(fault, sampled.info.fault)))
     return Shot(sampled._replace(info=info), ndtr(probit), ends)
