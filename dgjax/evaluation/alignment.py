@@ -71,7 +71,9 @@ class Alignment(NamedTuple):
     @property
     def angle(self) -> Array:
         """Angle between s and v in degrees; below 90 where aligned."""
-        return jnp.degrees(jnp.arccos(jnp.clip(self.cosine, -1, 1)))
+        ends = jnp.abs(self.cosine) >= 1  # where arccos has no derivative
+        angle = jnp.arccos(jnp.where(ends, 0, self.cosine))
+        return jnp.degrees(jnp.where(ends, jnp.where(self.cosine > 0, 0, jnp.pi), angle))
 
 
 def align(

@@ -65,8 +65,23 @@ class Local(NamedTuple):
 
     @property
     def score_norm2(self) -> Scalar:
-        """Squared norm |s|^2, at least the smallest normal number, so that it can divide."""
-        return jnp.maximum(jnp.sum(self.score**2), jnp.finfo(self.score.dtype).tiny)
+        """Squared norm of `nonzero_score`, which can divide."""
+        return jnp.sum(self.nonzero_score**2)
+
+    @property
+    def nonzero_score(self) -> Sample:
+        """Score s, or a constant vector of length eps/sigma if s is shorter than that.
+
+        With eps the rounding error of the dtype. At a mode s is 0, and the drift of guides that
+        divide by |s| depends on the direction in which 0 is approached: this is one of them. The
+        derivatives are those of s.
+        """
+        s = self.score
+        sigma = jnp.where(self.sigma == 0, 1, self.sigma)  # stages of solvers start as zeros
+        least = jnp.finfo(s.dtype).eps / sigma.astype(s.dtype)
+        short = jnp.sum(s**2) < least**2
+        entry = least / jnp.sqrt(jnp.asarray(s.size, s.dtype))
+        return s + jax.lax.stop_gradient(jnp.where(short, entry - s, 0))
 
 
 def evaluate(

@@ -296,8 +296,8 @@ def _by_nodes(run, path: Path, grid, state: State, save: Save | None, fault: Cod
     """Solve like `_by_steps`, with log-densities by quadrature and the errors that it knows."""
     # The model is evaluated at the start of a step. One more step, the shortest possible, has it
     # evaluated at the last grid point; the end of that step is not used.
-    last = grid[-1]
-    beyond = last + jax.lax.stop_gradient(jnp.nextafter(last, 2 * last - grid[-2]) - last)
+    last, before = jax.lax.stop_gradient((grid[-1], grid[-2]))
+    beyond = grid[-1] + (jnp.nextafter(last, 2 * last - before) - last)
     extended = jnp.append(grid, beyond)
 
     def node(t, y, args):
