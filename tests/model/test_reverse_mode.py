@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import dgjax
-from dgjax.model.coloured_probes import Coloured
 from dgjax.model.reverse_mode import ReverseMode, has_forward_mode, transpose
 
 SIZE = 6
@@ -49,7 +48,7 @@ ESTIMATORS = {
     "exact": dgjax.Exact(2),
     "hutchinson": dgjax.Hutchinson(),
     "hutchinson 3": dgjax.Hutchinson(3),
-    "coloured": Coloured(3),
+    "coloured": dgjax.Coloured(3),
     "hutch++": dgjax.HutchPP(2, 2),
     "fixed": dgjax.FixedProbe(dgjax.Hutchinson(2), KEYS[3]),
 }
