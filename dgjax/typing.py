@@ -42,6 +42,7 @@ __all__ = [
     "concrete",
     "inner",
     "register_dataclass",
+    "safe_sqrt",
     "short_fields",
     "short_repr",
     "takes",
@@ -236,3 +237,12 @@ def _global_names(code: types.CodeType) -> tuple[str, ...]:
 def inner(a: Sample, b: Sample) -> Scalar:
     """Return the inner product of two arrays of one shape."""
     return jnp.sum(a * b)
+
+
+def safe_sqrt(value: Array) -> Array:
+    """Return the square root, with the derivative 0 where `value` is 0.
+
+    The derivative of `jnp.sqrt` is infinite there, and NaN after multiplication by 0.
+    """
+    zero = value == 0
+    return jnp.where(zero, value, jnp.sqrt(jnp.where(zero, 1, value)))

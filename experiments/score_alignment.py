@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import dgjax
-from dgjax.sampling.solvers import FORWARD
+from dgjax.sampling.adjoints import FORWARD
 
 NOISE_LEVELS = 8  # noise levels looked at, the last of them t_min
 DIVERGENCE = dgjax.Coloured(5, repeats=2)  # two estimates, for a standard error of omega

@@ -24,6 +24,7 @@ from dgjax.check.dynamics import (
     round_trip,
 )
 from dgjax.check.finding import Finding
+from dgjax.check.gradients import gradient_at_mode, likelihood_gradient
 from dgjax.check.guides import (
     bound_reported,
     closed_loop,
@@ -58,5 +59,7 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     reverse_sde_quadrature,
     fitting_numbers,
     unfitting_numbers,
+    likelihood_gradient,
+    gradient_at_mode,
     *((network_precision, network_batched) if SHIPPED in pretrained_models() else ()),
 )

@@ -28,10 +28,10 @@ from dgjax.evaluation.intervals import check_confidence, share_interval
 from dgjax.model.divergence import Divergence, Hutchinson
 from dgjax.model.faults import Code, as_code, first, refuse
 from dgjax.model.field import Field, condition, score
+from dgjax.sampling.adjoints import FORWARD, Adjoint
 from dgjax.sampling.checks import check_grid, check_sample
 from dgjax.sampling.compiled import compile_once
 from dgjax.sampling.sample import sample
-from dgjax.sampling.solvers import FORWARD
 from dgjax.sampling.traced_numbers import check_model
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float, inner
 
@@ -71,7 +71,9 @@ class Alignment(NamedTuple):
     @property
     def angle(self) -> Array:
         """Angle between s and v in degrees; below 90 where aligned."""
-        return jnp.degrees(jnp.arccos(jnp.clip(self.cosine, -1, 1)))
+        ends = jnp.abs(self.cosine) >= 1  # where arccos has no derivative
+        angle = jnp.arccos(jnp.where(ends, 0, self.cosine))
+        return jnp.degrees(jnp.where(ends, jnp.where(self.cosine > 0, 0, jnp.pi), angle))
 
 
 def align(
@@ -82,6 +84,7 @@ def align(
     key: Key,
     divergence: Divergence = Hutchinson(),
     cond: Cond = None,
+    adjoint: Adjoint = FORWARD,
     **options: Any,
 ) -> Alignment:
     """Push the score at `x` through the flow, and compare it with the score at the end.
@@ -93,6 +96,8 @@ def align(
         key: for the probes. Only `omega` depends on them.
         divergence: trace estimator, for `omega` only: `Untracked()` where that is not needed.
         cond: condition of the model.
+        adjoint: of the solve, which is differentiated in forward mode. The default serves `jax.jvp`
+            of `align` too. For `jax.grad` of it pass `dgjax.BOTH_MODES`.
         **options: more arguments of `sample`, passed on to it: `solver`, `guides`, `noise`,
             `controller`, `progress`.
 
@@ -104,12 +109,19 @@ def align(
     """
     x, grid = jnp.asarray(x), as_float(grid)
     fault = first(check_model(model), check_grid(model, grid), check_sample(model, x))
-    return _align(condition(model, cond), x, grid, key, divergence, options, fault)
+    return _align(condition(model, cond), x, grid, key, divergence, adjoint, options, fault)
 
 
 @compile_once
 def _align(
-    model: Field, x, grid, key, divergence: Divergence, options: dict, fault: Code
+    model: Field,
+    x,
+    grid,
+    key,
+    divergence: Divergence,
+    adjoint: Adjoint,
+    options: dict,
+    fault: Code,
 ) -> Alignment:
     """As `align`, of checked arguments."""
 
@@ -121,7 +133,7 @@ def _align(
             key=key,
             log_density=log_density,
             divergence=divergence,
-            adjoint=FORWARD,
+            adjoint=adjoint,
             **options,
         )
         return (run.x, run.info.log_densities), run.info.fault

@@ -138,10 +138,11 @@ def score_weight(drift: Sample, local: Local) -> Scalar:
     For this eta, `with_score_weight(drift, local, eta)` is `drift` itself.
     """
     steered = drift - local.velocity
-    return 1 - 2 * (inner(steered, local.score) / local.score_norm2) / local.g2
+    return 1 - 2 * (inner(steered, local.nonzero_score) / local.score_norm2) / local.g2
 
 
 def with_score_weight(drift: Sample, local: Local, eta: Scalar) -> Sample:
     """Return `drift` with its component along the score replaced by that of f x - g^2/2 eta s."""
-    along = inner(drift - local.velocity, local.score) / local.score_norm2
-    return drift + (0.5 * local.g2 * (1 - eta) - along) * local.score
+    score = local.nonzero_score
+    along = inner(drift - local.velocity, score) / local.score_norm2
+    return drift + (0.5 * local.g2 * (1 - eta) - along) * score

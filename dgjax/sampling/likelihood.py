@@ -8,10 +8,11 @@ from jaxtyping import Array, Float
 from dgjax.model.divergence import Divergence, Hutchinson
 from dgjax.model.faults import first
 from dgjax.model.field import Field, condition, log_prior
+from dgjax.sampling.adjoints import Adjoint
 from dgjax.sampling.checks import check_grid, check_prior_time, check_sample
 from dgjax.sampling.results import Info
 from dgjax.sampling.solve import SolveOptions, solve
-from dgjax.sampling.solvers import Adjoint, Controller, Progress, Solver
+from dgjax.sampling.solvers import Controller, Progress, Solver
 from dgjax.sampling.traced_numbers import check_model
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float
 

@@ -13,7 +13,7 @@ from dgjax.model.faults import Code, as_code, refuse
 from dgjax.model.field import Field
 from dgjax.model.paths import logsnr
 from dgjax.sampling.state import State
-from dgjax.typing import Sample, Scalar
+from dgjax.typing import Sample, Scalar, safe_sqrt
 
 __all__ = ["Errors", "Info", "Sampled", "Trajectory", "stated_error", "summarize"]
 
@@ -140,7 +140,7 @@ def summarize(
     steps = jnp.abs(jnp.diff(levels)).astype(score_integrals.dtype)
     # Above 1 by the error of the quadrature only.
     share = jnp.minimum(jnp.abs(end.bound_integral) / jnp.sum(steps), 1)
-    score = jnp.sqrt(jnp.maximum(jnp.abs(jnp.diff(score_integrals)) / steps, 0))
+    score = safe_sqrt(jnp.maximum(jnp.abs(jnp.diff(score_integrals)) / steps, 0))
     log_density = jnp.mean(end.log_densities)
     standard_error = divergence.standard_error(end.log_densities, errors.scatter)
     solver_error = jnp.asarray(errors.solver, end.x.dtype)

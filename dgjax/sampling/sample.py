@@ -9,10 +9,11 @@ from dgjax.guidance.guide import Guide
 from dgjax.guidance.noise import ItoNoise, StratonovichNoise
 from dgjax.model.divergence import Divergence, Hutchinson
 from dgjax.model.field import Field, condition, log_prior
+from dgjax.sampling.adjoints import Adjoint
 from dgjax.sampling.checks import check_latent
 from dgjax.sampling.results import Sampled
 from dgjax.sampling.solve import Save, SolveOptions, solve
-from dgjax.sampling.solvers import Adjoint, Controller, Progress, Solver
+from dgjax.sampling.solvers import Controller, Progress, Solver
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float
 
 __all__ = ["sample"]
@@ -69,7 +70,9 @@ def sample(
             set and no target; `Dopri5()` with any other noise.
         controller: `diffrax.PIDController(rtol, atol)` for adaptive steps. The grid then gives the
             two ends and the times for `save`, and one probe serves the whole solve.
-        adjoint: how gradients are taken, by default `diffrax.RecursiveCheckpointAdjoint()`.
+        adjoint: how derivatives are taken. The default, `diffrax.RecursiveCheckpointAdjoint()`,
+            is for reverse mode (`jax.grad`); `dgjax.FORWARD` is for forward mode (`jax.jvp`,
+            `jax.jacfwd`), `dgjax.BOTH_MODES` for both (`jax.linearize`, `jax.hessian`).
         save: `(t, x, log_density) -> anything`, collected at every grid point; `Trajectory`
             collects all three.
         progress: a diffrax progress meter, such as `diffrax.TextProgressMeter()`.

@@ -22,9 +22,11 @@ from dgjax.model.faults import Code, Fault, as_code, check, finite, first, numbe
 from dgjax.model.field import Field, condition
 from dgjax.model.local import evaluate
 from dgjax.model.paths import logsnr
+from dgjax.sampling.adjoints import serves_forward
 from dgjax.sampling.arguments import as_guides
 from dgjax.sampling.checks import check_latent
 from dgjax.sampling.compiled import compile_once
+from dgjax.sampling.implicit_root import implicit_root
 from dgjax.sampling.results import Sampled, Trajectory, stated_error
 from dgjax.sampling.sample import sample
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float
@@ -124,7 +126,8 @@ def shoot(
     """Sample at the quantile q whose trajectory ends at `target` nats, found by bisection in q.
 
     Each iteration is a whole solve with the same key, so that log p(q) is one function. Use
-    `jax.vmap` over latents and targets.
+    `jax.vmap` over latents and targets. Derivatives of q are those of the root, by the implicit
+    function theorem, and do not pass through the iterations.
 
     Args:
         model: the field.
@@ -186,29 +189,50 @@ def _shoot(
         return run(model, x, grid, key=key, guides=(*before, guide), **options)
 
     lower, upper = ndtri(low), ndtri(high)
-    ends = jax.vmap(lambda probit: solve(probit).log_density)(jnp.stack([lower, upper]))
+    # All traced values become arguments: derivatives in them are those of the root.
+    reach, operands = jax.closure_convert(lambda probit: solve(probit).log_density, lower)
+    ends = jax.vmap(lambda probit: reach(probit, *operands))(jnp.stack([lower, upper]))
 
     # The variable is the nats that q forces: argument and value then have one unit and tolerance.
     scale = forcing_nats(model, x.size)
     allowed = tolerance * x.size
 
-    def miss(nats, args):
-        del args
-        return jnp.sign(ends[1] - ends[0]) * (solve(nats / scale).log_density - target)
+    held = jax.lax.stop_gradient((lower, upper, scale, ends, target, operands))
+    found = _bisect(reach, *held, 0.1 * jax.lax.stop_gradient(allowed), iterations)
 
     reachable = (ends[0] - target) * (ends[1] - target) <= 0
     nearest = jnp.where(jnp.abs(ends[0] - target) < jnp.abs(ends[1] - target), lower, upper)
-    found = optimistix.root_find(
-        miss,
-        optimistix.Bisection(rtol=0.0, atol=0.1 * allowed, flip=False),  # type: ignore
-        0.5 * (lower + upper) * scale,
-        options={"lower": lower * scale, "upper": upper * scale},
-        max_steps=iterations,
-        throw=False,
-    ).value
-    probit = refuse(fault, jnp.where(reachable, found / scale, nearest))
+    slope = _forward_slope if serves_forward(options.get("adjoint")) else _reverse_slope
+    root = implicit_root(reach, found, target, operands, valid=reachable, slope=slope)
+    probit = refuse(fault, jnp.where(reachable, root, nearest))
     sampled = solve(probit)
     error = stated_error(sampled.info.standard_error, sampled.info.solver_error)
     met = (jnp.abs(sampled.log_density - target) + error <= allowed) & sampled.info.finite
     info = sampled.info._replace(target_met=met, fault=as_code(first(fault, sampled.info.fault)))
     return Shot(sampled._replace(info=info), ndtr(probit), ends)
+
+
+def _bisect(reach, lower, upper, scale, ends, target, operands, tolerance, iterations) -> Scalar:
+    """Find the probit at which `reach` is `target`, between `lower` and `upper`."""
+
+    def miss(nats, args):
+        del args
+        return jnp.sign(ends[1] - ends[0]) * (reach(nats / scale, *operands) - target)
+
+    found = optimistix.root_find(
+        miss,
+        optimistix.Bisection(rtol=0.0, atol=tolerance, flip=False),  # type: ignore
+        0.5 * (lower + upper) * scale,
+        options={"lower": lower * scale, "upper": upper * scale},
+        max_steps=iterations,
+        throw=False,
+    ).value
+    return jax.lax.stop_gradient(found) / scale
+
+
+def _forward_slope(function: Callable[[Scalar], Scalar], x: Scalar) -> Scalar:
+    return jax.jvp(function, (x,), (jnp.ones_like(x),))[1]
+
+
+def _reverse_slope(function: Callable[[Scalar], Scalar], x: Scalar) -> Scalar:
+    return jax.grad(function)(x)

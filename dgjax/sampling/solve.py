@@ -32,13 +32,13 @@ from dgjax.model.faults import Code, Fault, first, refuse
 from dgjax.model.field import Field
 from dgjax.model.local import Local, evaluate
 from dgjax.model.paths import Path
+from dgjax.sampling.adjoints import Adjoint, guard_inputs, guard_results
 from dgjax.sampling.arguments import as_guides, check_options
 from dgjax.sampling.checks import check_solver
 from dgjax.sampling.compiled import compile_once, on_any_mesh
 from dgjax.sampling.results import Errors, Sampled, summarize
 from dgjax.sampling.solver_quadrature import integrate_nodes
 from dgjax.sampling.solvers import (
-    Adjoint,
     Controller,
     FixedSteps,
     Multistep,
@@ -226,13 +226,16 @@ def _solve(
     probe_grid = grid if controller is None else grid[:1]
     term = _Augmented(probe_grid, probe_key, noise_key, like, noise is not None)
     traced = None if isinstance(fault, Fault) else fault
+    adjoint = diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint
+    problem = _Problem(model, guides, noise, divergence, traced)
+    problem, x, grid, start = guard_inputs(adjoint, (problem, x, grid, start))
     run = partial(
         diffrax.diffeqsolve,
         term,
         solver,
         dt0=None,
-        args=_Problem(model, guides, noise, divergence, traced),
-        adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
+        args=problem,
+        adjoint=adjoint,
         throw=False,
         progress_meter=diffrax.NoProgressMeter() if progress is None else progress,
     )
@@ -247,7 +250,8 @@ def _solve(
         errors = Errors(jnp.nan, jnp.inf)  # not known
     end = end._replace(log_densities=refuse(fault, end.log_densities))
     info = summarize(model, grid, guides, divergence, end, scores, errors, fault, x)
-    return Sampled(end.x, jnp.mean(end.log_densities), info, trajectory)
+    sampled = Sampled(end.x, jnp.mean(end.log_densities), info, trajectory)
+    return guard_results(adjoint, sampled)
 
 
 def _initial_state(x, start, divergence: Divergence, key) -> State:
@@ -296,8 +300,8 @@ def _by_nodes(run, path: Path, grid, state: State, save: Save | None, fault: Cod
     """Solve like `_by_steps`, with log-densities by quadrature and the errors that it knows."""
     # The model is evaluated at the start of a step. One more step, the shortest possible, has it
     # evaluated at the last grid point; the end of that step is not used.
-    last = grid[-1]
-    beyond = last + jax.lax.stop_gradient(jnp.nextafter(last, 2 * last - grid[-2]) - last)
+    last, before = jax.lax.stop_gradient((grid[-1], grid[-2]))
+    beyond = grid[-1] + (jnp.nextafter(last, 2 * last - before) - last)
     extended = jnp.append(grid, beyond)
 
     def node(t, y, args):

@@ -29,7 +29,7 @@ from dgjax.sampling.checks import (
 from dgjax.sampling.compiled import compile_once
 from dgjax.sampling.spacetime_identity import cumulative_log_density, log_density_gain
 from dgjax.sampling.traced_numbers import check_model
-from dgjax.typing import Cond, Key, Sample, Scalar, as_float, inner
+from dgjax.typing import Cond, Key, Sample, Scalar, as_float, inner, safe_sqrt
 
 __all__ = ["Chord", "Quadrature", "chord", "quadrature"]
 
@@ -237,7 +237,7 @@ def _chord(model: Field, t, x0, x1, nodes: int, batch: int, fault: Code) -> Chor
     slopes, sizes = jax.lax.map(slope, jnp.arange(nodes), batch_size=min(batch, nodes))
     last = jnp.einsum("i,ik->k", slopes, as_float(tail), precision="highest")
     rounding = jnp.finfo(slopes.dtype).eps * inner(masses, sizes)
-    error = jnp.sqrt(inner(last, last)) + rounding
+    error = safe_sqrt(inner(last, last)) + rounding
     difference = inner(masses, slopes)
     return Chord(refuse(fault, difference), refuse(fault, error), as_code(fault))
 
