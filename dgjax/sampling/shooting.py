@@ -8,6 +8,7 @@ at the target, by many solves. Its sample is then a typical one of its q.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import equinox
 import jax
 import jax.numpy as jnp
 import optimistix
@@ -190,7 +191,13 @@ def _shoot(
 
     lower, upper = ndtri(low), ndtri(high)
     # All traced values become arguments: derivatives in them are those of the root.
-    reach, operands = jax.closure_convert(lambda probit: solve(probit).log_density, lower)
+    converted = equinox.filter_closure_convert(lambda probit: solve(probit).log_density, lower)
+    arrays, rest = equinox.partition(converted, equinox.is_array)
+    operands, structure = jax.tree.flatten(arrays)
+
+    def reach(probit, *operands):
+        return equinox.combine(jax.tree.unflatten(structure, operands), rest)(probit)
+
     ends = jax.vmap(lambda probit: reach(probit, *operands))(jnp.stack([lower, upper]))
 
     # The variable is the nats that q forces: argument and value then have one unit and tolerance.

@@ -75,7 +75,7 @@ def quantile(target, x, weight, adjoint=None):
 
 
 def test_gradient_of_the_quantile_that_shoot_finds():
-    point, moves = (jnp.array(-3.0), X, WEIGHT), (jnp.array(1.0), DIRECTION, WEIGHT.T)
+    point, moves = (jnp.array(-3.0), X, WEIGHT), (jnp.array(1.0), DIRECTION, jnp.ones((3, 3)))
     run = jax.jit(quantile)
     gradient = jax.jit(jax.grad(quantile, (0, 1, 2)))(*point)
     for i, move in enumerate(moves):
