@@ -57,6 +57,7 @@ from dgjax.model.divergence import (
     HutchPP,
     Untracked,
 )
+from dgjax.model.faults import Fault
 from dgjax.model.field import (
     Field,
     condition,
@@ -80,8 +81,10 @@ from dgjax.model.parametrization import (
 )
 from dgjax.model.paths import cosine, custom, edm, logsnr, rectified_flow, sub_vp, ve, vp
 from dgjax.model.prior import chi_quantile, prior_guidance, prior_sample, with_norm
+from dgjax.model.reverse_mode import ReverseMode
 from dgjax.pictures.png import png_bytes
 from dgjax.pictures.quantization import bits_per_dim, dequantize
+from dgjax.sampling.adjoints import BOTH_MODES, FORWARD
 from dgjax.sampling.find_grid import FoundGrid, find_grid
 from dgjax.sampling.likelihood import Likelihood, likelihood
 from dgjax.sampling.node_quadrature import node_quadrature
@@ -94,6 +97,8 @@ from dgjax.sampling.time_grids import grid_karras, grid_logsnr, grid_uniform
 from dgjax.typing import register_dataclass
 
 __all__ = [
+    "BOTH_MODES",
+    "FORWARD",
     "RK4",
     "Alignment",
     "AlignmentStatistics",
@@ -101,6 +106,7 @@ __all__ = [
     "DenoisedPrediction",
     "Estimate",
     "Exact",
+    "Fault",
     "Field",
     "FixedProbe",
     "FoundGrid",
@@ -119,6 +125,7 @@ __all__ = [
     "Normality",
     "Posterior",
     "PrecisionRecall",
+    "ReverseMode",
     "Sampled",
     "ScorePrediction",
     "Shot",

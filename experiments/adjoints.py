@@ -22,7 +22,7 @@ import numpy as np
 
 import dgjax
 from dgjax.checkpoints.spec import ModelSpec, build
-from dgjax.sampling.solvers import FORWARD
+from dgjax.sampling.adjoints import BOTH_MODES, FORWARD
 
 STEPS, Q, REPEATS = 256, 0.6, 3
 SIDE, WIDTH = 16, 16
@@ -32,6 +32,7 @@ ADJOINTS = {
     "RecursiveCheckpoint": diffrax.RecursiveCheckpointAdjoint(),
     f"RecursiveCheckpoint({FEW})": diffrax.RecursiveCheckpointAdjoint(FEW),
     f"RecursiveCheckpoint({MANY})": diffrax.RecursiveCheckpointAdjoint(MANY),
+    "BothModes": BOTH_MODES,
     "Direct": diffrax.DirectAdjoint(),
 }
 OUT = Path(__file__).parent / "figures" / "adjoints.md"

@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import dgjax
-from dgjax.sampling.solvers import FORWARD
+from dgjax.sampling.adjoints import FORWARD
 
 NOISE_LEVELS = 8  # noise levels looked at, the last of them t_min
 DIVERGENCE = dgjax.Coloured(5, repeats=2)  # two estimates, for a standard error of omega
@@ -59,6 +59,7 @@ def align_through(field, key, *, shape, grid, at, divergence=DIVERGENCE):
         prior=jnp.full(len(at), prior),
         x=xs,
         pushed=pushed,
+        fault=jnp.zeros(len(at), jnp.int32),
     )
 
 

@@ -46,6 +46,7 @@ jax.config.update("jax_disable_most_optimizations", UNOPTIMISED not in ("0", "fa
 # mistake, nor change their dtype. Networks do both on purpose.
 STRICT = {
     "test_alignment",
+    "test_checks",
     "test_classifier_free",
     "test_closed_form",
     "test_coloured_probes",
@@ -77,6 +78,13 @@ W_MIN, W_MAX = 0.02, 20.0
 def pytest_unconfigure():
     if _made is not None:
         shutil.rmtree(_made, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items):
+    """Executions of notebooks and of experiments are slow, all of them."""
+    for item in items:
+        if item.path.suffix == ".ipynb" or item.path.name == "test_experiments.py":
+            item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)

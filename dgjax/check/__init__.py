@@ -24,6 +24,7 @@ from dgjax.check.dynamics import (
     round_trip,
 )
 from dgjax.check.finding import Finding
+from dgjax.check.gradients import gradient_at_mode, likelihood_gradient
 from dgjax.check.guides import (
     bound_reported,
     closed_loop,
@@ -32,6 +33,7 @@ from dgjax.check.guides import (
     one_compilation,
 )
 from dgjax.check.shipped import SHIPPED, network_batched, network_precision
+from dgjax.check.traced_checks import fitting_numbers, unfitting_numbers
 from dgjax.checkpoints.pretrained import pretrained_models
 
 __all__ = ["CHECKS", "Finding"]
@@ -55,5 +57,9 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     level_set,
     closed_loop,
     reverse_sde_quadrature,
+    fitting_numbers,
+    unfitting_numbers,
+    likelihood_gradient,
+    gradient_at_mode,
     *((network_precision, network_batched) if SHIPPED in pretrained_models() else ()),
 )

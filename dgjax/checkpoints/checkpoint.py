@@ -24,6 +24,7 @@ from flax import nnx
 from dgjax._version import __version__
 from dgjax.checkpoints import orbax_folder
 from dgjax.checkpoints.arrays import WeightSharding, as_dtype, first_line, to_named
+from dgjax.checkpoints.configuration import check_names
 from dgjax.checkpoints.spec import (
     Autoencoder,
     ModelSpec,
@@ -33,10 +34,10 @@ from dgjax.checkpoints.spec import (
     check_autoencoder,
 )
 from dgjax.checkpoints.weights_file import read_weights, write_weights
-from dgjax.configuration import check_names
 from dgjax.files import replace_folder, write_json
 from dgjax.model.field import Field
 from dgjax.model.parametrization import Network
+from dgjax.typing import short_fields
 
 __all__ = ["PIXELS", "Meta", "digest", "load", "load_autoencoder", "save", "weight_bytes"]
 
@@ -47,7 +48,7 @@ PIXELS = {"kind": "pixels"}  # the autoencoder of a model whose samples are pixe
 DEFAULTS = {"held_out": 0.0, "source": "", "autoencoder": PIXELS, "labels": ()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Meta:
     """Facts about a trained model, as `config.json` of its checkpoint states them.
 
@@ -77,6 +78,8 @@ class Meta:
     source: str = ""
     autoencoder: Mapping[str, Any] = field(default_factory=lambda: dict(PIXELS))
     labels: tuple[str, ...] = ()
+
+    __repr__ = short_fields
 
     @property
     def latent(self) -> bool:

@@ -3,7 +3,7 @@
 from importlib.resources import as_file, files
 
 from dgjax.checkpoints.checkpoint import Meta, load
-from dgjax.configuration import unknown_name
+from dgjax.checkpoints.configuration import unknown_name
 from dgjax.model.field import Field
 
 __all__ = ["load_pretrained", "pretrained_models"]

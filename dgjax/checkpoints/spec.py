@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from flax import nnx
 
-from dgjax.configuration import check_kind, check_names, construct, is_number
+from dgjax.checkpoints.configuration import check_kind, check_names, construct, is_number
 from dgjax.model import discrete_time, parametrization, paths
 from dgjax.model.field import Field, field
 from dgjax.model.parametrization import Network
@@ -24,7 +24,7 @@ from dgjax.networks import (
     UNet2D,
     identity_autoencoder,
 )
-from dgjax.typing import Key, Sample
+from dgjax.typing import Key, Sample, short_fields
 
 __all__ = [
     "AUTOENCODERS",
@@ -88,7 +88,7 @@ class Autoencoder(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ModelSpec:
     """Everything that rebuilds a `Field`, except the weights.
 
@@ -110,6 +110,8 @@ class ModelSpec:
     parametrization: Mapping[str, Any]
     t_min: float
     t_max: float
+
+    __repr__ = short_fields
 
     def __post_init__(self):
         if not (self.shape and all(isinstance(n, int) and n > 0 for n in self.shape)):
@@ -156,6 +158,7 @@ def build(spec: ModelSpec, network: Network | None = None, *, seed: int = 0) -> 
         construct("model.parametrization", PARAMETRIZATIONS, spec.parametrization),
         t_min=spec.t_min,
         t_max=spec.t_max,
+        shape=spec.shape,
     )
 
 

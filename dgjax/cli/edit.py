@@ -1,7 +1,8 @@
 """`dgjax edit`: encode a picture to its latent and decode it at other log-densities."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -106,11 +107,19 @@ def command(
             {
                 "q": round(float(dial), 6),
                 "log_density": float(value),
+                "log_density_standard_error": float(spread),
+                "log_density_solver_error": float(of_grid),
                 "png_bytes": size,
                 "rms_change": float(change),
             }
-            for dial, value, size, change in zip(
-                np.asarray(dials), found.log_density, sizes[1:], changes[1:], strict=True
+            for dial, value, spread, of_grid, size, change in zip(
+                np.asarray(dials),
+                found.log_density,
+                found.info.standard_error,
+                found.info.solver_error,
+                sizes[1:],
+                changes[1:],
+                strict=True,
             )
         ]
         summary = {
@@ -118,6 +127,7 @@ def command(
             "image": image.name,
             "log_density": float(code.log_density[0]),
             "log_density_standard_error": float(code.info.standard_error[0]),
+            "log_density_solver_error": float(code.info.solver_error[0]),
             "png_bytes": sizes[0],
             "rows": rows,
         }
@@ -145,15 +155,22 @@ def command(
     if json:
         print(as_json(summary))
     else:
-        original = ["original", f"{summary['log_density']:,.1f}", str(summary["png_bytes"]), ""]
+        original = [
+            "original",
+            f"{summary['log_density']:,.1f}",
+            _error(summary),
+            str(summary["png_bytes"]),
+            "",
+        ]
         table(
             f"{image.name} by {chosen.name}: {density_title(summary)}",
-            ["q", "log-density, nats", "PNG bytes", "RMS change"],
+            ["q", "log-density, nats", "+-", "PNG bytes", "RMS change"],
             [original]
             + [
                 [
                     f"{row['q']:g}",
                     f"{row['log_density']:,.1f}",
+                    _error(row),
                     str(row["png_bytes"]),
                     f"{row['rms_change']:.3f}",
                 ]
@@ -161,3 +178,9 @@ def command(
             ],
         )
     console.print(f"wrote edit.png, edit.npz and edit.json to {out}/")
+
+
+def _error(row: Mapping[str, Any]) -> str:
+    """Write the stated error of a log-density: of the probes and of the solver together."""
+    parts = row["log_density_standard_error"], row["log_density_solver_error"]
+    return f"{np.hypot(*parts):,.1f}"

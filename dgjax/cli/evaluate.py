@@ -7,6 +7,7 @@ import numpy as np
 import typer
 
 import dgjax
+from dgjax.checkpoints.configuration import unknown_name
 from dgjax.cli.evaluation_report import level_entry, markdown, metric_entry, show
 from dgjax.cli.options import (
     BATCH,
@@ -21,7 +22,6 @@ from dgjax.cli.options import (
     make_solver,
     note_shadowed,
 )
-from dgjax.configuration import unknown_name
 from dgjax.data.named_datasets import DATASETS
 from dgjax.devices.progress import console
 from dgjax.evaluation.batched import SolverSettings, sample_model

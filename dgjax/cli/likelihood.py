@@ -70,24 +70,30 @@ def command(
             return likelihood(field, x, grid, key=key, divergence=divergence, solver=method)
 
         found = jax.vmap(one)(*batch)
-        return found.log_density, found.info.standard_error
+        return found.log_density, found.info.standard_error, found.info.solver_error
 
     names = [name for file in read for name in file.names]
     quantized = np.concatenate([np.full(len(file.names), file.quantized) for file in read])
     items = (LazySamples(read, chosen.meta.shape), quantized, np.arange(len(names)))
-    log_density, error = map_batches("likelihood", run, items, batch, chosen.field, keys)
+    log_density, error, solver_error = map_batches(
+        "likelihood", run, items, batch, chosen.field, keys
+    )
     rows: list[dict[str, Any]] = [
         {
             "file": name,
             "data": ("encoded" if latent else "dequantized") if levels else "as given",
             "log_density": float(value),
             "log_density_standard_error": float(spread),
+            "log_density_solver_error": float(of_grid),
         }
-        for name, levels, value, spread in zip(names, quantized, log_density, error, strict=True)
+        for name, levels, value, spread, of_grid in zip(
+            names, quantized, log_density, error, solver_error, strict=True
+        )
     ]
     columns = [
         ("log_density", "log-density, nats", ",.1f"),
-        ("log_density_standard_error", "+-", ".1f"),
+        ("log_density_standard_error", "+- probes", ".1f"),
+        ("log_density_solver_error", "+- solver", ".2g"),
     ]
     if not latent:
         for row, value, spread in zip(rows, log_density, error, strict=True):
@@ -96,7 +102,7 @@ def command(
             row["bits_per_dim_standard_error"] = float(spread / (chosen.size * np.log(2)))
         columns += [
             ("bits_per_dim", "bits/dim", ".3f"),
-            ("bits_per_dim_standard_error", "+-", ".3f"),
+            ("bits_per_dim_standard_error", "+- probes", ".3f"),
         ]
     summary = {**chosen.facts(), "steps": steps, "solver": solver, "probes": probes, "rows": rows}
     if json:

@@ -8,9 +8,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from dgjax.checkpoints.configuration import unknown_name
 from dgjax.checkpoints.opened import Model, open_model
 from dgjax.checkpoints.pretrained import pretrained_models
-from dgjax.configuration import unknown_name
 from dgjax.devices.progress import console
 from dgjax.sampling.solvers import SOLVERS
 

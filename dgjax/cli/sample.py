@@ -239,6 +239,7 @@ def _arrays(
 ) -> dict[str, Any]:
     """Make the arrays of samples.npz or of a shard; most are (dials, n, ...)."""
     blank = np.full(len(dials), np.nan, np.float32)
+    unknown = np.full(found.log_density.shape, np.nan, np.float32)
     sizes = [[len(encode_png(image)) for image in row] for row in levels]
     return {
         "x": found.x,
@@ -247,8 +248,9 @@ def _arrays(
         "target_log_density": dials if by_target else blank,
         "log_density": found.log_density,
         "standard_error": found.info.standard_error,
+        "solver_error": found.info.solver_error,
         "bound_share": found.info.bound_share,
-        "target_met": found.info.target_met,
+        "target_met": found.info.target_met if by_target else unknown,
         "finite": found.info.finite,
         "png_bytes": np.asarray(sizes, np.int32),
         "t_min": chosen.facts()["t_min"],

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dgjax.configuration import check_fields, unknown_name
+from dgjax.checkpoints.configuration import check_fields, unknown_name
 from dgjax.data.image_folder import CROPS
 
 __all__ = ["DataConfig"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dgjax.configuration import unknown_name
+from dgjax.checkpoints.configuration import unknown_name
 from dgjax.data.dataset import Dataset, UncroppedImages
 from dgjax.pictures.image_files import cover_image, fit_image, read_image
 

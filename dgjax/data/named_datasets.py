@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dgjax.configuration import unknown_name
+from dgjax.checkpoints.configuration import unknown_name
 from dgjax.data.data_config import DataConfig
 from dgjax.data.dataset import Dataset
 from dgjax.data.image_folder import PARTS, load_folder

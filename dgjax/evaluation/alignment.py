@@ -22,14 +22,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from dgjax.evaluation.intervals import check_confidence, share_interval
 from dgjax.model.divergence import Divergence, Hutchinson
+from dgjax.model.faults import Code, as_code, first, refuse
 from dgjax.model.field import Field, condition, score
+from dgjax.sampling.adjoints import FORWARD, Adjoint
 from dgjax.sampling.checks import check_grid, check_sample
+from dgjax.sampling.compiled import compile_once
 from dgjax.sampling.sample import sample
-from dgjax.sampling.solvers import FORWARD
+from dgjax.sampling.traced_numbers import check_model
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float, inner
 
 __all__ = ["Alignment", "AlignmentStatistics", "align", "alignment_statistics"]
@@ -47,6 +50,8 @@ class Alignment(NamedTuple):
         prior: |s_T|^2, the first value of `product` and `omega`.
         x: the sample.
         pushed: v, of the shape of x.
+        fault: 0, or the code of the first check that failed while JAX was tracing, a value of
+            `Fault`; the cosine, `product`, `omega` and its error are then NaN.
     """
 
     cosine: Scalar
@@ -56,6 +61,7 @@ class Alignment(NamedTuple):
     prior: Scalar
     x: Sample
     pushed: Sample
+    fault: Int[Array, ""]
 
     @property
     def aligned(self) -> Array:
@@ -65,7 +71,9 @@ class Alignment(NamedTuple):
     @property
     def angle(self) -> Array:
         """Angle between s and v in degrees; below 90 where aligned."""
-        return jnp.degrees(jnp.arccos(jnp.clip(self.cosine, -1, 1)))
+        ends = jnp.abs(self.cosine) >= 1  # where arccos has no derivative
+        angle = jnp.arccos(jnp.where(ends, 0, self.cosine))
+        return jnp.degrees(jnp.where(ends, jnp.where(self.cosine > 0, 0, jnp.pi), angle))
 
 
 def align(
@@ -76,6 +84,7 @@ def align(
     key: Key,
     divergence: Divergence = Hutchinson(),
     cond: Cond = None,
+    adjoint: Adjoint = FORWARD,
     **options: Any,
 ) -> Alignment:
     """Push the score at `x` through the flow, and compare it with the score at the end.
@@ -87,6 +96,8 @@ def align(
         key: for the probes. Only `omega` depends on them.
         divergence: trace estimator, for `omega` only: `Untracked()` where that is not needed.
         cond: condition of the model.
+        adjoint: of the solve, which is differentiated in forward mode. The default serves `jax.jvp`
+            of `align` too. For `jax.grad` of it pass `dgjax.BOTH_MODES`.
         **options: more arguments of `sample`, passed on to it: `solver`, `guides`, `noise`,
             `controller`, `progress`.
 
@@ -97,11 +108,24 @@ def align(
         ValueError: as `sample`.
     """
     x, grid = jnp.asarray(x), as_float(grid)
-    check_sample(x)  # here, for inside of the jvp below x is a tracer
-    check_grid(model, grid)
-    model = condition(model, cond)
+    fault = first(check_model(model), check_grid(model, grid), check_sample(model, x))
+    return _align(condition(model, cond), x, grid, key, divergence, adjoint, options, fault)
 
-    def flow(x: Sample, log_density: Scalar) -> tuple[Sample, Array]:
+
+@compile_once
+def _align(
+    model: Field,
+    x,
+    grid,
+    key,
+    divergence: Divergence,
+    adjoint: Adjoint,
+    options: dict,
+    fault: Code,
+) -> Alignment:
+    """As `align`, of checked arguments."""
+
+    def flow(x: Sample, log_density: Scalar) -> tuple[tuple[Sample, Array], Array]:
         run = sample(
             model,
             x,
@@ -109,24 +133,29 @@ def align(
             key=key,
             log_density=log_density,
             divergence=divergence,
-            adjoint=FORWARD,
+            adjoint=adjoint,
             **options,
         )
-        return run.x, run.info.log_densities
+        return (run.x, run.info.log_densities), run.info.fault
 
     start = score(model, grid[0], x).astype(x.dtype)
     prior = inner(start, start)
-    (end, _), (pushed, omegas) = jax.jvp(flow, (x, jnp.zeros_like(prior)), (start, prior))
+    (end, _), (pushed, omegas), solve_fault = jax.jvp(
+        flow, (x, jnp.zeros_like(prior)), (start, prior), has_aux=True
+    )
+    fault = first(fault, solve_fault)
     final = score(model, grid[-1], end)
-    product = inner(final, pushed)
+    product = refuse(fault, inner(final, pushed))
+    omegas = refuse(fault, omegas)
     return Alignment(
         cosine=product / jnp.sqrt(inner(final, final) * inner(pushed, pushed)),
         product=product,
         omega=jnp.mean(omegas),
-        standard_error=divergence.standard_error(omegas),
+        standard_error=refuse(fault, divergence.standard_error(omegas)),
         prior=prior,
         x=end,
         pushed=pushed,
+        fault=as_code(fault),
     )
 
 

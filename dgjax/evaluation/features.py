@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dgjax.configuration import unknown_name
+from dgjax.checkpoints.configuration import unknown_name
 from dgjax.evaluation.vgg16 import vgg16
 
 __all__ = ["FEATURES", "Features", "make_features", "pixels"]

@@ -22,9 +22,16 @@ from jaxtyping import Array, ArrayLike, Float
 from scipy.interpolate import CubicSpline
 
 from dgjax.model.divergence import Divergence, Hutchinson, check_count
+from dgjax.model.faults import first, refuse
 from dgjax.model.field import Field, condition, denoise
 from dgjax.model.paths import logsnr
-from dgjax.sampling.checks import check_in_range, check_sample, check_trajectory_shape
+from dgjax.sampling.checks import (
+    check_in_range,
+    check_sample,
+    check_shape,
+    check_trajectory_shape,
+)
+from dgjax.sampling.traced_numbers import check_model
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float
 
 __all__ = ["Geodesic", "Posterior", "geodesic", "jeffreys", "posterior"]
@@ -138,6 +145,7 @@ def jeffreys(
     check_count("batch", batch)
     ts, xs = as_float(ts), jnp.asarray(xs)
     check_trajectory_shape(ts, xs)
+    check_shape(model, xs.shape[1:], "each of xs")
     model = condition(model, cond)
     points = jax.lax.map(
         lambda p: _point(model, p[0], p[1], key, divergence),
@@ -210,9 +218,11 @@ def geodesic(
         check_count(name, count)
     if x0.shape != x1.shape:
         raise ValueError(f"the ends {x0.shape} and {x1.shape} must be of one shape")
+    fault = check_model(model)
     for name, t, x in (("0", t0, x0), ("1", t1, x1)):
-        check_sample(x, f"x{name}")
-        check_in_range(model, t, f"t{name}")
+        fault = first(
+            fault, check_sample(model, x, f"x{name}"), check_in_range(model, t, f"t{name}")
+        )
     model = condition(model, cond)
     low, high = (-0.5 * logsnr(model.path, t) for t in (model.t_min, model.t_max))
     ends = [
@@ -223,7 +233,7 @@ def geodesic(
     (y0, _), (y1, _) = ends
 
     def curve(moved):
-        ys = y0 + jnp.tensordot(share, y1 - y0, 0) + jnp.tensordot(lift, moved[0], 1)
+        ys = y0[None] + jnp.tensordot(share, y1 - y0, 0) + jnp.tensordot(lift, moved[0], 1)
         log_w = jnp.clip(base + lift @ moved[1], low, high)
         ts = jax.vmap(model.path.time)(-2 * log_w)
         # The conversion to log-SNR and back would change the ends by rounding errors.
@@ -241,12 +251,14 @@ def geodesic(
         energy, slope = jax.value_and_grad(
             lambda m: 0.5 * segments * jnp.sum(parts(m, jax.random.fold_in(key, i)))
         )(moved)
-        updates, state = optimiser.update(slope, state, moved)
+        with jax.numpy_dtype_promotion("standard"):  # schedules of optax mix dtypes
+            updates, state = optimiser.update(slope, state, moved)
         return (optax.apply_updates(moved, updates), state), energy
 
     start = jnp.zeros((knots, *x0.shape), x0.dtype), jnp.zeros(knots, x0.dtype)
     (moved, _), energies = jax.lax.scan(step, (start, optimiser.init(start)), jnp.arange(steps))
     pieces = parts(moved, jax.random.fold_in(key, steps))
+    pieces = refuse(fault, pieces)
     length = jnp.sum(jnp.sqrt(jnp.maximum(pieces, 0)))
     ts, xs = curve(moved)
     return Geodesic(ts, xs, length, 0.5 * segments * jnp.sum(pieces), energies)

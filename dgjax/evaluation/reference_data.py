@@ -7,8 +7,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from dgjax.checkpoints.configuration import unknown_name
 from dgjax.checkpoints.opened import Model
-from dgjax.configuration import unknown_name
 from dgjax.data.data_config import DataConfig
 from dgjax.data.dataset import Dataset
 from dgjax.data.image_folder import IMAGE_SUFFIXES

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import ArrayLike
 
 from dgjax.guidance.schedules import Schedule, Window, schedule, window
+from dgjax.model.faults import finite, require
 from dgjax.model.field import Conditioned, Field, condition
 from dgjax.model.local import Local
-from dgjax.typing import Cond, Sample, register_dataclass, require
+from dgjax.typing import Cond, Sample, register_dataclass
 
 __all__ = ["Contrast", "autoguidance", "classifier_free_guidance"]
 
@@ -135,6 +135,7 @@ def autoguidance(
         ValueError: if the weight is not finite or `low` >= `high`.
     """
     weight = schedule(weight)
-    require("weight", weight.values, "be finite", np.isfinite)
+    values = require("weight", weight.values, "be finite", finite)
     cond = jax.tree.map(jnp.asarray, cond)  # a Python number would cause a new trace
+    weight = Schedule(weight.knots, values)
     return Contrast(condition(other, cond), weight, window(low=low, high=high))

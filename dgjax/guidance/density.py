@@ -7,23 +7,28 @@ cancels in the guided drift, so the guide needs no Jacobian product.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import ndtri
 from jaxtyping import ArrayLike
+from scipy import special
 
 from dgjax.guidance.guide import ScoreWeightGuide
 from dgjax.guidance.schedules import Schedule, schedule
+from dgjax.model.faults import require
 from dgjax.model.field import Field
 from dgjax.model.local import Local
 from dgjax.model.paths import logsnr
-from dgjax.typing import Scalar, as_float, register_dataclass, require
+from dgjax.typing import Scalar, as_float, concrete, register_dataclass, short_repr
 
 __all__ = ["DensityGuidance", "density_guidance", "density_guidance_nats", "forcing_nats"]
 
 
 @register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DensityGuidance(ScoreWeightGuide):
     """Set the score weight eta = 1 + sqrt(2 D) probit / |sigma s|^2, within 1 +- bound.
 
@@ -36,6 +41,14 @@ class DensityGuidance(ScoreWeightGuide):
 
     probit: Schedule
     bound: Scalar
+
+    def __repr__(self) -> str:
+        """Return a line with the quantile q, by value where it is one number."""
+        q: Any = self.probit
+        if isinstance(q, Schedule) and isinstance(q.values, jax.Array | np.ndarray):
+            probits = concrete(q.values)
+            q = q.values if probits is None else np.squeeze(special.ndtr(probits))
+        return f"DensityGuidance(q={short_repr(q)}, bound={short_repr(self.bound)})"
 
     def weight_change(self, local: Local) -> Scalar:
         """Return eta - 1 before the bound is applied."""
@@ -64,8 +77,7 @@ def density_guidance(
     Raises:
         ValueError: if q is outside (0, 1), or `knots` and q do not match.
     """
-    q = as_float(q)
-    require("q", q, "lie strictly between 0 and 1", lambda q: (q > 0) & (q < 1))
+    q = require("q", as_float(q), "lie strictly between 0 and 1", lambda q: (q > 0) & (q < 1))
     return DensityGuidance(schedule(ndtri(q), knots), as_float(bound))
 
 

@@ -113,11 +113,12 @@ class ScoreWeightGuide:
 class HasTarget(Protocol):
     """A guide that aims at a log-density at t_min."""
 
-    def met(self, log_density: Scalar, size: int) -> Scalar:
-        """Return whether `log_density`, in nats, is close enough to the target.
+    def met(self, log_density: Scalar, error: Scalar, size: int) -> Scalar:
+        """Return whether the log-density is close enough to the target, its error included.
 
         Args:
             log_density: the log-density reached at t_min, in nats.
+            error: stated error of `log_density` in nats; NaN if unknown.
             size: number of elements D of one sample.
         """
         ...
@@ -137,10 +138,11 @@ def score_weight(drift: Sample, local: Local) -> Scalar:
     For this eta, `with_score_weight(drift, local, eta)` is `drift` itself.
     """
     steered = drift - local.velocity
-    return 1 - 2 * (inner(steered, local.score) / local.score_norm2) / local.g2
+    return 1 - 2 * (inner(steered, local.nonzero_score) / local.score_norm2) / local.g2
 
 
 def with_score_weight(drift: Sample, local: Local, eta: Scalar) -> Sample:
     """Return `drift` with its component along the score replaced by that of f x - g^2/2 eta s."""
-    along = inner(drift - local.velocity, local.score) / local.score_norm2
-    return drift + (0.5 * local.g2 * (1 - eta) - along) * local.score
+    score = local.nonzero_score
+    along = inner(drift - local.velocity, score) / local.score_norm2
+    return drift + (0.5 * local.g2 * (1 - eta) - along) * score

@@ -20,8 +20,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
 from dgjax.guidance.schedules import Schedule, Window, schedule, window
+from dgjax.model.faults import require
 from dgjax.model.local import Local
-from dgjax.typing import Sample, Scalar, as_float, inner, register_dataclass, require
+from dgjax.typing import Sample, Scalar, as_float, inner, register_dataclass, safe_sqrt
 
 __all__ = [
     "ItoNoise",
@@ -84,12 +85,13 @@ def _height(value: ArrayLike | Schedule | Window) -> Height:
 
 def _diffusion(height: Height, local: Local) -> Scalar:
     """Return phi = height g."""
-    return height(local.logsnr) * jnp.sqrt(jnp.maximum(local.g2, 0))
+    return height(local.logsnr) * safe_sqrt(jnp.maximum(local.g2, 0))
 
 
 def _project(z: Sample, local: Local) -> Sample:
     """Return P z = z - s <s, z>/|s|^2."""
-    return z - local.score * (inner(local.score, z) / local.score_norm2)
+    score = local.nonzero_score
+    return z - score * (inner(score, z) / local.score_norm2)
 
 
 @register_dataclass
@@ -182,8 +184,7 @@ def churn(
     Raises:
         ValueError: if the amount is negative or `low` >= `high`.
     """
-    amount = as_float(amount)
-    require("amount", amount, "not be negative", lambda amount: amount >= 0)
+    amount = require("amount", as_float(amount), "not be negative", lambda amount: amount >= 0)
     return Langevin(window(jnp.sqrt(amount), low=low, high=high))
 
 
@@ -281,7 +282,7 @@ class ReverseSDEIto:
 
     def step(self, drift: Sample, local: Local, dt: Scalar, dW: Sample) -> tuple[Sample, Array]:
         """Return the whole step of the state and the `(n,)` gains of its log-densities."""
-        g = jnp.sqrt(jnp.maximum(local.g2, 0))
+        g = safe_sqrt(jnp.maximum(local.g2, 0))
         dx = (drift - 0.5 * local.g2 * local.score) * dt + g * dW
         rate = inner(drift - local.velocity, local.score) - local.x.size * local.f
         rate = rate - 0.5 * local.g2 * jnp.sum(local.score**2)

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from dgjax.typing import Scalar, as_float, concrete, register_dataclass, require
+from dgjax.model.faults import Fault, check, numbers, refuse, require
+from dgjax.typing import Scalar, as_float, register_dataclass
 
 __all__ = ["Schedule", "Window", "schedule", "window"]
 
@@ -52,11 +52,11 @@ def schedule(value: ArrayLike | Schedule, knots: ArrayLike | None = None) -> Sch
     knots = as_float(knots)
     if knots.ndim != 1 or knots.shape != value.shape:
         raise ValueError(f"knots {knots.shape} and values {value.shape} must both be (n,)")
-    require(
+    knots = require(
         "knots",
         knots,
         "increase",
-        lambda knots: np.diff(knots) > 0,
+        lambda knots: knots[1:] > knots[:-1],
         fix="they are log-SNRs, which rise from noise to data",
     )
     return Schedule(knots, value)
@@ -102,8 +102,8 @@ def window(
         ValueError: if `low` >= `high` or the height is negative.
     """
     low, high, height = as_float(low), as_float(high), as_float(height)
-    a, b = concrete(low), concrete(high)
-    if a is not None and b is not None and not a < b:
-        raise ValueError(f"a window needs low < high (log-SNRs), got {a:g} and {b:g}; swap them")
-    require("height", height, "not be negative", lambda height: height >= 0)
-    return Window(low, high, height)
+    a, b = numbers(low, high)
+    message = "a window needs low < high (log-SNRs), got {a:g} and {b:g}; swap them"
+    ordered = check(a < b, Fault.GUIDE_NUMBER, message, a=a, b=b)
+    height = require("height", height, "not be negative", lambda height: height >= 0)
+    return Window(low, high, refuse(ordered, height))

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from dgjax.guidance.guide import ScoreWeightGuide
+from dgjax.model.faults import finite, require
 from dgjax.model.field import Field
 from dgjax.model.local import Local
-from dgjax.typing import Scalar, as_float, register_dataclass, require
+from dgjax.typing import Scalar, as_float, register_dataclass
 
 __all__ = ["Profile", "TargetGuidance", "target_guidance"]
 
@@ -72,14 +72,16 @@ class TargetGuidance(ScoreWeightGuide):
         ahead = jnp.where(jnp.abs(ahead) < least, jnp.copysign(least, ahead), ahead)
         return 2 * missing * pilot / (ahead * local.sigma**2 * local.score_norm2)
 
-    def met(self, log_density: Scalar, size: int) -> Scalar:
-        """Return whether `log_density` is within `tolerance * size` nats of the target.
+    def met(self, log_density: Scalar, error: Scalar, size: int) -> Scalar:
+        """Return whether distance from the target plus `error` is within `tolerance * size`.
 
         Args:
             log_density: the log-density reached at t_min, in nats.
+            error: stated error of `log_density` in nats; NaN if unknown, and the target then counts
+                as not met.
             size: number of elements D of one sample.
         """
-        return jnp.abs(log_density - self.target) <= self.tolerance * size
+        return jnp.abs(log_density - self.target) + error <= self.tolerance * size
 
 
 def target_guidance(
@@ -107,7 +109,6 @@ def target_guidance(
     Raises:
         ValueError: if the target is not finite.
     """
-    target = as_float(target)
-    require("target", target, "be finite (in nats)", np.isfinite)
+    target = require("target", as_float(target), "be finite (in nats)", finite)
     alpha_end = model.path.alpha(model.t_min)
     return TargetGuidance(target, profile, alpha_end, as_float(bound), as_float(tolerance))

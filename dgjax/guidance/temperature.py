@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike
 
 from dgjax.guidance.schedules import Window, window
+from dgjax.model.faults import finite, require
 from dgjax.model.local import Local
-from dgjax.typing import Sample, Scalar, as_float, register_dataclass, require
+from dgjax.typing import Sample, Scalar, as_float, register_dataclass
 
 __all__ = ["Temperature", "temperature"]
 
@@ -75,11 +75,10 @@ def temperature(
     Raises:
         ValueError: if T is not positive and finite, `scale` is not positive, or `low` >= `high`.
     """
-    T, scale = as_float(T), as_float(scale)
-    require("T", T, "be positive and finite", lambda T: (T > 0) & np.isfinite(T))
-    require(
+    T = require("T", as_float(T), "be positive and finite", lambda T: (T > 0) & finite(T))
+    scale = require(
         "scale",
-        scale,
+        as_float(scale),
         "be positive",
         lambda scale: scale > 0,
         fix="jnp.inf divides the score by T at every noise level",

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from flax import nnx
 
 from dgjax.checkpoints.checkpoint import PIXELS, Meta
+from dgjax.checkpoints.configuration import unknown_name
 from dgjax.checkpoints.spec import ModelSpec, build, build_autoencoder, build_network
-from dgjax.configuration import unknown_name
 from dgjax.importing.diffusers_autoencoder import read_autoencoder
 from dgjax.importing.diffusers_dit import read_dit, stored_positions
 from dgjax.importing.diffusers_schedulers import Process, read_scheduler

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dgjax.configuration import unknown_name
+from dgjax.checkpoints.configuration import unknown_name
 
 __all__ = ["DISCRETE", "Process", "alphas_cumprod", "read_scheduler"]
 

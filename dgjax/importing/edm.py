@@ -14,8 +14,8 @@ import numpy as np
 from flax import nnx
 
 from dgjax.checkpoints.checkpoint import Meta
+from dgjax.checkpoints.configuration import unknown_name
 from dgjax.checkpoints.spec import ModelSpec, build, build_network
-from dgjax.configuration import unknown_name
 from dgjax.importing.edm_structure import read_structure
 from dgjax.importing.model_folder import Imported, card_licence, read_json
 from dgjax.importing.state_dict import load_state_dict

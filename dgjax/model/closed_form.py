@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from dgjax.model.faults import Fault, check, finite, numbers, refuse, require
 from dgjax.model.field import Field
 from dgjax.model.field import field as make_field
 from dgjax.model.parametrization import Pair
 from dgjax.model.paths import Path, edm, logsnr
-from dgjax.typing import Sample, Scalar, as_float, concrete, register_dataclass, require
+from dgjax.typing import Sample, Scalar, as_float, register_dataclass
 
 __all__ = [
     "GaussianMixture",
@@ -179,8 +180,8 @@ def gaussian(mean: ArrayLike, covariance: ArrayLike) -> GaussianMixture:
     """
     mean = as_float(mean)
     if jnp.ndim(covariance) == 0:
-        variance = as_float(covariance)
-        require("the variance", variance, "be finite and not negative", _not_negative)
+        wanted = "be finite and not negative"
+        variance = require("the variance", as_float(covariance), wanted, _not_negative)
         return kernel_density(mean[None], jnp.sqrt(variance))
     return gaussian_mixture(jnp.ones(1), mean[None], as_float(covariance)[None])
 
@@ -212,19 +213,20 @@ def gaussian_mixture(
             f"weights {weights.shape}, means {means.shape} and covariances {covariances.shape} "
             f"must be (K,), (K, *shape) and (K, D, D)"
         )
-    _require_positive_weights(weights)
-    require("means", means, "be finite", np.isfinite)
-    require("covariances", covariances, "be finite", np.isfinite)
-    matrices = concrete(covariances)
-    if matrices is not None:
-        skew = np.abs(matrices - matrices.transpose(0, 2, 1))
-        if skew.max() > 1e-5 * np.abs(matrices).max():
-            raise ValueError("covariances must be symmetric")
+    weights = _require_positive_weights(weights)
+    means = require("means", means, "be finite", finite)
+    covariances = require("covariances", covariances, "be finite", finite)
+    (matrices,) = numbers(covariances)
+    symmetric = abs(matrices - matrices.transpose(0, 2, 1)).max() <= 1e-5 * abs(matrices).max()
+    code = check(symmetric, Fault.MODEL_NUMBER, "covariances must be symmetric")
+    covariances = refuse(code, covariances)
     values, vectors = jnp.linalg.eigh(covariances)
     values, vectors = values[:, ::-1], vectors[:, :, ::-1]
-    numbers = concrete(values)
-    if numbers is not None and numbers.min() < -1e-5 * max(numbers.max(), 1e-30):
-        raise ValueError(f"covariances must be positive semi-definite, least {numbers.min():.3g}")
+    (variances,) = numbers(values)
+    least, most = variances.min(), variances.max()
+    message = "covariances must be positive semi-definite, least {least:.3g}"
+    rounding = (least >= -1e-5 * most) | (least >= -1e-35)
+    values = refuse(check(rounding, Fault.MODEL_NUMBER, message, least=least), values)
     values = jnp.maximum(values, 0)
     rank = size if rank is None else rank
     if not 0 <= rank <= size:
@@ -278,9 +280,9 @@ def kernel_density(
             f"{count} samples take weights ({count},) and a bandwidth () or ({count},), "
             f"got {weights.shape} and {bandwidth.shape}"
         )
-    _require_positive_weights(weights)
-    require("data", data, "be finite", np.isfinite)
-    require("bandwidth", bandwidth, "be finite and not negative", _not_negative)
+    weights = _require_positive_weights(weights)
+    data = require("data", data, "be finite", finite)
+    bandwidth = require("bandwidth", bandwidth, "be finite and not negative", _not_negative)
     return GaussianMixture(
         jnp.log(weights / jnp.sum(weights)),
         data.reshape(count, size),
@@ -291,13 +293,13 @@ def kernel_density(
     )
 
 
-def _not_negative(numbers: np.ndarray) -> np.ndarray:
-    return (numbers >= 0) & np.isfinite(numbers)
+def _not_negative(numbers):
+    return (numbers >= 0) & finite(numbers)
 
 
-def _require_positive_weights(weights: Array) -> None:
+def _require_positive_weights(weights: Array) -> Array:
     fix = "leave out components of weight 0"
-    require("weights", weights, "be positive", lambda weights: weights > 0, fix=fix)
+    return require("weights", weights, "be positive", lambda weights: weights > 0, fix=fix)
 
 
 @register_dataclass
@@ -329,7 +331,8 @@ def closed_form(
     Raises:
         ValueError: if alpha or sigma vanishes at t_min or t_max.
     """
-    model = make_field(mixture, path, _MixturePair(), t_min=t_min, t_max=t_max, prior=mixture)
+    ends = {"t_min": t_min, "t_max": t_max}
+    model = make_field(mixture, path, _MixturePair(), **ends, prior=mixture, shape=mixture.shape)
     # On every path the mixture is called in the coordinates y = x/alpha, w = sigma/alpha.
     return replace(model, native=edm())
 

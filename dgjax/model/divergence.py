@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from dgjax.typing import Key, LinearMap, Sample, Scalar, register_dataclass
+from dgjax.typing import Key, LinearMap, Sample, Scalar, register_dataclass, safe_sqrt
 
 __all__ = [
     "Divergence",
@@ -90,7 +90,8 @@ def sampled_error(estimates: Array, scatter: ArrayLike) -> Scalar:
     n = estimates.shape[0]
     if n < 2:  # a single estimate has no spread
         return jnp.asarray(scatter, estimates.dtype)
-    return jnp.std(estimates, ddof=1) / jnp.sqrt(jnp.asarray(n, estimates.dtype))
+    deviation = safe_sqrt(jnp.var(estimates, ddof=1))
+    return deviation / jnp.sqrt(jnp.asarray(n, estimates.dtype))
 
 
 def check_count(name: str, count: int) -> None:

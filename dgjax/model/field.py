@@ -4,22 +4,28 @@ A `Field` is a pytree whose parameters are leaves. `repath` and `condition` map 
 field; velocity and score remain those of one density.
 """
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial, all_leaves
 from jaxtyping import Array, ArrayLike
 
+from dgjax.model.faults import Code, Fault, check, finite, first, numbers, refuse
+from dgjax.model.network_mode import check_inference_mode, check_network
 from dgjax.model.parametrization import Network, Pair, Parametrization
 from dgjax.model.paths import Path, coefficients, logsnr
-from dgjax.typing import Cond, Sample, Scalar, as_float, concrete, register_dataclass
+from dgjax.typing import Cond, Sample, Scalar, as_float, check_made, register_dataclass
 
 __all__ = [
     "Conditioned",
     "Field",
     "GaussianPrior",
     "Prior",
+    "check_noise_range",
     "condition",
     "denoise",
     "field",
@@ -86,6 +92,7 @@ class Field:
         t_min: smallest time, on `path`.
         t_max: largest time, on `path`.
         prior: the density at `t_max`.
+        shape: shape of one sample; None if it is not known.
     """
 
     network: Network
@@ -95,6 +102,13 @@ class Field:
     t_min: Scalar
     t_max: Scalar
     prior: Prior
+    shape: tuple[int, ...] | None = dataclasses.field(default=None, metadata={"static": True})
+
+    def __post_init__(self):
+        # Python numbers arrive here by `dataclasses.replace(model, t_min=0.05)`.
+        for name in ("t_min", "t_max"):
+            if not isinstance(value := getattr(self, name), jax.Array):
+                object.__setattr__(self, name, as_float(value))
 
     def pair(self, t: Scalar, x: Sample, cond: Cond = None) -> Pair:
         """Return the expected data x0 and noise eps at (t, x), from one pass of the network.
@@ -122,6 +136,7 @@ def field(
     t_min: ArrayLike,
     t_max: ArrayLike,
     prior: Prior | None = None,
+    shape: Sequence[int] | None = None,
 ) -> Field:
     """Make a model from a network.
 
@@ -134,45 +149,66 @@ def field(
         t_min: smallest time of the model. Log-densities are those of the marginal at `t_min`.
         t_max: largest time of the model, at which sampling starts.
         prior: the density at `t_max`; N(0, sigma^2 I) by default.
+        shape: shape of one sample. Functions of the model then refuse samples of another shape,
+            such as a batch, which some networks would take for one sample.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: if `t_min` >= `t_max`, if alpha or sigma is not positive and finite at either,
-            or if the log-SNR does not fall from `t_min` to `t_max`.
+        ValueError: if `path` or `parametrization` is a constructor that was not called, the network
+            takes other arguments or is in training mode, `t_min` >= `t_max`, alpha or sigma is not
+            positive and finite at either, or the log-SNR does not fall from `t_min` to `t_max`.
     """
+    check_made("path", path)
+    check_made("parametrization", parametrization, arguments=5)
+    check_network(network)
+    check_inference_mode(network)
     if all_leaves([network]):
         network = Partial(network)
     t_min, t_max = as_float(t_min), as_float(t_max)
-    _check_range(path, t_min, t_max)
+    check_noise_range(path, t_min, t_max)
     if prior is None:
         prior = gaussian_prior()
-    return Field(network, parametrization, path, None, t_min, t_max, prior)
+    shape = None if shape is None else tuple(shape)
+    return Field(network, parametrization, path, None, t_min, t_max, prior, shape)
 
 
-def _check_range(path: Path, t_min: Scalar, t_max: Scalar) -> None:
-    low, high = concrete(t_min), concrete(t_max)
-    if low is None or high is None:
-        return
-    if not low < high:
-        raise ValueError(f"t_min must be below t_max, got {low:g} and {high:g}; swap them")
+def check_noise_range(path: Path, t_min: Scalar, t_max: Scalar) -> Code:
+    """Check that the noise of a path grows from `t_min` to `t_max`, within finite numbers.
+
+    Args:
+        path: of the model.
+        t_min: smallest time.
+        t_max: largest time.
+
+    Returns:
+        The code of the check.
+
+    Raises:
+        ValueError: if `t_min` >= `t_max`, if alpha or sigma is not positive and finite at either,
+            or if the log-SNR does not fall from `t_min` to `t_max`.
+    """
+    low, high = numbers(t_min, t_max)
+    message = "t_min must be below t_max, got {low:g} and {high:g}; swap them"
+    codes = [check(low < high, Fault.MODEL_RANGE, message, low=low, high=high)]
     for name, t in (("t_min", t_min), ("t_max", t_max)):
-        alpha, sigma = concrete(path.alpha(t)), concrete(path.sigma(t))
-        if alpha is None or sigma is None:
-            return
+        alpha, sigma, time = numbers(path.alpha(t), path.sigma(t), t)
         tiny = jnp.finfo(alpha.dtype).eps
-        if not (alpha > tiny and sigma > tiny and jnp.isfinite(alpha) and jnp.isfinite(sigma)):
-            raise ValueError(
-                f"alpha = {alpha:.3g} and sigma = {sigma:.3g} at {name} = {t:.6g}; the model "
-                f"divides by both, so move {name} to where they are positive and finite"
-            )
-    first, last = concrete(logsnr(path, t_min)), concrete(logsnr(path, t_max))
-    if first is not None and last is not None and not first > last:
-        raise ValueError(
-            f"log-SNR must fall from t_min to t_max, but goes from {first:.3g} to {last:.3g}; "
-            "check the numbers of the path (t grows from data to noise)"
+        usable = (alpha > tiny) & (sigma > tiny) & finite(alpha) & finite(sigma)
+        message = (
+            f"alpha = {{alpha:.3g}} and sigma = {{sigma:.3g}} at {name} = {{time:.6g}}; the model "
+            f"divides by both, so move {name} to where they are positive and finite"
         )
+        shown = {"alpha": alpha, "sigma": sigma, "time": time}
+        codes.append(check(usable, Fault.MODEL_RANGE, message, **shown))
+    start, stop = numbers(logsnr(path, t_min), logsnr(path, t_max))
+    message = (
+        "log-SNR must fall from t_min to t_max, but goes from {start:.3g} to {stop:.3g}; "
+        "check the numbers of the path (t grows from data to noise)"
+    )
+    codes.append(check(start > stop, Fault.MODEL_RANGE, message, start=start, stop=stop))
+    return first(*codes)
 
 
 def score(model: Field, t: ArrayLike, x: Sample, cond: Cond = None) -> Sample:
@@ -199,7 +235,7 @@ def score(model: Field, t: ArrayLike, x: Sample, cond: Cond = None) -> Sample:
         >>> print(dgjax.velocity(model, 1.0, x))  # (x - denoised)/t
         [-0.4  1. ]
     """
-    t = as_float(t)
+    t, x = as_float(t), jnp.asarray(x)
     return -model.pair(t, x, cond).eps / model.path.sigma(t)
 
 
@@ -217,7 +253,7 @@ def velocity(model: Field, t: ArrayLike, x: Sample, cond: Cond = None) -> Sample
     Returns:
         An array of the shape of x.
     """
-    t = as_float(t)
+    t, x = as_float(t), jnp.asarray(x)
     c = coefficients(model.path, t)
     x0, eps = model.pair(t, x, cond)
     return c.dalpha * x0 + c.dsigma * eps
@@ -235,7 +271,7 @@ def denoise(model: Field, t: ArrayLike, x: Sample, cond: Cond = None) -> Sample:
     Returns:
         An array of the shape of x.
     """
-    return model.pair(as_float(t), x, cond).x0
+    return model.pair(as_float(t), jnp.asarray(x), cond).x0
 
 
 def repath(model: Field, path: Path) -> Field:
@@ -254,16 +290,20 @@ def repath(model: Field, path: Path) -> Field:
         ValueError: if alpha or sigma vanishes on `path` within the noise range of the model, or
             `path` does not cover this range.
     """
+    check_made("path", path)
     levels = logsnr(model.path, model.t_min), logsnr(model.path, model.t_max)
     t_min, t_max = path.time(levels[0]), path.time(levels[1])
-    _check_range(path, t_min, t_max)
+    check_noise_range(path, t_min, t_max)
     for level, t in zip(levels, (t_min, t_max), strict=True):
-        asked, found = concrete(level), concrete(logsnr(path, t))
-        if asked is not None and found is not None and abs(found - asked) > 0.1:
-            raise ValueError(
-                f"the model reaches log-SNR {asked:.3g}, but the path ends at {found:.3g}; "
-                "take a path that covers the noise range of the model"
-            )
+        asked, found = numbers(level, logsnr(path, t))
+        message = (
+            "the model reaches log-SNR {asked:.3g}, but the path ends at {found:.3g}; "
+            "take a path that covers the noise range of the model"
+        )
+        covered = check(
+            abs(found - asked) <= 0.1, Fault.MODEL_RANGE, message, asked=asked, found=found
+        )
+        t_min = refuse(covered, t_min)
     native = model.path if model.native is None else model.native
     return replace(model, path=path, native=native, t_min=t_min, t_max=t_max)
 
@@ -303,6 +343,7 @@ def log_prior(model: Field, x: Sample) -> Scalar:
         model: the field.
         x: one sample at t_max, of any shape.
     """
+    x = jnp.asarray(x)
     alpha = model.path.alpha(model.t_max)
     w = model.path.sigma(model.t_max) / alpha
     return model.prior.log_density(x / alpha, w) - x.size * jnp.log(alpha)

@@ -9,7 +9,8 @@ from jaxtyping import Array, ArrayLike, Float
 from dgjax.model.divergence import Divergence
 from dgjax.model.field import Field
 from dgjax.model.paths import coefficients
-from dgjax.typing import Cond, Key, LinearMap, Sample, Scalar, as_float
+from dgjax.model.reverse_mode import has_forward_mode, transpose
+from dgjax.typing import Cond, Key, LinearMap, Sample, Scalar, as_float, check_made
 
 __all__ = ["Local", "evaluate"]
 
@@ -31,8 +32,9 @@ class Local(NamedTuple):
         score: s = grad log p_t(x), of the shape of x.
         divergences: `(n,)` independent estimates of div u.
         log_densities: `(n,)` tracked values of log p_t(x) in nats, one for each estimate.
-        hvp: maps an array of the shape of x to its product with the Hessian of log p_t; None in
-            stored copies.
+        hvp: maps an array of the shape of x to its product with the Hessian of log p_t, which is
+            the Jacobian of the score, or with its transpose for networks without forward mode:
+            for a true score both are one. None in stored copies.
     """
 
     t: Scalar
@@ -65,8 +67,23 @@ class Local(NamedTuple):
 
     @property
     def score_norm2(self) -> Scalar:
-        """Squared norm |s|^2, at least the smallest normal number, so that it can divide."""
-        return jnp.maximum(jnp.sum(self.score**2), jnp.finfo(self.score.dtype).tiny)
+        """Squared norm of `nonzero_score`, which can divide."""
+        return jnp.sum(self.nonzero_score**2)
+
+    @property
+    def nonzero_score(self) -> Sample:
+        """Score s, or a constant vector of length eps/sigma if s is shorter than that.
+
+        With eps the rounding error of the dtype. At a mode s is 0, and the drift of guides that
+        divide by |s| depends on the direction in which 0 is approached: this is one of them. The
+        derivatives are those of s.
+        """
+        s = self.score
+        sigma = jnp.where(self.sigma == 0, 1, self.sigma)  # stages of solvers start as zeros
+        least = jnp.finfo(s.dtype).eps / sigma.astype(s.dtype)
+        short = jnp.sum(s**2) < least**2
+        entry = least / jnp.sqrt(jnp.asarray(s.size, s.dtype))
+        return s + jax.lax.stop_gradient(jnp.where(short, entry - s, 0))
 
 
 def evaluate(
@@ -96,16 +113,19 @@ def evaluate(
     Returns:
         The model at (t, x).
     """
-    t = as_float(t)
+    t, x = as_float(t), jnp.asarray(x)
+    check_made("divergence", divergence)
     c = coefficients(model.path, t)
     (x0, eps), push = jax.linearize(lambda x: model.pair(t, x, cond), x)
 
-    def hvp(z):
-        return -push(z).eps / c.sigma  # the derivative of s = -eps/sigma
+    jacobian: LinearMap = lambda z: push(z).x0
+    hvp: LinearMap = lambda z: -push(z).eps / c.sigma  # the derivative of s = -eps/sigma
+    if not has_forward_mode(push, x):
+        jacobian, hvp = transpose(jacobian, x), transpose(hvp, x)
 
     # div u of u = alpha' x0 + sigma' eps with eps = (x - alpha x0)/sigma.
     slope = c.dalpha - c.alpha * c.dsigma / c.sigma
-    traces = divergence(lambda z: push(z).x0, x, key)
+    traces = divergence(jacobian, x, key)
     return Local(
         t=t,
         x=x,

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, Protocol
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
+from dgjax.model.faults import require
 from dgjax.model.paths import Coefficients
-from dgjax.typing import Sample, Scalar, as_float, register_dataclass, require
+from dgjax.typing import Sample, Scalar, as_float, register_dataclass
 
 __all__ = [
     "DenoisedPrediction",
@@ -64,6 +65,11 @@ class Parametrization(Protocol):
 
 def _call(network: Network, x: Sample, t: Scalar, cond: Any) -> Sample:
     out = network(x, t, cond)
+    if not hasattr(out, "shape"):
+        raise ValueError(
+            f"the network returned a {type(out).__name__}, not one array: wrap it in a function "
+            "that returns the prediction alone, such as lambda x, t, cond: network(x, t, cond)[0]"
+        )
     if out.shape != x.shape:  # other shapes might broadcast silently
         raise ValueError(
             f"the network returned shape {out.shape} for one sample of shape {x.shape}, but both "
@@ -179,8 +185,8 @@ def preconditioned(sigma_data: ArrayLike = 0.5) -> Preconditioned:
     Raises:
         ValueError: if `sigma_data` is not positive.
     """
-    require("sigma_data", sigma_data, "be positive", lambda number: number > 0)
-    return Preconditioned(as_float(sigma_data))
+    sigma_data = as_float(sigma_data)
+    return Preconditioned(require("sigma_data", sigma_data, "be positive", lambda n: n > 0))
 
 
 @register_dataclass
@@ -219,8 +225,8 @@ def rescale_time(parametrization: Parametrization, rate: ArrayLike) -> RescaledT
     Raises:
         ValueError: if `rate` is not positive.
     """
-    require("rate", rate, "be positive", lambda number: number > 0)
-    return RescaledTime(parametrization, as_float(rate))
+    rate = require("rate", as_float(rate), "be positive", lambda number: number > 0)
+    return RescaledTime(parametrization, rate)
 
 
 def velocity_prediction(rate: float = 1.0) -> Parametrization:

@@ -181,7 +181,7 @@ def _bend(history: History, z: Sample, e: Sample, norm2: Scalar) -> Displacement
     angle = jnp.minimum(full, ANGLE_MAX)
     shrink = jnp.sin(angle) / full
     normal = jnp.cos(angle) * e - curvature * shrink * z
-    normal2 = jnp.maximum(jnp.sum(normal**2), jnp.finfo(z.dtype).tiny)
+    normal2 = jnp.maximum(jnp.sum(normal**2), jnp.finfo(z.dtype).eps ** 2)
     lack = jnp.clip(history.deficit / normal2, -DEFICIT_MAX, DEFICIT_MAX)
     push = 2 * lack / (1 + jnp.sqrt(1 - 2 * lack))  # the root of push - push^2/2 = lack
     along = shrink * z

@@ -6,11 +6,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dgjax.model.divergence import Divergence, Hutchinson
+from dgjax.model.faults import first
 from dgjax.model.field import Field, condition, log_prior
+from dgjax.sampling.adjoints import Adjoint
 from dgjax.sampling.checks import check_grid, check_prior_time, check_sample
 from dgjax.sampling.results import Info
 from dgjax.sampling.solve import SolveOptions, solve
-from dgjax.sampling.solvers import Adjoint, Controller, Progress, Solver
+from dgjax.sampling.solvers import Controller, Progress, Solver
+from dgjax.sampling.traced_numbers import check_model
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float
 
 __all__ = ["Likelihood", "likelihood"]
@@ -61,16 +64,21 @@ def likelihood(
         progress: as in `sample`.
 
     Returns:
-        `Likelihood(log_density, latent, info)`.
+        `Likelihood(log_density, latent, info)`. Where JAX is tracing, a check of numbers cannot
+        raise: log_density is then NaN and `info.fault` names the check.
 
     Raises:
-        ValueError: if the grid does not decrease from t_max within the model's range, x is not
-            floating or not finite, or solver and controller do not go together.
+        ValueError: if x is not of the model's shape, not floating or not finite, the grid does not
+            decrease from t_max within the model's range, or solver and controller do not go
+            together.
     """
     x, grid = jnp.asarray(x), as_float(grid)
-    check_grid(model, grid)
-    check_sample(x)
-    check_prior_time(model, grid[0], "grid")
+    fault = first(
+        check_model(model),
+        check_grid(model, grid),
+        check_sample(model, x),
+        check_prior_time(model, grid[0], "grid"),
+    )
     model = condition(model, cond)
     options = SolveOptions(
         divergence=divergence,
@@ -80,7 +88,7 @@ def likelihood(
         progress=progress,
     )
     zero = jnp.zeros((), x.dtype)
-    run = solve(model, x, jnp.flip(grid), key=key, log_density=zero, options=options)
+    run = solve(model, x, jnp.flip(grid), key=key, log_density=zero, options=options, fault=fault)
     prior = log_prior(model, run.x)
     info = run.info._replace(log_densities=prior - run.info.log_densities)
     return Likelihood(prior - run.log_density, run.x, info)

@@ -10,12 +10,15 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from dgjax.model.divergence import Divergence, Hutchinson, check_count
+from dgjax.model.faults import Code, first
 from dgjax.model.field import Field, condition, log_prior
 from dgjax.model.local import evaluate
 from dgjax.model.paths import coefficients, logsnr
 from dgjax.sampling.checks import check_monotone, check_points, check_prior_time
+from dgjax.sampling.compiled import compile_once
 from dgjax.sampling.spacetime_identity import cumulative_log_density, log_density_gain
 from dgjax.sampling.spacetime_quadrature import Quadrature
+from dgjax.sampling.traced_numbers import check_model
 from dgjax.typing import Cond, Key, as_float, inner
 
 __all__ = ["node_quadrature"]
@@ -59,7 +62,7 @@ def node_quadrature(
         batch: points evaluated together, which bounds memory.
 
     Returns:
-        `Quadrature(log_density, standard_error, log_densities)`, in nats.
+        `Quadrature(log_density, standard_error, log_densities, fault)`, in nats.
 
     Raises:
         ValueError: if shapes disagree, a number is not finite, a time is outside the model's
@@ -67,14 +70,24 @@ def node_quadrature(
             and `log_density` is left out, or `batch` is not a positive int.
     """
     ts, xs = as_float(ts), jnp.asarray(xs)
-    check_points(model, ts, xs, least=DIFFERENCE_POINTS)
-    check_monotone(ts, "ts", "use quadrature for other trajectories")
+    fault = first(
+        check_model(model),
+        check_points(model, ts, xs, least=DIFFERENCE_POINTS),
+        check_monotone(ts, "ts", "use quadrature for other trajectories"),
+    )
     check_count("batch", batch)
     model = condition(model, cond)
     if log_density is None:
-        check_prior_time(model, ts[0], "ts")
+        fault = first(fault, check_prior_time(model, ts[0], "ts"))
         log_density = log_prior(model, xs[0])
+    return _node_quadrature(model, ts, xs, key, as_float(log_density), divergence, batch, fault)
 
+
+@compile_once
+def _node_quadrature(
+    model: Field, ts, xs, key, start, divergence: Divergence, batch: int, fault: Code
+) -> Quadrature:
+    """As `node_quadrature`, of checked arguments."""
     count = ts.shape[0]
     at_zero = np.eye(DIFFERENCE_POINTS)[1]  # moments of d/du at u = 0
     over_step = 1 / np.arange(1.0, INTEGRAL_POINTS + 1)  # and of the integral over [0, 1]
@@ -94,9 +107,8 @@ def node_quadrature(
 
     rates = jax.lax.map(rate, jnp.arange(count), batch_size=min(batch, count))
     gains = jnp.einsum("ik,ikm->im", integral, rates[wide], precision="highest")
-    start = as_float(log_density)
     log_densities = cumulative_log_density(model.path, ts, xs[0].size, start, gains)
-    return Quadrature.from_estimates(divergence, log_densities)
+    return Quadrature.from_estimates(divergence, log_densities, fault)
 
 
 def _stencils(targets: int, count: int, moments: np.ndarray):

@@ -5,16 +5,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from dgjax.guidance.guide import Guide, HasTarget
 from dgjax.model.divergence import Divergence
+from dgjax.model.faults import Code, as_code, refuse
 from dgjax.model.field import Field
 from dgjax.model.paths import logsnr
 from dgjax.sampling.state import State
-from dgjax.typing import Sample, Scalar
+from dgjax.typing import Sample, Scalar, safe_sqrt
 
-__all__ = ["Errors", "Info", "Sampled", "Trajectory", "summarize"]
+__all__ = ["Errors", "Info", "Sampled", "Trajectory", "stated_error", "summarize"]
 
 
 class Info(NamedTuple):
@@ -32,18 +33,27 @@ class Info(NamedTuple):
             [0, 1].
         least_score: smallest |sigma s| over all steps, without units. Runge-Kutta methods take the
             root mean square within a step, `Multistep` and `LevelSetEuler` the value at its start.
-        target_met: whether every guide with a target reached it; True if there is none.
+        target_met: whether every guide with a target reached it, its distance and the stated error
+            of the log-density together being within the tolerance (see `stated_error`). None if no
+            guide has a target.
         finite: whether x and its log-density are finite.
         log_densities: (m,) final log-density by each of m divergence estimates, in nats.
+        fault: 0, or the code of the first check that failed while JAX was tracing, a value of
+            `Fault`. The log-densities and their errors are then NaN.
+        latent_norm: |x|/(sigma sqrt(D)) at the noisiest end of the solve. It is about 1 for a
+            latent drawn from the prior at t_max. A value near 1/sigma(t_max) means that the latent
+            was drawn from N(0, I) on a path whose noise has another scale.
     """
 
     standard_error: Scalar
     solver_error: Scalar
     bound_share: Scalar
     least_score: Scalar
-    target_met: Scalar
+    target_met: Scalar | None
     finite: Scalar
     log_densities: Float[Array, " m"]
+    fault: Int[Array, ""]
+    latent_norm: Scalar
 
 
 class Errors(NamedTuple):
@@ -88,6 +98,17 @@ class Sampled(NamedTuple):
     trajectory: Any
 
 
+def stated_error(standard_error: Scalar, solver_error: Scalar) -> Scalar:
+    """Add the errors of a log-density that a solve states, in nats.
+
+    Args:
+        standard_error: from the probes; NaN if unknown, and so is the sum.
+        solver_error: from the grid. Solvers that do not know it say infinite; then it is left out,
+            and whether the grid is fine enough is for the user to judge.
+    """
+    return standard_error + jnp.where(jnp.isinf(solver_error), 0, solver_error)
+
+
 def summarize(
     model: Field,
     grid: Float[Array, " n+1"],
@@ -96,6 +117,8 @@ def summarize(
     end: State,
     score_integrals: Float[Array, " n+1"],
     errors: Errors,
+    fault: Code,
+    start: Sample,
 ) -> Info:
     """Compute the diagnostics of a solve.
 
@@ -107,6 +130,8 @@ def summarize(
         end: the final state.
         score_integrals: (n+1,) `State.score_integral` at every grid point.
         errors: of the final log-densities, as far as the solver knows them.
+        fault: the code of the checks of the solve.
+        start: the sample at `grid[0]`.
 
     Returns:
         `Info`.
@@ -115,18 +140,26 @@ def summarize(
     steps = jnp.abs(jnp.diff(levels)).astype(score_integrals.dtype)
     # Above 1 by the error of the quadrature only.
     share = jnp.minimum(jnp.abs(end.bound_integral) / jnp.sum(steps), 1)
-    score = jnp.sqrt(jnp.maximum(jnp.abs(jnp.diff(score_integrals)) / steps, 0))
+    score = safe_sqrt(jnp.maximum(jnp.abs(jnp.diff(score_integrals)) / steps, 0))
     log_density = jnp.mean(end.log_densities)
-    met = jnp.array(True)
-    for guide in guides:
-        if isinstance(guide, HasTarget):
-            met = met & guide.met(log_density, end.x.size)
+    standard_error = divergence.standard_error(end.log_densities, errors.scatter)
+    solver_error = jnp.asarray(errors.solver, end.x.dtype)
+    error = stated_error(standard_error, solver_error)
+    met = [g.met(log_density, error, end.x.size) for g in guides if isinstance(g, HasTarget)]
     return Info(
-        standard_error=divergence.standard_error(end.log_densities, errors.scatter),
-        solver_error=jnp.asarray(errors.solver, end.x.dtype),
+        standard_error=refuse(fault, standard_error),
+        solver_error=refuse(fault, solver_error),
         bound_share=share,
         least_score=jnp.min(score),
-        target_met=met,
+        target_met=jnp.all(jnp.stack(met)) if met else None,
         finite=jnp.isfinite(log_density) & jnp.all(jnp.isfinite(end.x)),
         log_densities=end.log_densities,
+        fault=as_code(fault),
+        latent_norm=_latent_norm(model, grid, start, end.x),
     )
+
+
+def _latent_norm(model: Field, grid: Float[Array, " n+1"], start: Sample, end: Sample) -> Scalar:
+    noisiest = jnp.where(grid[0] > grid[-1], start, end)
+    sigma = model.path.sigma(jnp.maximum(grid[0], grid[-1])).astype(end.dtype)
+    return jnp.sqrt(jnp.mean(noisiest**2)) / sigma

@@ -9,10 +9,11 @@ from dgjax.guidance.guide import Guide
 from dgjax.guidance.noise import ItoNoise, StratonovichNoise
 from dgjax.model.divergence import Divergence, Hutchinson
 from dgjax.model.field import Field, condition, log_prior
-from dgjax.sampling.checks import check_grid, check_prior_time, check_sample
+from dgjax.sampling.adjoints import Adjoint
+from dgjax.sampling.checks import check_latent
 from dgjax.sampling.results import Sampled
 from dgjax.sampling.solve import Save, SolveOptions, solve
-from dgjax.sampling.solvers import Adjoint, Controller, Progress, Solver
+from dgjax.sampling.solvers import Controller, Progress, Solver
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float
 
 __all__ = ["sample"]
@@ -25,7 +26,7 @@ def sample(
     *,
     key: Key,
     log_density: Scalar | None = None,
-    guides: Sequence[Guide] = (),
+    guides: Guide | Sequence[Guide] = (),
     noise: StratonovichNoise | ItoNoise | None = None,
     divergence: Divergence = Hutchinson(),
     cond: Cond = None,
@@ -43,17 +44,19 @@ def sample(
     v = u), or with noise identity (B), the same with the Stratonovich noise in dx; both are in the
     page Concepts. Batch with `jax.vmap`.
 
+    The solve is compiled once per structure of the arguments and then kept, with or without
+    `jax.jit`. Functions are the same only if they are one object: a network, a guide or a `save`
+    that is a new lambda at each call is compiled at each call.
+
     Args:
         model: the field.
         x: one latent of any shape, at time `grid[0]`.
         grid: (steps + 1,) decreasing times, from `grid_uniform`, `grid_logsnr` or `grid_karras`.
-            Under `jax.jit` a grid that is an argument is not checked; if it is not monotone,
-            log_density is NaN.
         key: for probes and noise; results are reproducible from it.
         log_density: of `x` at `grid[0]`, in nats. By default the model's prior, for which
             `grid[0]` must be t_max.
-        guides: transforms of the drift, applied from left to right. Put those that fix the rate of
-            log p_t (density guidance, targets) last.
+        guides: one transform of the drift or several, applied from left to right. Put those that
+            fix the rate of log p_t (density guidance, targets) last.
         noise: a stochastic term. An Ito noise needs `diffrax.Euler()`, a Stratonovich noise any
             other solver.
         divergence: trace estimator, with a fresh probe at every grid point. `Untracked()` gives
@@ -67,24 +70,33 @@ def sample(
             set and no target; `Dopri5()` with any other noise.
         controller: `diffrax.PIDController(rtol, atol)` for adaptive steps. The grid then gives the
             two ends and the times for `save`, and one probe serves the whole solve.
-        adjoint: how gradients are taken, by default `diffrax.RecursiveCheckpointAdjoint()`.
+        adjoint: how derivatives are taken. The default, `diffrax.RecursiveCheckpointAdjoint()`,
+            is for reverse mode (`jax.grad`); `dgjax.FORWARD` is for forward mode (`jax.jvp`,
+            `jax.jacfwd`), `dgjax.BOTH_MODES` for both (`jax.linearize`, `jax.hessian`).
         save: `(t, x, log_density) -> anything`, collected at every grid point; `Trajectory`
             collects all three.
-        progress: a diffrax progress meter.
+        progress: a diffrax progress meter, such as `diffrax.TextProgressMeter()`.
 
     Returns:
-        `Sampled(x, log_density, info, trajectory)`, with log_density in nats.
+        `Sampled(x, log_density, info, trajectory)`, with log_density in nats. Where JAX is tracing,
+        a check of numbers cannot raise: log_density is then NaN and `info.fault` names the check.
 
     Raises:
-        ValueError: if the grid does not decrease within the model's range, x is not floating or
-            not finite, the grid does not start at t_max and `log_density` is left out, or solver,
-            noise and controller do not go together.
+        ValueError: if x is not of the model's shape, not floating or not finite, the grid does not
+            decrease within the model's range, or does not start at t_max and `log_density` is left
+            out, or solver, noise and controller do not go together.
     """
     x, grid = jnp.asarray(x), as_float(grid)
-    check_grid(model, grid)
-    check_sample(x)
+    fault = check_latent(model, x, grid, log_density)
     if log_density is None:
-        check_prior_time(model, grid[0], "grid")
         log_density = log_prior(model, x)
     options = SolveOptions(guides, noise, divergence, solver, controller, adjoint, save, progress)
-    return solve(condition(model, cond), x, grid, key=key, log_density=log_density, options=options)
+    return solve(
+        condition(model, cond),
+        x,
+        grid,
+        key=key,
+        log_density=log_density,
+        options=options,
+        fault=fault,
+    )

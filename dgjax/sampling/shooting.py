@@ -8,9 +8,9 @@ at the target, by many solves. Its sample is then a typical one of its q.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import equinox
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optimistix
 from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, ArrayLike, Float
@@ -19,12 +19,18 @@ from dgjax.guidance.density import DensityGuidance, forcing_nats
 from dgjax.guidance.schedules import schedule
 from dgjax.guidance.target import Profile
 from dgjax.model.divergence import Divergence, Hutchinson
+from dgjax.model.faults import Code, Fault, as_code, check, finite, first, numbers, refuse
 from dgjax.model.field import Field, condition
 from dgjax.model.local import evaluate
 from dgjax.model.paths import logsnr
-from dgjax.sampling.results import Sampled, Trajectory
+from dgjax.sampling.adjoints import serves_forward
+from dgjax.sampling.arguments import as_guides
+from dgjax.sampling.checks import check_latent
+from dgjax.sampling.compiled import compile_once
+from dgjax.sampling.implicit_root import implicit_root
+from dgjax.sampling.results import Sampled, Trajectory, stated_error
 from dgjax.sampling.sample import sample
-from dgjax.typing import Cond, Key, Sample, Scalar, as_float, concrete
+from dgjax.typing import Cond, Key, Sample, Scalar, as_float
 
 __all__ = ["Shot", "pilot", "shoot"]
 
@@ -56,7 +62,15 @@ def pilot(
     Raises:
         ValueError: as `sample`.
     """
-    model = condition(model, cond)
+    latents, grid = jnp.asarray(latents), as_float(grid)
+    for x in latents:  # inside `_pilot` all is traced
+        check_latent(model, x, grid, options.get("log_density"))
+    return _pilot(condition(model, cond), latents, grid, key, divergence, options)
+
+
+@compile_once
+def _pilot(model: Field, latents, grid, key, divergence: Divergence, options: dict) -> Profile:
+    """As `pilot`, of checked arguments."""
     keys = jax.random.split(key, latents.shape[0])
 
     def one(x, key):
@@ -113,7 +127,8 @@ def shoot(
     """Sample at the quantile q whose trajectory ends at `target` nats, found by bisection in q.
 
     Each iteration is a whole solve with the same key, so that log p(q) is one function. Use
-    `jax.vmap` over latents and targets.
+    `jax.vmap` over latents and targets. Derivatives of q are those of the root, by the implicit
+    function theorem, and do not pass through the iterations.
 
     Args:
         model: the field.
@@ -130,47 +145,101 @@ def shoot(
             density guidance), `noise`, `divergence`, `cond`, `solver`, `save`, ...
 
     Returns:
-        `Shot(sampled, q, log_density_range)`.
+        `Shot(sampled, q, log_density_range)`. Where JAX is tracing, a check of numbers cannot
+        raise: the sample's log_density is then NaN and its `info.fault` names the check.
 
     Raises:
         ValueError: if the bracket is not inside (0, 1) or the target is not finite, and as
             `sample`.
     """
     target = as_float(target)
-    a, b, goal = concrete(as_float(low)), concrete(as_float(high)), concrete(target)
-    if a is not None and b is not None and not 0 < a < b < 1:
-        raise ValueError(f"the bracket of q must satisfy 0 < low < high < 1, got {a:g}, {b:g}")
-    if goal is not None and not np.isfinite(goal).all():
-        raise ValueError(f"target must be finite nats, got {goal}")
-    before = tuple(options.pop("guides", ()))
+    a, b = numbers(as_float(low), as_float(high))
+    (goal,) = numbers(target)
+    bracket = "the bracket of q must satisfy 0 < low < high < 1, got {a:g}, {b:g}"
+    wanted = "target must be finite nats, got {goal}"
+    fault = first(
+        check((a > 0) & (a < b) & (b < 1), Fault.BRACKET, bracket, a=a, b=b),
+        check(finite(goal).all(), Fault.TARGET, wanted, goal=goal),
+    )
+    x, grid = jnp.asarray(x), as_float(grid)
+    check_latent(model, x, grid, options.get("log_density"))  # inside `_shoot` all is traced
+    limits = as_float(low), as_float(high), as_float(tolerance)
+    return _shoot(model, x, grid, target, key, *limits, iterations, run, options, fault)
+
+
+@compile_once
+def _shoot(
+    model: Field,
+    x: Sample,
+    grid: Array,
+    target: Scalar,
+    key: Key,
+    low: Scalar,
+    high: Scalar,
+    tolerance: Scalar,
+    iterations: int,
+    run: Callable[..., Sampled],
+    options: dict[str, Any],
+    fault: Code,
+) -> Shot:
+    """As `shoot`, of checked arguments."""
+    before = as_guides(options.pop("guides", ()))
 
     def solve(probit: Scalar) -> Sampled:
         guide = DensityGuidance(schedule(probit), as_float(1.0))
         return run(model, x, grid, key=key, guides=(*before, guide), **options)
 
-    lower, upper = ndtri(as_float(low)), ndtri(as_float(high))
-    ends = jax.vmap(lambda probit: solve(probit).log_density)(jnp.stack([lower, upper]))
+    lower, upper = ndtri(low), ndtri(high)
+    # All traced values become arguments: derivatives in them are those of the root.
+    converted = equinox.filter_closure_convert(lambda probit: solve(probit).log_density, lower)
+    arrays, rest = equinox.partition(converted, equinox.is_array)
+    operands, structure = jax.tree.flatten(arrays)
+
+    def reach(probit, *operands):
+        return equinox.combine(jax.tree.unflatten(structure, operands), rest)(probit)
+
+    ends = jax.vmap(lambda probit: reach(probit, *operands))(jnp.stack([lower, upper]))
 
     # The variable is the nats that q forces: argument and value then have one unit and tolerance.
     scale = forcing_nats(model, x.size)
-    allowed = as_float(tolerance) * x.size
+    allowed = tolerance * x.size
 
-    def miss(nats, args):
-        del args
-        return jnp.sign(ends[1] - ends[0]) * (solve(nats / scale).log_density - target)
+    held = jax.lax.stop_gradient((lower, upper, scale, ends, target, operands))
+    found = _bisect(reach, *held, 0.1 * jax.lax.stop_gradient(allowed), iterations)
 
     reachable = (ends[0] - target) * (ends[1] - target) <= 0
     nearest = jnp.where(jnp.abs(ends[0] - target) < jnp.abs(ends[1] - target), lower, upper)
+    slope = _forward_slope if serves_forward(options.get("adjoint")) else _reverse_slope
+    root = implicit_root(reach, found, target, operands, valid=reachable, slope=slope)
+    probit = refuse(fault, jnp.where(reachable, root, nearest))
+    sampled = solve(probit)
+    error = stated_error(sampled.info.standard_error, sampled.info.solver_error)
+    met = (jnp.abs(sampled.log_density - target) + error <= allowed) & sampled.info.finite
+    info = sampled.info._replace(target_met=met, fault=as_code(first(fault, sampled.info.fault)))
+    return Shot(sampled._replace(info=info), ndtr(probit), ends)
+
+
+def _bisect(reach, lower, upper, scale, ends, target, operands, tolerance, iterations) -> Scalar:
+    """Find the probit at which `reach` is `target`, between `lower` and `upper`."""
+
+    def miss(nats, args):
+        del args
+        return jnp.sign(ends[1] - ends[0]) * (reach(nats / scale, *operands) - target)
+
     found = optimistix.root_find(
         miss,
-        optimistix.Bisection(rtol=0.0, atol=0.1 * allowed, flip=False),  # type: ignore
+        optimistix.Bisection(rtol=0.0, atol=tolerance, flip=False),  # type: ignore
         0.5 * (lower + upper) * scale,
         options={"lower": lower * scale, "upper": upper * scale},
         max_steps=iterations,
         throw=False,
     ).value
-    probit = jnp.where(reachable, found / scale, nearest)
-    sampled = solve(probit)
-    met = (jnp.abs(sampled.log_density - target) <= allowed) & sampled.info.finite
-    info = sampled.info._replace(target_met=met)
-    return Shot(sampled._replace(info=info), ndtr(probit), ends)
+    return jax.lax.stop_gradient(found) / scale
+
+
+def _forward_slope(function: Callable[[Scalar], Scalar], x: Scalar) -> Scalar:
+    return jax.jvp(function, (x,), (jnp.ones_like(x),))[1]
+
+
+def _reverse_slope(function: Callable[[Scalar], Scalar], x: Scalar) -> Scalar:
+    return jax.grad(function)(x)

@@ -28,14 +28,17 @@ from jaxtyping import Array, Float
 from dgjax.guidance.guide import Guide, ScoreWeightGuide, apply_guides
 from dgjax.guidance.noise import ItoNoise, StratonovichNoise
 from dgjax.model.divergence import Divergence, Hutchinson, Untracked
+from dgjax.model.faults import Code, Fault, first, refuse
 from dgjax.model.field import Field
 from dgjax.model.local import Local, evaluate
 from dgjax.model.paths import Path
+from dgjax.sampling.adjoints import Adjoint, guard_inputs, guard_results
+from dgjax.sampling.arguments import as_guides, check_options
 from dgjax.sampling.checks import check_solver
+from dgjax.sampling.compiled import compile_once, on_any_mesh
 from dgjax.sampling.results import Errors, Sampled, summarize
 from dgjax.sampling.solver_quadrature import integrate_nodes
 from dgjax.sampling.solvers import (
-    Adjoint,
     Controller,
     FixedSteps,
     Multistep,
@@ -44,7 +47,8 @@ from dgjax.sampling.solvers import (
     default_solver,
 )
 from dgjax.sampling.state import Evaluation, Node, State
-from dgjax.typing import Key, Sample, Scalar, concrete, inner
+from dgjax.sampling.traced_numbers import check_guides
+from dgjax.typing import Key, Sample, Scalar, inner
 
 __all__ = ["Save", "SolveOptions", "solve"]
 
@@ -57,7 +61,7 @@ ADAPTIVE_STEPS = 4096  # at most
 class SolveOptions(NamedTuple):
     """Options of a solve. The fields are the arguments of `sample` with the same names."""
 
-    guides: Sequence[Guide] = ()
+    guides: Guide | Sequence[Guide] = ()
     noise: StratonovichNoise | ItoNoise | None = None
     divergence: Divergence = Hutchinson()
     solver: Solver | None = None
@@ -74,6 +78,7 @@ class _Problem(NamedTuple):
     guides: tuple[Guide, ...]
     noise: Any
     divergence: Divergence
+    fault: Array | None  # None if all checks are known to hold
 
 
 class _Augmented(diffrax.AbstractTerm):
@@ -168,6 +173,7 @@ def solve(
     key: Key,
     log_density: Scalar,
     options: SolveOptions,
+    fault: Code,
 ) -> Sampled:
     """Integrate the sample and its log-density along `grid`, in either direction of time.
 
@@ -178,6 +184,7 @@ def solve(
         key: for probes and noise.
         log_density: of `x` at `grid[0]`, in nats.
         options: guides, noise, divergence, solver and what else `sample` takes.
+        fault: the code of the checks of the other arguments. Log-densities are NaN if one failed.
 
     Returns:
         `Sampled` at time `grid[-1]`.
@@ -185,46 +192,70 @@ def solve(
     Raises:
         ValueError: if the grid is not monotone, or solver, noise and controller do not go together.
     """
-    guides, noise, divergence, solver, controller, adjoint, save, progress = options
-    solver = default_solver(guides, noise, controller) if solver is None else solver
-    check_solver(grid, noise, solver, controller)
-    jax.eval_shape(model.pair, grid[0], x)  # errors of the network arise here, in its own words
+    guides, noise, controller = as_guides(options.guides), options.noise, options.controller
+    check_options(
+        noise=noise,
+        divergence=options.divergence,
+        solver=options.solver,
+        controller=controller,
+        adjoint=options.adjoint,
+        progress=options.progress,
+    )
+    solver = options.solver or default_solver(guides, noise, controller)
+    in_order = check_solver(grid, noise, solver, controller)
+    fault = first(fault, in_order, check_guides(guides, noise))
+    start = jnp.asarray(log_density, x.dtype)
+    options = options._replace(guides=guides, solver=solver)
+    return _solve(model, x, grid, key, start, options, fault)
 
+
+@on_any_mesh
+@compile_once
+def _solve(
+    model: Field, x: Sample, grid, key: Key, start: Scalar, options: SolveOptions, fault: Code
+) -> Sampled:
+    """As `solve`, of checked arguments. `start` is the log-density there."""
+    _, noise, divergence, solver, controller, adjoint, save, progress = options
+    guides = as_guides(options.guides)
+    assert solver is not None
+    jax.eval_shape(model.pair, grid[0], x)  # errors of the network arise here, in its own words
     probe_key, noise_key = jax.random.split(key)
     like = jax.ShapeDtypeStruct(x.shape, x.dtype)
     # Adaptive steps need an integrand that is smooth in time: one probe for the whole solve, which
     # a grid of one time has.
     probe_grid = grid if controller is None else grid[:1]
     term = _Augmented(probe_grid, probe_key, noise_key, like, noise is not None)
+    traced = None if isinstance(fault, Fault) else fault
+    adjoint = diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint
+    problem = _Problem(model, guides, noise, divergence, traced)
+    problem, x, grid, start = guard_inputs(adjoint, (problem, x, grid, start))
     run = partial(
         diffrax.diffeqsolve,
         term,
         solver,
         dt0=None,
-        args=_Problem(model, tuple(guides), noise, divergence),
-        adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
+        args=problem,
+        adjoint=adjoint,
         throw=False,
         progress_meter=diffrax.NoProgressMeter() if progress is None else progress,
     )
-    state = _initial_state(x, grid, log_density, divergence, key)
+    state = _initial_state(x, start, divergence, key)
     if isinstance(solver, Multistep):
         state = state._replace(node=Node(x, state.log_densities, x))
     # `Untracked` has nothing to integrate, and then needs no evaluation at the last point.
     if isinstance(solver, Multistep) and not isinstance(divergence, Untracked):
-        end, scores, trajectory, errors = _by_nodes(run, model.path, grid, state, save)
+        end, scores, trajectory, errors = _by_nodes(run, model.path, grid, state, save, fault)
     else:
         end, scores, trajectory = _by_steps(run, grid, state, controller, save)
         errors = Errors(jnp.nan, jnp.inf)  # not known
-    info = summarize(model, grid, guides, divergence, end, scores, errors)
-    return Sampled(end.x, jnp.mean(end.log_densities), info, trajectory)
+    end = end._replace(log_densities=refuse(fault, end.log_densities))
+    info = summarize(model, grid, guides, divergence, end, scores, errors, fault, x)
+    sampled = Sampled(end.x, jnp.mean(end.log_densities), info, trajectory)
+    return guard_results(adjoint, sampled)
 
 
-def _initial_state(x, grid, log_density, divergence: Divergence, key) -> State:
+def _initial_state(x, start, divergence: Divergence, key) -> State:
     estimates = jax.eval_shape(lambda x, key: divergence(lambda z: z, x, key), x, key)
-    start = jnp.asarray(log_density, x.dtype)
-    if concrete(grid) is None:  # then `check_solver` could not look at the times
-        monotone = jnp.all(jnp.diff(grid) > 0) | jnp.all(jnp.diff(grid) < 0)
-        start = jnp.where(monotone, start, jnp.nan)
     zero = jnp.zeros((), x.dtype)
     return State(x, jnp.broadcast_to(start, estimates.shape), zero, zero)
 
@@ -238,8 +269,10 @@ def _by_steps(run, grid, state, controller: Controller | None, save: Save | None
     """The state at the end, its score integral at every grid point, and what `save` made there."""
 
     def saved(t, y, args):
-        del args
-        return None if save is None else save(t, y.x, jnp.mean(y.log_densities))
+        if save is None:
+            return None
+        fault = Fault.NONE if args.fault is None else args.fault
+        return save(t, y.x, refuse(fault, jnp.mean(y.log_densities)))
 
     when: dict[str, Any]
     if controller is None:
@@ -263,12 +296,12 @@ def _by_steps(run, grid, state, controller: Controller | None, save: Save | None
     return jax.tree.map(lambda a: a[0], end), scores, trajectory
 
 
-def _by_nodes(run, path: Path, grid, state: State, save: Save | None):
+def _by_nodes(run, path: Path, grid, state: State, save: Save | None, fault: Code):
     """Solve like `_by_steps`, with log-densities by quadrature and the errors that it knows."""
     # The model is evaluated at the start of a step. One more step, the shortest possible, has it
     # evaluated at the last grid point; the end of that step is not used.
-    last = grid[-1]
-    beyond = last + jax.lax.stop_gradient(jnp.nextafter(last, 2 * last - grid[-2]) - last)
+    last, before = jax.lax.stop_gradient((grid[-1], grid[-2]))
+    beyond = grid[-1] + (jnp.nextafter(last, 2 * last - before) - last)
     extended = jnp.append(grid, beyond)
 
     def node(t, y, args):
@@ -295,6 +328,6 @@ def _by_nodes(run, path: Path, grid, state: State, save: Save | None):
     carried = jnp.abs(jnp.mean(end.log_densities[0] - found.log_densities[-1]))
     errors = Errors(found.scatter, jnp.maximum(found.error, carried))
     end = State(xs[-1], found.log_densities[-1], scores[-2], end.bound_integral[0])
-    log_densities = jnp.mean(found.log_densities, -1)
+    log_densities = refuse(fault, jnp.mean(found.log_densities, -1))
     trajectory = None if save is None else jax.vmap(save)(grid, xs, log_densities)
     return end, scores[:-1], trajectory, errors

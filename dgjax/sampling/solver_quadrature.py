@@ -33,7 +33,7 @@ from dgjax.model.paths import Path, coefficients
 from dgjax.sampling.interpolation import RHO, dlog_w_du, lagrange, u_of_logsnr, weights
 from dgjax.sampling.spacetime_identity import cumulative_log_density, log_density_gain
 from dgjax.sampling.state import Node
-from dgjax.typing import Sample, Scalar, inner
+from dgjax.typing import Sample, Scalar, inner, safe_sqrt
 
 __all__ = ["NodeIntegral", "integrate_nodes", "residual_gain", "weighted_sum"]
 
@@ -115,7 +115,8 @@ def integrate_nodes(
     )
     log_densities = cumulative_log_density(path, ts, xs[0].size, start, gains)
     total = jnp.zeros_like(us).at[wide].add(integrals)
-    scatter = jnp.linalg.norm(total * _deviations(us, jnp.mean(rates, 1)))
+    errors = total * _deviations(us, jnp.mean(rates, 1))
+    scatter = safe_sqrt(jnp.sum(errors**2))
     error = jnp.maximum(jnp.abs(jnp.sum(differences)), 0.5 * jnp.sum(sizes))
     return NodeIntegral(log_densities, scatter, error)
 

@@ -14,10 +14,8 @@ from dgjax.model.divergence import Divergence, Hutchinson, check_count
 from dgjax.sampling import level_set, multistep
 
 __all__ = [
-    "FORWARD",
     "RK4",
     "SOLVERS",
-    "Adjoint",
     "Controller",
     "FixedSteps",
     "LevelSetEuler",
@@ -31,11 +29,7 @@ __all__ = [
 
 Solver: TypeAlias = diffrax.AbstractSolver
 Controller: TypeAlias = diffrax.AbstractStepSizeController
-Adjoint: TypeAlias = diffrax.AbstractAdjoint
 Progress: TypeAlias = diffrax.AbstractProgressMeter
-
-FORWARD = diffrax.ForwardMode()
-"""The adjoint for `jax.jvp` through a solve."""
 
 
 class RK4(diffrax.AbstractERK, diffrax.AbstractStratonovichSolver):

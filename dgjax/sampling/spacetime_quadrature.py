@@ -12,10 +12,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 from numpy.polynomial import legendre
 
 from dgjax.model.divergence import Divergence, Hutchinson, check_count
+from dgjax.model.faults import Code, as_code, first, refuse
 from dgjax.model.field import Field, condition, log_prior, score
 from dgjax.model.local import evaluate
 from dgjax.model.paths import coefficients, logsnr
@@ -25,8 +26,10 @@ from dgjax.sampling.checks import (
     check_prior_time,
     check_sample,
 )
+from dgjax.sampling.compiled import compile_once
 from dgjax.sampling.spacetime_identity import cumulative_log_density, log_density_gain
-from dgjax.typing import Cond, Key, Sample, Scalar, as_float, inner
+from dgjax.sampling.traced_numbers import check_model
+from dgjax.typing import Cond, Key, Sample, Scalar, as_float, inner, safe_sqrt
 
 __all__ = ["Chord", "Quadrature", "chord", "quadrature"]
 
@@ -38,27 +41,32 @@ class Quadrature(NamedTuple):
         log_density: (n+1,) at each point.
         standard_error: (n+1,) of `log_density` from the probes; NaN for a single probe.
         log_densities: (n+1, m) by each of the m divergence estimates.
+        fault: 0, or the code of the first check that failed while JAX was tracing, a value of
+            `Fault`; all log-densities are then NaN.
     """
 
     log_density: Float[Array, " n+1"]
     standard_error: Float[Array, " n+1"]
     log_densities: Float[Array, "n+1 m"]
+    fault: Int[Array, ""]
 
     @classmethod
     def from_estimates(
-        cls, divergence: Divergence, log_densities: Float[Array, "n+1 m"]
+        cls, divergence: Divergence, log_densities: Float[Array, "n+1 m"], fault: Code
     ) -> "Quadrature":
         """Average the log-densities of independent estimates and add their standard error.
 
         Args:
             divergence: the trace estimator that they come from.
             log_densities: (n+1, m) nats.
+            fault: the code of the checks; all results are NaN if one failed.
 
         Returns:
             `Quadrature` of n+1 points.
         """
-        error = jax.vmap(divergence.standard_error)(log_densities)
-        return cls(jnp.mean(log_densities, -1), error, log_densities)
+        log_densities = refuse(fault, log_densities)
+        error = refuse(fault, jax.vmap(divergence.standard_error)(log_densities))
+        return cls(jnp.mean(log_densities, -1), error, log_densities, as_code(fault))
 
 
 class Chord(NamedTuple):
@@ -67,10 +75,13 @@ class Chord(NamedTuple):
     Attributes:
         difference: log p_t(x1) - log p_t(x0).
         error: an estimate of the size of its error.
+        fault: 0, or the code of the first check that failed while JAX was tracing, a value of
+            `Fault`; the two numbers are then NaN.
     """
 
     difference: Scalar
     error: Scalar
+    fault: Int[Array, ""]
 
 
 def quadrature(
@@ -108,7 +119,7 @@ def quadrature(
         batch: nodes evaluated together, which bounds memory.
 
     Returns:
-        `Quadrature(log_density, standard_error, log_densities)`, in nats.
+        `Quadrature(log_density, standard_error, log_densities, fault)`, in nats.
 
     Raises:
         ValueError: if shapes disagree, a number is not finite, a time is outside the model's
@@ -116,15 +127,23 @@ def quadrature(
             `batch` is not a positive int.
     """
     ts, xs = as_float(ts), jnp.asarray(xs)
-    check_points(model, ts, xs)
+    fault = first(check_model(model), check_points(model, ts, xs))
     check_count("nodes", nodes)
     check_count("batch", batch)
     model = condition(model, cond)
     if log_density is None:
-        check_prior_time(model, ts[0], "ts")
+        fault = first(fault, check_prior_time(model, ts[0], "ts"))
         log_density = log_prior(model, xs[0])
-    shares, masses = _gauss(nodes)
+    start = as_float(log_density)
+    return _quadrature(model, ts, xs, key, start, divergence, nodes, batch, fault)
 
+
+@compile_once
+def _quadrature(
+    model: Field, ts, xs, key, start, divergence: Divergence, nodes: int, batch: int, fault: Code
+) -> Quadrature:
+    """As `quadrature`, of checked arguments."""
+    shares, masses = _gauss(nodes)
     segments = ts.shape[0] - 1
     log_w = -0.5 * jax.vmap(lambda t: logsnr(model.path, t))(ts)
     ys = jax.vmap(lambda t, x: x / model.path.alpha(t))(ts, xs)
@@ -142,9 +161,8 @@ def quadrature(
     count = segments * nodes
     gains = jax.lax.map(gain, jnp.arange(count), batch_size=min(batch, count))
     gains = jnp.sum(gains.reshape(segments, nodes, -1), 1)
-    start = as_float(log_density)
     log_densities = cumulative_log_density(model.path, ts, xs[0].size, start, gains)
-    return Quadrature.from_estimates(divergence, log_densities)
+    return Quadrature.from_estimates(divergence, log_densities, fault)
 
 
 def chord(
@@ -179,7 +197,7 @@ def chord(
         batch: points evaluated together, which bounds memory.
 
     Returns:
-        `Chord(difference, error)`, in nats.
+        `Chord(difference, error, fault)`, in nats.
 
     Raises:
         ValueError: if shapes disagree, a number is not finite, t is outside the model's range,
@@ -191,15 +209,22 @@ def chord(
     t = as_float(t)
     if t.ndim:
         raise ValueError(f"t must be one time for both points, got shape {t.shape}; vmap instead")
-    check_sample(x0, "x0")
-    check_sample(x1, "x1")
-    check_in_range(model, t, "t")
+    fault = first(
+        check_model(model),
+        check_sample(model, x0, "x0"),
+        check_sample(model, x1, "x1"),
+        check_in_range(model, t, "t"),
+    )
     if not isinstance(nodes, int) or nodes < 2:
         raise ValueError(f"nodes must be an int above 1 to state an error, got {nodes!r}")
     check_count("batch", batch)
-    model = condition(model, cond)
-    dx = x1 - x0
+    return _chord(condition(model, cond), t, x0, x1, nodes, batch, fault)
 
+
+@compile_once
+def _chord(model: Field, t, x0, x1, nodes: int, batch: int, fault: Code) -> Chord:
+    """As `chord`, of checked arguments."""
+    dx = x1 - x0
     shares, masses = _gauss(nodes)
     points, full = legendre.leggauss(nodes)
     degrees = np.arange(1, nodes)[-2:]
@@ -212,7 +237,9 @@ def chord(
     slopes, sizes = jax.lax.map(slope, jnp.arange(nodes), batch_size=min(batch, nodes))
     last = jnp.einsum("i,ik->k", slopes, as_float(tail), precision="highest")
     rounding = jnp.finfo(slopes.dtype).eps * inner(masses, sizes)
-    return Chord(inner(masses, slopes), jnp.sqrt(inner(last, last)) + rounding)
+    error = safe_sqrt(inner(last, last)) + rounding
+    difference = inner(masses, slopes)
+    return Chord(refuse(fault, difference), refuse(fault, error), as_code(fault))
 
 
 def _gauss(nodes: int) -> tuple[Array, Array]:

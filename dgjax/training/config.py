@@ -9,8 +9,8 @@ from typing import Any
 
 import optax
 
+from dgjax.checkpoints.configuration import check_names, check_types, construct
 from dgjax.checkpoints.spec import ModelSpec
-from dgjax.configuration import check_names, check_types, construct
 from dgjax.data.data_config import DataConfig
 from dgjax.training import ema
 from dgjax.training.importance_sampling import DirectSampling, ImportanceSampling, NoiseSampler

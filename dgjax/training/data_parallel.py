@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
-from dgjax.configuration import unknown_name
+from dgjax.checkpoints.configuration import unknown_name
 from dgjax.devices.sharding import AXIS, weight_sharding
 from dgjax.training.pipeline import HostBatch
 from dgjax.training.step import Batch, GradientFunction

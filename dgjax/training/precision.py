@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, PyTree
 
-from dgjax.configuration import unknown_name
+from dgjax.checkpoints.configuration import unknown_name
 
 __all__ = ["PRECISIONS", "in_precision"]
 

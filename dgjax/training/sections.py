@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dgjax.configuration import check_fields, unknown_name
+from dgjax.checkpoints.configuration import check_fields, unknown_name
 from dgjax.training.data_parallel import PARAMETER_LAYOUTS
 from dgjax.training.precision import PRECISIONS
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from dgjax import check
-from dgjax.check import closed_forms, guides, mixture_solves
+from dgjax.check import closed_forms, guides, mixture_solves, traced_checks
 from dgjax.check.finding import PRECISION_FIX, judge
 from dgjax.checkpoints.pretrained import pretrained_models
 from dgjax.guidance.density import density_guidance
@@ -197,6 +197,33 @@ def test_recompilations_are_counted(guide, count, recompiled, monkeypatch):
     finding = check.one_compilation()
     assert finding.measured == count
     assert finding.passed == (count == 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", ["log-density", "name"])
+def test_a_function_that_hides_a_fault_fails(broken, float32, recompiled, monkeypatch):
+    right = traced_checks.likelihood
+
+    def wrong(*args, **options):
+        out = right(*args, **options)
+        if broken == "log-density":
+            return out._replace(log_density=jnp.zeros_like(out.log_density))
+        return out._replace(info=out.info._replace(fault=jnp.zeros_like(out.info.fault)))
+
+    monkeypatch.setattr(traced_checks, "likelihood", wrong)
+    assert check.fitting_numbers().passed
+    assert check.unfitting_numbers().measured == 3
+
+
+@pytest.mark.parametrize(
+    ("value", "refused", "missed"), [(0.0, 0, 10), (np.nan, 3, 10), (np.inf, 3, 10)]
+)
+def test_results_without_a_fault_are_counted(value, refused, missed, monkeypatch):
+    """Whatever the numbers, the result is `value` with the code 0."""
+    found = np.full(3, value), np.zeros(3, np.int32)
+    monkeypatch.setattr(traced_checks, "_solve", lambda *numbers: found)
+    assert check.fitting_numbers().measured == refused
+    assert check.unfitting_numbers().measured == missed
 
 
 def test_the_command_warns_once_of_reduced_precision(run, monkeypatch):

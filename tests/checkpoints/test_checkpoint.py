@@ -71,6 +71,7 @@ def test_a_float32_checkpoint_comes_back_exactly(tmp_path):
     model = filled_model()
     save(tmp_path / "model", model, META, dtype=jnp.float32)
     loaded, meta = load(tmp_path / "model")
+    assert loaded.shape == tuple(SPEC.shape)
     assert meta == META
     # By name: whether flax calls two modules' structures equal depends on its release.
     got, expected = to_named(loaded), to_named(model)

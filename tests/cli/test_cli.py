@@ -90,6 +90,7 @@ def test_a_prior_quantile_fixes_the_norm(folder, tmp_path, run):
     np.testing.assert_allclose(norms, stats.chi(SIZE).ppf(0.1), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_targets_are_met_and_infeasible_ones_flagged(folder, tmp_path, run):
     mode = log_density(np.zeros(SHAPE))
     asked = [float(mode) - 40, float(mode) + 30]
@@ -105,6 +106,7 @@ def test_targets_are_met_and_infeasible_ones_flagged(folder, tmp_path, run):
     assert run("sample", "--q", 0.5, "--target-log-density", 3.0)[0] == 1
 
 
+@pytest.mark.slow
 def test_noise_moves_samples_along_the_level_set(folder, tmp_path, run):
     def samples(steps, *options):
         out = tmp_path / "-".join(map(str, (steps, *options)))

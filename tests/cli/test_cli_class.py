@@ -116,6 +116,7 @@ def test_likelihoods_are_those_of_the_class(folder, tmp_path, run):
     assert "log p(x | class 2) at t_min" in shown
 
 
+@pytest.mark.slow
 def test_an_edit_is_under_the_class(folder, tmp_path, run):
     levels = np.random.default_rng(0).integers(0, 256, SHAPE[:2]).astype(np.uint8)
     Image.fromarray(levels).save(tmp_path / "image.png")
@@ -139,6 +140,7 @@ def test_an_edit_is_under_the_class(folder, tmp_path, run):
     assert np.abs(again - other).max() > 0.02
 
 
+@pytest.mark.slow
 def test_alignment_is_of_the_class(folder, tmp_path, run):
     command = ("align", "--num", NUM)
     summary, shown = measured(folder, tmp_path, run, command, 2)

@@ -204,6 +204,7 @@ def test_likelihood_encodes_pictures_and_takes_latents_as_they_are(
     assert "of uint8" in complaint
 
 
+@pytest.mark.slow
 def test_edit_encodes_a_picture_and_decodes_its_edits(folder, autoencoder, picture, tmp_path, run):
     out = tmp_path / "out"
     code, printed, _ = run(

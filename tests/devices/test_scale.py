@@ -45,6 +45,7 @@ def found():
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["replicated", "sharded", "in_parts"])
 def test_eight_devices_take_the_steps_that_one_takes(found, how):
     np.testing.assert_allclose(found[how]["losses"], found["one"]["losses"], rtol=1e-5)
@@ -146,6 +147,7 @@ def free_port():
         return listener.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does_and_one_goes_on_from_there(tmp_path, float32):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 64, 4, 4, 1)).astype(np.float32)

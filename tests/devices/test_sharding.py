@@ -31,7 +31,7 @@ PRELUDE = """
 import json, re
 import jax, jax.numpy as jnp, numpy as np
 import dgjax
-from dgjax.devices.sharding import device_mesh, over_devices, replicate, shard_batch
+from dgjax.devices.sharding import over_devices
 
 mesh = device_mesh()
 assert mesh.size == 8
@@ -93,6 +93,60 @@ print(json.dumps(found))
 """
 )
 
+
+EXPLICIT = (
+    PRELUDE
+    + """
+from jax.sharding import NamedSharding, PartitionSpec
+data = dgjax.gaussian(jnp.array([1.0, -0.5]), 1.5)
+model = dgjax.closed_form(data, dgjax.edm(), t_min=0.05, t_max=20.0)
+grid = dgjax.grid_logsnr(model, 6)
+keys = jax.random.split(jax.random.key(0), 16)
+xs = 20 * jax.random.normal(jax.random.key(1), (16, 2))
+explicit, each = jax.make_mesh((8,), ("data",)), PartitionSpec("data")
+assert "Explicit" in str(explicit.axis_types)
+
+def sampled(x, key):
+    return dgjax.sample(model, x, grid, key=key, guides=dgjax.density_guidance(0.6))[:2]
+
+def measured(x, key):
+    return dgjax.likelihood(model, x / 20, grid, key=key)[:2]
+
+def quadrature(x, key):
+    path = (grid / grid[0])[:, None] * x
+    return dgjax.quadrature(model, grid, path, key=key).log_density, x
+
+def gradient(x, key):
+    return jax.grad(lambda x: sampled(x, key)[1])(x), x
+
+found = {}
+for one in (sampled, measured, quadrature, gradient):
+    here = jax.jit(jax.vmap(one))(xs, keys)
+    with jax.set_mesh(explicit):
+        placed = jax.device_put((xs, keys), NamedSharding(explicit, each))
+        compiled = jax.jit(jax.vmap(one)).lower(*placed).compile()
+        there = compiled(*placed)
+    found[one.__name__] = {
+        "words": words(compiled),
+        "rows a device": [s.data.shape[0] for s in there[0].addressable_shards],
+        "apart": max(float(jnp.abs(np.asarray(a) - b).max()) for a, b in zip(there, here)),
+    }
+
+placed = jax.device_put((xs, keys), NamedSharding(mesh, each))
+for check in (False, True):
+    run = jax.shard_map(
+        jax.vmap(sampled), mesh=mesh, in_specs=(each, each), out_specs=each, check_vma=check
+    )
+    try:
+        there = jax.jit(run)(*placed)
+        here = jax.jit(jax.vmap(sampled))(xs, keys)
+        said = max(float(jnp.abs(np.asarray(a) - b).max()) for a, b in zip(there, here)) < 1e-4
+    except ValueError as error:
+        said = str(error)
+    found[f"check_vma={check}"] = said
+print(json.dumps(found))
+"""
+)
 
 MODEL = (
     PRELUDE
@@ -164,7 +218,6 @@ COMMAND = (
 from dgjax.devices import placement
 from dgjax.devices.batches import map_batches
 from dgjax.checkpoints.opened import open_model
-from dgjax.devices.sharding import weight_sharding
 
 x = rng.standard_normal((11, 5)).astype(np.float32)
 run = jax.jit(lambda model, x: jax.vmap(lambda x: model.pair(jnp.float32(0.9), x).x0)(x))
@@ -237,6 +290,20 @@ def test_a_loop_until_all_are_done_is_each_devices_own(tmp_path):
     assert any("all-reduce" in word for word in found["together"]["words"])  # the search finds one
     assert found["apart"]["words"] == []
     assert found["apart"]["result"] == found["together"]["result"] == list(range(1, 17))
+
+
+@pytest.mark.slow
+def test_meshes_with_explicit_axes(tmp_path):
+    """JAX's default. Solves run there as on any mesh: a share of the batch on each device."""
+    found = on_eight_devices(EXPLICIT, tmp_path)
+    for name in ("sampled", "measured", "quadrature", "gradient"):
+        run = found.pop(name)
+        assert run["words"] == []
+        assert run["rows a device"] == [2] * 8
+        assert run["apart"] < 1e-4
+    assert found["check_vma=False"] is True
+    assert "pass check_vma=False" in found["check_vma=True"]
+    assert "\n" not in found["check_vma=True"]
 
 
 def test_weights_come_from_disk_cut_over_the_devices(tmp_path):

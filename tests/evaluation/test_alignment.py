@@ -82,6 +82,7 @@ def test_gaussian_flow_in_closed_form_and_order():
     assert np.all(best < 1e-6)
 
 
+@pytest.mark.slow
 def test_quantile_map_and_latents_that_are_not_aligned():
     """Two modes: what moves into a mode's far side goes down where the prior went up."""
     mixture = dgjax.kernel_density(jnp.array([[-1.0], [1.2]]), 0.3, jnp.array([0.4, 0.6]))
@@ -122,6 +123,7 @@ def latents16(mixture16):
     return jax.vmap(lambda key: mixture16.model.sample(key, W_MAX))(keys)
 
 
+@pytest.mark.slow
 def test_the_two_forms_agree(model16, latents16):
     # One latent here passes so near a boundary between modes that it stretches 10^4-fold.
     run = aligned(model16, latents16, 128, diffrax.Dopri5())
@@ -158,6 +160,7 @@ def test_pushed_is_the_derivative_of_the_flow(model16, latents16):
     assert run.pushed.shape == latents16[:8].shape
 
 
+@pytest.mark.slow
 def test_guided_flow_has_both_forms_too(model16, latents16):
     """The tracked log-density is log p_t under any drift, and omega is its derivative."""
     grid = dgjax.grid_karras(model16, 64)
@@ -176,6 +179,7 @@ def test_guided_flow_has_both_forms_too(model16, latents16):
     assert np.all(np.abs(run.omega / plain.omega - 1) > 0.1)
 
 
+@pytest.mark.slow
 def test_probes(model16, latents16):
     """omega is unbiased and states its error; v and the cosine have no probe in them."""
     grid = dgjax.grid_karras(model16, 16)
@@ -195,6 +199,7 @@ def test_probes(model16, latents16):
     np.testing.assert_allclose(run.cosine, exact.cosine, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_condition_reaches_flow_and_scores(mixture2):
     def denoiser(y, w, cond):
         return mixture2.model(y - cond, w) + cond
@@ -214,7 +219,7 @@ def made_up(product, omega=None):
     product = jnp.asarray(product)
     omega = product if omega is None else jnp.asarray(omega)
     blank = jnp.zeros_like(product)
-    return Alignment(product, product, omega, blank, blank, blank, blank)
+    return Alignment(product, product, omega, blank, blank, blank, blank, blank)
 
 
 def test_statistics_count_what_failed_and_give_wilsons_interval():

@@ -245,3 +245,11 @@ def test_a_divergence_that_is_not_read_costs_nothing(estimator):
     assert network > 2 * 64**2 * 0.9
     assert velocity < 1.2 * network
     assert everything > 1.8 * network
+
+
+def test_defaults_and_what_is_not_tracked():
+    default = dgjax.HutchPP()
+    assert (default.rank, default.probes) == (4, 4)  # 2 * 4 + 4 products
+    untracked = dgjax.Untracked()(lambda z: z, jnp.ones(3), jax.random.key(0))
+    assert untracked.shape == (1,)
+    assert np.isnan(untracked).all()

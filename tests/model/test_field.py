@@ -446,3 +446,20 @@ def test_repath_onto_a_path_that_ends_before_the_models_noise_is_refused():
     np.testing.assert_allclose(dgjax.logsnr(target.path, target.t_max), -2 * np.log(0.9))
     with pytest.raises(ValueError, match="log-SNR"):
         repath(make_field(dgjax.edm(), 0.02, 20.0), short_path())
+
+
+def test_the_shape_of_samples_is_part_of_the_structure():
+    """It stays through changes of the model, and no leaf is made of it."""
+    data = dgjax.kernel_density(jnp.ones((3, 2, 5)), 0.3)
+    exact = dgjax.closed_form(data, dgjax.edm(), t_min=0.1, t_max=9.0)
+    ends = {"t_min": 0.1, "t_max": 9.0}
+    parts = (lambda x, t, cond: x, dgjax.edm(), dgjax.DenoisedPrediction())
+    made, free = dgjax.field(*parts, **ends, shape=[2, 5]), dgjax.field(*parts, **ends)
+    assert free.shape is None
+    assert len(jax.tree.leaves(made)) == len(jax.tree.leaves(free))
+    assert jax.tree.structure(made) != jax.tree.structure(free)
+    for model in (exact, made):
+        assert model.shape == (2, 5)
+        changed = dgjax.condition(dgjax.repath(model, dgjax.vp()), 3)
+        assert changed.shape == (2, 5)
+        assert jax.tree.map(lambda leaf: leaf, changed).shape == (2, 5)

@@ -218,7 +218,7 @@ def test_parametrizations_differ_in_structure_and_not_in_numbers():
     assert jax.tree.structure(dgjax.preconditioned(2.0)) == structures[-1]
 
 
-@pytest.mark.parametrize("rate", [None, 1.0, 2.0, 1000.0])
+@pytest.mark.parametrize("rate", [None, 0.5, 1.0, 2.0, 1000.0])
 def test_a_velocity_network_is_called_with_the_rate_times_t(rate):
     """The output says which time the network was called with."""
     form = parametrization.velocity_prediction(*(() if rate is None else (rate,)))
@@ -226,5 +226,5 @@ def test_a_velocity_network_is_called_with_the_rate_times_t(rate):
     model = dgjax.field(lambda x, t, cond: 0 * x + t, path, form, t_min=1e-3, t_max=0.99)
     t = jnp.asarray(0.25)
     factor = 1.0 if rate is None else rate
-    # The output is the velocity itself: per unit of the path's time, as a flow-matching loss has it.
+    # The output is the velocity itself, per unit of time of the path.
     np.testing.assert_allclose(dgjax.velocity(model, t, x), factor * 0.25, rtol=1e-12)

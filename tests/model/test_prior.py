@@ -54,6 +54,51 @@ def test_chi_quantile_inverts_the_chi_law(size):
     np.testing.assert_allclose(special.gammainc(size / 2, r**2 / 2), q, rtol=1e-8)
 
 
+SIZES = [1, 2, 5, 127, 128, 784, 4095, 4096, 49_152, 786_432, 3_145_728, 100_000_000]
+
+
+@pytest.mark.usefixtures("float32")
+def test_chi_quantiles_in_float32_at_any_dimension():
+    """The dimension as a Python number and as an argument of `jit`."""
+    q = np.array([1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999], np.float32)
+    of_each = lambda size: jax.vmap(lambda q: chi_quantile(q, size))(jnp.asarray(q))
+    traced = jax.jit(jax.vmap(of_each))(jnp.array(SIZES, jnp.float32))
+    for size, row in zip(SIZES, traced, strict=True):
+        assert row.dtype == jnp.float32
+        for r in (row, of_each(size)):
+            reached = stats.chi.cdf(np.asarray(r, np.float64), size)
+            np.testing.assert_allclose(reached, q, atol=1e-4)
+
+
+def test_chi_quantiles_in_float64_meet_where_the_method_changes():
+    """The series takes over at D = 4096; scipy's root of the same law is the oracle."""
+    q = jnp.array([1e-6, 0.01, 0.5, 0.99, 1 - 1e-6])
+    for size in (4095, 4096, 100_000):
+        r = jax.vmap(lambda q, size=size: chi_quantile(q, size))(q)
+        np.testing.assert_allclose(r, stats.chi.ppf(np.asarray(q), size), atol=1e-8)
+
+
+@pytest.mark.parametrize("size", [24, 5000])
+def test_the_derivative_of_a_chi_quantile(size):
+    """dr/dq is one over the chi density."""
+    for q in (0.1, 0.7):
+        slope = jax.grad(lambda q: chi_quantile(q, size))(q)
+        expected = 1 / stats.chi.pdf(stats.chi.ppf(q, size), size)
+        np.testing.assert_allclose(slope, expected, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("float32")
+@pytest.mark.parametrize("quantile", [0.05, 0.5, 0.999])
+def test_prior_guidance_of_large_samples_in_float32(quantile):
+    size = 3_145_728
+    identity = lambda x, t, cond: x
+    model = dgjax.field(identity, dgjax.edm(), NoisePrediction(), t_min=0.02, t_max=80.0)
+    x = dgjax.prior_sample(model, jax.random.key(0), (size // 3, 3))
+    guided = np.asarray(dgjax.prior_guidance(model, x, quantile), np.float64)
+    reached = stats.chi.sf(np.linalg.norm(guided) / 80, size)
+    assert abs(reached - quantile) < 1e-3
+
+
 @pytest.mark.parametrize("quantile", [0.1, 0.5, 0.9])
 def test_quantile_is_that_of_the_priors_log_density(model, draws, quantile):
     """The log p_T of the guided latent exceeds that of a fraction `quantile` of all latents."""

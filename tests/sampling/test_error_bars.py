@@ -41,7 +41,7 @@ def nearly_discrete():
     return model_of(dgjax.gaussian_mixture(np.array([0.5, 0.3, 0.2]), means, covariances))
 
 
-@pytest.mark.parametrize("steps", [16, 32])
+@pytest.mark.parametrize("steps", [16, pytest.param(32, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("run", [dgjax.sample, dgjax.likelihood], ids=["sample", "likelihood"])
 def test_the_true_error_is_within_three_times_the_stated(mixture16, nearly_discrete, run, steps):
     for model, size in ((model_of(mixture16.model), (2, 8)), (nearly_discrete, (5,))):
@@ -67,6 +67,7 @@ def test_the_stated_error_falls_with_the_steps_and_is_not_far_too_large(mixture1
     assert medians[2] < medians[1] / 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("q", [0.6, 0.8])
 def test_guidance_without_its_bound_states_that_it_is_wrong(q):
     """Above q = 1/2 the published rule passes the mode, where it has no solution."""
@@ -103,6 +104,7 @@ def test_solvers_that_do_not_know_their_error_say_so(mixture2):
         assert np.isinf(stated).all()
 
 
+@pytest.mark.slow
 def test_a_grid_is_found_that_keeps_the_tolerance(mixture2):
     model = model_of(mixture2.model)
     xs = latents_of(model, 4, 2)

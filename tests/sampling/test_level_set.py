@@ -104,6 +104,7 @@ def test_every_path_gives_the_same(model):
     np.testing.assert_allclose(shifted, one.log_density, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_without_noise_it_converges_to_the_ode(model):
     x, guide = latents(model, COUNT), dgjax.density_guidance(0.6)
     exact = solved(model, x, 64, guide, None, diffrax.Dopri5()).x
@@ -113,6 +114,7 @@ def test_without_noise_it_converges_to_the_ode(model):
     assert np.log(coarse / fine) / np.log(4) > 0.9
 
 
+@pytest.mark.slow
 def test_agrees_in_law_with_runge_kutta():
     """Mean and spread of log p and of the coordinates over 2,000 paths of each."""
     means = 1.5 * jax.random.normal(jax.random.key(8), (5, 2, 8))
@@ -144,6 +146,7 @@ def test_the_whole_trajectory(model):
     assert jnp.all(found.info.finite)
 
 
+@pytest.mark.slow
 def test_targets_are_steered_to_by_the_log_density_on_the_way(model):
     x, grid = latents(model, 4), grid_karras(model, 64)
     profile = pilot(model, x, grid, key=KEY, divergence=Exact(), solver=Multistep())
@@ -160,6 +163,7 @@ def test_samples_do_not_depend_on_the_divergence(model):
     assert not jnp.isfinite(alone.log_density).any()
 
 
+@pytest.mark.slow
 def test_gradients_and_one_trace_over_q(model):
     grid, x = grid_karras(model, 12), latents(model, 1)[0]
 
@@ -183,6 +187,7 @@ def test_gradients_and_one_trace_over_q(model):
         np.testing.assert_allclose(by_q, slope, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_single_precision(model, float32):
     small = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), model)
     guide, term = dgjax.density_guidance(0.5), dgjax.level_set_noise()

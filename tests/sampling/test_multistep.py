@@ -59,7 +59,7 @@ SMALL = cloud(4, 0.2)
 EDM = model_on(dgjax.edm(), SMALL)
 
 
-@pytest.mark.parametrize("memory", [1, 2, 4])
+@pytest.mark.parametrize("memory", [*(pytest.param(k, marks=pytest.mark.slow) for k in (1, 4)), 2])
 def test_order_of_the_sample(memory):
     # The first steps are of lower order, where sigma is large and D hardly moves: the higher the
     # order the longer that is felt (slopes 0.98, 2.06 and 3.61).
@@ -84,6 +84,7 @@ def test_the_log_density_is_that_of_the_point_reached():
             assert rms(found.log_density - exact) > 20 * error
 
 
+@pytest.mark.slow
 def test_every_path_gives_the_same():
     def on(path):
         model = model_on(path, SMALL)
@@ -123,6 +124,7 @@ def test_a_guide_at_its_bound_stays_stable():
     assert rms(found.log_density - truth(model, found.x)) < 0.2
 
 
+@pytest.mark.slow
 def test_the_whole_trajectory_and_the_diagnostics():
     guides = (dgjax.density_guidance(0.6),)
     x = latents(EDM, SMALL, 2)
@@ -140,6 +142,7 @@ def test_the_whole_trajectory_and_the_diagnostics():
     assert jnp.all(found.info.finite)
 
 
+@pytest.mark.slow
 def test_gradients_and_one_trace_over_q():
     grid = grid_karras(EDM, 12)
     x = latents(EDM, SMALL, 1)[0]
@@ -160,6 +163,7 @@ def test_gradients_and_one_trace_over_q():
         np.testing.assert_allclose(by_q, (at(x, q + h) - at(x, q - h)) / (2 * h), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_targets_are_steered_to_by_the_log_density_on_the_way():
     # What is foretold a step ahead must be the log-density of the points as they fall; without
     # what each step missed in it, targets are overshot by 10 nats and more.
@@ -171,6 +175,7 @@ def test_targets_are_steered_to_by_the_log_density_on_the_way():
     assert rms(truth(model, found.x) + 14.0) < 0.05
 
 
+@pytest.mark.slow
 def test_samples_alone_need_no_divergence():
     grid, x = grid_karras(EDM, 12), latents(EDM, SMALL, 1)[0]
     options = {"key": KEY, "solver": Multistep()}
@@ -180,6 +185,7 @@ def test_samples_alone_need_no_divergence():
     assert not jnp.isfinite(alone.log_density)
 
 
+@pytest.mark.slow
 def test_the_standard_error_of_one_probe_is_in_its_scatter():
     size = 24
     turn = jnp.linalg.qr(jax.random.normal(KEY, (size, size)))[0]

@@ -174,7 +174,7 @@ def errors(problems):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("size", [2, 16, 784])
+@pytest.mark.parametrize("size", [2, *(pytest.param(d, marks=pytest.mark.slow) for d in (16, 784))])
 def test_tracked_converges_to_true_at_the_solvers_order(errors, size, method):
     """Along the PF-ODE (q = 0.5), and for order five to the last digits.
 
@@ -344,7 +344,7 @@ def test_info_is_what_the_trajectory_shows(problems):
     np.testing.assert_allclose(out.info.least_score, jnp.sqrt(within.min(1)), rtol=0.01)
 
     assert out.info.finite.all()
-    assert out.info.target_met.all()  # none was asked for
+    assert out.info.target_met is None  # none was asked for
     assert (out.info.standard_error == 0).all()  # no probes
     np.testing.assert_array_equal(out.info.log_densities[:, 0], out.log_density)
 
@@ -420,6 +420,7 @@ class OneOfPredictions:
         return jax.tree.map(lambda *leaves: jnp.stack(leaves)[self.index], *pairs)
 
 
+@pytest.mark.slow
 def test_every_path_and_parametrization_gives_the_same_samples(mixture2, spans):
     """Same latents, rescaled: y = x/alpha and its log-density agree to solver accuracy."""
     mixture, every = mixture2.model, list(spans.values())

@@ -4,6 +4,7 @@ The truth is the closed form at t_min, never the tracked value that both methods
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -15,12 +16,15 @@ import dgjax
 from dgjax.guidance.density import DensityGuidance
 from dgjax.guidance.target import Profile
 from dgjax.model.divergence import Divergence
+from dgjax.sampling.results import stated_error
 from dgjax.sampling.sample import sample
 from dgjax.sampling.solvers import RK4
 from dgjax.typing import inner, register_dataclass
 
 RHO = 7.0
 TOLERANCE = 0.01  # nats per dimension
+
+LARGE = [pytest.param(size, marks=pytest.mark.slow) for size in (64, 784)]
 
 
 @register_dataclass
@@ -109,7 +113,7 @@ def check(problem, goals, out):
     return miss * size
 
 
-@pytest.mark.parametrize("problem", [16, 64, 784], indirect=True)
+@pytest.mark.parametrize("problem", [16, *LARGE], indirect=True)
 def test_closed_loop(problem):
     model, trace, grid, latents, _ = problem
     solve = {"divergence": trace, "solver": RK4()}
@@ -138,7 +142,7 @@ def shooter(problem):
     return jax.jit(jax.vmap(jax.vmap(one, in_axes=(0, None)), in_axes=(None, 0)))
 
 
-@pytest.mark.parametrize("problem", [16, 64, 784], indirect=True)
+@pytest.mark.parametrize("problem", [16, *LARGE], indirect=True)
 def test_shooting(problem):
     goals = goals_of(problem)
     shot = shooter(problem)(problem.latents, goals)
@@ -155,6 +159,7 @@ def test_shooting(problem):
     np.testing.assert_allclose(shot.q[3], 0.999, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_target_inside_a_jump_is_flagged():
     """A wide component beside a narrow one: as q rises, latents change basin at once.
 
@@ -209,3 +214,43 @@ def test_bad_targets(target):
                 low=low,
                 high=high,
             )
+
+
+@pytest.mark.parametrize(
+    ("off", "standard_error", "solver_error", "met"),
+    [
+        (0.05, 0.0, 0.0, True),
+        (0.2, 0.0, 0.0, False),
+        (0.05, 0.04, 0.0, True),
+        (0.05, 0.0, 0.06, False),
+        (0.05, 0.03, 0.03, False),
+        (-0.05, 0.06, 0.0, False),
+        (0.05, 0.0, np.inf, True),  # a solver that does not know its error
+        (0.05, np.nan, 0.0, False),
+    ],
+)
+def test_a_target_is_met_with_the_error_that_is_stated(off, standard_error, solver_error, met):
+    model = dgjax.closed_form(dgjax.gaussian(jnp.ones(4), 2.0), dgjax.edm(), t_min=0.1, t_max=9.0)
+    profile = Profile(jnp.arange(3.0), jnp.arange(3.0), jnp.ones(3))
+    guide = dgjax.target_guidance(-7.0, model, profile, tolerance=0.025)  # 0.1 nats in 4 dimensions
+    error = stated_error(jnp.asarray(standard_error), jnp.asarray(solver_error))
+    assert guide.met(jnp.asarray(off - 7.0), error, 4) == met
+
+
+def test_an_unknown_error_of_the_probes_meets_no_target():
+    """One probe and a solver without scatter; with the exact divergence the same target is met."""
+    data = dgjax.gaussian(jnp.ones(4), 2.0)
+    model = dgjax.closed_form(data, dgjax.edm(), t_min=0.1, t_max=9.0)
+    x, grid = 5 * jnp.arange(4.0), dgjax.grid_logsnr(model, 8)
+
+    @partial(jax.jit, static_argnums=0)
+    def run(divergence):
+        options = {"key": jax.random.key(0), "divergence": divergence, "solver": RK4()}
+        return dgjax.shoot(model, x, grid, -8.0, iterations=12, **options).sampled
+
+    assert run(dgjax.Exact()).info.target_met
+    found = run(dgjax.Hutchinson())
+    assert np.abs(found.log_density + 8) < 0.04
+    assert np.isnan(found.info.standard_error)
+    assert not found.info.target_met
+    assert dgjax.sample(model, x, grid, key=jax.random.key(0)).info.target_met is None

@@ -106,6 +106,7 @@ def test_a_healthy_run_returns_no_nan(kind):
     assert found.info.standard_error == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["multistep", "level_set", "rk4_noise"])
 def test_a_healthy_run_makes_no_nan_on_the_way(kind):
     """Uncompiled, JAX looks at the result of every operation inside the loop over steps."""

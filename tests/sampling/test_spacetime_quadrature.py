@@ -158,6 +158,7 @@ def normal_probe(key, x):
     return jax.random.normal(key, x.shape, x.dtype)
 
 
+@pytest.mark.slow
 def test_probes_are_fresh_and_their_error_is_stated(spans, mixture16):
     model = model_on(spans["edm7"], mixture16.model)
     ts, xs = curve(model, (2, 8), 16)
@@ -264,6 +265,7 @@ def smooth_errors():
     return np.array(rows).transpose(1, 0, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guided", [0, 1])
 def test_node_quadrature_converges_at_order_six(guided):
     tracked, nodes = smooth_errors()[..., guided]

@@ -97,6 +97,7 @@ def small_files(size=20_000):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_with_the_very_same_weights(config, tmp_path, start):
     finish(start(config, tmp_path / "whole"))
     chance = random.Random(0)

@@ -213,6 +213,7 @@ def test_labels_keys_and_augmentations_reach_the_network():
     assert len({tuple(k) for k in np.asarray(jax.random.key_data(inputs.keywords["key"]))}) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

@@ -341,6 +341,7 @@ def test_labels_are_dropped_at_the_share_asked_for():
     np.testing.assert_array_equal(LabelDropout(0.0, null=10)(jax.random.key(0), labels), labels)
 
 
+@pytest.mark.slow
 def test_with_dropped_labels_one_network_learns_both_scores(tmp_path):
     """Two Gaussians, one for each label, and their mixture where no label is given."""
     rng = np.random.default_rng(0)
@@ -369,6 +370,7 @@ def test_with_dropped_labels_one_network_learns_both_scores(tmp_path):
         assert error < 0.1, (label, float(error))
 
 
+@pytest.mark.slow
 def test_digits_train(tmp_path):
     pytest.importorskip("sklearn")
     chosen = replace(load_config("digits"), steps=120)

@@ -1,0 +1,111 @@
+"""Both modes of differentiation through solves, and through the root that `shoot` finds."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dgjax
+
+KEY = jax.random.key(0)
+X = jnp.array([2.0, -1.0, 3.0])
+DIRECTION = jnp.array([0.3, -0.2, 0.5])
+WEIGHT = jnp.array([[0.3, 0.1, 0.0], [0.2, -0.4, 0.1], [0.0, 0.3, 0.2]])
+H = 1e-5
+
+
+def network(weight, x, t, cond):
+    del cond
+    return 0.3 + (x - 0.3) / (1 + t**2) + 0.2 * jnp.tanh(weight @ x / jnp.sqrt(1 + t**2))
+
+
+def make_model(weight=WEIGHT):
+    denoised = jax.tree_util.Partial(network, weight)
+    return dgjax.field(denoised, dgjax.edm(), dgjax.DenoisedPrediction(), t_min=0.2, t_max=4.0)
+
+
+def log_density(x, adjoint=None, solver=None):
+    model = make_model()
+    guides = (dgjax.density_guidance(0.6),)
+    options = {"guides": guides, "adjoint": adjoint, "solver": solver}
+    grid = dgjax.grid_logsnr(model, 6)
+    return dgjax.sample(model, x, grid, key=KEY, divergence=dgjax.Exact(), **options).log_density
+
+
+@pytest.mark.parametrize("solver", [None, dgjax.RK4()], ids=["multistep", "rk4"])
+def test_both_modes_agree_with_the_default(solver):
+    value = lambda x: log_density(x, dgjax.BOTH_MODES, solver)
+    truth = jax.jit(jax.grad(lambda x: log_density(x, None, solver)))(X)
+    np.testing.assert_allclose(jax.jit(jax.grad(value))(X), truth, rtol=1e-10)
+    np.testing.assert_allclose(jax.jit(jax.jacfwd(value))(X), truth, rtol=1e-10)
+    found, push = jax.linearize(jax.jit(value), X)
+    np.testing.assert_allclose(push(DIRECTION), truth @ DIRECTION, rtol=1e-10)
+    np.testing.assert_allclose(found, log_density(X, None, solver), rtol=1e-12)
+
+
+@pytest.mark.parametrize("jit", [lambda f: f, jax.jit], ids=["plain", "jit"])
+def test_a_derivative_that_the_adjoint_lacks_is_refused_with_the_fix(jit):
+    reverse, forward = jit(log_density), jit(lambda x: log_density(x, dgjax.FORWARD))
+    for refused in (
+        lambda: jax.jvp(reverse, (X,), (X,)),
+        lambda: jax.jacfwd(reverse)(X),
+        lambda: jax.jit(jax.jacfwd(reverse))(X),
+        lambda: jax.linearize(reverse, X)[1](X),
+    ):
+        with pytest.raises(TypeError, match=r"pass adjoint=dgjax.FORWARD.*BOTH_MODES"):
+            refused()
+    for refused in (lambda: jax.grad(forward)(X), lambda: jax.jit(jax.grad(forward))(X)):
+        with pytest.raises(TypeError, match=r"for grad pass adjoint=dgjax.BOTH_MODES"):
+            refused()
+
+
+def quantile(target, x, weight, adjoint=None):
+    model = make_model(weight)
+    return dgjax.shoot(
+        model,
+        x,
+        dgjax.grid_logsnr(model, 6),
+        target,
+        key=KEY,
+        divergence=dgjax.Exact(),
+        tolerance=1e-12,
+        iterations=60,
+        adjoint=adjoint,
+    ).q
+
+
+def test_gradient_of_the_quantile_that_shoot_finds():
+    point, moves = (jnp.array(-3.0), X, WEIGHT), (jnp.array(1.0), DIRECTION, jnp.ones((3, 3)))
+    run = jax.jit(quantile)
+    gradient = jax.jit(jax.grad(quantile, (0, 1, 2)))(*point)
+    for i, move in enumerate(moves):
+        ends = [run(*(a + s * move if i == j else a for j, a in enumerate(point))) for s in (H, -H)]
+        slope = (ends[0] - ends[1]) / (2 * H)
+        assert abs(slope) > 1e-3
+        np.testing.assert_allclose(jnp.vdot(gradient[i], move), slope, rtol=1e-6)
+    forward = jax.jit(jax.jacfwd(lambda target: quantile(target, X, WEIGHT, dgjax.FORWARD)))
+    np.testing.assert_allclose(forward(point[0]), gradient[0], rtol=1e-10)
+
+
+def test_gradients_of_a_target_out_of_reach_are_zero():
+    by_target = jax.jit(jax.vmap(jax.grad(lambda target: quantile(target, X, WEIGHT))))
+    found = by_target(jnp.array([-3.0, 1e3]))
+    assert found[0] > 0.1
+    assert found[1] == 0
+
+
+def omega(x, adjoint=dgjax.FORWARD):
+    model = make_model()
+    grid = dgjax.grid_logsnr(model, 6)
+    options = {"key": KEY, "divergence": dgjax.Exact(), "adjoint": adjoint}
+    return dgjax.align(model, x, grid, **options).omega
+
+
+def test_gradient_of_an_alignment():
+    run = jax.jit(omega)
+    slope = (run(X + H * DIRECTION) - run(X - H * DIRECTION)) / (2 * H)
+    assert abs(slope) > 1e-3
+    gradient = jax.jit(jax.grad(lambda x: omega(x, dgjax.BOTH_MODES)))(X)
+    np.testing.assert_allclose(gradient @ DIRECTION, slope, rtol=1e-6)
+    with pytest.raises(TypeError, match=r"adjoint=dgjax.BOTH_MODES"):
+        jax.grad(omega)(X)

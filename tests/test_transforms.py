@@ -1,0 +1,183 @@
+"""The table of the docs that says under which transformations of JAX each function is tested.
+
+`python tests/test_transforms.py` prints the table. Tracing tells what works, so little is compiled.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec
+
+import dgjax
+from dgjax.devices.sharding import device_mesh
+
+PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "transforms.md"
+KEY = jax.random.key(0)
+STEPS = 7
+
+
+def make_model():
+    means = jnp.array([[1.0, -0.5, 0.3], [-1.2, 0.4, 2.0]])
+    mixture = dgjax.gaussian_mixture(jnp.array([0.3, 0.7]), means, jnp.stack([jnp.eye(3)] * 2))
+    return dgjax.closed_form(mixture, dgjax.edm(), t_min=0.1, t_max=20.0)
+
+
+def grid(model):
+    return dgjax.grid_logsnr(model, STEPS)
+
+
+def points(model, x):
+    times = grid(model)
+    return times, jax.vmap(lambda t: t / model.t_max * x)(times)
+
+
+FUNCTIONS = {
+    "sample": lambda m, x: dgjax.sample(
+        m, x, grid(m), key=KEY, guides=dgjax.temperature(0.9, scale=1.0)
+    ),
+    "likelihood": lambda m, x: dgjax.likelihood(m, x, grid(m), key=KEY),
+    "quadrature": lambda m, x: dgjax.quadrature(m, *points(m, x), key=KEY),
+    "node_quadrature": lambda m, x: dgjax.node_quadrature(m, *points(m, x), key=KEY),
+    "chord": lambda m, x: dgjax.chord(m, 0.5, x, 2 * x),
+    "align": lambda m, x: dgjax.align(m, x, grid(m), key=KEY),
+    "pilot": lambda m, x: dgjax.pilot(m, x[None], grid(m), key=KEY),
+    "shoot": lambda m, x: dgjax.shoot(m, x, grid(m), -5.0, key=KEY, iterations=2),
+    "score": lambda m, x: dgjax.score(m, 0.5, x),
+    "velocity": lambda m, x: dgjax.velocity(m, 0.5, x),
+    "denoise": lambda m, x: dgjax.denoise(m, 0.5, x),
+    "evaluate": lambda m, x: dgjax.evaluate(
+        m, 0.5, x, divergence=dgjax.Hutchinson(), key=KEY
+    )._replace(hvp=None),
+    "log_density": lambda m, x: dgjax.log_density(m, 0.5, x),
+    "log_prior": dgjax.log_prior,
+    "prior_guidance": lambda m, x: dgjax.prior_guidance(m, x, 0.3),
+    "with_norm": lambda m, x: dgjax.with_norm(m, x, 2.0),
+    "chi_quantile": lambda m, x: dgjax.chi_quantile(jax.nn.sigmoid(x[0]), 3),
+    "grid_logsnr": lambda m, x: grid(_from(m, x)),
+    "grid_karras": lambda m, x: dgjax.grid_karras(_from(m, x), STEPS),
+    "grid_uniform": lambda m, x: dgjax.grid_uniform(_from(m, x), STEPS),
+    "repath": lambda m, x: dgjax.repath(_from(m, x), dgjax.vp()).t_min,
+    "heat_residual": lambda m, x: dgjax.heat_residual(m, 0.5, x, key=KEY),
+    "inconsistency": lambda m, x: dgjax.inconsistency(m, 0.5, x, key=KEY),
+    "h_statistic": lambda m, x: dgjax.h_statistic(m, 0.5, x, divergence=dgjax.Exact(), key=KEY),
+    "posterior": lambda m, x: dgjax.posterior(m, 0.5, x, key=KEY),
+    "jeffreys": lambda m, x: dgjax.jeffreys(m, *points(m, x), key=KEY),
+    "geodesic": lambda m, x: dgjax.geodesic(
+        m, 0.5, x, 0.6, 2 * x, key=KEY, segments=4, knots=2, steps=2
+    ),
+}
+
+
+def _from(model, x):
+    """Return the model from another t_min, so that what has no sample depends on x."""
+    return dataclasses.replace(model, t_min=0.1 + 0.01 * jax.nn.sigmoid(x[0]))
+
+
+def numbers(function):
+    """All floating numbers of `function(model, x)` in one list."""
+
+    def call(model, x):
+        leaves = jax.tree.leaves(function(model, x))
+        return [a for a in leaves if jnp.issubdtype(a.dtype, jnp.floating)]
+
+    return call
+
+
+def total(function):
+    return lambda model, x: sum(jnp.sum(a) for a in numbers(function)(model, x))
+
+
+def by_jit(f, model, x):
+    jax.jit(f).trace(model, x)
+
+
+def by_vmap(f, model, x):
+    jax.jit(jax.vmap(f, (None, 0))).trace(model, jnp.stack([x, 2 * x]))
+
+
+def by_grad(f, model, x):
+    jax.jit(jax.grad(total(f), 1)).trace(model, x)
+
+
+def by_jacfwd(f, model, x):
+    jax.jit(jax.jacfwd(f, 1)).trace(model, x)
+
+
+def by_scan(f, model, x):
+    xs = jnp.stack([x, 2 * x])
+    jax.jit(lambda m, xs: jax.lax.scan(lambda c, x: (c, f(m, x)), 0, xs)).trace(model, xs)
+
+
+def by_shard_map(f, model, x):
+    each = PartitionSpec("data")
+    run = jax.shard_map(
+        jax.vmap(lambda x: f(model, x)),
+        mesh=device_mesh(),
+        in_specs=each,
+        out_specs=each,
+        check_vma=False,
+    )
+    jax.jit(run).trace(jnp.stack([x, 2 * x]))
+
+
+def by_export(f, model, x):
+    jax.export.export(jax.jit(lambda x: f(model, x)))(x)
+
+
+TRANSFORMS = {
+    "jit": by_jit,
+    "vmap": by_vmap,
+    "grad": by_grad,
+    "jacfwd": by_jacfwd,
+    "scan": by_scan,
+    "shard_map": by_shard_map,
+    "export": by_export,
+}
+
+
+def row(name):
+    """One line of the table."""
+    model, x, f = make_model(), jnp.array([0.9, -1.2, 0.4]), numbers(FUNCTIONS[name])
+    marks = []
+    for transform in TRANSFORMS.values():
+        try:
+            transform(f, model, x)
+            marks.append("yes")
+        except Exception:
+            marks.append("no")
+    return f"| `{name}` | {' | '.join(marks)} |"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_docs_say_what_works(name):
+    assert row(name) in PAGE.read_text().splitlines()
+
+
+def test_forward_derivatives_with_the_adjoint_that_the_docs_name():
+    forward = {"key": KEY, "adjoint": diffrax.ForwardMode()}
+    functions = {
+        "sample": lambda m, x: dgjax.sample(m, x, grid(m), **forward),
+        "likelihood": lambda m, x: dgjax.likelihood(m, x, grid(m), **forward),
+        "pilot": lambda m, x: dgjax.pilot(m, x[None], grid(m), **forward),
+        "shoot": lambda m, x: dgjax.shoot(m, x, grid(m), -5.0, iterations=2, **forward),
+    }
+    for function in functions.values():
+        by_jacfwd(numbers(function), make_model(), jnp.array([0.9, -1.2, 0.4]))
+
+
+def test_the_table_names_all_and_only_these():
+    names = [line.split("`")[1] for line in PAGE.read_text().splitlines() if line[:3] == "| `"]
+    assert names == list(FUNCTIONS)
+    assert set(names) <= set(dgjax.__all__)
+
+
+if __name__ == "__main__":
+    print(f"| | {' | '.join(TRANSFORMS)} |")
+    print("|---" * (1 + len(TRANSFORMS)) + "|")
+    for function in FUNCTIONS:
+        print(row(function), flush=True)
