@@ -179,7 +179,9 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
     def find_spec(self, fullname, path, target=None):
         if fullname != self.name:
             return None
-        return importlib.util.spec_from_loader(fullname, self, origin=str(ROOT / self.mutant.module))
+        return importlib.util.spec_from_loader(
+            fullname, self, origin=str(ROOT / self.mutant.module)
+        )
 
     def get_filename(self, fullname):
         return str(ROOT / self.mutant.module)
@@ -277,7 +279,9 @@ def _report(verdicts: list[Verdict], equivalent: dict[str, str]) -> None:
     for module, found in rows.items():
         same = sum(not v.killed and v.mutant.key in equivalent for v in found)
         killed, real = sum(v.killed for v in found), len(found) - same
-        table.add_row(module, str(len(found)), str(same), str(killed), f"{killed / max(real, 1):.1%}")
+        table.add_row(
+            module, str(len(found)), str(same), str(killed), f"{killed / max(real, 1):.1%}"
+        )
     Console().print(table)
     for verdict in verdicts:
         if not verdict.killed:
