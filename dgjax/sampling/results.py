@@ -27,7 +27,7 @@ class Info(NamedTuple):
             from the scatter over at least 5 grid points.
         solver_error: estimate of the size of the error of `log_density` that is due to the grid, in
             nats. It compares quadratures of two orders and the log-density that the solver carries,
-            costs no evaluation, and is mostly two to four times too large. Infinite, which means
+            costs no evaluation, and is mostly several times too large. Infinite, which means
             unknown, for solvers other than `Multistep`.
         bound_share: share of the log-SNR range on which a guide was stopped by its bound, in
             [0, 1].
