@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import core
 from jax.experimental import checkify
+from jax.sharding import AxisType
 from jaxtyping import Array, Int
 
 __all__ = [
@@ -91,7 +92,9 @@ def check(holds: Any, fault: Fault, message: str, **shown: Any) -> Code:
         ValueError: if it is known to be false.
     """
     if isinstance(holds, core.Tracer):
-        checkify.debug_check(holds, message, **{k: jnp.asarray(v) for k, v in shown.items()})
+        # checkify cannot map a check over a batch that lies on explicit axes of a mesh.
+        if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
+            checkify.debug_check(holds, message, **{k: jnp.asarray(v) for k, v in shown.items()})
         return jnp.where(holds, np.int32(0), np.int32(fault))
     if not holds:
         raise ValueError(message.format(**shown))

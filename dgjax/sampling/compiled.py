@@ -26,6 +26,8 @@ from dgjax.typing import captured
 __all__ = ["compile_once", "on_any_mesh"]
 
 PROGRAMS = 64  # kept at once; an evicted program is compiled again
+# Of errors about values that differ between the devices of a `shard_map`.
+VARYING = ("manual axis types", "to='varying'")
 LARGEST = 2**20  # numbers that the constants of a kept program may read from outside
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -139,7 +141,7 @@ def on_any_mesh(function: Function) -> Function:
         try:
             return run(*args, **kwargs)
         except (TypeError, ValueError) as error:
-            if "manual axis types" not in str(error):
+            if not any(words in str(error) for words in VARYING):
                 raise
             raise ValueError(
                 "the loops of diffrax do not run inside jax.shard_map with check_vma=True: pass "

@@ -31,7 +31,7 @@ PRELUDE = """
 import json, re
 import jax, jax.numpy as jnp, numpy as np
 import dgjax
-from dgjax.devices.sharding import over_devices
+from dgjax.devices.sharding import device_mesh, over_devices, replicate, shard_batch
 
 mesh = device_mesh()
 assert mesh.size == 8
@@ -218,6 +218,7 @@ COMMAND = (
 from dgjax.devices import placement
 from dgjax.devices.batches import map_batches
 from dgjax.checkpoints.opened import open_model
+from dgjax.devices.sharding import weight_sharding
 
 x = rng.standard_normal((11, 5)).astype(np.float32)
 run = jax.jit(lambda model, x: jax.vmap(lambda x: model.pair(jnp.float32(0.9), x).x0)(x))
