@@ -245,4 +245,5 @@ def safe_sqrt(value: Array) -> Array:
     The derivative of `jnp.sqrt` is infinite there, and NaN after multiplication by 0.
     """
     zero = value == 0
-    return jnp.where(zero, value, jnp.sqrt(jnp.where(zero, 1, value)))
+    # NaN is not 0 and stays NaN. The 0 is a constant, so that it has no derivative.
+    return jnp.where(zero, jnp.zeros_like(value), jnp.sqrt(jnp.where(zero, 1, value)))

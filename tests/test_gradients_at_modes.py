@@ -44,6 +44,7 @@ GUIDES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("guide", "solver"), [*((guide, None) for guide in GUIDES), ("density", dgjax.RK4())]
 )
@@ -118,6 +119,7 @@ def test_likelihood_is_stationary_at_a_mode(float32):
     assert (np.abs(gradient(x + 1)) > 0.1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [None, dgjax.RK4()], ids=["multistep", "rk4"])
 def test_gradient_by_t_min_and_the_grid(solver):
     x = jnp.array([1.0, -2.0, 0.5, 3.0])

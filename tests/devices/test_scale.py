@@ -54,6 +54,7 @@ def test_eight_devices_take_the_steps_that_one_takes(found, how):
         np.testing.assert_allclose(other, one, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_replicated_weights_are_never_gathered(found):
     counts = found["replicated"]["collectives"]
     assert counts["all-reduce"] > 0  # of gradients

@@ -309,6 +309,7 @@ def columns(model, x):
     return np.column_stack([truth(model, x), x.reshape(len(x), -1)])
 
 
+@pytest.mark.slow
 def test_stratonovich_and_noise_matched_agree_in_law(round_model):
     """Mean and spread of log p and of x agree over 2,000 paths of each.
 

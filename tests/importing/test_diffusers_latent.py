@@ -181,6 +181,7 @@ def dit_folder(tmp_path_factory):
     return folder, transformer, vae
 
 
+@pytest.mark.slow
 def test_a_dit_pipeline_samples_latents_and_shows_pixels(dit_folder, tmp_path, run):
     folder, transformer, vae = dit_folder
     code, printed, complaint = run("import", folder, tmp_path / "model")

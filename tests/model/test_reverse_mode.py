@@ -109,6 +109,7 @@ def test_other_errors_of_a_map_are_not_hidden():
         has_forward_mode(broken, X)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [None, dgjax.noise_matched(0.5)], ids=["ode", "noise"])
 def test_solve_and_its_gradient(noise):
     def value(x, model):

@@ -32,6 +32,7 @@ def log_density(x, adjoint=None, solver=None):
     return dgjax.sample(model, x, grid, key=KEY, divergence=dgjax.Exact(), **options).log_density
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [None, dgjax.RK4()], ids=["multistep", "rk4"])
 def test_both_modes_agree_with_the_default(solver):
     value = lambda x: log_density(x, dgjax.BOTH_MODES, solver)
@@ -74,6 +75,7 @@ def quantile(target, x, weight, adjoint=None):
     ).q
 
 
+@pytest.mark.slow
 def test_gradient_of_the_quantile_that_shoot_finds():
     point, moves = (jnp.array(-3.0), X, WEIGHT), (jnp.array(1.0), DIRECTION, jnp.ones((3, 3)))
     run = jax.jit(quantile)

@@ -220,6 +220,7 @@ def test_one_bad_sample_of_a_batch():
     assert np.isnan(value[1])
 
 
+@pytest.mark.slow
 def test_gradients_pass_through_the_checks():
     """In all numbers they are finite, and in x those of differences; NaN where a check failed."""
     value = lambda n: compiled("runge_kutta")(n)[0]

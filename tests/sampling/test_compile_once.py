@@ -79,6 +79,7 @@ def calls(model):
 NAMES = list(calls(Counted().field()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_equal_structures_are_traced_once(counted, model, name):
     call = calls(model)[name]
@@ -215,6 +216,7 @@ def test_what_has_no_hash_runs_as_it_is():
     assert len(calls) == 2
 
 
+@pytest.mark.slow
 def test_a_network_that_closes_over_traced_parameters():
     def loss(scale):
         def network(x, t, cond):

@@ -273,6 +273,7 @@ def test_node_quadrature_converges_at_order_six(guided):
     assert 5.3 < slope(STEPS, nodes) < 6.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guided", [0, 1])
 def test_the_solvers_error_drops_out(guided):
     tracked, nodes = smooth_errors()[..., guided]

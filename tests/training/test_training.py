@@ -179,6 +179,7 @@ def test_exponent_gives_the_width(width):
 # Training
 
 
+@pytest.mark.slow
 def test_training_on_a_gaussian_finds_its_score(gaussian_npz, tmp_path):
     eigenvalues = np.linalg.eigvalsh(COVARIANCE)
     changes = {
