@@ -134,7 +134,7 @@ def score_error(models, mixture, key):
     """Return the RMS error of eps = -sigma score per dimension, on data at all noise levels."""
 
     def one(model, key, u):
-        sigma = UniformLogSNR(*SIGMAS)(u)
+        sigma = UniformLogSNR(*SIGMAS).quantile(u)
         x = mixture.sample(key, sigma)
         return jnp.mean((model.pair(sigma, x).eps - mixture.pair(x, sigma).eps) ** 2)
 

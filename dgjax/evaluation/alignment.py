@@ -123,7 +123,7 @@ def _align(
     options: dict,
     fault: Code,
 ) -> Alignment:
-    """As `align`, of checked arguments."""
+    """Push the score as `align` does, with arguments that were checked."""
 
     def flow(x: Sample, log_density: Scalar) -> tuple[tuple[Sample, Array], Array]:
         run = sample(

@@ -87,7 +87,7 @@ def node_quadrature(
 def _node_quadrature(
     model: Field, ts, xs, key, start, divergence: Divergence, batch: int, fault: Code
 ) -> Quadrature:
-    """As `node_quadrature`, of checked arguments."""
+    """Integrate as `node_quadrature` does, with arguments that were checked."""
     count = ts.shape[0]
     at_zero = np.eye(DIFFERENCE_POINTS)[1]  # moments of d/du at u = 0
     over_step = 1 / np.arange(1.0, INTEGRAL_POINTS + 1)  # and of the integral over [0, 1]

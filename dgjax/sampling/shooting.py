@@ -70,7 +70,7 @@ def pilot(
 
 @compile_once
 def _pilot(model: Field, latents, grid, key, divergence: Divergence, options: dict) -> Profile:
-    """As `pilot`, of checked arguments."""
+    """Solve as `pilot` does, with arguments that were checked."""
     keys = jax.random.split(key, latents.shape[0])
 
     def one(x, key):
@@ -182,7 +182,7 @@ def _shoot(
     options: dict[str, Any],
     fault: Code,
 ) -> Shot:
-    """As `shoot`, of checked arguments."""
+    """Shoot as `shoot` does, with arguments that were checked."""
     before = as_guides(options.pop("guides", ()))
 
     def solve(probit: Scalar) -> Sampled:

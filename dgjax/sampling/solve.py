@@ -214,7 +214,7 @@ def solve(
 def _solve(
     model: Field, x: Sample, grid, key: Key, start: Scalar, options: SolveOptions, fault: Code
 ) -> Sampled:
-    """As `solve`, of checked arguments. `start` is the log-density there."""
+    """Solve with arguments that were checked. `start` is the log-density at `grid[0]`."""
     _, noise, divergence, solver, controller, adjoint, save, progress = options
     guides = as_guides(options.guides)
     assert solver is not None

@@ -142,7 +142,7 @@ def quadrature(
 def _quadrature(
     model: Field, ts, xs, key, start, divergence: Divergence, nodes: int, batch: int, fault: Code
 ) -> Quadrature:
-    """As `quadrature`, of checked arguments."""
+    """Integrate as `quadrature` does, with arguments that were checked."""
     shares, masses = _gauss(nodes)
     segments = ts.shape[0] - 1
     log_w = -0.5 * jax.vmap(lambda t: logsnr(model.path, t))(ts)
@@ -223,7 +223,7 @@ def chord(
 
 @compile_once
 def _chord(model: Field, t, x0, x1, nodes: int, batch: int, fault: Code) -> Chord:
-    """As `chord`, of checked arguments."""
+    """Integrate as `chord` does, with arguments that were checked."""
     dx = x1 - x0
     shares, masses = _gauss(nodes)
     points, full = legendre.leggauss(nodes)
