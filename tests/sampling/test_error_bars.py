@@ -54,17 +54,15 @@ def test_the_true_error_is_within_three_times_the_stated(mixture16, nearly_discr
         assert (stated >= 0.1 * true)[true > 0.1 * np.prod(size)].all()
 
 
-def test_the_stated_error_falls_with_the_steps_and_is_not_far_too_large(mixture16):
-    """It falls by the lower of the two orders, so that it overstates more the finer the grid is."""
+def test_the_stated_error_falls_as_the_lower_order_does(mixture16):
+    """Of the two quadratures that it compares, the lower one is of order 3 at least."""
     model = model_of(mixture16.model)
     xs = latents_of(model, 16, 16).reshape(16, 2, 8)
     medians = []
     for steps in (16, 32, 64):
-        true, stated, _ = solves(model, xs, steps, dgjax.sample)
-        medians.append(np.median(stated))
-        assert np.median(stated) < (20 if steps == 16 else 100) * np.median(true)
-    assert medians[1] < medians[0] / 3
-    assert medians[2] < medians[1] / 3
+        medians.append(np.median(solves(model, xs, steps, dgjax.sample)[1]))
+    slope = np.polyfit(np.log([16, 32, 64]), np.log(medians), 1)[0]
+    assert slope < -2.7
 
 
 @pytest.mark.slow
