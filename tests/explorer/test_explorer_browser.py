@@ -92,7 +92,7 @@ def shown(page, letter="a"):
         }""",
         root.locator(".over").element_handle(),
     )
-    height, width, _ = FOUND.x.shape[-3:]
+    height, width, _ = FOUND.levels.shape[-3:]
     image = np.array(levels, np.uint8).reshape(height, width, 4)[..., :3]
     return root.locator(".q").inner_text(), figures, image
 
@@ -101,7 +101,7 @@ def expected(setting, latent, dial):
     """The same by the arrays."""
     at = (setting, latent, dial)
     value, error = FOUND.log_density[at], FOUND.standard_error[at]
-    bits = float(bits_per_dim(value, FOUND.x[at].size, (-1.0, 1.0)))
+    bits = float(bits_per_dim(value, FOUND.levels[at].size, (-1.0, 1.0)))
     figures = [
         f"{value:,.0f} ± {error:.{1 if error < 1 else 0}f} nats",
         f"{bits:.2f}",
