@@ -15,6 +15,7 @@ from the code as it is, each with the reason.
 import ast
 import importlib.abc
 import importlib.util
+import json
 import os
 import signal
 import sys
@@ -190,10 +191,37 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
         return self.mutant.source.encode()
 
 
-def run(mutant: Mutant | None, tests: list[str], limit: float) -> tuple[bool, float]:
+class _Shortest:
+    """Plugin of pytest: within each file the tests that took least time without a mutant go first.
+
+    Most mutants are killed by tests that take no time.
+    """
+
+    def __init__(self, notes: Path, *, write: bool):
+        self.notes, self.write = notes, write
+        self.seconds = json.loads(notes.read_text()) if notes.exists() else {}
+
+    def pytest_collection_modifyitems(self, items):
+        """Sort the tests of each file."""
+        files = list(dict.fromkeys(item.path for item in items))
+        items.sort(key=lambda item: (files.index(item.path), self.seconds.get(item.nodeid, 0)))
+
+    def pytest_runtest_logreport(self, report):
+        """Note how long a test took."""
+        if self.write and report.when == "call":
+            self.seconds[report.nodeid] = report.duration
+
+    def pytest_sessionfinish(self):
+        """Keep what was noted for the runs that follow."""
+        if self.write:
+            self.notes.write_text(json.dumps(self.seconds))
+
+
+def run(mutant: Mutant | None, tests: list[str], limit: float, notes: Path) -> tuple[bool, float]:
     """Whether `tests` fail on a mutant (None for the code as it is), and in how many seconds.
 
-    They run in a fork of this process, which has imported the libraries but nothing of dgjax.
+    They run in a fork of this process, which has imported the libraries but nothing of dgjax. The
+    file `notes` has the time of each test, and a run without a mutant writes it.
     """
     began = time.perf_counter()
     child = os.fork()
@@ -207,7 +235,8 @@ def run(mutant: Mutant | None, tests: list[str], limit: float) -> tuple[bool, fl
         if mutant is not None:
             sys.meta_path.insert(0, _Finder(mutant))
         options = ["-x", "-q", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:xdist"]
-        os._exit(int(pytest.main([*options, *tests])))
+        order = _Shortest(notes, write=mutant is None)
+        os._exit(int(pytest.main([*options, *tests], plugins=[order])))
     while time.perf_counter() - began < limit:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
@@ -240,10 +269,10 @@ def main(
     sys.path.insert(0, str(ROOT))
     with tempfile.TemporaryDirectory(prefix="dgjax-mutants-") as cache:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
-        _test(modules, equivalent, share, seed, only, jobs)
+        _test(modules, equivalent, share, seed, only, jobs, Path(cache) / "seconds.json")
 
 
-def _test(modules, equivalent, share, seed, only, jobs) -> None:
+def _test(modules, equivalent, share, seed, only, jobs, notes) -> None:
     for library in ("jax", "flax.nnx", "diffrax", "optax", "optimistix", "orbax.checkpoint"):
         importlib.import_module(library)  # once, before the forks; no device is touched yet
     for library in ("chex", "scipy.stats", "scipy.interpolate", "pytest", "matplotlib.figure"):
@@ -253,14 +282,15 @@ def _test(modules, equivalent, share, seed, only, jobs) -> None:
     chosen = [mutant for module in names for mutant in draw(module, share, seed)]
     limits = {}
     for module in track(sorted({m.module for m in chosen}), "unbroken", console=console):
-        run(None, modules[module], 3600)  # fills the cache of compiled programs
-        failed, seconds = run(None, modules[module], 3600)
+        run(None, modules[module], 3600, notes)  # fills the cache of compiled programs
+        failed, seconds = run(None, modules[module], 3600, notes)
         if failed:
             raise typer.BadParameter(f"the tests of {module} fail on the code as it is")
         limits[module] = 60 + 10 * seconds
 
     def judge(mutant: Mutant) -> Verdict:
-        return Verdict(mutant, *run(mutant, modules[mutant.module], limits[mutant.module]))
+        limit = limits[mutant.module]
+        return Verdict(mutant, *run(mutant, modules[mutant.module], limit, notes))
 
     with ThreadPoolExecutor(jobs) as pool:
         results = pool.map(judge, chosen)
