@@ -58,6 +58,7 @@ STRICT = {
     "test_likelihood",
     "test_multistep",
     "test_noise",
+    "test_oracles",
     "test_parametrization",
     "test_paths",
     "test_pixels",

@@ -63,6 +63,7 @@ def test_sample_writes_the_log_density_of_its_samples(folder, tmp_path, run):
     assert sorted(p.name for p in out.iterdir()) == ["samples.npz", "samples.png", "summary.json"]
 
 
+@pytest.mark.slow
 def test_samples_depend_on_the_seed_and_not_on_the_batch(folder, tmp_path, run):
     def samples(*options):
         out = tmp_path / "-".join(map(str, options))

@@ -96,6 +96,7 @@ def measured(folder, tmp_path, run, command, label, *extra):
     return json.loads(printed), " ".join(run(*command, *options)[1].split())
 
 
+@pytest.mark.slow
 def test_likelihoods_are_those_of_the_class(folder, tmp_path, run):
     x = np.random.default_rng(0).normal(size=(NUM, *SHAPE)).astype(np.float32)
     np.savez(tmp_path / "data.npz", x=x)

@@ -59,6 +59,7 @@ def assert_close(found, expected):
         np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=atol)
 
 
+@pytest.mark.slow
 def test_shards_hold_what_one_file_does_of_any_number(folder, tmp_path, run):
     code, printed, _ = run(
         *command(folder, tmp_path / "a", "--num", 5, "--shard-size", 2, "--json")

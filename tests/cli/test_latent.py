@@ -224,6 +224,7 @@ def test_edit_encodes_a_picture_and_decodes_its_edits(folder, autoencoder, pictu
     assert row["rms_change"] < 0.02  # q = 1/2 is the reconstruction
 
 
+@pytest.mark.slow
 def test_explore_shows_pixels_and_no_bits(folder, tmp_path, run):
     page = tmp_path / "page.html"
     options = ("--num", 1, "--q", 0.4, "--noise", 0, "--steps", 6, "--out", page)
@@ -236,6 +237,7 @@ def test_explore_shows_pixels_and_no_bits(folder, tmp_path, run):
     assert np.isfinite(sample["nats"])
 
 
+@pytest.mark.slow
 def test_evaluate_compares_pixels_and_has_no_bits_of_latents(folder, tmp_path, run):
     levels = np.random.default_rng(4).integers(0, 256, (24, *IMAGE)).astype(np.uint8)
     np.savez(tmp_path / "data.npz", x=levels)

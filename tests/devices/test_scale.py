@@ -62,6 +62,7 @@ def test_replicated_weights_are_never_gathered(found):
     assert not any(found["one"]["collectives"].values())
 
 
+@pytest.mark.slow
 def test_each_cut_weight_is_gathered_once_and_nothing_else_is(found):
     sharded = found["sharded"]
     assert sharded["cut"] == len(sharded["large"]) > 0

@@ -326,6 +326,7 @@ def test_weights_come_from_disk_cut_over_the_devices(tmp_path):
     assert "weight_sharding(mesh)" in found["refused"]
 
 
+@pytest.mark.slow
 def test_commands_cut_a_model_that_one_device_is_too_small_for(tmp_path):
     found = on_eight_devices(COMMAND, tmp_path)
     whole = found["says nothing"]

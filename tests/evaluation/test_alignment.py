@@ -43,6 +43,7 @@ def correlation(a, b):
     return np.corrcoef(a, b)[0, 1]
 
 
+@pytest.mark.slow
 def test_gaussian_flow_in_closed_form_and_order():
     """On a path with alpha below 1, so that the flow scales by alpha as well."""
     variances = jnp.array([4.0, 1.0, 0.25, 0.01])
@@ -138,6 +139,7 @@ def test_the_two_forms_agree(model16, latents16):
     assert miss[1] < 0.2 * miss[0], miss
 
 
+@pytest.mark.slow
 def test_pushed_is_the_derivative_of_the_flow(model16, latents16):
     """Finite differences of the sampler itself: of its sample, and of its tracked log-density."""
     grid = dgjax.grid_karras(model16, 16)

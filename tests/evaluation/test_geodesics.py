@@ -131,6 +131,7 @@ def test_geodesic_of_a_gaussian_has_the_hyperbolic_length():
         np.testing.assert_allclose(found.xs[-1], x1, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_geodesic_is_shorter_than_where_it_starts(mixture):
     model = dgjax.closed_form(mixture, dgjax.edm(), t_min=0.05, t_max=20.0)
     means = jnp.array([[0.5, 0.2, -0.3, 0.1], [-0.7, 0.9, 0.4, -0.2]])

@@ -148,6 +148,7 @@ def folder(tmp_path_factory, small_model):
     return small_model(place, SHAPE, spread=0.7, weights=0.2, num_classes=3)
 
 
+@pytest.mark.slow
 def test_explore_shows_what_sample_draws(folder, tmp_path, run):
     common = ["--model", folder, "--num", 2, "--q", 0.7, "--q", 0.3, "--steps", 6, "--class", 1]
     common += ["--seed", 3]

@@ -399,6 +399,7 @@ def test_density_guidance_composes_with_them(model, weak):
     check_under(dial, model, weak)
 
 
+@pytest.mark.slow
 def test_targets_compose_with_them(model, weak):
     """The true conditional log-density is the target."""
     grid = dgjax.grid_uniform(model, 96)

@@ -316,6 +316,7 @@ def test_q_half_is_the_flow_itself(mixture, run_mixture, unguided):
     assert (out.info.bound_share == 0).all()
 
 
+@pytest.mark.slow
 def test_tracked_is_true_under_a_guide_of_ones_own(mixture, run_mixture, unguided):
     """The tracked log-density is that of the model, not of the distribution of guided samples."""
     out = run_mixture(mixture[1], (Push(jnp.array([0.3])),))
@@ -354,6 +355,7 @@ def test_high_density_sampler_is_tracked_and_reaches_higher(mixture, run_mixture
     assert (out.log_density[2] > out.log_density[1]).all()
 
 
+@pytest.mark.slow
 def test_a_bounded_eta_survives_where_the_published_rule_diverges(mixture64):
     """q = 0.7 in 64-D with three components; the published rule is bound = inf."""
     rho = 7.0

@@ -230,12 +230,14 @@ def slope(steps, error):
     return -np.polyfit(np.log(steps), np.log(error), 1)[0]
 
 
+@pytest.mark.slow
 def test_rk4_has_pathwise_order_two(errors):
     error = rms(errors("rk4"))
     assert slope(METHODS["rk4"].steps, error) == pytest.approx(2, abs=0.2)
     assert error[1] < 0.1  # 64 steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["heun", "matched", "reverse heun"])
 def test_pathwise_order_one(errors, name):
     """Heun reaches order 1 only at many steps: from 64 steps on its local order rises from 0.75."""
@@ -257,6 +259,7 @@ def test_reverse_sde_with_rk4_is_tracked_true(errors):
     assert slope(METHODS["reverse rk4"].steps, np.median(np.abs(error), -1)) > 1.8
 
 
+@pytest.mark.slow
 def test_euler_maruyama_has_a_bias_of_order_one_and_reads_no_divergence(errors):
     """Its pathwise order is one half. Every divergence it gets is NaN."""
     error = errors("reverse ito")
@@ -341,6 +344,7 @@ def test_langevin_noise_keeps_the_marginals(round_model, term):
 # ---------------------------------------------------------------------------- windows
 
 
+@pytest.mark.slow
 def test_noise_acts_inside_its_window_only(model):
     """Early noise acts in the first half of the log-SNR range, late noise in the second."""
     grid = dgjax.grid_logsnr(model, 64)

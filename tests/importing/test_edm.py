@@ -234,6 +234,7 @@ def test_outputs_are_equal(name, tmp_path):
     assert np.abs(mine - right).max() < 1e-4 * np.abs(right).max()
 
 
+@pytest.mark.slow
 def test_published_networks_have_the_published_numbers_of_parameters():
     """In millions (Karras et al. 2022, table 7), with CIFAR-10's augmentation."""
     cifar = {"model_type": "SongUNet", "img_resolution": 32, "img_channels": 3, "augment_dim": 9}
@@ -254,6 +255,7 @@ def test_published_networks_have_the_published_numbers_of_parameters():
         assert round(count / 1e6, 1) == millions
 
 
+@pytest.mark.slow
 def test_preconditionings_are_those_of_edm(tmp_path):
     """Denoised images by the formulas of table 1, from the network alone."""
     config = CONFIGS["ddpmpp"]

@@ -37,6 +37,7 @@ def samples(network, count):
     return jax.random.normal(jax.random.key(2), (count, *network.shape))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [unet(), unet((7, 10, 3)), mlp((2, 2))])
 def test_one_sample_equals_the_same_sample_in_a_batch(make):
     network = filled(make)
@@ -56,6 +57,7 @@ def test_a_new_network_is_zero_everywhere(make):
     assert (out == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [unet(num_classes=3), mlp(num_classes=3)])
 def test_every_weight_is_a_float_and_gets_a_gradient(make):
     network = filled(make)

@@ -44,6 +44,7 @@ def test_both_modes_agree_with_the_default(solver):
     np.testing.assert_allclose(found, log_density(X, None, solver), rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit", [lambda f: f, jax.jit], ids=["plain", "jit"])
 def test_a_derivative_that_the_adjoint_lacks_is_refused_with_the_fix(jit):
     reverse, forward = jit(log_density), jit(lambda x: log_density(x, dgjax.FORWARD))
@@ -89,6 +90,7 @@ def test_gradient_of_the_quantile_that_shoot_finds():
     np.testing.assert_allclose(forward(point[0]), gradient[0], rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_gradients_of_a_target_out_of_reach_are_zero():
     by_target = jax.jit(jax.vmap(jax.grad(lambda target: quantile(target, X, WEIGHT))))
     found = by_target(jnp.array([-3.0, 1e3]))
@@ -103,6 +105,7 @@ def omega(x, adjoint=dgjax.FORWARD):
     return dgjax.align(model, x, grid, **options).omega
 
 
+@pytest.mark.slow
 def test_gradient_of_an_alignment():
     run = jax.jit(omega)
     slope = (run(X + H * DIRECTION) - run(X - H * DIRECTION)) / (2 * H)

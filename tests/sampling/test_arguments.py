@@ -156,6 +156,7 @@ def test_lists_numpy_and_python_numbers():
             np.testing.assert_array_equal(result, results[0])
 
 
+@pytest.mark.slow
 def test_a_latent_of_another_scale_is_noted(model):
     """`latent_norm` is 1 for the prior's typical norm, whichever way the solve goes."""
     grid = dgjax.grid_logsnr(model, 8)

@@ -129,8 +129,18 @@ CASES = {
     Fault.BRACKET: ({"shoot"}, {"low": 0.97}),
     Fault.TARGET: ({"shoot"}, {"target": np.inf}),
 }
+FEW = {"sample", "likelihood", "chord"}  # the others compile for longer
+
+
+def case(*values, quick):
+    return pytest.param(*values, marks=() if quick else pytest.mark.slow)
+
+
 PAIRS = [
-    (name, fault) for fault, (names, _) in CASES.items() for name in FUNCTIONS if name in names
+    case(name, fault, quick=name in FEW)
+    for fault, (names, _) in CASES.items()
+    for name in FUNCTIONS
+    if name in names
 ]
 
 
@@ -148,7 +158,7 @@ def checked(name):
     return checkify.checkify(jax.jit(FUNCTIONS[name]), errors=checkify.user_checks)
 
 
-@pytest.mark.parametrize("name", [*FUNCTIONS, "runge_kutta"])
+@pytest.mark.parametrize("name", [case(n, quick=n in FEW) for n in [*FUNCTIONS, "runge_kutta"]])
 def test_healthy_numbers_have_no_fault(name):
     value, info, others = compiled(name)(arrays())
     assert info.fault == Fault.NONE
@@ -209,6 +219,7 @@ def test_saved_log_densities_of_steps_are_nan_too():
     assert all(np.isnan(a).all() for a in jax.tree.leaves((value, others)))
 
 
+@pytest.mark.slow
 def test_one_bad_sample_of_a_batch():
     """Under vmap each sample has its own code, and the others their values."""
     xs = jnp.stack([arrays().x, arrays().x.at[1].set(jnp.nan), 0.5 * arrays().x])
@@ -268,6 +279,7 @@ def profile(ahead):
     return Profile(jnp.arange(3.0), ahead, jnp.ones(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [
@@ -296,6 +308,7 @@ def test_guides_made_under_tracing(make):
     assert np.isnan(out.log_density)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [
@@ -315,6 +328,7 @@ def test_noise_made_under_tracing(make):
     assert np.isnan(out.log_density)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

@@ -93,6 +93,7 @@ def test_equal_structures_are_traced_once(counted, model, name):
     assert took < 1.0  # compiling takes several seconds, a run some milliseconds
 
 
+@pytest.mark.slow
 def test_results_are_those_of_an_outer_jit(model):
     for name in ("sample", "save", "likelihood", "quadrature"):
         call = calls(model)[name]
@@ -125,6 +126,7 @@ def test_concrete_checks_still_raise(model):
 shift = 1.0
 
 
+@pytest.mark.slow
 def test_a_rebound_name_is_seen():
     """A network that reads a global, a closure or an attribute that is bound anew."""
 

@@ -64,6 +64,7 @@ def rms(a):
     return float(np.sqrt(np.mean(np.square(a))))
 
 
+@pytest.mark.slow
 def test_where_there_is_only_noise_the_level_is_kept_at_any_step():
     """Without data to speak of level sets are spheres, |x|/sigma stays, and all is exact."""
     dot = dgjax.gaussian(jnp.zeros(32), 1e-12)
@@ -76,6 +77,7 @@ def test_where_there_is_only_noise_the_level_is_kept_at_any_step():
     assert (jnp.abs(jnp.sum(found.x * x, -1)) / (radius**2 * W_MIN * W_MAX) < 0.7).all()
 
 
+@pytest.mark.slow
 def test_pathwise_order_one(model):
     x = latents(model, COUNT)
     coarse, fine = (solved(model, x, n, UNGUIDED) for n in (64, 256))
@@ -94,6 +96,7 @@ def test_a_twentieth_of_the_published_error_at_as_many_evaluations(model):
     assert rms(other.log_density - truth(vp, other.x)) > 20 * error
 
 
+@pytest.mark.slow
 def test_every_path_gives_the_same(model):
     vp, guide = dgjax.repath(model, dgjax.vp()), dgjax.density_guidance(0.6)
     x = latents(model, COUNT)
@@ -135,6 +138,7 @@ def test_agrees_in_law_with_runge_kutta():
     assert np.abs(spread).max() < 4
 
 
+@pytest.mark.slow
 def test_the_whole_trajectory(model):
     """And that a window of the noise opens and closes without a trace in the log-density."""
     there = dgjax.level_set_noise(dgjax.window(low=-3.0, high=2.0))
@@ -154,6 +158,7 @@ def test_targets_are_steered_to_by_the_log_density_on_the_way(model):
     assert rms(truth(model, found.x) + 14.0) < 1.0
 
 
+@pytest.mark.slow
 def test_samples_do_not_depend_on_the_divergence(model):
     x = latents(model, COUNT)
     alone, tracked = (

@@ -55,6 +55,7 @@ def test_closed_form_and_the_way_back(model, data):
     np.testing.assert_allclose(back.log_density, there.log_density, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_adaptive_steps_reach_their_tolerance(model, data):
     x, exact = data
     ends = jnp.stack([model.t_max, model.t_min])
@@ -85,6 +86,7 @@ def spread(model, x, estimator, grid, *, keys=600, solver=None):
     return jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(2), keys))
 
 
+@pytest.mark.slow
 def test_hutchinson_is_unbiased_and_knows_its_error(model, data):
     """Against the exact trace on the same steps, so that only the probes differ."""
     x, grid, probes = data[0][0], dgjax.grid_logsnr(model, 32), 4
@@ -98,6 +100,7 @@ def test_hutchinson_is_unbiased_and_knows_its_error(model, data):
     assert stats.kstest(z, stats.t(probes - 1).cdf).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_fixed_probes_do_not_average_out_along_the_way(model, data):
     """One probe for the whole solve is unbiased too, and several times as noisy."""
     x, grid = data[0][0], dgjax.grid_logsnr(model, 32)

@@ -71,6 +71,7 @@ def test_order_of_the_sample(memory):
     assert slope > memory - 0.5
 
 
+@pytest.mark.slow
 def test_the_log_density_is_that_of_the_point_reached():
     mixture = cloud(48, 0.02)
     model = model_on(dgjax.edm(), mixture)
@@ -99,6 +100,7 @@ def test_every_path_gives_the_same():
         np.testing.assert_allclose(density + 4 * scale, log_density, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_likelihood_of_given_points():
     mixture = cloud(48, 0.02)
     model = model_on(dgjax.edm(), mixture)
@@ -114,6 +116,7 @@ def test_likelihood_of_given_points():
     assert fine < coarse / 8
 
 
+@pytest.mark.slow
 def test_a_guide_at_its_bound_stays_stable():
     # Adams-Bashforth steps that leave eta = 2 to the polynomial are off by 100 nats here.
     mixture = cloud(64, 0.02)
@@ -207,6 +210,7 @@ def test_the_standard_error_of_one_probe_is_in_its_scatter():
     assert np.isnan(one(KEY, FixedProbe(Hutchinson(), KEY)).info.standard_error)
 
 
+@pytest.mark.slow
 def test_where_the_score_is_zero(float32):
     dot = dgjax.gaussian(jnp.zeros(4), 1.0)
     model = dgjax.closed_form(dot, dgjax.edm(), t_min=W_MIN, t_max=W_MAX)

@@ -207,6 +207,7 @@ def test_the_subspace_trace_is_exact(problems):
         np.testing.assert_allclose(*both(t), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_trajectory_holds_what_shorter_runs_reach(problems):
     model, trace, latents = problems[16]
     grid = dgjax.grid_uniform(model, 64)
@@ -240,6 +241,7 @@ def test_trajectory_holds_what_shorter_runs_reach(problems):
     np.testing.assert_allclose(log_density, every(t, x), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [diffrax.Heun(), diffrax.Tsit5()], ids=["heun", "tsit5"])
 def test_untracked_samples_are_the_tracked_ones(problems, solver):
     model, trace, latents = problems[16]

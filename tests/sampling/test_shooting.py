@@ -113,6 +113,7 @@ def check(problem, goals, out):
     return miss * size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", [16, *LARGE], indirect=True)
 def test_closed_loop(problem):
     model, trace, grid, latents, _ = problem
@@ -237,6 +238,7 @@ def test_a_target_is_met_with_the_error_that_is_stated(off, standard_error, solv
     assert guide.met(jnp.asarray(off - 7.0), error, 4) == met
 
 
+@pytest.mark.slow
 def test_an_unknown_error_of_the_probes_meets_no_target():
     """One probe and a solver without scatter; with the exact divergence the same target is met."""
     data = dgjax.gaussian(jnp.ones(4), 2.0)

@@ -97,6 +97,7 @@ def test_single_precision_and_the_model_as_an_argument(kind, float32):
         assert truth(model, found.x) == pytest.approx(TARGET, abs=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_healthy_run_returns_no_nan(kind):
     """Where the standard error is known; unknown, it is returned as NaN."""

@@ -137,6 +137,7 @@ def test_route_and_direction_do_not_matter(spans, mixture2):
     np.testing.assert_allclose([around, straight, -back], exact, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vp", "rectified_flow", "custom"])
 def test_same_on_every_path(spans, mixture2, name):
     """Only the volume term -D log alpha differs between paths, for both quadratures."""
@@ -190,6 +191,7 @@ def test_probes_are_fresh_and_their_error_is_stated(spans, mixture16):
     assert np.all(np.isnan(single.standard_error))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_trajectory():
     mixture = dgjax.kernel_density(jnp.zeros((1, 4096)), 0.1)
     model = dgjax.closed_form(mixture, dgjax.edm(), t_min=0.1, t_max=10.0)
@@ -391,6 +393,7 @@ def test_bad_chords(model):
         chord(model, 1.0, x, x, nodes=1)
 
 
+@pytest.mark.slow
 def test_density_of_the_conditional_model(mixture2):
     """`cond` reaches every evaluation and the start."""
 
