@@ -282,7 +282,6 @@ def _test(modules, equivalent, share, seed, only, jobs, notes) -> None:
     chosen = [mutant for module in names for mutant in draw(module, share, seed)]
     limits = {}
     for module in track(sorted({m.module for m in chosen}), "unbroken", console=console):
-        run(None, modules[module], 3600, notes)  # fills the cache of compiled programs
         failed, seconds = run(None, modules[module], 3600, notes)
         if failed:
             raise typer.BadParameter(f"the tests of {module} fail on the code as it is")
