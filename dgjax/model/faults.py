@@ -93,7 +93,7 @@ def check(holds: Any, fault: Fault, message: str, **shown: Any) -> Code:
     """
     if isinstance(holds, core.Tracer):
         # checkify cannot map a check over a batch that lies on explicit axes of a mesh.
-        if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
+        if AxisType.Explicit not in jax.typeof(holds).sharding.mesh.axis_types:
             checkify.debug_check(holds, message, **{k: jnp.asarray(v) for k, v in shown.items()})
         return jnp.where(holds, np.int32(0), np.int32(fault))
     if not holds:

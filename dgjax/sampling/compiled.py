@@ -137,6 +137,12 @@ def on_any_mesh(function: Function) -> Function:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         explicit = AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
+        if not explicit and any(map(_on_explicit_axes, jax.tree.leaves((args, kwargs)))):
+            raise ValueError(
+                "the arrays lie on a mesh with explicit axes that is not in use: write "
+                "`with jax.set_mesh(mesh):` around the call, or give jax.make_mesh "
+                "axis_types=(jax.sharding.AxisType.Auto,)"
+            )
         run: Callable[..., Any] = _automatic(function) if explicit else function
         try:
             return run(*args, **kwargs)
@@ -149,6 +155,12 @@ def on_any_mesh(function: Function) -> Function:
             ) from error
 
     return call  # type: ignore[return-value]
+
+
+def _on_explicit_axes(leaf: Any) -> bool:
+    if not isinstance(leaf, Tracer):
+        return False
+    return AxisType.Explicit in jax.typeof(leaf).sharding.mesh.axis_types
 
 
 def _automatic(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -120,6 +120,11 @@ def gradient(x, key):
     return jax.grad(lambda x: sampled(x, key)[1])(x), x
 
 found = {}
+placed = jax.device_put((xs, keys), NamedSharding(explicit, each))
+try:
+    jax.jit(jax.vmap(sampled))(*placed)
+except ValueError as error:
+    found["no mesh"] = str(error)
 for one in (sampled, measured, quadrature, gradient):
     here = jax.jit(jax.vmap(one))(xs, keys)
     with jax.set_mesh(explicit):
@@ -302,6 +307,7 @@ def test_meshes_with_explicit_axes(tmp_path):
         assert run["words"] == []
         assert run["rows a device"] == [2] * 8
         assert run["apart"] < 1e-4
+    assert "with jax.set_mesh(mesh)" in found["no mesh"]
     assert found["check_vma=False"] is True
     assert "pass check_vma=False" in found["check_vma=True"]
     assert "\n" not in found["check_vma=True"]
