@@ -1,6 +1,7 @@
 """`dgjax edit`: encode a picture to its latent and decode it at other log-densities."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import typer
 
 from dgjax.checkpoints.opened import condition_on_class, density_title
+from dgjax.cli.auto_steps import AUTO, STEPS_OR_AUTO, TOLERANCE, find_steps, set_tolerance
 from dgjax.cli.options import (
     CLASS,
     JSON,
@@ -18,11 +20,11 @@ from dgjax.cli.options import (
     PROBES,
     SEED,
     SOLVER,
-    STEPS,
     choose_model,
     make_solver,
     table,
 )
+from dgjax.cli.stated_errors import ERROR_COLUMNS, error_cell, error_entries, note_coarse
 from dgjax.devices.batches import map_batches
 from dgjax.devices.progress import console
 from dgjax.files import as_json, output_folder, write_json
@@ -52,7 +54,8 @@ def command(
         typer.Option(help="Quantile in (0, 1), repeatable; 0.5 is the reconstruction."),
     ] = None,
     class_: CLASS = None,
-    steps: STEPS = 32,
+    steps: STEPS_OR_AUTO = 32,
+    tolerance: TOLERANCE = None,
     solver: SOLVER = "multistep",
     probes: PROBES = 5,
     seed: SEED = 0,
@@ -61,6 +64,7 @@ def command(
 ) -> None:
     """Encode a picture to its latent and decode it at other log-densities."""
     chosen, method = condition_on_class(choose_model(model), class_), make_solver(solver)
+    tolerance = set_tolerance(steps, tolerance, chosen.size)
     dials = jnp.asarray(sorted(q or QUANTILES), jnp.float32)
     for dial in dials:  # raises now, before anything is computed
         density_guidance(dial)
@@ -71,28 +75,34 @@ def command(
     field = chosen.field
     noise = jax.random.normal(keys[0], clean.shape)
     x = field.path.alpha(field.t_min) * clean + field.path.sigma(field.t_min) * noise
+    options = {"divergence": default_divergence(probes, method, chosen.size), "solver": method}
+
+    def encode_one(field, x, grid):
+        return likelihood(field, x, grid, key=keys[1], **options)
+
+    def decode_one(field, latent, grid, dial):
+        guides = (density_guidance(dial),)
+        return sample(field, latent, grid, key=keys[2], guides=guides, **options)
+
+    if steps == AUTO:
+
+        def there_and_back(field, x, grid, *, key):
+            del key  # those of the edit serve here too
+            code = encode_one(field, x, grid)
+            found = jax.lax.map(partial(decode_one, field, code.latent, grid), dials)
+            error = jnp.maximum(code.info.solver_error, jnp.max(found.info.solver_error))
+            return code._replace(info=code.info._replace(solver_error=error))
+
+        steps = find_steps(field, x[None], tolerance, key=keys[1], run=there_and_back)
     grid = grid_logsnr(field, steps)
-    divergence = default_divergence(probes, method, chosen.size)
 
     @jax.jit
     def encode(field, batch):
-        return jax.vmap(
-            lambda x: likelihood(field, x, grid, key=keys[1], divergence=divergence, solver=method)
-        )(batch)
+        return jax.vmap(lambda x: encode_one(field, x, grid))(batch)
 
     @jax.jit
     def decode(field, latent, batch):
-        return jax.vmap(
-            lambda dial: sample(
-                field,
-                latent,
-                grid,
-                key=keys[2],
-                guides=(density_guidance(dial),),
-                divergence=divergence,
-                solver=method,
-            )
-        )(batch)
+        return jax.vmap(partial(decode_one, field, latent, grid))(batch)
 
     with output_folder(out) as folder:
         code = map_batches("encoding", encode, x[None], 1, field)
@@ -107,27 +117,27 @@ def command(
             {
                 "q": round(float(dial), 6),
                 "log_density": float(value),
-                "log_density_standard_error": float(spread),
-                "log_density_solver_error": float(of_grid),
+                **error_entries(*errors),
                 "png_bytes": size,
                 "rms_change": float(change),
             }
-            for dial, value, spread, of_grid, size, change in zip(
+            for dial, value, size, change, *errors in zip(
                 np.asarray(dials),
                 found.log_density,
-                found.info.standard_error,
-                found.info.solver_error,
                 sizes[1:],
                 changes[1:],
+                found.info.standard_error,
+                found.info.solver_error,
                 strict=True,
             )
         ]
+        errors = code.info.standard_error[0], code.info.solver_error[0]
         summary = {
             **chosen.facts(),
             "image": image.name,
+            "steps": steps,
             "log_density": float(code.log_density[0]),
-            "log_density_standard_error": float(code.info.standard_error[0]),
-            "log_density_solver_error": float(code.info.solver_error[0]),
+            **error_entries(*errors),
             "png_bytes": sizes[0],
             "rows": rows,
         }
@@ -152,25 +162,27 @@ def command(
             caption=f"{chosen.name}; {density_title(summary)}",
         ).savefig(folder / "edit.png")
         write_json(folder / "edit.json", summary)
+    note_coarse([summary, *rows], chosen.size, steps)
     if json:
         print(as_json(summary))
     else:
+        names = [name for _, name in ERROR_COLUMNS]
         original = [
             "original",
             f"{summary['log_density']:,.1f}",
-            _error(summary),
+            *_error_cells(summary),
             str(summary["png_bytes"]),
             "",
         ]
         table(
             f"{image.name} by {chosen.name}: {density_title(summary)}",
-            ["q", "log-density, nats", "+-", "PNG bytes", "RMS change"],
+            ["q", "log-density, nats", *names, "PNG bytes", "RMS change"],
             [original]
             + [
                 [
                     f"{row['q']:g}",
                     f"{row['log_density']:,.1f}",
-                    _error(row),
+                    *_error_cells(row),
                     str(row["png_bytes"]),
                     f"{row['rms_change']:.3f}",
                 ]
@@ -180,7 +192,5 @@ def command(
     console.print(f"wrote edit.png, edit.npz and edit.json to {out}/")
 
 
-def _error(row: Mapping[str, Any]) -> str:
-    """Write the stated error of a log-density: of the probes and of the solver together."""
-    parts = row["log_density_standard_error"], row["log_density_solver_error"]
-    return f"{np.hypot(*parts):,.1f}"
+def _error_cells(row: Mapping[str, Any]) -> list[str]:
+    return [error_cell(row[key]) for key, _ in ERROR_COLUMNS]

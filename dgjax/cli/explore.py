@@ -94,6 +94,7 @@ def command(
                 "x": found.x,
                 "log_density": found.log_density,
                 "standard_error": found.info.standard_error,
+                "solver_error": found.info.solver_error,
                 "bound_share": found.info.bound_share,
                 "course": found.trajectory,
             }

@@ -1,5 +1,6 @@
 """`dgjax likelihood`: compute log-density and bits per dimension of images and arrays."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,14 @@ import numpy as np
 import typer
 
 from dgjax.checkpoints.opened import condition_on_class, density_title
+from dgjax.cli.auto_steps import (
+    AUTO,
+    STEPS_OR_AUTO,
+    TOLERANCE,
+    TRIALS,
+    find_steps,
+    set_tolerance,
+)
 from dgjax.cli.options import (
     BATCH,
     CLASS,
@@ -17,10 +26,16 @@ from dgjax.cli.options import (
     PROBES_HELP,
     SEED,
     SOLVER,
-    STEPS,
     choose_model,
     make_solver,
     table,
+)
+from dgjax.cli.stated_errors import (
+    ERROR_COLUMNS,
+    error_cell,
+    error_entries,
+    known,
+    note_coarse,
 )
 from dgjax.devices.batches import map_batches
 from dgjax.files import as_json
@@ -40,7 +55,8 @@ def command(
     model: MODEL = "fashion-mnist",
     class_: CLASS = None,
     batch: BATCH = 8,
-    steps: STEPS = 32,
+    steps: STEPS_OR_AUTO = 32,
+    tolerance: TOLERANCE = None,
     solver: SOLVER = "multistep",
     probes: Annotated[int, typer.Option(min=2, help=PROBES_HELP)] = 5,
     seed: SEED = 0,
@@ -52,29 +68,40 @@ def command(
     the latent, without bits per dimension. With --class it is the conditional log p(x | class).
     """
     chosen, method = condition_on_class(choose_model(model), class_), make_solver(solver)
+    tolerance = set_tolerance(steps, tolerance, chosen.size)
     read = read_samples(files, chosen)
     latent = chosen.meta.latent
     if latent:
         read = [encode_levels(file, chosen) for file in read]
     keys = jax.random.split(jax.random.key(seed), 2)
-    grid = grid_logsnr(chosen.field, steps)
-    divergence = default_divergence(probes, method, chosen.size)
+    options = {"divergence": default_divergence(probes, method, chosen.size), "solver": method}
 
-    @jax.jit
-    def run(field, keys, batch):
-        def one(x, quantized, i):
-            noise_key, key = jax.random.fold_in(keys[0], i), jax.random.fold_in(keys[1], i)
-            if not latent:
-                dequantized = dequantize(noise_key, x.astype(jnp.uint8), chosen.meta.data_range)
-                x = jnp.where(quantized, dequantized, x)
-            return likelihood(field, x, grid, key=key, divergence=divergence, solver=method)
-
-        found = jax.vmap(one)(*batch)
-        return found.log_density, found.info.standard_error, found.info.solver_error
+    def prepare(keys, x, quantized, i):
+        if latent:
+            return x
+        noise_key = jax.random.fold_in(keys[0], i)
+        dequantized = dequantize(noise_key, x.astype(jnp.uint8), chosen.meta.data_range)
+        return jnp.where(quantized, dequantized, x)
 
     names = [name for file in read for name in file.names]
     quantized = np.concatenate([np.full(len(file.names), file.quantized) for file in read])
     items = (LazySamples(read, chosen.meta.shape), quantized, np.arange(len(names)))
+    if steps == AUTO:
+        some = np.linspace(0, len(names) - 1, min(TRIALS, len(names))).astype(int)
+        xs = jax.vmap(partial(prepare, keys))(*(part[some] for part in items))
+        run_one = partial(likelihood, **options)
+        steps = find_steps(chosen.field, xs, tolerance, key=keys[1], run=run_one)
+    grid = grid_logsnr(chosen.field, steps)
+
+    @jax.jit
+    def run(field, keys, batch):
+        def one(x, quantized, i):
+            key = jax.random.fold_in(keys[1], i)
+            return likelihood(field, prepare(keys, x, quantized, i), grid, key=key, **options)
+
+        found = jax.vmap(one)(*batch)
+        return found.log_density, found.info.standard_error, found.info.solver_error
+
     log_density, error, solver_error = map_batches(
         "likelihood", run, items, batch, chosen.field, keys
     )
@@ -83,28 +110,27 @@ def command(
             "file": name,
             "data": ("encoded" if latent else "dequantized") if levels else "as given",
             "log_density": float(value),
-            "log_density_standard_error": float(spread),
-            "log_density_solver_error": float(of_grid),
+            **error_entries(*errors),
         }
-        for name, levels, value, spread, of_grid in zip(
+        for name, levels, value, *errors in zip(
             names, quantized, log_density, error, solver_error, strict=True
         )
     ]
     columns = [
-        ("log_density", "log-density, nats", ",.1f"),
-        ("log_density_standard_error", "+- probes", ".1f"),
-        ("log_density_solver_error", "+- solver", ".2g"),
+        ("log_density", "log-density, nats", "{:,.1f}".format),
+        *((*column, error_cell) for column in ERROR_COLUMNS),
     ]
     if not latent:
         for row, value, spread in zip(rows, log_density, error, strict=True):
             bits = bits_per_dim(value, chosen.size, chosen.meta.data_range)
             row["bits_per_dim"] = float(bits)
-            row["bits_per_dim_standard_error"] = float(spread / (chosen.size * np.log(2)))
+            row["bits_per_dim_standard_error"] = known(spread / (chosen.size * np.log(2)))
         columns += [
-            ("bits_per_dim", "bits/dim", ".3f"),
-            ("bits_per_dim_standard_error", "+- probes", ".3f"),
+            ("bits_per_dim", "bits/dim", "{:.3f}".format),
+            ("bits_per_dim_standard_error", "+- probes", error_cell),
         ]
     summary = {**chosen.facts(), "steps": steps, "solver": solver, "probes": probes, "rows": rows}
+    note_coarse(rows, chosen.size, steps)
     if json:
         print(as_json(summary))
         return
@@ -112,7 +138,7 @@ def command(
         f"{chosen.name}: {density_title(summary)}, of x as it is there",
         ["file", "data", *(header for _, header, _ in columns)],
         [
-            [row["file"], row["data"], *(format(row[name], form) for name, _, form in columns)]
+            [row["file"], row["data"], *(form(row[name]) for name, _, form in columns)]
             for row in rows
         ],
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from textwrap import wrap
 from typing import Annotated, Any
 
 import typer
@@ -86,11 +87,16 @@ def make_solver(name: str) -> Any:
 
 
 def table(title: str, header: list[str], rows: list[list[str]]) -> None:
-    """Print a table on standard output; columns of numbers are right-aligned."""
+    """Print a table on standard output; columns of numbers are right-aligned.
+
+    Headers are wrapped to the width of the cells below, so that terminals need not cut any.
+    """
     shown = Table(title=title, title_justify="left", header_style="bold")
     for i, name in enumerate(header):
-        words = any(row[i][:1].isalpha() for row in rows)
-        shown.add_column(name, justify="left" if words else "right")
+        words = any(row[i][:1].isalpha() and row[i] != "unknown" for row in rows)
+        width = max(map(len, (row[i] for row in rows)), default=0)
+        lines = wrap(name, max(width, 1), break_long_words=False, break_on_hyphens=False)
+        shown.add_column("\n".join(lines), justify="left" if words else "right")
     for row in rows:
         shown.add_row(*row)
     Console().print(shown)

@@ -8,16 +8,78 @@ import numpy as np
 
 from dgjax.checkpoints.opened import Model, density_title
 from dgjax.cli.options import table
+from dgjax.cli.stated_errors import ERROR_COLUMNS, error_cell, error_entries
 from dgjax.devices.progress import console
 from dgjax.evaluation.moments import Moments, moments
 from dgjax.pictures.grid import image_grid
 from dgjax.pictures.latents import to_levels
+from dgjax.pictures.png import encode_png
 from dgjax.pictures.quantization import bits_per_dim
+from dgjax.sampling.results import Sampled
 
-__all__ = ["MEASURED", "measure", "show_table", "shown_levels", "summarize", "write_figure"]
+__all__ = [
+    "MEASURED",
+    "measure",
+    "measured_values",
+    "sample_arrays",
+    "show_table",
+    "shown_levels",
+    "summarize",
+    "write_figure",
+]
 
-MEASURED = ("log_density", "png_bytes", "bound_share", "target_met", "finite")
+ERRORS = ("standard_error", "solver_error")
+MEASURED = ("log_density", "png_bytes", "bound_share", "target_met", "finite", *ERRORS)
 SHOWN = 12  # latents in the figure, at most
+
+
+def sample_arrays(
+    chosen: Model, dials: np.ndarray, by_target: bool, found: Sampled, levels: np.ndarray
+) -> dict[str, Any]:
+    """Make the arrays of samples.npz or of a shard; most are (dials, n, ...).
+
+    Args:
+        chosen: the model.
+        dials: (dials,) values of q, or target log-densities in nats.
+        by_target: whether `dials` are targets.
+        found: the samples, (dials, n, ...).
+        levels: their uint8 levels.
+    """
+    blank = np.full(len(dials), np.nan, np.float32)
+    unknown = np.full(found.log_density.shape, np.nan, np.float32)
+    sizes = [[len(encode_png(image)) for image in row] for row in levels]
+    return {
+        "x": found.x,
+        **({"pixels": levels} if chosen.meta.latent else {}),
+        "q": blank if by_target else dials,
+        "target_log_density": dials if by_target else blank,
+        "log_density": found.log_density,
+        "standard_error": found.info.standard_error,
+        "solver_error": found.info.solver_error,
+        "bound_share": found.info.bound_share,
+        "target_met": found.info.target_met if by_target else unknown,
+        "finite": found.info.finite,
+        "fault": found.info.fault,
+        "png_bytes": np.asarray(sizes, np.int32),
+        "t_min": chosen.facts()["t_min"],
+    }
+
+
+def measured_values(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return the quantities in `MEASURED` as one array (len(MEASURED), dials, n).
+
+    Errors that are unknown are NaN, and so are those that `arrays` lacks: dgjax did not always
+    write them.
+    """
+    unknown = np.full(arrays["log_density"].shape, np.nan)
+
+    def values(name):
+        if name not in ERRORS:
+            return np.asarray(arrays[name], np.float64)
+        found = np.asarray(arrays.get(name, unknown), np.float64)
+        return np.where(np.isfinite(found), found, np.nan)
+
+    return np.stack([values(name) for name in MEASURED])
 
 
 def measure(arrays: Mapping[str, np.ndarray]) -> Moments:
@@ -29,13 +91,15 @@ def measure(arrays: Mapping[str, np.ndarray]) -> Moments:
     Returns:
         Moments of shape (len(MEASURED), dials).
     """
-    return moments(np.stack([np.asarray(arrays[name], np.float64) for name in MEASURED]))
+    return moments(measured_values(arrays))
 
 
 def summarize(
     chosen: Model, dials: np.ndarray, by_target: bool, measured: Moments
 ) -> list[dict[str, Any]]:
     """Make the rows of the summary, one for each dial; warn if a sample is not finite.
+
+    The errors in a row are those of one sample, in the mean over the samples.
 
     Args:
         chosen: the model.
@@ -53,6 +117,7 @@ def summarize(
         row = {
             "target_log_density" if by_target else "q": round(float(dial), 6),
             "log_density_mean": float(log_density),
+            **error_entries(*(mean[name][i] for name in ERRORS)),
             "log_density_std": None if deviation is None else float(deviation[0, i]),
             "png_bytes": float(mean["png_bytes"][i]),
             "bound_share": float(mean["bound_share"][i]),
@@ -94,16 +159,19 @@ def show_table(summary: dict[str, Any]) -> None:
     by_target = "target_log_density" in summary["rows"][0]
 
     def cell(row, name, form):
+        if form is None:
+            return error_cell(row[name])
         return "" if row[name] is None else form.format(row[name])
 
-    # key in a row, header, format
+    # key in a row, header, format; None for errors
     columns = [
         ("target_log_density", "target", "{:g}") if by_target else ("q", "q", "{:g}"),
-        ("log_density_mean", "log-density, nats", "{:,.1f}"),
+        ("log_density_mean", "log p, nats", "{:,.1f}"),
+        *((*column, None) for column in ERROR_COLUMNS),
         ("log_density_std", "spread", "{:,.1f}"),
-        ("bits_per_dim", "bits/dim", "{:.3f}"),
+        ("bits_per_dim", "bits per dim", "{:.3f}"),
         ("png_bytes", "PNG bytes", "{:,.0f}"),
-        ("bound_share", "at the bound", "{:.0%}"),
+        ("bound_share", "at bound", "{:.0%}"),
         ("target_met", "met", "{:.0%}"),
     ]
     columns = [column for column in columns if column[0] in summary["rows"][0]]

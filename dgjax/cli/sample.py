@@ -9,7 +9,15 @@ import numpy as np
 import typer
 
 from dgjax.checkpoints.checkpoint import digest
-from dgjax.checkpoints.opened import Model, find_label
+from dgjax.checkpoints.opened import find_label
+from dgjax.cli.auto_steps import (
+    AUTO,
+    STEPS_OPTION,
+    TOLERANCE,
+    TRIALS,
+    find_steps,
+    set_tolerance,
+)
 from dgjax.cli.options import (
     BATCH,
     CLASS,
@@ -22,7 +30,14 @@ from dgjax.cli.options import (
     choose_model,
     make_solver,
 )
-from dgjax.cli.report import measure, show_table, shown_levels, summarize, write_figure
+from dgjax.cli.report import (
+    measure,
+    sample_arrays,
+    show_table,
+    shown_levels,
+    summarize,
+    write_figure,
+)
 from dgjax.cli.shards import (
     Shards,
     measure_shards,
@@ -30,6 +45,7 @@ from dgjax.cli.shards import (
     record_options,
     write_missing,
 )
+from dgjax.cli.stated_errors import note_coarse
 from dgjax.devices.batches import batch_runner
 from dgjax.devices.progress import console, progress
 from dgjax.files import as_json, output_folder, write_json
@@ -38,10 +54,9 @@ from dgjax.guidance.density import density_guidance
 from dgjax.guidance.noise import level_set_noise
 from dgjax.guidance.schedules import window
 from dgjax.guidance.target import target_guidance
+from dgjax.model.field import Field
 from dgjax.model.prior import chi_quantile, prior_guidance, prior_sample
 from dgjax.pictures.latents import to_levels
-from dgjax.pictures.png import encode_png
-from dgjax.sampling.results import Sampled
 from dgjax.sampling.sample import sample
 from dgjax.sampling.shooting import pilot
 from dgjax.sampling.solvers import default_divergence, default_name
@@ -51,7 +66,8 @@ __all__ = ["command"]
 
 QUANTILES = [0.2, 0.35, 0.5, 0.65, 0.8]
 # Always this many pilot latents, so that a sample does not depend on the number of samples drawn.
-PILOTS = 4
+# `--steps auto` takes the same.
+PILOTS = TRIALS
 
 
 def command(
@@ -95,14 +111,8 @@ def command(
         ),
     ] = None,
     batch: BATCH = 8,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Solver steps, uniform in log-SNR.",
-            show_default="32; 48 for targets",
-        ),
-    ] = None,
+    steps: Annotated[Any, typer.Option(show_default="32; 48 for targets", **STEPS_OPTION)] = None,
+    tolerance: TOLERANCE = None,
     solver: Annotated[
         str | None,
         typer.Option(
@@ -120,6 +130,8 @@ def command(
         raise ValueError("choose either --q or --target-log-density, not both")
     by_target = bool(target_log_density)
     dials = np.asarray(sorted(target_log_density or q or QUANTILES), np.float32)
+    if by_target and not np.isfinite(dials).all():
+        raise ValueError(f"targets must be finite (in nats), got {dials.tolist()}")
     if steps is None:
         steps = 48 if by_target else 32
     term = None
@@ -128,8 +140,9 @@ def command(
     if solver is None:
         solver = default_name(by_target, term)
     chosen, method = choose_model(model), make_solver(solver)
+    tolerance = set_tolerance(steps, tolerance, chosen.size)
     label = find_label(chosen, class_)
-    before = _class_guides(chosen, label, guidance)
+    before = _class_guides(chosen.field, label, guidance)
     if prior_quantile is not None:
         chi_quantile(prior_quantile, chosen.size)  # raises now, before anything is computed
     keys = jax.random.split(jax.random.key(seed), 3)
@@ -138,28 +151,36 @@ def command(
         x = prior_sample(field, jax.random.fold_in(keys[0], i), chosen.meta.shape)
         return x if prior_quantile is None else prior_guidance(field, x, prior_quantile)
 
-    grid = grid_logsnr(chosen.field, steps)
     divergence = default_divergence(probes, method, chosen.size)
+    common: dict[str, Any] = {"divergence": divergence, "cond": label, "solver": method}
 
-    if by_target:
-        profile = pilot(
-            chosen.field,
-            jax.vmap(lambda i: latent(chosen.field, keys, i))(jnp.arange(PILOTS)),
-            grid,
-            key=keys[2],
-            divergence=divergence,
-            cond=label,
-            solver=method,
+    def pilots(field):
+        return jax.vmap(lambda i: latent(field, keys, i))(jnp.arange(PILOTS))
+
+    def make_guide(field, grid):
+        if not by_target:
+            return density_guidance
+        profile = pilot(field, pilots(field), grid, key=keys[2], **common)
+        return lambda dial: target_guidance(dial, field, profile)
+
+    if not by_target:
+        for dial in dials:  # raises now, before anything is computed
+            density_guidance(dial)
+    if steps == AUTO:
+
+        def at_all_dials(field, x, grid, *, key):
+            guide, before = make_guide(field, grid), _class_guides(field, label, guidance)
+            options = {"key": key, "noise": term, **common}
+            return jax.lax.map(
+                lambda dial: sample(field, x, grid, guides=(*before, guide(dial)), **options),
+                jnp.asarray(dials),
+            )
+
+        steps = find_steps(
+            chosen.field, pilots(chosen.field), tolerance, key=keys[1], run=at_all_dials
         )
-
-        def guide(dial):
-            return target_guidance(dial, chosen.field, profile)
-
-    else:
-        guide = density_guidance
-
-    for dial in dials:  # raises now, before anything is computed
-        guide(dial)
+    grid = grid_logsnr(chosen.field, steps)
+    guide = make_guide(chosen.field, grid)
 
     @jax.jit
     def run(field, before, term, keys, batch):
@@ -171,9 +192,7 @@ def command(
                 key=jax.random.fold_in(keys[1], i),
                 guides=(*before, guide(dial)),
                 noise=term,
-                divergence=divergence,
-                cond=label,
-                solver=method,
+                **common,
             )
 
         return jax.vmap(one)(*batch)
@@ -188,7 +207,7 @@ def command(
             lambda a: a.reshape(len(dials), -1, *a.shape[1:]), run_batches(items, show)
         )
         levels = to_levels(chosen, found.x)
-        return _arrays(chosen, dials, by_target, found, levels), levels
+        return sample_arrays(chosen, dials, by_target, found, levels), levels
 
     settings = {"num": num, "seed": seed, "steps": steps, "solver": solver, "noise": noise}
     settings |= {"class": label, "guidance": guidance}
@@ -198,6 +217,7 @@ def command(
         summary = {**chosen.facts(), "rows": rows, **settings}
         write_figure(folder / "samples.png", chosen, summary, levels)
         write_json(folder / "summary.json", summary)
+        note_coarse(rows, chosen.size, steps)
         return summary
 
     if shard_size is None:
@@ -226,32 +246,9 @@ def command(
     console.print(f"wrote {made}, samples.png and summary.json to {out}/")
 
 
-def _class_guides(chosen: Model, label: int | None, weight: float) -> tuple[Contrast, ...]:
+def _class_guides(field: Field, label: int | None, weight: float) -> tuple[Contrast, ...]:
     if weight == 1:
         return ()
     if label is None:
         raise ValueError("--guidance strengthens a class: add --class, or leave it out")
-    return (classifier_free_guidance(weight, chosen.field),)
-
-
-def _arrays(
-    chosen: Model, dials: np.ndarray, by_target: bool, found: Sampled, levels: np.ndarray
-) -> dict[str, Any]:
-    """Make the arrays of samples.npz or of a shard; most are (dials, n, ...)."""
-    blank = np.full(len(dials), np.nan, np.float32)
-    unknown = np.full(found.log_density.shape, np.nan, np.float32)
-    sizes = [[len(encode_png(image)) for image in row] for row in levels]
-    return {
-        "x": found.x,
-        **({"pixels": levels} if chosen.meta.latent else {}),
-        "q": blank if by_target else dials,
-        "target_log_density": dials if by_target else blank,
-        "log_density": found.log_density,
-        "standard_error": found.info.standard_error,
-        "solver_error": found.info.solver_error,
-        "bound_share": found.info.bound_share,
-        "target_met": found.info.target_met if by_target else unknown,
-        "finite": found.info.finite,
-        "png_bytes": np.asarray(sizes, np.int32),
-        "t_min": chosen.facts()["t_min"],
-    }
+    return (classifier_free_guidance(weight, field),)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dgjax.cli.report import MEASURED, measure
+from dgjax.cli.report import MEASURED, measure, measured_values
 from dgjax.devices.progress import Show, console, progress
 from dgjax.evaluation.moments import Moments
 from dgjax.files import as_json, replace_file, write_json
@@ -127,7 +127,7 @@ def measure_shards(shards: Shards) -> Moments:
 
     def one(i):
         with np.load(shards.file(i)) as arrays:  # reads only the arrays that are used
-            return measure({name: arrays[name] for name in MEASURED})
+            return measure(arrays)
 
     return reduce(Moments.join, map(one, range(shards.files)))
 
@@ -139,8 +139,8 @@ def _is_complete(shards: Shards, i: int) -> bool:
     shape = (shards.dials, stop - start)
     try:
         arrays = read_shard(shards, i)  # the whole file, so that its checksums are compared
-        shapes = {arrays[name].shape for name in MEASURED}
-        if shapes == {shape} and arrays["x"].shape == (*shape, *shards.shape):
+        found = measured_values(arrays).shape
+        if found == (len(MEASURED), *shape) and arrays["x"].shape == (*shape, *shards.shape):
             return True
     except Exception:  # NumPy and zipfile raise a handful of kinds on damaged files
         pass

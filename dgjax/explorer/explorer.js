@@ -18,7 +18,8 @@ const thousands = (v, digits = 0) => v.toLocaleString("en-GB", { minimumFraction
 const minus = (text) => text.replace("-", "\u2212");
 const orNone = (v, text) => (v === null ? "not finite" : text(v));
 const nats = ({ nats, error }) => {
-  const spread = error === null ? "" : ` \u00b1 ${thousands(error, error < 1 ? 1 : 0)}`;
+  const least = Math.max(error, 0.1); // with one decimal a smaller error would look like none
+  const spread = error === null ? "" : ` \u00b1 ${thousands(least, least < 1 ? 1 : 0)}`;
   return orNone(nats, (v) => minus(thousands(v)) + spread + " nats");
 };
 const bits = ({ bits, nats }) => (bits === null && nats !== null ? "none for latents" : orNone(bits, (v) => minus(v.toFixed(2))));
@@ -76,6 +77,7 @@ function drawPanel(i) {
   find(".bits", root).textContent = bits(sample);
   find(".bytes", root).textContent = bytes(sample);
   const share = Math.round(100 * (sample.bound ?? 0));
+  find(".alone", root).textContent = sample.error === null || sample.solver ? "" : "± counts the probes alone: the solver states no error here.";
   find(".bound", root).textContent = share ? `Guidance is at its bound for ${share} % of the log-SNR range.` : "";
   over.alt = `Sample of latent ${state.latent + 1} at ${qText(chosen.q)}, ${noiseText(chosen.setting)}`;
   if (over.src === source(sample)) return;

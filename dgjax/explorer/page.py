@@ -17,6 +17,7 @@ import numpy as np
 
 from dgjax.pictures.png import encode_png
 from dgjax.pictures.quantization import bits_per_dim
+from dgjax.sampling.results import stated_error
 
 __all__ = ["Exploration", "Setting", "check_images", "render_page"]
 
@@ -41,7 +42,10 @@ class Exploration(NamedTuple):
     Attributes:
         levels: (S, L, Q, H, W, 1 or 3) uint8 levels of the pictures.
         log_density: (S, L, Q) log-density at t_min of each sample, or of its latent, in nats.
-        standard_error: (S, L, Q) standard error of `log_density` in nats; NaN if unknown.
+        standard_error: (S, L, Q) error of `log_density` from the probes in nats; NaN if unknown.
+        solver_error: (S, L, Q) error of `log_density` from the solver in nats; NaN or infinite if
+            unknown. The page shows the sum of both errors, as `dgjax.sampling.results.stated_error`
+            has it, and says where the solver's is unknown.
         bound_share: (S, L, Q) share of the log-SNR range on which the guide was at its bound.
         course: (S, L, Q, steps + 1) log-density along each trajectory, in nats.
         logsnr: (steps + 1,) log-SNR at the points of `course`, rising.
@@ -54,6 +58,7 @@ class Exploration(NamedTuple):
     levels: np.ndarray
     log_density: np.ndarray
     standard_error: np.ndarray
+    solver_error: np.ndarray
     bound_share: np.ndarray
     course: np.ndarray
     logsnr: np.ndarray
@@ -111,6 +116,7 @@ def _check(found: Exploration) -> None:
         "levels": (*samples, *found.levels.shape[3:]),
         "log_density": samples,
         "standard_error": samples,
+        "solver_error": samples,
         "bound_share": samples,
         "course": (*samples, len(found.logsnr)),
     }
@@ -130,13 +136,19 @@ def _data(found: Exploration) -> dict[str, Any]:
     if found.latent:
         bits = np.full_like(bits, np.nan)
 
+    known = np.isfinite(found.solver_error)
+    error = np.asarray(
+        stated_error(found.standard_error, np.where(known, found.solver_error, np.inf))
+    )
+
     def sample(at: tuple[int, ...]) -> dict[str, Any]:
         png = encode_png(found.levels[at])
         return {
             "png": base64.b64encode(png).decode(),
             "bytes": len(png),
             "nats": _number(found.log_density[at], 4),
-            "error": _number(found.standard_error[at], 4),
+            "error": _number(error[at], 4),
+            "solver": bool(known[at]),
             "bits": _number(bits[at], 6),
             "bound": _number(found.bound_share[at], 3),
             "course": [_number(value, 1) for value in found.course[at]],

@@ -178,7 +178,7 @@ def test_sample_writes_pixels_beside_the_latents_that_it_measures(
     summary = json.loads((out / "summary.json").read_text())
     assert summary["latent"] is True
     assert all("bits_per_dim" not in row for row in summary["rows"])
-    assert "bits/dim" not in printed
+    assert "bits" not in printed
     assert "log p of the latent" in " ".join(printed.split())
     assert (out / "samples.png").stat().st_size > 1000
 

@@ -30,6 +30,9 @@ def exploration(shape=(6, 5, 3), latents=2, dials=4, steps=7):
         levels=to_uint8(rng.uniform(-1.2, 1.2, (*samples, *shape))),
         log_density=course[..., -1],
         standard_error=rng.uniform(0.1, 9, samples),
+        solver_error=np.where(
+            np.arange(3)[:, None, None] < 2, rng.uniform(0.02, 9, samples), np.inf
+        ),
         bound_share=rng.uniform(0, 1, samples),
         course=course,
         logsnr=np.linspace(-8.7, 7.8, steps + 1),
@@ -76,7 +79,10 @@ def test_the_page_holds_the_arrays():
         np.testing.assert_array_equal(Image.open(io.BytesIO(png)), found.levels[at])
         assert sample["bytes"] == len(png) == len(encode_png(found.levels[at]))
         assert sample["nats"] == pytest.approx(found.log_density[at], abs=1e-4)
-        assert sample["error"] == pytest.approx(found.standard_error[at], abs=1e-4)
+        solver = found.solver_error[at]
+        assert sample["solver"] == np.isfinite(solver) == (at[0] < 2)
+        stated = found.standard_error[at] + (solver if sample["solver"] else 0)
+        assert sample["error"] == pytest.approx(stated, abs=1e-4)
         assert sample["bits"] == pytest.approx(bits[at], abs=1e-6)
         assert sample["bound"] == pytest.approx(found.bound_share[at], abs=1e-3)
         np.testing.assert_allclose(sample["course"], found.course[at], atol=0.06)
@@ -86,10 +92,14 @@ def test_what_is_not_finite_is_null():
     found = exploration(shape=(6, 5, 1))
     found.log_density[0, 0, 0], found.course[0, 0, 0, -1] = np.nan, np.nan
     found.standard_error[0, 1, 0] = np.inf
+    found.solver_error[0, 1, 1] = np.nan
     data = Reader(render_page(found, "noise", {})).data()
     lost, kept = data["samples"][0][0][0], data["samples"][0][1][0]
     assert (lost["nats"], lost["bits"], lost["course"][-1], kept["error"]) == (None,) * 4
     assert kept["nats"] is not None
+    other = data["samples"][0][1][1]
+    assert not other["solver"]
+    assert other["error"] == pytest.approx(found.standard_error[0, 1, 1], abs=1e-4)
 
 
 def test_the_page_needs_no_other_file():
@@ -131,6 +141,7 @@ def test_arrays_that_do_not_belong_together_are_refused():
         ({"levels": found.levels.astype(float)}, "levels must be uint8, got float64"),
         ({"q": found.q[:-1]}, r"levels has shape .* 3 values of q"),
         ({"log_density": found.log_density[:2]}, "log_density has shape"),
+        ({"solver_error": found.solver_error[:, 1:]}, "solver_error has shape"),
         ({"course": found.course[..., 1:]}, "course has shape"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -4,6 +4,7 @@ Needs `pip install '.[browser]'` and a Chromium on the path (on Debian `apt-get 
 """
 
 import os
+import re
 import shutil
 
 import numpy as np
@@ -101,6 +102,7 @@ def expected(setting, latent, dial):
     """The same by the arrays."""
     at = (setting, latent, dial)
     value, error = FOUND.log_density[at], FOUND.standard_error[at]
+    error += FOUND.solver_error[at] if setting < 2 else 0
     bits = float(bits_per_dim(value, FOUND.levels[at].size, (-1.0, 1.0)))
     figures = [
         f"{value:,.0f} ± {error:.{1 if error < 1 else 0}f} nats",
@@ -149,6 +151,15 @@ def test_the_curve_is_that_of_the_sample(visit):
     band, plot = (page.locator(f"#chart .{name}").first.bounding_box() for name in ("band", "bold"))
     share = (FOUND.logsnr[-1] - 0.5) / np.ptp(FOUND.logsnr)
     assert band["width"] / plot["width"] == pytest.approx(share, abs=0.03)
+
+
+def test_an_error_of_the_probes_alone_is_called_that(visit):
+    page = visit()
+    alone = panel(page, "a").locator(".alone")
+    assert not alone.is_visible()
+    assert "solver steps" in page.locator(".about").inner_text()
+    panel(page, "a").get_by_label("Late", exact=True).check()
+    playwright.expect(alone).to_have_text(re.compile("counts the probes alone"))
 
 
 def test_dragging_the_slider_moves_everything(visit):
