@@ -23,6 +23,7 @@ from dgjax.check.dynamics import (
     reverse_sde_quadrature,
     round_trip,
 )
+from dgjax.check.error_bars import errors_covered, errors_not_inflated
 from dgjax.check.finding import Finding
 from dgjax.check.gradients import gradient_at_mode, likelihood_gradient
 from dgjax.check.guides import (
@@ -59,6 +60,8 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     reverse_sde_quadrature,
     fitting_numbers,
     unfitting_numbers,
+    errors_covered,
+    errors_not_inflated,
     likelihood_gradient,
     gradient_at_mode,
     *((network_precision, network_batched) if SHIPPED in pretrained_models() else ()),

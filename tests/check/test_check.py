@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from dgjax import check
-from dgjax.check import closed_forms, guides, mixture_solves, traced_checks
+from dgjax.check import closed_forms, error_bars, guides, mixture_solves, traced_checks
 from dgjax.check.finding import PRECISION_FIX, judge
 from dgjax.checkpoints.pretrained import pretrained_models
 from dgjax.guidance.density import density_guidance
@@ -224,6 +224,17 @@ def test_results_without_a_fault_are_counted(value, refused, missed, monkeypatch
     monkeypatch.setattr(traced_checks, "_solve", lambda *numbers: found)
     assert check.fitting_numbers().measured == refused
     assert check.unfitting_numbers().measured == missed
+
+
+@pytest.mark.parametrize(
+    ("stated", "covered", "sized"),
+    [(1.0, True, True), (0.1, False, False), (100.0, True, False), (np.inf, True, False)],
+)
+def test_stated_errors_of_another_size_fail(stated, covered, sized, monkeypatch):
+    true = np.linspace(0.5, 1.5, 24)
+    monkeypatch.setattr(error_bars, "_errors", lambda: (true, np.full(24, stated)))
+    assert check.errors_covered().passed == covered
+    assert check.errors_not_inflated().passed == sized
 
 
 def test_the_command_warns_once_of_reduced_precision(run, monkeypatch):

@@ -60,6 +60,12 @@ def test_sample_writes_the_log_density_of_its_samples(folder, tmp_path, run):
         bits = -(values.mean() + SIZE * np.log(1 / 127.5)) / (SIZE * np.log(2))
         assert row["bits_per_dim"] == pytest.approx(bits, rel=1e-4)
         assert f"{row['log_density_mean']:,.1f}" in printed
+    for name in ("standard_error", "solver_error"):
+        means = [row[f"log_density_{name}"] for row in rows]
+        np.testing.assert_allclose(means, found[name].mean(-1), rtol=1e-5)
+    assert "solver" in printed
+    assert "unknown" not in printed
+    np.testing.assert_array_equal(found["fault"], np.zeros((3, 3), np.int32))
     assert sorted(p.name for p in out.iterdir()) == ["samples.npz", "samples.png", "summary.json"]
 
 
@@ -221,7 +227,49 @@ validate_every = 0
     assert "batch was 4 and is 5" in said
 
 
-CASES = 22
+def test_likelihood_finds_its_steps(folder, tmp_path, run):
+    x = np.random.default_rng(0).normal(size=(2, *SHAPE)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    options = ("--model", folder, "--steps", "auto", "--tolerance", 40)
+    code, printed, said = run("likelihood", tmp_path / "x.npz", *options, "--json")
+    assert code == 0
+    summary = json.loads(printed)
+    assert f"{summary['steps']} steps: error from the solver" in said
+    errors = [row["log_density_solver_error"] for row in summary["rows"]]
+    assert 0 < max(errors) <= 40
+    assert f"{max(errors):.2g} nats" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", [("--q", 0.6), ("--target-log-density", 0.0)])
+def test_sample_finds_its_steps(by, folder, tmp_path, run):
+    def steps(*options):
+        common = ("--model", folder, "--num", 1, "--steps", "auto", "--json")
+        code, printed, said = run("sample", *common, *by, *options, "--out", tmp_path / "out")
+        assert code == 0, said
+        summary = json.loads(printed)
+        assert f"{summary['steps']} steps: error from the solver" in said
+        return summary["steps"], summary["rows"][0]["log_density_solver_error"]
+
+    coarse, error = steps("--tolerance", 10)
+    assert error <= 10
+    fine, error = steps("--tolerance", 0.5)
+    assert error <= 0.5
+    assert fine > coarse
+
+
+@pytest.mark.slow
+def test_edit_finds_its_steps(folder, image, tmp_path, run):
+    options = ("--model", folder, "--steps", "auto", "--tolerance", 2, "--q", 0.6, "--json")
+    code, printed, said = run("edit", image, *options, "--out", tmp_path / "out")
+    assert code == 0
+    summary = json.loads(printed)
+    assert f"{summary['steps']} steps: error from the solver" in said
+    for row in (summary, *summary["rows"]):
+        assert 0 < row["log_density_solver_error"] <= 2
+
+
+CASES = 25
 
 
 def cases(folder, where):
@@ -260,6 +308,9 @@ def cases(folder, where):
         (("likelihood", where / "none.npz", *m), "no samples"),
         (("likelihood", where / "nan.npz", *m), "finite"),
         (("likelihood", where / "broken.npz", *m), "cannot be read as npz"),
+        (("sample", *m, "--tolerance", 1, *o), "--tolerance needs --steps auto"),
+        (("edit", large, *m, "--steps", "auto", "--tolerance", 0, *o), "positive number of nats"),
+        (("likelihood", large, *m, "--steps", 8, "--tolerance", 1), "--tolerance needs"),
         (("align", *m, "--confidence", 1), "strictly between 0 and 1"),
         (("train", "digit"), "cannot read the config"),
         (("train", where / "bad.toml"), "is not TOML"),
@@ -285,6 +336,10 @@ def test_trouble_is_one_clear_line_and_nothing_is_written(i, folder, tmp_path, r
 def test_misspelt_options_exit_with_2(run):
     assert run("sample", "--qq", 0.5)[0] == 2
     assert run("sample", "--num", 0)[0] == 2
+    for steps in ("0", "-3", "2.5", "many"):
+        code, _, said = run("sample", "--steps", steps)
+        assert code == 2
+        assert "neither auto nor a whole number" in " ".join(said.replace("│", "").split())
 
 
 def test_probes_fit_the_solver_and_the_size():
