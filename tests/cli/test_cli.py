@@ -227,6 +227,7 @@ validate_every = 0
     assert "batch was 4 and is 5" in said
 
 
+@pytest.mark.slow
 def test_likelihood_finds_its_steps(folder, tmp_path, run):
     x = np.random.default_rng(0).normal(size=(2, *SHAPE)).astype(np.float32)
     np.savez(tmp_path / "x.npz", x=x)
