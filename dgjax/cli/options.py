@@ -56,6 +56,9 @@ OUT = Annotated[Path, typer.Option(help="Folder for the results; made if it does
 JSON = Annotated[bool, typer.Option("--json", help="Print the summary as JSON instead of a table.")]
 
 
+NARROWEST = 6  # characters of a column before its header is wrapped
+
+
 def note_shadowed(what: str, name: str, names: Iterable[str]) -> None:
     """Note on standard error if a name that comes with dgjax hides a file of the same name.
 
@@ -95,7 +98,7 @@ def table(title: str, header: list[str], rows: list[list[str]]) -> None:
     for i, name in enumerate(header):
         words = any(row[i][:1].isalpha() and row[i] != "unknown" for row in rows)
         width = max(map(len, (row[i] for row in rows)), default=0)
-        lines = wrap(name, max(width, 1), break_long_words=False, break_on_hyphens=False)
+        lines = wrap(name, max(width, NARROWEST), break_long_words=False, break_on_hyphens=False)
         shown.add_column("\n".join(lines), justify="left" if words else "right")
     for row in rows:
         shown.add_row(*row)

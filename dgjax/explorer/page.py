@@ -13,6 +13,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from dgjax.pictures.png import encode_png
@@ -137,9 +138,8 @@ def _data(found: Exploration) -> dict[str, Any]:
         bits = np.full_like(bits, np.nan)
 
     known = np.isfinite(found.solver_error)
-    error = np.asarray(
-        stated_error(found.standard_error, np.where(known, found.solver_error, np.inf))
-    )
+    solver = np.where(known, found.solver_error, np.inf)  # infinite ones are left out of the sum
+    error = np.asarray(stated_error(jnp.asarray(found.standard_error), jnp.asarray(solver)))
 
     def sample(at: tuple[int, ...]) -> dict[str, Any]:
         png = encode_png(found.levels[at])
