@@ -256,3 +256,26 @@ def test_an_unknown_error_of_the_probes_meets_no_target():
     assert np.isnan(found.info.standard_error)
     assert not found.info.target_met
     assert dgjax.sample(model, x, grid, key=jax.random.key(0)).info.target_met is None
+
+
+def test_the_score_weight_of_a_target_is_the_same_on_every_path():
+    """Log-densities of x differ by D log alpha between paths, and the score weight does not."""
+    mixture = dgjax.gaussian(jnp.array([3.0, -2.0, 0.5]), jnp.diag(jnp.array([4.0, 0.25, 1.0])))
+    edm = dgjax.closed_form(mixture, dgjax.edm(), t_min=0.1, t_max=20.0)
+    cosine = dgjax.repath(edm, dgjax.cosine())
+    key, x = jax.random.key(0), jnp.array([4.0, -1.0, 2.0])
+    knots = jnp.array([-6.0, -2.0, 2.0, 4.6])
+    profile = Profile(knots, jnp.array([9.0, 6.0, 3.0, 0.0]), jnp.array([2.9, 2.0, 1.5, 1.2]))
+    found = []
+    for model in (edm, cosine):
+        t = model.path.time(dgjax.logsnr(edm.path, jnp.asarray(0.7)))
+        alpha, end = model.path.alpha(t), model.path.alpha(model.t_min)
+        guide = dgjax.target_guidance(-5.0 - 3 * jnp.log(end), model, profile)
+        tracked = jnp.array([-7.5]) - 3 * jnp.log(alpha)
+        local = dgjax.evaluate(
+            model, t, alpha * x, divergence=dgjax.Exact(), key=key, log_densities=tracked
+        )
+        found.append(guide.weight_change(local))
+    assert abs(found[0]) > 0.01
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-9)
+    assert guide.tolerance == TOLERANCE

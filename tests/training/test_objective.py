@@ -11,12 +11,18 @@ from flax import nnx
 from dgjax.checkpoints.spec import build
 from dgjax.data.dataset import Dataset, UncroppedImages
 from dgjax.model.closed_form import closed_form, gaussian
-from dgjax.model.paths import edm
+from dgjax.model.field import repath
+from dgjax.model.paths import cosine, edm
 from dgjax.networks import MLP, UNet
 from dgjax.training import TrainConfig
 from dgjax.training.components import check_data, make_augment
 from dgjax.training.importance_sampling import DirectSampling, ImportanceSampling, LossHistogram
-from dgjax.training.loss import EDMWeighting, LikelihoodWeighting, SigmoidWeighting
+from dgjax.training.loss import (
+    EDMWeighting,
+    LikelihoodWeighting,
+    SigmoidWeighting,
+    denoising_loss,
+)
 from dgjax.training.noise_distribution import LogNormal, UniformLogSNR, low_discrepancy_draw
 from dgjax.training.pipeline import Augment, training_batches
 from dgjax.training.precision import in_precision
@@ -292,3 +298,15 @@ def test_what_a_configuration_says_is_what_is_made():
 def test_wrong_values_are_refused_by_name(change, message):
     with pytest.raises(ValueError, match=message):
         config(**change)
+
+
+def test_the_loss_of_the_exact_denoiser_on_a_path_that_scales():
+    """The denoiser of N(m, s^2 I) moves x/alpha towards m."""
+    mean, variance = jnp.array([3.0, -2.0]), 4.0
+    exact = closed_form(gaussian(mean, variance), edm(), t_min=0.1, t_max=20.0)
+    model = repath(exact, cosine())
+    t, data, noise = jnp.asarray(0.6), jnp.array([4.0, -1.0]), jnp.array([0.3, -1.2])
+    w = model.path.sigma(t) / model.path.alpha(t)
+    denoised = mean + (data + w * noise - mean) * variance / (variance + w**2)
+    found = denoising_loss(model, t, data, noise)
+    np.testing.assert_allclose(found, jnp.mean((denoised - data) ** 2), rtol=1e-9)
