@@ -8,7 +8,8 @@ what `out` predicts; `dgjax.field` combines the three into a model:
     model = dgjax.field(net, dgjax.edm(), dgjax.preconditioned(0.5), t_min=0.002, t_max=80.0)
 
 `MLP` and `UNet` are this library's own. `UNet2D`, `DiT` and `AutoencoderKL` take the weights of
-diffusers, `SongUNet` and `DhariwalUNet` those of EDM; `dgjax.importing` reads them.
+diffusers, `SongUNet` and `DhariwalUNet` those of EDM; `dgjax.importing` reads them. `torch_network`
+makes a network of any PyTorch module.
 """
 
 from dgjax.networks.autoencoder import AutoencoderKL
@@ -17,6 +18,7 @@ from dgjax.networks.edm_dhariwal import DhariwalUNet
 from dgjax.networks.edm_song import SongUNet
 from dgjax.networks.identity_autoencoder import IdentityAutoencoder, identity_autoencoder
 from dgjax.networks.mlp import MLP
+from dgjax.networks.torch_network import TorchNetwork, torch_network
 from dgjax.networks.unet import UNet
 from dgjax.networks.unet2d import UNet2D
 
@@ -27,7 +29,9 @@ __all__ = [
     "DiT",
     "IdentityAutoencoder",
     "SongUNet",
+    "TorchNetwork",
     "UNet",
     "UNet2D",
     "identity_autoencoder",
+    "torch_network",
 ]
