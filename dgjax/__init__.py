@@ -82,6 +82,7 @@ from dgjax.model.parametrization import (
 from dgjax.model.paths import cosine, custom, edm, logsnr, rectified_flow, sub_vp, ve, vp
 from dgjax.model.prior import chi_quantile, prior_guidance, prior_sample, with_norm
 from dgjax.model.reverse_mode import ReverseMode
+from dgjax.networks.torch_network import torch_network
 from dgjax.pictures.png import png_bytes
 from dgjax.pictures.quantization import bits_per_dim, dequantize
 from dgjax.sampling.adjoints import BOTH_MODES, FORWARD
@@ -205,6 +206,7 @@ __all__ = [
     "sub_vp",
     "target_guidance",
     "temperature",
+    "torch_network",
     "ve",
     "velocity",
     "vp",
