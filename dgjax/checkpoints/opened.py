@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from dgjax.checkpoints.checkpoint import PIXELS, Meta, load, load_autoencoder, weight_bytes
+from dgjax.checkpoints.own_code import is_code, load_code
 from dgjax.checkpoints.pretrained import load_pretrained, pretrained_models
 from dgjax.checkpoints.spec import Autoencoder, build_autoencoder
 from dgjax.devices.placement import choose_weight_sharding
@@ -70,12 +71,17 @@ def open_model(name: str) -> Model:
     The weights are cut over the local devices if they are too large for one.
 
     Args:
-        name: name of a shipped model, or a checkpoint's folder. A shipped model is preferred to a
+        name: name of a shipped model, a checkpoint's folder, or `FILE.py:FUNCTION`, a function that
+            makes a model (see `dgjax.checkpoints.own_code`). A shipped model is preferred to a
             folder of the same name: pass "./NAME" for the folder.
 
     Raises:
         ValueError: if there is no such model or it cannot be read.
     """
+    if is_code(name):
+        field, meta = load_code(name)
+        autoencoder = build_autoencoder(PIXELS, meta.shape)
+        return Model(repath(field, edm(7.0)), meta, name, autoencoder)
     is_folder = name not in pretrained_models() and (os.sep in name or Path(name).is_dir())
     if is_folder:
         sharding = choose_weight_sharding(lambda: weight_bytes(name), jax.local_devices())
