@@ -48,6 +48,16 @@ class Model(NamedTuple):
         """Shape (H, W, C) of one image."""
         return self.autoencoder.image_shape
 
+    @property
+    def has_pictures(self) -> bool:
+        """Whether samples, decoded where they are latents, are grey or colour pictures."""
+        return len(self.image_shape) == 3 and self.image_shape[-1] in (1, 3)
+
+    @property
+    def has_levels(self) -> bool:
+        """Whether samples are pictures themselves, whose levels bits per dimension count."""
+        return self.has_pictures and not self.meta.latent
+
     def facts(self) -> dict[str, Any]:
         """Return the facts that every summary states; noise levels are sigma/alpha."""
         path = self.field.path

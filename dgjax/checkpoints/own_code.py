@@ -1,10 +1,11 @@
 """Open a model that a Python file of the user makes. This runs the code in that file."""
 
-import importlib.util
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from dgjax.checkpoints.checkpoint import Meta
@@ -60,11 +61,11 @@ def load_code(name: str) -> tuple[Field, Meta]:
     file = Path(f"{stem}.py")
     if not file.is_file():
         raise ValueError(f"there is no file {file}: a model of your own is FILE.py:FUNCTION")
-    spec = importlib.util.spec_from_file_location(file.stem, file.resolve())
-    assert spec is not None and spec.loader is not None  # of a .py file there is always one
-    module = importlib.util.module_from_spec(spec)
+    loader = SourceFileLoader(file.stem, str(file.resolve()))
+    module = ModuleType(file.stem)
+    module.__file__ = str(file.resolve())
     sys.path.insert(0, str(file.resolve().parent))  # its own imports, as when Python runs it
-    spec.loader.exec_module(module)
+    loader.exec_module(module)
     make = getattr(module, function, None)
     if not callable(make):
         raise ValueError(f"{file} has no function {function!r}")

@@ -120,7 +120,7 @@ def command(
         ("log_density", "log-density, nats", "{:,.1f}".format),
         *((*column, error_cell) for column in ERROR_COLUMNS),
     ]
-    if not latent:
+    if chosen.has_levels:
         for row, value, spread in zip(rows, log_density, error, strict=True):
             bits = bits_per_dim(value, chosen.size, chosen.meta.data_range)
             row["bits_per_dim"] = float(bits)

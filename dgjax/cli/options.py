@@ -36,7 +36,8 @@ __all__ = [
 MODEL = Annotated[
     str,
     typer.Option(
-        help="Name of a shipped model, or checkpoint folder; if both exist, ./NAME is the folder."
+        help="Name of a shipped model, checkpoint folder (if both exist, ./NAME is the folder), or "
+        "FILE.py:FUNCTION, your own code that makes a model."
     ),
 ]
 STEPS = Annotated[int, typer.Option(min=1, help="Solver steps, uniform in log-SNR.")]

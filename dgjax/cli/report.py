@@ -34,7 +34,7 @@ SHOWN = 12  # latents in the figure, at most
 
 
 def sample_arrays(
-    chosen: Model, dials: np.ndarray, by_target: bool, found: Sampled, levels: np.ndarray
+    chosen: Model, dials: np.ndarray, by_target: bool, found: Sampled, levels: np.ndarray | None
 ) -> dict[str, Any]:
     """Make the arrays of samples.npz or of a shard; most are (dials, n, ...).
 
@@ -43,14 +43,18 @@ def sample_arrays(
         dials: (dials,) values of q, or target log-densities in nats.
         by_target: whether `dials` are targets.
         found: the samples, (dials, n, ...).
-        levels: their uint8 levels.
+        levels: their uint8 levels; None if they are no pictures.
     """
     blank = np.full(len(dials), np.nan, np.float32)
     unknown = np.full(found.log_density.shape, np.nan, np.float32)
-    sizes = [[len(encode_png(image)) for image in row] for row in levels]
+    pictures = {}
+    if levels is not None:
+        sizes = [[len(encode_png(image)) for image in row] for row in levels]
+        pictures["png_bytes"] = np.asarray(sizes, np.int32)
+        if chosen.meta.latent:
+            pictures["pixels"] = levels
     return {
         "x": found.x,
-        **({"pixels": levels} if chosen.meta.latent else {}),
         "q": blank if by_target else dials,
         "target_log_density": dials if by_target else blank,
         "log_density": found.log_density,
@@ -60,7 +64,7 @@ def sample_arrays(
         "target_met": found.info.target_met if by_target else unknown,
         "finite": found.info.finite,
         "fault": found.info.fault,
-        "png_bytes": np.asarray(sizes, np.int32),
+        **pictures,
         "t_min": chosen.facts()["t_min"],
     }
 
@@ -68,13 +72,13 @@ def sample_arrays(
 def measured_values(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     """Return the quantities in `MEASURED` as one array (len(MEASURED), dials, n).
 
-    Errors that are unknown are NaN, and so are those that `arrays` lacks: dgjax did not always
-    write them.
+    Errors that are unknown are NaN. So is what `arrays` lacks: earlier versions of dgjax did not
+    write the errors, and samples that are no pictures have no size as PNG.
     """
     unknown = np.full(arrays["log_density"].shape, np.nan)
 
     def values(name):
-        if name not in ERRORS:
+        if name not in (*ERRORS, "png_bytes"):
             return np.asarray(arrays[name], np.float64)
         found = np.asarray(arrays.get(name, unknown), np.float64)
         return np.where(np.isfinite(found), found, np.nan)
@@ -119,10 +123,11 @@ def summarize(
             "log_density_mean": float(log_density),
             **error_entries(*(mean[name][i] for name in ERRORS)),
             "log_density_std": None if deviation is None else float(deviation[0, i]),
-            "png_bytes": float(mean["png_bytes"][i]),
             "bound_share": float(mean["bound_share"][i]),
         }
-        if not chosen.meta.latent:  # the elements of a latent have no levels to count
+        if chosen.has_pictures:
+            row["png_bytes"] = float(mean["png_bytes"][i])
+        if chosen.has_levels:
             bits = bits_per_dim(log_density, chosen.size, chosen.meta.data_range)
             row["bits_per_dim"] = float(bits)
         if by_target:
@@ -131,8 +136,13 @@ def summarize(
     return rows
 
 
-def shown_levels(chosen: Model, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return uint8 levels of the first latents of stored samples, (dials, n, H, W, channels)."""
+def shown_levels(chosen: Model, arrays: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """Return uint8 levels (dials, n, H, W, channels) of the first latents of stored samples.
+
+    None if the samples are no pictures.
+    """
+    if not chosen.has_pictures:
+        return None
     if chosen.meta.latent:
         return arrays["pixels"][:, :SHOWN]
     return to_levels(chosen, arrays["x"][:, :SHOWN])

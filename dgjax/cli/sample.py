@@ -206,7 +206,7 @@ def command(
         found = jax.tree.map(
             lambda a: a.reshape(len(dials), -1, *a.shape[1:]), run_batches(items, show)
         )
-        levels = to_levels(chosen, found.x)
+        levels = to_levels(chosen, found.x) if chosen.has_pictures else None
         return sample_arrays(chosen, dials, by_target, found, levels), levels
 
     settings = {"num": num, "seed": seed, "steps": steps, "solver": solver, "noise": noise}
@@ -215,7 +215,8 @@ def command(
     def finish(folder, measured, levels):
         rows = summarize(chosen, dials, by_target, measured)
         summary = {**chosen.facts(), "rows": rows, **settings}
-        write_figure(folder / "samples.png", chosen, summary, levels)
+        if levels is not None:
+            write_figure(folder / "samples.png", chosen, summary, levels)
         write_json(folder / "summary.json", summary)
         note_coarse(rows, chosen.size, steps)
         return summary
@@ -243,7 +244,8 @@ def command(
         print(as_json(summary))
     else:
         show_table(summary)
-    console.print(f"wrote {made}, samples.png and summary.json to {out}/")
+    made += ", samples.png" if chosen.has_pictures else ""
+    console.print(f"wrote {made} and summary.json to {out}/")
 
 
 def _class_guides(field: Field, label: int | None, weight: float) -> tuple[Contrast, ...]:

@@ -80,8 +80,7 @@ class Jvp:
         count = len(operands) - len(self.along)
         primals, tangents = operands[:count], operands[count:]
         function = _of_some(self.program, primals, self.along)
-        _, out = torch.func.jvp(function, tuple(primals[i] for i in self.along), tangents)
-        return out
+        return torch.func.jvp(function, tuple(primals[i] for i in self.along), tangents)[1]
 
     def results(self, operands):
         """Return the shapes and dtypes of the program's results."""
@@ -111,7 +110,7 @@ class Vjp:
 
         primals, cotangents = operands[: self.count], operands[self.count :]
         function = _of_some(self.program, primals, self.along)
-        _, pull = torch.func.vjp(function, *(primals[i] for i in self.along))
+        pull = torch.func.vjp(function, *(primals[i] for i in self.along))[1]
         return pull(cotangents)
 
     def results(self, operands):
@@ -179,7 +178,7 @@ def _jvp(primals, tangents, *, program):
     out = evaluate_program(program, *primals)
     along = tuple(i for i, t in enumerate(tangents) if not isinstance(t, ad.Zero))
     if not along:
-        return out, [ad.Zero.from_primal_value(a) for a in out]
+        return out, [ad.Zero.from_primal_value(a) for a in out]  # type: ignore[attr-defined]
     moved = [ad.instantiate_zeros(tangents[i]) for i in along]
     return out, evaluate_program(Jvp(program, along), *primals, *moved)
 
@@ -187,14 +186,14 @@ def _jvp(primals, tangents, *, program):
 def _transpose(cotangents, *operands, program):
     linear = tuple(i for i, a in enumerate(operands) if ad.is_undefined_primal(a))
     known = [a for a in operands if not ad.is_undefined_primal(a)]
-    wanted = {Jvp: lambda: Vjp(program.program, program.along, len(known))}
-    wanted[Vjp] = lambda: Jvp(program.program, program.along)
     first = len(operands) - len(linear)
-    if type(program) not in wanted or linear != tuple(range(first, len(operands))):
+    if isinstance(program, Function) or linear != tuple(range(first, len(operands))):
         raise NotImplementedError("a PyTorch function is linear in its tangents only")
+    transposed: Program = Jvp(program.program, program.along)
+    if isinstance(program, Jvp):
+        transposed = Vjp(program.program, program.along, first)
     given = [ad.instantiate_zeros(a) for a in cotangents]
-    out = evaluate_program(wanted[type(program)](), *known, *given)
-    return [None] * first + out
+    return [None] * first + evaluate_program(transposed, *known, *given)
 
 
 def _batch(operands, axes, *, program):

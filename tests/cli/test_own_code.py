@@ -1,0 +1,102 @@
+"""Commands with `--model FILE.py:FUNCTION`, on a network that no importer knows."""
+
+import json
+import textwrap
+
+import numpy as np
+import pytest
+
+CODE = """
+    import jax.numpy as jnp
+
+    import dgjax
+
+    def field(**known):
+        network = lambda x, t, cond: 3 + (x - 3) * 4 / (4 + t**2)
+        path, predicts = dgjax.edm(), dgjax.DenoisedPrediction()
+        if "shape" in known:
+            known["prior"] = dgjax.gaussian(jnp.full(known["shape"], 3.0), 4.0)
+        return dgjax.field(network, path, predicts, t_min=0.1, t_max=20.0, **known)
+
+    def pictures():
+        return field(shape=(4, 4, 1)), {"data_range": (0, 6)}
+
+    def vectors():
+        return field(shape=(5,))
+
+    def volumes():
+        return field(shape=(2, 2, 2, 4))
+
+    def no_shape():
+        return field()
+
+    def number():
+        return 3
+
+    def unknown():
+        return pictures()[0], {"data_rnage": (0, 1)}
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(textwrap.dedent(CODE))
+    return path
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("pictures", "volumes")]
+
+
+@pytest.mark.parametrize("name", ["vectors", *SLOW])
+def test_sample_and_likelihood(run, file, tmp_path, name):
+    """N(3, 4 I) has the log-density of a Gaussian; pictures are made where there are any."""
+    out, model = tmp_path / "out", f"{file}:{name}"
+    arguments = ["--q", "0.5", "--num", "2", "--steps", "8", "--out", out, "--probes", "4"]
+    status, _, err = run("sample", "--model", model, *arguments)
+    assert status == 0, err
+    files = {"samples.npz", "summary.json"} | ({"samples.png"} if name == "pictures" else set())
+    assert {path.name for path in out.iterdir()} == files
+    assert all(path in err for path in files)
+    (row,) = json.loads((out / "summary.json").read_text())["rows"]
+    assert ("bits_per_dim" in row) == ("png_bytes" in row) == (name == "pictures")
+    with np.load(out / "samples.npz") as found:
+        x, log_density = found["x"][0], found["log_density"][0]
+    variance = 4 + 0.1**2
+    flat = x.reshape(2, -1) - 3
+    exact = -0.5 * (flat**2).sum(1) / variance - flat.shape[1] / 2 * np.log(2 * np.pi * variance)
+    np.testing.assert_allclose(log_density, exact, atol=0.05 * flat.shape[1])
+    asked = ["likelihood", "--model", model, out / "samples.npz", "--steps", "8", "--json"]
+    status, printed, err = run(*asked)
+    assert status == 0, err
+    rows = json.loads(printed)["rows"]
+    assert ("bits_per_dim" in rows[0]) == (name == "pictures")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_shape", "pass shape= to dgjax.field"),
+        ("number", "returned int: return dgjax.field"),
+        ("unknown", "did you mean 'data_range'"),
+        ("missing", "has no function 'missing'"),
+    ],
+)
+def test_trouble_is_one_clear_line(run, file, tmp_path, name, message):
+    status, _, err = run("sample", "--model", f"{file}:{name}", "--out", tmp_path / "out")
+    assert status == 1
+    assert message in " ".join(err.split())
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_such_file(run, tmp_path):
+    status, _, err = run("sample", "--model", f"{tmp_path}/none.py:make")
+    assert status == 1
+    assert "there is no file" in err
+
+
+def test_more_classes_than_a_label(run, file, tmp_path):
+    status, _, err = run("sample", "--model", f"{file}:vectors", "--class", "3")
+    assert status == 1
+    assert "takes no class labels" in err
