@@ -63,6 +63,7 @@ PARAMETRIZATIONS: dict[str, Callable[..., Any]] = {
     "v": parametrization.VPrediction,
     "velocity": parametrization.velocity_prediction,
     "preconditioned": parametrization.preconditioned,
+    "ve_preconditioned": parametrization.VEPreconditioned,
 }
 AUTOENCODERS: dict[str, Callable[..., Any]] = {
     "pixels": identity_autoencoder,

@@ -6,6 +6,7 @@ which preconditioning the network was trained, and must not contradict the weigh
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ __all__ = ["import_edm", "is_edm"]
 KINDS = {"song_unet": "SongUNet", "dhariwal_unet": "DhariwalUNet"}
 # Ignored: settings of training and sampling, which do not change the model.
 IGNORED = {"dropout", "label_dropout", "use_fp16", "checkpoint_level", "epsilon_t", "M"}
-SIGMA_RANGE = (0.002, 80.0)  # least and greatest sigma of EDM's samplers, if a config has none
+# Least and greatest sigma of EDM's samplers, if a config has none.
+SIGMA_RANGE, VE_SIGMA_RANGE = (0.002, 80.0), (0.02, 100.0)
 
 
 def is_edm(folder: str | os.PathLike) -> bool:
@@ -66,8 +68,11 @@ def import_edm(
     config = dict(read_json(folder / "config.json"))
     what = f"the EDM network in {folder}"
     weights = {name.removeprefix("model."): w for name, w in open_weights(folder).items()}
-    shape, network, renames, constants = read_structure(weights, what)
     precond, process = _process(config)
+    notes: tuple[str, ...] = ()
+    if precond == "iDDPMPrecond" and (cut := _without_variance(weights)):
+        weights, notes = cut, ("the learned variance is left out: a density has no use for it",)
+    shape, network, renames, constants = read_structure(weights, what)
     _check_config(config, shape, network)
     spec = ModelSpec(shape, network, **process)
     like = nnx.eval_shape(lambda: build_network(spec))
@@ -80,45 +85,106 @@ def import_edm(
         steps=0,
         source=source or str(folder),
     )
-    return Imported(build(spec, loaded), None, meta, KINDS[network["kind"]], precond, ())
+    return Imported(build(spec, loaded), None, meta, KINDS[network["kind"]], precond, notes)
 
 
 def _process(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return the preconditioning's name and, for a `ModelSpec`, path, parametrization and range.
 
-    The settings that are read are removed from `config`.
+    The settings that are read are removed from `config`. The formulas are those of arXiv
+    2206.00364, table 1.
     """
     precond = config.pop("precond", "EDMPrecond" if "sigma_data" in config else None)
     if precond is None:
         raise ValueError(
             "config.json does not say in which preconditioning the network was trained: add "
-            '"precond": "EDMPrecond" or "precond": "VPPrecond"'
+            '"precond", the name of the class of the pickled network, one of '
+            + ", ".join(PROCESSES)
         )
-    if precond == "EDMPrecond":
-        low, high = _number(config, "sigma_min", 0.0), _number(config, "sigma_max", math.inf)
-        data = _number(config, "sigma_data", 0.5)
-        return precond, {
-            "path": {"kind": "edm"},
-            "parametrization": {"kind": "preconditioned", "sigma_data": data},
-            "t_min": low if low > 0 else SIGMA_RANGE[0],
-            "t_max": high if math.isfinite(high) else SIGMA_RANGE[1],
-        }
-    if precond == "VPPrecond":
-        # The network takes (M - 1) t and predicts the noise. The model's time is (M - 1) t, too,
-        # which divides the slope of beta by (M - 1)^2 and its start by M - 1.
-        slope, start = _number(config, "beta_d", 19.9), _number(config, "beta_min", 0.1)
-        rate, first = _number(config, "M", 1000.0) - 1, _number(config, "epsilon_t", 1e-5)
-        return precond, {
-            "path": {
-                "kind": "vp",
-                "beta_min": start / rate,
-                "beta_max": start / rate + slope / rate**2,
-            },
-            "parametrization": {"kind": "noise"},
-            "t_min": rate * first,
-            "t_max": rate,
-        }
-    raise unknown_name("preconditioning", str(precond), ["EDMPrecond", "VPPrecond"])
+    if precond not in PROCESSES:
+        raise unknown_name("preconditioning", str(precond), list(PROCESSES))
+    return precond, PROCESSES[precond](config)
+
+
+def _sigma_range(config: dict[str, Any], least: float, most: float) -> dict[str, float]:
+    """The range of sigma, with defaults where the config has no positive and finite number."""
+    low, high = _number(config, "sigma_min", 0.0), _number(config, "sigma_max", math.inf)
+    return {
+        "t_min": low if low > 0 else least,
+        "t_max": high if math.isfinite(high) else most,
+    }
+
+
+def _edm(config: dict[str, Any]) -> dict[str, Any]:
+    data = _number(config, "sigma_data", 0.5)
+    return {
+        "path": {"kind": "edm"},
+        "parametrization": {"kind": "preconditioned", "sigma_data": data},
+        **_sigma_range(config, *SIGMA_RANGE),
+    }
+
+
+def _vp(config: dict[str, Any]) -> dict[str, Any]:
+    # The network takes (M - 1) t and predicts the noise. The model's time is (M - 1) t, too, which
+    # divides the slope of beta by (M - 1)^2 and its start by M - 1.
+    slope, start = _number(config, "beta_d", 19.9), _number(config, "beta_min", 0.1)
+    rate, first = _number(config, "M", 1000.0) - 1, _number(config, "epsilon_t", 1e-5)
+    return {
+        "path": {
+            "kind": "vp",
+            "beta_min": start / rate,
+            "beta_max": start / rate + slope / rate**2,
+        },
+        "parametrization": {"kind": "noise"},
+        "t_min": rate * first,
+        "t_max": rate,
+    }
+
+
+def _ve(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "path": {"kind": "edm"},
+        "parametrization": {"kind": "ve_preconditioned"},
+        **_sigma_range(config, *VE_SIGMA_RANGE),
+    }
+
+
+def _iddpm(config: dict[str, Any]) -> dict[str, Any]:
+    # The network takes the step, of which step M - 1 has the most noise, and predicts the noise of
+    # x/sqrt(1 + sigma^2): a variance-preserving path that is known at the steps.
+    count = int(_number(config, "M", 1000))
+    least, offset = _number(config, "C_1", 0.001), _number(config, "C_2", 0.008)
+    alpha_bar = np.sin(0.5 * np.pi * np.arange(count + 1) / count / (offset + 1)) ** 2
+    sigma = np.zeros(count + 1)
+    for j in range(count, 0, -1):
+        ratio = max(alpha_bar[j - 1] / alpha_bar[j], least)
+        sigma[j - 1] = np.sqrt((sigma[j] ** 2 + 1) / ratio - 1)
+    return {
+        "path": {
+            "kind": "discrete_time",
+            "alphas_cumprod": (1 / (1 + sigma[count - 1 :: -1] ** 2)).tolist(),
+        },
+        "parametrization": {"kind": "noise"},
+        "t_min": 0.0,
+        "t_max": count - 1.0,
+    }
+
+
+PROCESSES = {"EDMPrecond": _edm, "VPPrecond": _vp, "VEPrecond": _ve, "iDDPMPrecond": _iddpm}
+
+
+def _without_variance(weights: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Cut the last convolution to the channels of the image; None if it has no others."""
+    (first,) = (
+        w for name, w in weights.items() if re.fullmatch(r"enc\.(\d+)x\1_conv\.weight", name)
+    )
+    last = matching(r"(out|dec\.(\d+)x\2_aux)_conv\.(weight|bias)")
+    if not first:  # no network of EDM, which its structure will say
+        return None
+    channels = weights[first[0]].shape[1]
+    if all(weights[name].shape[0] != 2 * channels for name in last):
+        return None
+    return {**weights, **{name: np.asarray(weights[name])[:channels] for name in last}}
 
 
 def _number(config: dict[str, Any], key: str, default: float) -> float:

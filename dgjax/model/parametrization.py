@@ -25,6 +25,7 @@ __all__ = [
     "Preconditioned",
     "RescaledTime",
     "ScorePrediction",
+    "VEPreconditioned",
     "VPrediction",
     "VelocityPrediction",
     "preconditioned",
@@ -187,6 +188,22 @@ def preconditioned(sigma_data: ArrayLike = 0.5) -> Preconditioned:
     """
     sigma_data = as_float(sigma_data)
     return Preconditioned(require("sigma_data", sigma_data, "be positive", lambda n: n > 0))
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class VEPreconditioned:
+    """The preconditioning of variance-exploding networks (arXiv 2206.00364, table 1, column VE).
+
+    With y = x/alpha and w = sigma/alpha the network is called with (y, log(w/2)), and it predicts
+    -eps: x0 = y + w network. Only y and w enter, so this is the same model on every path.
+    """
+
+    def __call__(self, network: Network, x: Sample, t: Scalar, c: Coefficients, cond: Any) -> Pair:
+        """Call the network once and return the pair."""
+        y, w = x / c.alpha, c.sigma / c.alpha
+        out = _call(network, y, jnp.log(0.5 * w), cond)
+        return Pair(y + w * out, -out)
 
 
 @register_dataclass

@@ -278,6 +278,45 @@ def test_preconditionings_are_those_of_edm(tmp_path):
         np.testing.assert_allclose(x0, right, atol=1e-3 * np.abs(right).max())
     assert float(model.t_max) == 999
 
+    model = on_device(import_edm(write(tmp_path / "ve", config, precond="VEPrecond")).model)
+    for sigma in (0.03, 1.0, 60.0):
+        right = y + sigma * model.network(y, jnp.float32(np.log(sigma / 2)), label)
+        x0, eps = model.pair(jnp.float32(sigma), y, label)
+        np.testing.assert_allclose(x0, right, atol=1e-5 * np.abs(right).max())
+        np.testing.assert_allclose(x0 + sigma * eps, y, atol=1e-5 * np.abs(right).max())
+    assert (float(model.t_min), float(model.t_max)) == (np.float32(0.02), 100.0)
+
+
+@pytest.mark.parametrize("name", ["ddpmpp", "adm"])
+def test_iddpm_predicts_at_its_steps_and_its_variance_is_left_out(name, tmp_path):
+    """The noise levels by the recurrence of table 1, from the least noise, whose step is 0."""
+    config = CONFIGS[name]
+    folder = write(tmp_path / "iddpm", config, precond="iDDPMPrecond")
+    plain = on_device(import_edm(folder).model)
+    assert import_edm(folder).notes == ()
+
+    def double(weights):
+        for key in [k for k in weights if re.search(r"(out|_aux)_conv\.(weight|bias)$", k)]:
+            weights[key] = np.concatenate([weights[key], 7 + weights[key]])
+
+    change_weights(double)(folder)
+    found = import_edm(folder)
+    assert "learned variance" in found.notes[0]
+    model = on_device(found.model)
+    y, label = given(config)[0][0], 2 if config.get("label_dim") else None
+    sigma, levels = 0.0, []
+    bar = lambda j: np.sin(0.5 * np.pi * j / 1000 / 1.008) ** 2
+    for j in range(1000, 0, -1):
+        sigma = np.sqrt((sigma**2 + 1) / max(bar(j - 1) / bar(j), 0.001) - 1)
+        levels.append(sigma)
+    for step in (0, 400, 999):
+        scale = 1 / np.sqrt(1 + levels[step] ** 2)
+        out = plain.network(jnp.float32(y * scale), jnp.float32(step), label)
+        right = y - levels[step] * out
+        x0 = model.pair(jnp.float32(step), jnp.float32(y * scale), label).x0
+        np.testing.assert_allclose(x0, right, atol=2e-3 * np.abs(right).max())
+    assert (float(model.t_min), float(model.t_max)) == (0.0, 999.0)
+
 
 def test_a_folder_becomes_a_checkpoint(tmp_path, run):
     config = CONFIGS["ddpmpp"]
@@ -324,8 +363,11 @@ def pickled(folder):
     ("spoil", "message"),
     [
         (pickled, "is a pickle"),
-        (change_config(precond=None), 'add "precond": "EDMPrecond"'),
-        (change_config(precond="VEPrecond"), "preconditioning 'VEPrecond' is unknown"),
+        (
+            change_config(precond=None),
+            'add "precond", the name of the class',
+        ),
+        (change_config(precond="EDM2Precond"), "preconditioning 'EDM2Precond' is unknown"),
         (change_config(sigma_data="half"), "sigma_data in config.json must be a number"),
         (change_config(label_dim=7), "label_dim = 7, they have 5"),
         (change_config(model_type="DhariwalUNet"), "model_type = 'DhariwalUNet', they have 'Song"),
