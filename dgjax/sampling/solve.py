@@ -172,9 +172,7 @@ def _stage(local: Local, dt) -> Stage:
     # -div u = -D f + g^2/2 Lap log p, and g^2 dt = 2 sigma^2 d log w.
     without = local.x.size * local.f + 0.5 * local.g2 * jnp.sum(local.score**2)
     heat = without - local.divergence
-    return Stage(
-        local.score * dt, local.alpha * dt, local.sigma * dt, local.logsnr * dt, heat * dt
-    )
+    return Stage(local.score * dt, local.alpha * dt, local.sigma * dt, local.logsnr * dt, heat * dt)
 
 
 def solve(

@@ -31,43 +31,14 @@ import numpy as np
 from jaxtyping import Array
 from numpy.polynomial import legendre
 
+from dgjax.sampling.error_sums import ErrorSums
 from dgjax.sampling.interpolation import GAUSS_POINTS, RHO, lagrange, u_of_logsnr
 from dgjax.sampling.state import Stage, State
-from dgjax.typing import Scalar, inner, safe_sqrt
+from dgjax.typing import Scalar, inner
 
-__all__ = ["ErrorSums", "StageErrors", "knows_error"]
+__all__ = ["StageErrors", "knows_error"]
 
 LOBATTO = (0.0, 0.5 - 0.1 * 5**0.5, 0.5 + 0.1 * 5**0.5, 1.0)
-
-
-class ErrorSums(NamedTuple):
-    """Sums of the errors of the log-density over the steps, in nats.
-
-    Attributes:
-        signed: sum of the errors.
-        squares: sum of their squares.
-    """
-
-    signed: Scalar
-    squares: Scalar
-
-    @classmethod
-    def zero(cls, like: Array) -> "ErrorSums":
-        """Return sums over no step, of the dtype of an array."""
-        return cls(jnp.zeros((), like.dtype), jnp.zeros((), like.dtype))
-
-    def add(self, error: Scalar) -> "ErrorSums":
-        """Return the sums with the error of one more step."""
-        return ErrorSums(self.signed + error, self.squares + error**2)
-
-    @property
-    def size(self) -> Scalar:
-        """Estimate of the size of the error at the end, in nats.
-
-        Errors of equal sign add up. Others may cancel by chance, so the estimate is not below
-        twice the root of the sum of squares.
-        """
-        return jnp.maximum(jnp.abs(self.signed), 2 * safe_sqrt(self.squares))
 
 
 def knows_error(solver: diffrax.AbstractSolver) -> bool:
@@ -76,7 +47,9 @@ def knows_error(solver: diffrax.AbstractSolver) -> bool:
     Args:
         solver: of a solve.
     """
-    return isinstance(solver, diffrax.AbstractERK) and solver.tableau.c[-1] == 1
+    if not isinstance(solver, diffrax.AbstractERK):
+        return False
+    return isinstance(solver.tableau, diffrax.ButcherTableau) and bool(solver.tableau.c[-1] == 1)
 
 
 class _Inner(NamedTuple):
@@ -96,7 +69,7 @@ class StageErrors(diffrax.AbstractWrappedSolver):
         solver: for which `knows_error` is true.
     """
 
-    solver: Any
+    solver: Any  # type: ignore[misc]  # as in diffrax's own wrappers
 
     @property
     def term_structure(self):
@@ -104,7 +77,7 @@ class StageErrors(diffrax.AbstractWrappedSolver):
         return self.solver.term_structure
 
     @property
-    def interpolation_cls(self):
+    def interpolation_cls(self):  # type: ignore[override]
         """Interpolation within a step."""
         return self.solver.interpolation_cls
 
