@@ -81,6 +81,11 @@ class StageErrors(diffrax.AbstractWrappedSolver):
         """Interpolation within a step."""
         return self.solver.interpolation_cls
 
+    @property
+    def scan_kind(self):
+        """Kind of the loop over stages, which adjoints for forward mode choose."""
+        return self.solver.scan_kind
+
     def order(self, terms):
         """Return the order for ODEs."""
         return self.solver.order(terms)
@@ -133,7 +138,7 @@ def _step_error(tableau: diffrax.ButcherTableau, y0: State, y1: State, k: State,
     assert k.stage is not None
     stage = jax.tree.map(lambda a: a[chosen] / dt, k.stage)
     heat = jnp.asarray(weights, dtype) @ k.stage.heat[chosen]
-    xs = y0.x + jnp.tensordot(jnp.asarray(places, dtype), k.x, 1, precision="highest")
+    xs = y0.x[None] + jnp.tensordot(jnp.asarray(places, dtype), k.x, 1, precision="highest")
     shaped = lambda a: a.reshape(count, *[1] * y0.x.ndim)
     ys = xs / shaped(stage.alpha)
     noises = shaped(stage.sigma) * stage.score
@@ -173,5 +178,5 @@ def _curve_integral(us: Array, noises: Array, ys: Array) -> Scalar:
     weights = (values * (half * masses / u**RHO)[:, None]).T @ slopes
     flat = lambda a: a.reshape(us.shape[0], -1)
     # sums of the slopes are 0, so a shift of y changes nothing but the rounding
-    products = jnp.matmul(flat(noises), flat(ys - ys[-1]).T, precision="highest")
+    products = jnp.matmul(flat(noises), flat(ys - ys[-1:]).T, precision="highest")
     return jnp.sum(weights * products)
