@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import dgjax
+from dgjax.sampling.solvers import SOLVERS
 
 W_MIN, W_MAX = 0.02, 80.0
 PATHS = {"EDM": partial(dgjax.edm, 7.0), "rectified flow": dgjax.rectified_flow, "VP": dgjax.vp}
@@ -105,11 +106,11 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 5, 16, 64])
     parser.add_argument("--steps", type=int, nargs="+", default=[16, 32, 64])
     parser.add_argument("--memory", type=int, default=4, help="of Multistep")
-    parser.add_argument("--solver", choices=dgjax.SOLVERS, help="instead of the default")
+    parser.add_argument("--solver", choices=SOLVERS, help="instead of the default")
     parser.add_argument("--noise", choices=NOISES, default="none")
     options = parser.parse_args()
     name = options.solver or DEFAULTS[options.noise]
-    solver = dgjax.Multistep(options.memory) if name == "multistep" else dgjax.SOLVERS[name]()
+    solver = dgjax.Multistep(options.memory) if name == "multistep" else SOLVERS[name]()
     jax.config.update("jax_enable_x64", True)
     found: dict[tuple[str, str, int], list] = {}
     for name, make_path in PATHS.items():
