@@ -9,6 +9,7 @@ nats per dimension and more than ten times it.
 
     python experiments/error_bars.py
     python experiments/error_bars.py --mixtures 1 --latents 1 --sizes 2 --steps 16    # a minute
+    python experiments/error_bars.py --solver rk4    # or with noise: --noise level_set
 """
 
 import argparse
@@ -19,10 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import dgjax
+from dgjax.sampling.solvers import SOLVERS
 
 W_MIN, W_MAX = 0.02, 80.0
 PATHS = {"EDM": partial(dgjax.edm, 7.0), "rectified flow": dgjax.rectified_flow, "VP": dgjax.vp}
 KINDS = ("ordinary", "scales", "discrete", "rare", "far", "large", "small")
+NOISES = {"none": None, "level_set": dgjax.level_set_noise(), "reverse_sde": dgjax.reverse_sde()}
+DEFAULTS = {"none": "multistep", "level_set": "level_set_euler", "reverse_sde": "dopri5"}
 QUANTILES = (0.3, 0.5, 0.7)
 ROUNDING = 1e-6  # nats below which an error is not looked at
 COUNT = 3  # components
@@ -47,7 +51,7 @@ def draw_mixtures(kind: str, size: int, number: int, seed: int):
     return weights, factor * means, covariances
 
 
-def make_measure(path, steps: int, solver):
+def make_measure(path, steps: int, solver, noise=None):
     """Make a compiled function from mixtures, keys and q to true and stated errors in nats."""
     t_min, t_max = (path.time(jnp.asarray(-2 * np.log(w))) for w in (W_MIN, W_MAX))
 
@@ -57,9 +61,11 @@ def make_measure(path, steps: int, solver):
         keys = jax.random.split(key, 3)
         latent = mixture.sample(keys[0], path.sigma(t_max) / path.alpha(t_max))
         data = mixture.sample(keys[1], path.sigma(t_min) / path.alpha(t_min))
-        common = {"key": keys[2], "divergence": dgjax.Exact(), "solver": solver}
+        common = {"key": keys[2], "divergence": dgjax.Exact()}
+        options = {**common, "solver": solver, "noise": noise}
+        common["solver"] = solver if noise is None else None  # a likelihood has no noise
         guides = (dgjax.density_guidance(q),)
-        drawn = dgjax.sample(model, latent * path.alpha(t_max), grid, guides=guides, **common)
+        drawn = dgjax.sample(model, latent * path.alpha(t_max), grid, guides=guides, **options)
         x = data * path.alpha(t_min)
         found = dgjax.likelihood(model, x, grid, **common)
         true = [dgjax.log_density(model, t_min, x) for x in (drawn.x, x)]
@@ -100,13 +106,17 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 5, 16, 64])
     parser.add_argument("--steps", type=int, nargs="+", default=[16, 32, 64])
     parser.add_argument("--memory", type=int, default=4, help="of Multistep")
+    parser.add_argument("--solver", choices=SOLVERS, help="instead of the default")
+    parser.add_argument("--noise", choices=NOISES, default="none")
     options = parser.parse_args()
+    name = options.solver or DEFAULTS[options.noise]
+    solver = dgjax.Multistep(options.memory) if name == "multistep" else SOLVERS[name]()
     jax.config.update("jax_enable_x64", True)
     found: dict[tuple[str, str, int], list] = {}
     for name, make_path in PATHS.items():
         for size in options.sizes:
             for steps in options.steps:
-                measure = make_measure(make_path(), steps, dgjax.Multistep(options.memory))
+                measure = make_measure(make_path(), steps, solver, NOISES[options.noise])
                 for i, kind in enumerate(KINDS):
                     mixtures = draw_mixtures(kind, size, options.mixtures, 1000 * size + i)
                     keys = jax.random.split(
@@ -122,7 +132,7 @@ def main() -> None:
                             found.setdefault((what, kind, steps), []).append(rows)
         print(f"{name} done", flush=True)
     total = sum(options.mixtures for _ in KINDS) * len(options.sizes)
-    print(f"\n{total} mixtures, {len(PATHS)} paths, Multistep({options.memory}), nats\n")
+    print(f"\n{total} mixtures, {len(PATHS)} paths, {solver}, noise {options.noise}, nats\n")
     print("| | cases | median | 99 % | largest | covered | large | understated | stated/true |")
     print("|---|---|---|---|---|---|---|---|---|")
     for what in ("sample", "likelihood"):

@@ -87,7 +87,9 @@ def find_grid(
         if error <= tolerance:
             return FoundGrid(grid, error)
         if error == float("inf"):
-            raise ValueError("this solver does not state its error: use Multistep")
+            raise ValueError(
+                "this solver does not state its error: use Multistep, LevelSetEuler, RK4 or Dopri5"
+            )
         if 2 * steps > most:
             raise ValueError(
                 f"{steps} steps have a stated error of {error:.3g} nats, above {tolerance:g}: "

@@ -26,9 +26,10 @@ class Info(NamedTuple):
             which means unknown, unless the solver is `Multistep`: that knows it to about a third,
             from the scatter over at least 5 grid points.
         solver_error: estimate of the size of the error of `log_density` that is due to the grid, in
-            nats. It compares quadratures of two orders and the log-density that the solver carries,
-            costs no evaluation, and is mostly several times too large. Infinite, which means
-            unknown, for solvers other than `Multistep`.
+            nats. It compares two quadratures through the same evaluations, costs none, and is
+            mostly several times too large. Infinite, which means unknown, for `Euler`, thus with
+            every Ito noise, for Runge-Kutta methods without a stage at the end of the step, and
+            with `Untracked`.
         bound_share: share of the log-SNR range on which a guide was stopped by its bound, in
             [0, 1].
         least_score: smallest |sigma s| over all steps, without units. Runge-Kutta methods take the

@@ -46,7 +46,8 @@ from dgjax.sampling.solvers import (
     Solver,
     default_solver,
 )
-from dgjax.sampling.state import Evaluation, Node, State
+from dgjax.sampling.stage_error import StageErrors, knows_error
+from dgjax.sampling.state import Evaluation, Node, Stage, State
 from dgjax.sampling.traced_numbers import check_guides
 from dgjax.typing import Key, Sample, Scalar, inner
 
@@ -89,6 +90,7 @@ class _Augmented(diffrax.AbstractTerm):
     noise_key: Key
     like: jax.ShapeDtypeStruct = equinox.field(static=True)
     stochastic: bool = equinox.field(static=True)
+    stages: bool = equinox.field(static=True)
 
     def _passed(self, times, t):
         """Count the `times` at or before t, in the direction of the solve."""
@@ -137,7 +139,8 @@ class _Augmented(diffrax.AbstractTerm):
         if noise is not None:
             dx = dx + noise.increment(local, dt, dW)
         gain = inner(dx - local.velocity * dt, local.score) - local.divergences * dt
-        return _increment(dx, gain, evaluation, dt)
+        increment = _increment(dx, gain, evaluation, dt)
+        return increment._replace(stage=_stage(local, dt)) if self.stages else increment
 
     def vf_prod(self, t, y, args, control):
         if not isinstance(args.noise, ItoNoise):
@@ -163,6 +166,13 @@ def _increment(dx, gain, evaluation: Evaluation, dt) -> State:
     scale = jnp.where(local.sigma == 0, 1, local.sigma)  # diffrax's stages start as zeros
     score_integral = passed * jnp.sum(local.score**2)
     return State(dx, gain, score_integral, evaluation.at_bound * passed / scale**2)
+
+
+def _stage(local: Local, dt) -> Stage:
+    # -div u = -D f + g^2/2 Lap log p, and g^2 dt = 2 sigma^2 d log w.
+    without = local.x.size * local.f + 0.5 * local.g2 * jnp.sum(local.score**2)
+    heat = without - local.divergence
+    return Stage(local.score * dt, local.alpha * dt, local.sigma * dt, local.logsnr * dt, heat * dt)
 
 
 def solve(
@@ -224,7 +234,8 @@ def _solve(
     # Adaptive steps need an integrand that is smooth in time: one probe for the whole solve, which
     # a grid of one time has.
     probe_grid = grid if controller is None else grid[:1]
-    term = _Augmented(probe_grid, probe_key, noise_key, like, noise is not None)
+    stages = knows_error(solver) and not isinstance(divergence, Untracked)
+    term = _Augmented(probe_grid, probe_key, noise_key, like, noise is not None, stages)
     traced = None if isinstance(fault, Fault) else fault
     adjoint = diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint
     problem = _Problem(model, guides, noise, divergence, traced)
@@ -232,7 +243,7 @@ def _solve(
     run = partial(
         diffrax.diffeqsolve,
         term,
-        solver,
+        StageErrors(solver) if stages else solver,
         dt0=None,
         args=problem,
         adjoint=adjoint,
@@ -246,8 +257,8 @@ def _solve(
     if isinstance(solver, Multistep) and not isinstance(divergence, Untracked):
         end, scores, trajectory, errors = _by_nodes(run, model.path, grid, state, save, fault)
     else:
-        end, scores, trajectory = _by_steps(run, grid, state, controller, save)
-        errors = Errors(jnp.nan, jnp.inf)  # not known
+        end, scores, trajectory, error = _by_steps(run, grid, state, controller, save)
+        errors = Errors(jnp.nan, error)
     end = end._replace(log_densities=refuse(fault, end.log_densities))
     info = summarize(model, grid, guides, divergence, end, scores, errors, fault, x)
     sampled = Sampled(end.x, jnp.mean(end.log_densities), info, trajectory)
@@ -266,7 +277,7 @@ def _score_integral(t, y, args):
 
 
 def _by_steps(run, grid, state, controller: Controller | None, save: Save | None):
-    """The state at the end, its score integral at every grid point, and what `save` made there."""
+    """The state at the end, its score integral and `save` at every grid point, and the error."""
 
     def saved(t, y, args):
         if save is None:
@@ -285,15 +296,18 @@ def _by_steps(run, grid, state, controller: Controller | None, save: Save | None
         diffrax.SubSaveAt(fn=_score_integral, **when),
         diffrax.SubSaveAt(fn=saved, **when),
     ]
-    end, scores, trajectory = run(
+    found = run(
         t0=grid[0],
         t1=grid[-1],
         y0=state,
-        saveat=diffrax.SaveAt(subs=subs),
+        saveat=diffrax.SaveAt(subs=subs, solver_state=True),
         stepsize_controller=controller,
         max_steps=steps,
-    ).ys
-    return jax.tree.map(lambda a: a[0], end), scores, trajectory
+    )
+    end, scores, trajectory = found.ys
+    errors = getattr(found.solver_state, "errors", None)
+    error = jnp.inf if errors is None else errors.size  # infinite is unknown
+    return jax.tree.map(lambda a: a[0], end), scores, trajectory, error
 
 
 def _by_nodes(run, path: Path, grid, state: State, save: Save | None, fault: Code):

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from dgjax.model.local import Local
 from dgjax.typing import Sample, Scalar
 
-__all__ = ["Evaluation", "Node", "State"]
+__all__ = ["Evaluation", "Node", "Stage", "State"]
 
 
 class Node(NamedTuple):
@@ -38,6 +38,24 @@ class Evaluation(NamedTuple):
     at_bound: Scalar
 
 
+class Stage(NamedTuple):
+    """Values at the stages of a Runge-Kutta step, each times dt, for the error of the step.
+
+    Attributes:
+        score: gradient of log p_t at x, of the shape of x.
+        alpha: scale of the data.
+        sigma: standard deviation of the noise.
+        logsnr: log(alpha^2/sigma^2).
+        heat: rate of sigma^2 (Lap log p_t + |s|^2) d log w, with w = sigma/alpha, in nats.
+    """
+
+    score: Sample
+    alpha: Scalar
+    sigma: Scalar
+    logsnr: Scalar
+    heat: Scalar
+
+
 class State(NamedTuple):
     """The variables that a solver integrates.
 
@@ -51,6 +69,8 @@ class State(NamedTuple):
         bound_integral: of 1 where a guide is stopped by its bound and 0 elsewhere, in units of
             log-SNR.
         node: what was known at the start of the last step. Only `Multistep` keeps it.
+        stage: what the error of a step is found from. Only Runge-Kutta methods have it, and only
+            within a step.
     """
 
     x: Sample
@@ -58,3 +78,4 @@ class State(NamedTuple):
     score_integral: Scalar
     bound_integral: Scalar
     node: Node | None = None
+    stage: Stage | None = None
