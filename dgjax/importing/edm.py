@@ -175,9 +175,11 @@ PROCESSES = {"EDMPrecond": _edm, "VPPrecond": _vp, "VEPrecond": _ve, "iDDPMPreco
 
 def _without_variance(weights: Mapping[str, Any]) -> dict[str, Any] | None:
     """Cut the last convolution to the channels of the image; None if it has no others."""
-    (first,) = (
-        w for name, w in weights.items() if re.fullmatch(r"enc\.(\d+)x\1_conv\.weight", name)
-    )
+
+    def matching(pattern):
+        return [name for name in weights if re.fullmatch(pattern, name)]
+
+    first = matching(r"enc\.(\d+)x\1_conv\.weight")
     last = matching(r"(out|dec\.(\d+)x\2_aux)_conv\.(weight|bias)")
     if not first:  # no network of EDM, which its structure will say
         return None
