@@ -1,11 +1,12 @@
 """Compare the stated error of the solver with the true one on random Gaussian mixtures.
 
-The log-density of a mixture is known in closed form at every noise level, so the true error of
-`sample` and `likelihood` is known too. Mixtures of three components are drawn in several kinds:
-ordinary ones, scales from 1e-3 to 10, nearly discrete ones (variance 1e-8), a weight of 1e-6, means
-at a distance of 50, and ordinary ones scaled by 100 and by 1/100. `info.solver_error` covers a case
-if the true error is at most three times it. It understates a case if the true error is above 0.1
-nats per dimension and more than ten times it.
+The log-density of a mixture is known in closed form at every noise level, and so is the true error
+of `sample`, of `likelihood`, of `quadrature` and `node_quadrature` along the trajectory of
+`sample`, and of `quadrature` along the reverse SDE. Mixtures of three components are drawn in
+several kinds: ordinary ones, scales from 1e-3 to 10, nearly discrete ones (variance 1e-8), a weight
+of 1e-6, means at a distance of 50, and ordinary ones scaled by 100 and by 1/100. `solver_error`
+covers a case if the true error is at most three times it. It understates a case if the true error
+is above 0.1 nats per dimension and more than ten times it.
 
     python experiments/error_bars.py
     python experiments/error_bars.py --mixtures 1 --latents 1 --sizes 2 --steps 16    # a minute
@@ -15,6 +16,7 @@ nats per dimension and more than ten times it.
 import argparse
 from functools import partial
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +32,9 @@ DEFAULTS = {"none": "multistep", "level_set": "level_set_euler", "reverse_sde": 
 QUANTILES = (0.3, 0.5, 0.7)
 ROUNDING = 1e-6  # nats below which an error is not looked at
 COUNT = 3  # components
+MEASURES = ("sample", "likelihood", "quadrature", "node quadrature", "quadrature of the SDE")
+QUADRATURES = (dgjax.quadrature, dgjax.node_quadrature)
+UNGUIDED = ("likelihood", "quadrature of the SDE")
 
 
 def draw_mixtures(kind: str, size: int, number: int, seed: int):
@@ -61,18 +66,32 @@ def make_measure(path, steps: int, solver, noise=None):
         keys = jax.random.split(key, 3)
         latent = mixture.sample(keys[0], path.sigma(t_max) / path.alpha(t_max))
         data = mixture.sample(keys[1], path.sigma(t_min) / path.alpha(t_min))
-        common = {"key": keys[2], "divergence": dgjax.Exact()}
-        options = {**common, "solver": solver, "noise": noise}
-        common["solver"] = solver if noise is None else None  # a likelihood has no noise
+        latent, x = latent * path.alpha(t_max), data * path.alpha(t_min)
+        exact = {"key": keys[2], "divergence": dgjax.Exact()}
+        saved = {**exact, "save": dgjax.Trajectory}
+        options = {**saved, "solver": solver, "noise": noise}
         guides = (dgjax.density_guidance(q),)
-        drawn = dgjax.sample(model, latent * path.alpha(t_max), grid, guides=guides, **options)
-        x = data * path.alpha(t_min)
-        found = dgjax.likelihood(model, x, grid, **common)
-        true = [dgjax.log_density(model, t_min, x) for x in (drawn.x, x)]
-        return [
-            (jnp.abs(run.log_density - log_density), run.info.solver_error)
-            for run, log_density in zip((drawn, found), true, strict=True)
+        drawn = dgjax.sample(model, latent, grid, guides=guides, **options)
+        backward = solver if noise is None else None  # a likelihood has no noise
+        found = dgjax.likelihood(model, x, grid, solver=backward, **exact)
+
+        def error(end, log_density, stated):
+            return jnp.abs(log_density - dgjax.log_density(model, t_min, end)), stated
+
+        def along(quadrature, run):
+            by = quadrature(model, run.trajectory.t, run.trajectory.x, **exact)
+            return error(run.x, by.log_density[-1], by.solver_error[-1])
+
+        errors = [
+            error(drawn.x, drawn.log_density, drawn.info.solver_error),
+            error(x, found.log_density, found.info.solver_error),
         ]
+        if noise is not None:
+            return errors
+        ito = {"noise": dgjax.reverse_sde_ito(), "solver": diffrax.Euler()}
+        rough = dgjax.sample(model, latent, grid, **ito, **saved)
+        errors += [along(quadrature, drawn) for quadrature in QUADRATURES]
+        return [*errors, along(dgjax.quadrature, rough)]
 
     @jax.jit
     def measure(q, weights, means, covariances, keys):
@@ -123,9 +142,9 @@ def main() -> None:
                         jax.random.key(steps), (options.mixtures, options.latents)
                     )
                     for q in QUANTILES:
-                        both = jax.device_get(measure(q, *mixtures, keys))
-                        for what, errors in zip(("sample", "likelihood"), both, strict=True):
-                            if what == "likelihood" and q != 0.5:
+                        measured = jax.device_get(measure(q, *mixtures, keys))
+                        for what, errors in zip(MEASURES, measured, strict=False):
+                            if what in UNGUIDED and q != 0.5:
                                 continue  # nothing guides it
                             rows = np.stack([np.ravel(e) for e in errors], -1)
                             rows = np.column_stack([rows, np.full(len(rows), size)])
@@ -135,7 +154,7 @@ def main() -> None:
     print(f"\n{total} mixtures, {len(PATHS)} paths, {solver}, noise {options.noise}, nats\n")
     print("| | cases | median | 99 % | largest | covered | large | understated | stated/true |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for what in ("sample", "likelihood"):
+    for what in dict.fromkeys(key[0] for key in found):
         print(
             summary(
                 what, np.concatenate([np.concatenate(v) for k, v in found.items() if k[0] == what])

@@ -63,6 +63,7 @@ STRICT = {
     "test_paths",
     "test_pixels",
     "test_prior",
+    "test_quadrature_error",
     "test_sample",
     "test_shooting",
     "test_solvers",

@@ -86,12 +86,12 @@ def align(n):
 
 def quadrature(n):
     out = dgjax.quadrature(model_of(n), n.grid, path_of(n), nodes=1, **KEY)
-    return out.log_density, out, (out.standard_error, out.log_densities)
+    return out.log_density, out, (out.standard_error, out.solver_error, out.log_densities)
 
 
 def node_quadrature(n):
     out = dgjax.node_quadrature(model_of(n), n.grid, path_of(n), **KEY)
-    return out.log_density, out, (out.standard_error, out.log_densities)
+    return out.log_density, out, (out.standard_error, out.solver_error, out.log_densities)
 
 
 def chord(n):

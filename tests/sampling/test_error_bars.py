@@ -1,5 +1,7 @@
 """The stated error of the solver against the true one, on mixtures whose log-density is known."""
 
+from functools import partial
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -53,6 +55,48 @@ def test_the_true_error_is_within_three_times_the_stated(mixture16, nearly_discr
         true, stated, _ = solves(model, xs, steps, run)
         assert np.mean(true <= 3 * stated + 1e-6) >= 0.95
         assert (stated >= 0.1 * true)[true > 0.1 * np.prod(size)].all()
+
+
+def trajectories(model, steps, size):
+    """Of 16 latents each: guided solves with the default solver, and reverse SDEs."""
+    grid, options = dgjax.grid_logsnr(model, steps), {"key": KEY, "save": dgjax.Trajectory}
+    guided = {"guides": dgjax.density_guidance(0.6), **options}
+    rough = {"noise": dgjax.reverse_sde_ito(), "solver": diffrax.Euler(), **options}
+    latents = latents_of(model, 16, int(np.prod(size))).reshape(16, *size)
+    run = jax.jit(
+        jax.vmap(lambda x: [dgjax.sample(model, x, grid, **o).trajectory for o in (guided, rough)])
+    )
+    return run(latents)
+
+
+@pytest.mark.parametrize("discrete", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_quadratures_between_given_points_state_their_error(mixture16, nearly_discrete, discrete):
+    """The ratio of the two errors lies between bounds, so neither can be off by a factor of 100."""
+    model, size = (nearly_discrete, (5,)) if discrete else (model_of(mixture16.model), (2, 8))
+    smooth, rough = trajectories(model, 24, size)
+    cases = [
+        (dgjax.quadrature, smooth, 3),
+        (dgjax.quadrature, rough, 3),
+        (dgjax.node_quadrature, smooth, 20),
+    ]
+
+    @jax.jit
+    def errors(trajectories):
+        def of(by, trajectory):
+            found = by(
+                model, trajectory.t, trajectory.x, key=KEY, divergence=dgjax.Exact(), batch=32
+            )
+            true = dgjax.log_density(model, model.t_min, trajectory.x[-1])
+            return jnp.abs(found.log_density[-1] - true), found.solver_error[-1]
+
+        pairs = zip(cases, trajectories, strict=True)
+        return [jax.vmap(partial(of, by))(trajectory) for (by, *_), trajectory in pairs]
+
+    found = errors([trajectory for _, trajectory, _ in cases])
+    for (_, _, most), (true, stated) in zip(cases, found, strict=True):
+        assert np.mean(true <= 3 * stated + 1e-6) >= 0.95
+        assert (stated >= 0.1 * true)[true > 0.1 * np.prod(size)].all()
+        assert np.median(stated / true) < most
 
 
 def test_the_stated_error_falls_as_the_lower_order_does(mixture16):
