@@ -20,8 +20,6 @@ from dgjax.typing import Sample, Scalar, inner
 
 __all__ = ["cumulative_error", "score_gains", "segment_errors"]
 
-MEASURED_EVERY = 4  # in one of so many segments the error is measured
-
 
 def score_gains(
     c: Coefficients, score: Sample, dy: Sample, dlog_w: Scalar
@@ -43,17 +41,19 @@ def score_gains(
 def segment_errors(
     score_gain: Callable[[Int[Array, ""], Scalar], Float[Array, " parts"]],
     parts: Float[Array, "n nodes parts"],
+    every: int,
     batch: int,
 ) -> Float[Array, " n"]:
     """Estimate the sizes of the errors of a Gauss-Legendre rule on n segments, in nats.
 
-    In the quarter of the segments where the parts vary most, the rule is compared with that of one
-    node more. In the others the error is taken to be in proportion to the variation: it falls
-    faster than that, so this is too large if anything.
+    In the segments where the parts vary most, the rule is compared with that of one node more. In
+    the others the error is taken to be in proportion to the variation. On smooth lines it falls
+    faster than that.
 
     Args:
         score_gain: maps the index of a segment and a share of it to `score_gains` there.
         parts: (n, nodes, parts) its values at the nodes of the rule.
+        every: the error is measured in one of so many segments.
         batch: nodes evaluated together.
 
     Returns:
@@ -61,7 +61,7 @@ def segment_errors(
     """
     segments, nodes, _ = parts.shape
     variation = jnp.sum(jnp.abs(_weigh(last_coefficients(nodes, 1)[:, 0], parts)), -1)
-    few, more = -(-segments // MEASURED_EVERY), nodes + 1
+    few, more = -(-segments // every), nodes + 1
     _, chosen = jax.lax.top_k(jax.lax.stop_gradient(variation), few)
 
     shares, masses = gauss(more)

@@ -1,5 +1,7 @@
 """The error that quadratures between given points state, where it is known."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,9 +23,9 @@ def model():
 def measure(model):
     """Differences of log-density and their errors, compiled once for each number of points."""
 
-    @jax.jit
-    def call(ts, xs):
-        options = {"key": KEY, "divergence": dgjax.Exact(), "log_density": 0.0}
+    @partial(jax.jit, static_argnames="error_every")
+    def call(ts, xs, **options):
+        options.update(key=KEY, divergence=dgjax.Exact(), log_density=0.0)
         return dgjax.quadrature(model, jnp.asarray(ts), jnp.asarray(xs), **options)
 
     return call
@@ -74,6 +76,13 @@ def test_the_segment_that_varies_most_is_measured(measure):
     stated = np.diff(measure(ts, xs).solver_error)
     np.testing.assert_allclose(stated[1], by_numpy(ts[1:], xs[1:]), rtol=1e-9)
     assert 0 < stated[0] < 1e-2 * stated[1]
+
+
+def test_every_segment_is_measured_on_request(measure):
+    ts, xs = np.array([2.0, 0.4, 1.1]), np.concatenate([ENDS[1], MEAN[None] + 1])
+    errors = [by_numpy(ts[i : i + 2], xs[i : i + 2]) for i in (0, 1)]
+    stated = measure(ts, xs, error_every=1).solver_error
+    np.testing.assert_allclose(stated, [0, errors[0], sum(errors)], rtol=1e-9)
 
 
 def test_points_that_do_not_move_have_no_error_and_a_gradient(measure):

@@ -374,7 +374,8 @@ def test_what_only_some_refuse(model):
         node_quadrature(model, ts[:6], xs[:6], key=KEY)
     with pytest.raises(ValueError, match="monotone"):
         node_quadrature(model, ts.at[4].set(ts[6]), xs, key=KEY)
-    for method, what in [(quadrature, "nodes"), (quadrature, "batch"), (node_quadrature, "batch")]:
+    counts = [(quadrature, name) for name in ("nodes", "error_every", "batch")]
+    for method, what in [*counts, (node_quadrature, "batch")]:
         with pytest.raises(ValueError, match=f"{what} must be a positive int"):
             method(model, ts, xs, key=KEY, **{what: 0})
 
