@@ -7,6 +7,7 @@ identity (C) of `dgjax.sampling.spacetime_identity` along straight lines between
 smooth trajectories `dgjax.sampling.node_quadrature` needs fewer evaluations.
 """
 
+from operator import getitem
 from typing import NamedTuple
 
 import jax
@@ -176,14 +177,14 @@ def _quadrature(
     log_w = -0.5 * jax.vmap(lambda t: logsnr(model.path, t))(ts)
     ys = jax.vmap(lambda t, x: x / model.path.alpha(t))(ts, xs)
 
-    def point(i, share):
-        dy, dlog_w = ys[i + 1] - ys[i], log_w[i + 1] - log_w[i]
-        t = model.path.time(-2 * (log_w[i] + share * dlog_w))
-        return t, model.path.alpha(t) * (ys[i] + share * dy), dy, dlog_w
+    def point(at, i, share):
+        dy, dlog_w = at(ys, i + 1) - at(ys, i), at(log_w, i + 1) - at(log_w, i)
+        t = model.path.time(-2 * (at(log_w, i) + share * dlog_w))
+        return t, model.path.alpha(t) * (at(ys, i) + share * dy), dy, dlog_w
 
     def gain(index):
         i, j = index // nodes, index % nodes
-        t, x, dy, dlog_w = point(i, shares[j])
+        t, x, dy, dlog_w = point(getitem, i, shares[j])
         probe = jax.random.fold_in(key, index)
         local = evaluate(model, t, x, divergence=divergence, key=probe)
         c = coefficients(model.path, t)
@@ -191,7 +192,7 @@ def _quadrature(
         return gains, score_gains(c, local.score, dy, dlog_w)
 
     def score_gain(i, share):
-        t, x, dy, dlog_w = point(i, share)
+        t, x, dy, dlog_w = point(_take, i, share)
         return score_gains(coefficients(model.path, t), score(model, t, x), dy, dlog_w)
 
     count = segments * nodes
@@ -201,6 +202,12 @@ def _quadrature(
     parts = parts.reshape(segments, nodes, -1)
     errors = segment_errors(score_gain, parts, error_every, batch)
     return Quadrature.from_estimates(divergence, log_densities, errors, fault)
+
+
+def _take(array: Array, index: Int[Array, ""]) -> Array:
+    """Return `array[index]`, also for an index that lies on an explicit axis of a mesh."""
+    chosen = jax.nn.one_hot(index, array.shape[0], dtype=array.dtype)
+    return jnp.tensordot(chosen, array, 1, precision="highest")
 
 
 def chord(
