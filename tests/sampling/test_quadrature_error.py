@@ -116,3 +116,14 @@ def test_nodes_are_compared_with_one_point_fewer(degree):
     assert found.solver_error[0] == 0
     lacking = {2: 0.0, 3: 3 / (0.7 + 1) * 11 / 12}[degree]
     np.testing.assert_allclose(np.diff(found.solver_error)[2:7], lacking, rtol=1e-6, atol=1e-6)
+
+
+def test_an_error_that_is_not_read_costs_nothing(model):
+    ts, xs = dgjax.grid_logsnr(model, 8), jnp.ones((9, 3))
+
+    def flops(read):
+        run = jax.jit(lambda xs: read(dgjax.quadrature(model, ts, xs, key=KEY)))
+        return run.lower(xs).compile().cost_analysis()["flops"]
+
+    log_density, error = flops(lambda found: found.log_density), flops(lambda f: f.solver_error)
+    assert max(log_density, error) < 0.95 * flops(lambda found: found)
