@@ -103,6 +103,11 @@ def _fresh_trace_counts():
     chex.clear_trace_counter()
 
 
+def slow_but(values, *quick):
+    """Parameters of a test, all marked slow but those in `quick`."""
+    return [v if v in quick else pytest.param(v, marks=pytest.mark.slow) for v in values]
+
+
 class Span(NamedTuple):
     """A path and the times on it at which w = sigma/alpha is W_MIN and W_MAX."""
 

@@ -109,6 +109,7 @@ def differences(point):
     return measure
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "adjoint"),
     [
@@ -130,6 +131,7 @@ def test_reverse_mode(point, differences, method, adjoint):
     np.testing.assert_allclose(along, differences(method), rtol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["ode", "level_set"])
 def test_forward_mode(point, differences, method):
     of = functools.partial(value, method=method, adjoint=ADJOINTS["forward"])

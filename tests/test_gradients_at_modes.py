@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import slow_but
 
 import dgjax
 from dgjax.typing import safe_sqrt
@@ -84,7 +85,7 @@ NOISES = {  # made inside of the test, in its precision
 }
 
 
-@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("noise", slow_but(NOISES, "level set"))
 def test_gradients_of_everything_are_finite_at_a_mode(float32, noise):
     del float32
     model = make_model()

@@ -19,6 +19,7 @@ def execute(page):
     return blocks, names
 
 
+@pytest.mark.slow
 def test_the_examples_run_and_say_what_the_readme_says(float32):
     blocks, names = execute("README.md")
     assert len(blocks) == 3
@@ -31,6 +32,7 @@ def test_the_examples_run_and_say_what_the_readme_says(float32):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / "CONTRIBUTING.md").exists(), reason="not in source distributions")
 def test_what_contributing_adds_agrees_with_its_oracles():
     """Each example compares with its own oracle."""

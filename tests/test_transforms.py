@@ -158,6 +158,7 @@ def test_the_docs_say_what_works(name):
     assert row(name) in PAGE.read_text().splitlines()
 
 
+@pytest.mark.slow
 def test_forward_derivatives_with_the_adjoint_that_the_docs_name():
     forward = {"key": KEY, "adjoint": diffrax.ForwardMode()}
     functions = {

@@ -157,6 +157,7 @@ def test_a_draw_has_the_posterior_s_mean_and_variance(autoencoder):
     np.testing.assert_allclose(draws.std(0), deviation, rtol=0.08)
 
 
+@pytest.mark.slow
 def test_sample_writes_pixels_beside_the_latents_that_it_measures(
     folder, autoencoder, tmp_path, run
 ):
@@ -183,6 +184,7 @@ def test_sample_writes_pixels_beside_the_latents_that_it_measures(
     assert (out / "samples.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_likelihood_encodes_pictures_and_takes_latents_as_they_are(
     folder, autoencoder, picture, tmp_path, run
 ):

@@ -61,7 +61,7 @@ def stored(**more):
 def test_summaries_have_the_mean_errors_of_a_sample():
     probes, solver = np.float32([[1, 2, 3], [4, 5, 6]]), np.float32([[1, 1, 4], [1, np.inf, 1]])
     arrays = stored(standard_error=probes, solver_error=solver, finite=np.ones((2, 3)))
-    chosen = SimpleNamespace(size=4, meta=SimpleNamespace(latent=True))
+    chosen = SimpleNamespace(size=4, has_pictures=True, has_levels=False)
     rows = summarize(chosen, np.array([0.3, 0.7]), False, measure(arrays))
     assert [row["log_density_standard_error"] for row in rows] == [2, 5]
     assert [row["log_density_solver_error"] for row in rows] == [2, None]

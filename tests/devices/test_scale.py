@@ -73,6 +73,7 @@ def test_each_cut_weight_is_gathered_once_and_nothing_else_is(found):
     assert set(found["replicated"]["share_of_moments"]) == {1.0}
 
 
+@pytest.mark.slow
 def test_each_cut_gradient_is_summed_into_parts_and_never_whole(found):
     sharded = found["sharded"]
     sizes = sorted(np.prod(shape) for shape in sharded["large"])

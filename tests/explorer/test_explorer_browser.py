@@ -308,6 +308,7 @@ def test_it_can_be_read_and_touched(size, scheme, visit):
     assert (papers[0] > papers[1]) == (scheme == "light")
 
 
+@pytest.mark.slow
 def test_the_policy_stops_what_would_go_out(chromium, address):
     """The tests above would pass for a page that merely asks for nothing."""
     page = chromium.new_page()

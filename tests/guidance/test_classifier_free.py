@@ -394,6 +394,7 @@ def check_under(last, model, weak):
     return out
 
 
+@pytest.mark.slow
 def test_density_guidance_composes_with_them(model, weak):
     dial = lambda model, label: (dgjax.density_guidance(0.45, bound=jnp.inf),)
     check_under(dial, model, weak)

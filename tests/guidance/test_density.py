@@ -261,6 +261,7 @@ def test_the_dial_in_nats_is_what_it_forces(gaussian, run_gaussian):
     np.testing.assert_allclose(run_gaussian(latents, (by_q,)).x, out.x, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_schedule_forces_its_integral(gaussian, run_gaussian):
     """The gain is sqrt(2D)/2 times the integral of Phi^-1(q); knots are grid points."""
     model, latents = gaussian
@@ -276,6 +277,7 @@ def test_a_schedule_forces_its_integral(gaussian, run_gaussian):
     np.testing.assert_allclose(out.log_density, truth(model, out.x), rtol=0, atol=5e-5)
 
 
+@pytest.mark.slow
 def test_guides_before_density_guidance_move_x_but_not_the_rate(gaussian, run_gaussian):
     model, latents = gaussian
     push = jax.vmap(Push)(jnp.array([0.0, 1.0]))
@@ -309,6 +311,7 @@ def unguided(mixture, run_mixture):
     return run_mixture(mixture[1], (Push(jnp.zeros(1)),))
 
 
+@pytest.mark.slow
 def test_q_half_is_the_flow_itself(mixture, run_mixture, unguided):
     out = run_mixture(mixture[1], (jax.vmap(dgjax.density_guidance)(jnp.array([0.5])),))
     np.testing.assert_allclose(out.x, unguided.x, rtol=1e-10, atol=1e-12)
@@ -344,6 +347,7 @@ def test_the_tracked_log_density_follows_the_rate_asked_for(mixture, run_mixture
     np.testing.assert_allclose(out.log_density, truth(model, out.x), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_high_density_sampler_is_tracked_and_reaches_higher(mixture, run_mixture, unguided):
     model, latents = mixture
     thresholds = jnp.array([jnp.inf, 0.0, -3.0])

@@ -244,6 +244,7 @@ def test_pathwise_order_one(errors, name):
     assert slope(METHODS[name].steps, rms(errors(name))) == pytest.approx(1, abs=0.15)
 
 
+@pytest.mark.slow
 def test_the_published_form_levels_off(errors):
     """More steps do not remove the bias; from 64 to 1,024 steps it grows."""
     error = errors("published")
@@ -252,6 +253,7 @@ def test_the_published_form_levels_off(errors):
     assert abs(error[-1].mean()) > 2
 
 
+@pytest.mark.slow
 def test_reverse_sde_with_rk4_is_tracked_true(errors):
     """A few paths carry most of the mean square, so the median gives the order."""
     error = errors("reverse rk4")
@@ -327,6 +329,7 @@ def test_stratonovich_and_noise_matched_agree_in_law(round_model):
     assert (np.abs(a - b).max(axis=(1, 2)) > 0.1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "term",
     [dgjax.churn(3.0, low=-2.0, high=3.0), dgjax.reverse_sde()],

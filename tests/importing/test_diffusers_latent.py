@@ -111,6 +111,7 @@ KL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", KL)
 def test_autoencoder_is_diffusers_own(case, float32):
     theirs, ours = KL[case]

@@ -188,6 +188,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BAD)
 def test_a_pipeline_that_is_not_read_is_refused_in_one_line(case, folder, run):
     file, changes, message = BAD[case]

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import slow_but
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
@@ -217,7 +218,7 @@ def on_device(model):
     return jax.tree.map(jnp.asarray, model)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", slow_but(CONFIGS, "ncsnpp"))
 def test_outputs_are_those_that_were_recorded(name, tmp_path):
     model = on_device(import_edm(write(tmp_path / "source", CONFIGS[name])).model)
     mine = outputs(model.network, CONFIGS[name])
@@ -287,7 +288,7 @@ def test_preconditionings_are_those_of_edm(tmp_path):
     assert (float(model.t_min), float(model.t_max)) == (np.float32(0.02), 100.0)
 
 
-@pytest.mark.parametrize("name", ["ddpmpp", "adm"])
+@pytest.mark.parametrize("name", slow_but(["ddpmpp", "adm"], "ddpmpp"))
 def test_iddpm_predicts_at_its_steps_and_its_variance_is_left_out(name, tmp_path):
     """The noise levels by the recurrence of table 1, from the least noise, whose step is 0."""
     config = CONFIGS[name]

@@ -117,6 +117,7 @@ def test_noise_level_and_label_matter(make):
         assert all(jnp.max(jnp.abs(a - b)) > 1e-3 for b in outs[i + 1 :])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [unet, mlp])
 def test_the_number_of_classes_is_the_label_of_none(make):
     """As data, so that a batch may mix samples with and without labels."""

@@ -82,6 +82,7 @@ CASES = {
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in CASES if name != "sample"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sample", *SLOW])
 def test_values_and_gradients_are_those_of_the_network_in_jax(module, name):
     function, divergence = CASES[name]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import slow_but
 
 import dgjax
 
@@ -99,6 +100,7 @@ def test_quadratures_between_given_points_state_their_error(mixture16, nearly_di
         assert np.median(stated / true) < most
 
 
+@pytest.mark.slow
 def test_the_stated_error_falls_as_the_lower_order_does(mixture16):
     """Of the two quadratures that it compares, the lower one is of order 3 at least."""
     model = model_of(mixture16.model)
@@ -128,6 +130,7 @@ def test_guidance_without_its_bound_states_that_it_is_wrong(q):
         assert (stated > 0.1 * true)[wrong].all()
 
 
+@pytest.mark.slow
 def test_probes_hardly_enter_the_stated_error(mixture16):
     """It would otherwise count their noise twice."""
     model = model_of(mixture16.model)
@@ -148,7 +151,7 @@ STATED = {
 }
 
 
-@pytest.mark.parametrize("name", STATED)
+@pytest.mark.parametrize("name", slow_but(STATED, "rk4", "level_set_euler"))
 def test_the_stated_error_of_a_step_has_the_size_of_the_true_one(mixture16, nearly_discrete, name):
     """Neither a tenth nor thirty times, by far: the estimate may be several times too large."""
     options, steps = STATED[name]
@@ -171,6 +174,7 @@ def test_likelihoods_of_runge_kutta_methods_state_their_error(mixture16, nearly_
         assert np.mean(true <= 3 * stated + 1e-6) >= 0.95
 
 
+@pytest.mark.slow
 def test_adaptive_steps_state_their_error(mixture2):
     model = model_of(mixture2.model)
     xs = latents_of(model, 8, 2)
@@ -191,6 +195,7 @@ def test_probes_hardly_enter_the_error_of_rk4(mixture16):
     assert np.median(noisy - exact) < 0.05 * np.median(true)
 
 
+@pytest.mark.slow
 def test_the_error_of_a_step_has_derivatives_in_both_modes(mixture2):
     """And those of the log-density are finite beside it."""
     model = model_of(mixture2.model)
@@ -231,6 +236,7 @@ def test_a_grid_is_found_that_keeps_the_tolerance(mixture2):
     assert stated.max() > 1e-3
 
 
+@pytest.mark.slow
 def test_what_no_grid_can_keep_is_refused(mixture2):
     model = model_of(mixture2.model)
     xs, options = latents_of(model, 2, 2), {"key": KEY, "divergence": dgjax.Exact()}

@@ -86,6 +86,7 @@ def test_pathwise_order_one(model):
     assert np.log(errors[0] / errors[1]) / np.log(4) > 0.9
 
 
+@pytest.mark.slow
 def test_a_twentieth_of_the_published_error_at_as_many_evaluations(model):
     x, guide = latents(model, COUNT), dgjax.density_guidance(0.7)
     found = solved(model, x, 64, guide)

@@ -35,6 +35,7 @@ def data(model):
     return draw(jax.random.split(jax.random.key(1), 6))
 
 
+@pytest.mark.slow
 def test_closed_form_and_the_way_back(model, data):
     """Data -> noise equals the truth; noise -> data returns the point and its log-density."""
     x, exact = data

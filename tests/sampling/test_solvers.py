@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import slow_but
 
 import dgjax
 from dgjax import likelihood, pilot, sample, target_guidance
@@ -81,7 +82,7 @@ def truth(model, x):
     return float(dgjax.log_density(model, model.t_min, x))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slow_but(KINDS, "multistep", "rk4", "level_set"))
 def test_single_precision_and_the_model_as_an_argument(kind, float32):
     model, x = make_model(), jnp.array([15.0, -22.0, 9.0])
     options = single(GUIDED) if kind not in ("target", "likelihood") else {}

@@ -252,6 +252,7 @@ def run(config, tmp_path_factory):
     return folder, fit(load_config(config), folder, progress=False)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_very_same_averages(config, run, tmp_path, monkeypatch):
     def killed(folder, step, now):
         if step == 20:  # of a snapshot and of a checkpoint

@@ -137,6 +137,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_very_same_weights(config, 
     )
 
 
+@pytest.mark.slow
 def test_no_room_is_one_clear_line_and_what_was_saved_stays(config, tmp_path):
     run = tmp_path / "run"
     before = fit(load_config(config), run, progress=False)

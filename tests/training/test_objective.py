@@ -156,6 +156,7 @@ def unet(**changes):
     return jax.tree.map(lambda a: a + 0.1 * rng.normal(size=a.shape).astype(a.dtype), network)
 
 
+@pytest.mark.slow
 def test_units_are_dropped_only_where_a_key_says_which():
     network, plain = unet(dropout=0.3), unet()
     x, t = jax.random.normal(jax.random.key(0), (8, 8, 1)), jnp.array(0.3)
@@ -199,6 +200,7 @@ def test_rows_of_a_batch_are_the_same_wherever_they_are_made(cropped):
         np.testing.assert_array_equal(one, np.concatenate(parts))
 
 
+@pytest.mark.slow
 def test_labels_keys_and_augmentations_reach_the_network():
     class Spy(nnx.Module):
         def __call__(self, x, t, cond=None, *, key=None, augmentation=None):

@@ -120,6 +120,7 @@ def test_importance_weights_stay_below_one_over_the_floor():
     assert float(importance.min()) < 0.5  # it does importance sampling
 
 
+@pytest.mark.slow
 def test_microbatches_change_nothing_but_rounding():
     model, optimiser = linear_model(), optax.sgd(0.01, momentum=0.9)
     objective = Objective(IMPORTANCE, EDMWeighting(0.7))

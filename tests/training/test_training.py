@@ -230,6 +230,7 @@ def test_other_parametrizations_train_on_other_paths(path, parametrization):
     assert step._cache_size() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropped", [None, 0.4])
 def test_a_stopped_run_goes_on_to_the_very_same_weights(
     gaussian_npz, tmp_path, monkeypatch, dropped
