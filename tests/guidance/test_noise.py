@@ -389,3 +389,23 @@ def test_noise_acts_inside_its_window_only(model):
         )
     )
     np.testing.assert_allclose(plain(x), calm, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("g2", [0.25, 4.0])
+def test_noise_has_the_size_of_g(point, g2):
+    local = point.local._replace(g2=jnp.asarray(g2))
+    noise = dgjax.reverse_sde(0.5)
+    np.testing.assert_allclose(
+        noise.increment(local, 0 * point.dt, point.dW), 0.5 * np.sqrt(g2) * point.dW, rtol=1e-12
+    )
+
+
+def test_without_an_amount_noise_is_that_of_the_reverse_sde():
+    for default, one in (
+        (dgjax.churn(), dgjax.churn(1.0)),
+        (dgjax.reverse_sde(), dgjax.reverse_sde(1.0)),
+        (dgjax.published_stochastic(), dgjax.published_stochastic(1.0)),
+        (dgjax.level_set_noise(), dgjax.level_set_noise(1.0)),
+        (dgjax.noise_matched(), dgjax.noise_matched(1.0)),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, default, one)
