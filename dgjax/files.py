@@ -54,7 +54,9 @@ def replace_file(file: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 @contextmanager
-def replace_folder(folder: Path) -> Iterator[Path]:
+def replace_folder(
+    folder: Path, keep: Callable[[str], bool] = lambda name: False
+) -> Iterator[Path]:
     """Yield an empty temporary folder, which takes the place of `folder` when the block ends.
 
     Nothing changes if the block raises. Only one process may write `folder` at a time. An existing
@@ -63,6 +65,8 @@ def replace_folder(folder: Path) -> Iterator[Path]:
 
     Args:
         folder: the folder to make or to replace; missing parent folders are made.
+        keep: whether a file or folder of this name, directly in the old folder, is also in the new
+            one. What the block writes under the same name takes its place.
 
     Raises:
         ValueError: if the folder cannot be written. The old content stays.
@@ -73,8 +77,12 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         try:
             new.mkdir(parents=True)
             yield new
-            for path in (*new.rglob("*"), new):
+            for path in new.rglob("*"):
                 _sync(path)
+            for path in folder.iterdir() if folder.exists() else ():
+                if keep(path.name) and not (new / path.name).exists():
+                    _link(path, new / path.name)
+            _sync(new)
             if folder.exists():
                 folder.rename(old)
             try:
@@ -174,6 +182,21 @@ def _remove_partials(destination: Path) -> None:
         else:
             with suppress(OSError):
                 path.unlink()
+
+
+def _link(source: Path, target: Path) -> None:
+    """Make a second name of a file, or of all files of a folder; copy where there are no links."""
+
+    def link(source, target, **options):
+        try:
+            os.link(source, target, follow_symlinks=False)
+        except OSError:
+            shutil.copy2(source, target, follow_symlinks=False)
+
+    if source.is_dir() and not source.is_symlink():
+        shutil.copytree(source, target, symlinks=True, copy_function=link)
+    else:
+        link(source, target)
 
 
 def _sync(path: Path) -> None:

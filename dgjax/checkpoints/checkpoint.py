@@ -24,6 +24,7 @@ from flax import nnx
 from dgjax._version import __version__
 from dgjax.checkpoints import orbax_folder
 from dgjax.checkpoints.arrays import WeightSharding, as_dtype, first_line, to_named
+from dgjax.checkpoints.checksums import check_files, hash_files
 from dgjax.checkpoints.configuration import check_names
 from dgjax.checkpoints.spec import (
     Autoencoder,
@@ -43,6 +44,9 @@ __all__ = ["PIXELS", "Meta", "digest", "load", "load_autoencoder", "save", "weig
 
 FORMAT, ORBAX_FORMAT = "dgjax-checkpoint-2", "dgjax-checkpoint-1"
 WEIGHTS, AUTOENCODER = "weights", "autoencoder"  # names of the files
+OWN_FILES = {"config.json", *(f"{name}.safetensors" for name in (WEIGHTS, AUTOENCODER))}
+OWN_FILES |= {WEIGHTS, AUTOENCODER}  # folders of the older format
+CHECKSUMS = "sha256"  # key of config.json
 PIXELS = {"kind": "pixels"}  # the autoencoder of a model whose samples are pixels
 # Values of fields that checkpoints of older versions lack.
 DEFAULTS = {"held_out": 0.0, "source": "", "autoencoder": PIXELS, "labels": ()}
@@ -100,7 +104,7 @@ def save(
     autoencoder: Autoencoder | None = None,
     dtype: Any = jnp.float16,
 ) -> None:
-    """Write a model to a folder, replacing a checkpoint that is there.
+    """Write a model to a folder, replacing a checkpoint that is there and no other files.
 
     With several hosts call it on one of them: it does not wait for the others.
 
@@ -124,14 +128,17 @@ def save(
     weights = {WEIGHTS: as_dtype(model.network, dtype)}
     if meta.latent:
         weights[AUTOENCODER] = as_dtype(autoencoder, dtype)
-    with replace_folder(folder) as new:
+    with replace_folder(folder, keep=lambda name: name not in OWN_FILES) as new:
         for name, arrays in weights.items():
             write_weights(new / f"{name}.safetensors", arrays)
         config = {"format": FORMAT, **asdict(meta), "model": meta.model.to_dict()}
+        config[CHECKSUMS] = hash_files(new)
         write_json(new / "config.json", config)
 
 
-def load(folder: str | os.PathLike, sharding: WeightSharding | None = None) -> tuple[Field, Meta]:
+def load(
+    folder: str | os.PathLike, sharding: WeightSharding | None = None, *, verify: bool = True
+) -> tuple[Field, Meta]:
     """Load a model with float32 weights from a folder.
 
     The host holds one weight at a time on the way to the devices.
@@ -141,16 +148,20 @@ def load(folder: str | os.PathLike, sharding: WeightSharding | None = None) -> t
         sharding: of all weights, or a function from a weight's shape to its sharding, such as
             `dgjax.devices.weight_sharding(mesh)`. Each device is then sent its part only. With
             None all weights go to the default device.
+        verify: whether to compare the checksums of all files first, which reads them once more:
+            about a second per gigabyte. Checkpoints of earlier versions have none.
 
     Returns:
         The model, and the facts about it.
 
     Raises:
-        ValueError: if the folder is missing, truncated, no checkpoint or does not fit its own
-            config, or `sharding` does not divide a weight.
+        ValueError: if the folder is missing, truncated, damaged, no checkpoint or does not fit its
+            own config, or `sharding` does not divide a weight.
     """
     folder = Path(folder).absolute()
-    form, meta = _read_config(folder)
+    form, meta, checksums = _read_config(folder)
+    if verify:
+        check_files(folder, checksums)
     like = _abstract_network(meta)
     network = _read(folder, form, WEIGHTS, like, f"the checkpoint {folder}", sharding)
     return build(meta.model, network), meta
@@ -172,7 +183,7 @@ def load_autoencoder(
         ValueError: as of `load`.
     """
     folder = Path(folder).absolute()
-    form, meta = _read_config(folder)
+    form, meta, _ = _read_config(folder)
     like = nnx.eval_shape(lambda: build_autoencoder(meta.autoencoder, meta.shape))
     if not meta.latent:
         return like
@@ -185,7 +196,7 @@ def weight_bytes(folder: str | os.PathLike) -> int:
     Raises:
         ValueError: if the folder is missing or no checkpoint.
     """
-    _, meta = _read_config(Path(folder).absolute())
+    _, meta, _ = _read_config(Path(folder).absolute())
     return sum(4 * leaf.size for leaf in jax.tree.leaves(_abstract_network(meta)))
 
 
@@ -212,8 +223,8 @@ def _read(
     return read_weights(folder / f"{name}.safetensors", like, what, sharding)
 
 
-def _read_config(folder: Path) -> tuple[str, Meta]:
-    """Return the format of a checkpoint and the facts about its model."""
+def _read_config(folder: Path) -> tuple[str, Meta, dict[str, str]]:
+    """Return the format of a checkpoint, the facts about its model, and its files' checksums."""
     file = folder / "config.json"
     if not folder.is_dir():
         raise ValueError(f"{folder} is no checkpoint: there is no such folder")
@@ -228,7 +239,9 @@ def _read_config(folder: Path) -> tuple[str, Meta]:
             f"{file} is not of a dgjax checkpoint: its format is neither {FORMAT!r} nor "
             f"{ORBAX_FORMAT!r}"
         )
-    form = config.pop("format")
+    form, checksums = config.pop("format"), config.pop(CHECKSUMS, {})
+    if not isinstance(checksums, dict):
+        raise ValueError(f"{file}: {CHECKSUMS} must be a table of files, got {checksums!r}")
     config = {**DEFAULTS, **config}
     try:
         check_names("config", config, [f.name for f in fields(Meta)], required=True)
@@ -239,4 +252,4 @@ def _read_config(folder: Path) -> tuple[str, Meta]:
         meta = Meta(**{**config, "model": model, "data_range": (low, high), "labels": labels})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file}: {first_line(error)}") from error
-    return form, meta
+    return form, meta, checksums

@@ -1,7 +1,7 @@
 """Weights in one safetensors file: the format that `save` writes.
 
 A file is read tensor by tensor, and of each tensor only the parts that the devices here need. It
-has no checksum: a truncated file or a damaged header is refused, changed numbers are not noticed.
+has no checksum of its own: config.json has that of the file.
 """
 
 import json

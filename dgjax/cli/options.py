@@ -52,7 +52,8 @@ CLASS = Annotated[
     str | None,
     typer.Option("--class", help="Condition on this class, by number or name."),
 ]
-SEED = Annotated[int, typer.Option(help="Seed of everything random.")]
+# JAX makes equal keys of numbers that are equal modulo 2^32.
+SEED = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")]
 OUT = Annotated[Path, typer.Option(help="Folder for the results; made if it does not exist.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print the summary as JSON instead of a table.")]
 

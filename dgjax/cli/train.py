@@ -15,6 +15,8 @@ from dgjax.training.config import CONFIGS, shipped_configs
 
 __all__ = ["command", "join_hosts"]
 
+STOPPED = 130  # exit status of a run that a signal stopped, as shells have it for Ctrl-C
+
 
 def command(
     config: Annotated[
@@ -71,6 +73,8 @@ def command(
             f"snapshots; its profile is off by {plan.error:.2%}"
         )
     console.print(f"{state} at step {steps}; sample it: dgjax sample --model {model}")
+    if not finished:
+        raise typer.Exit(STOPPED)  # so that `dgjax train ... && dgjax evaluate ...` ends here
 
 
 def join_hosts() -> None:

@@ -179,6 +179,31 @@ def _npz(path: str | os.PathLike | None, part: str) -> Dataset:
         raise ValueError(f"{path}: {names} must be whole numbers of shape {x.shape[:1]}")
     if x.dtype == np.uint8:
         return Dataset(x, *BYTES, labels, "unknown")
-    if x.dtype.kind != "f" or not np.isfinite(x).all():
-        raise ValueError(f"{path}: {name} must be uint8 or finite floating numbers, got {x.dtype}")
+    if x.dtype.kind != "f":
+        raise ValueError(f"{path}: {name} must be uint8 or floating numbers, got {x.dtype}")
+    check_values(x, f"{path}: {name}")
     return Dataset(x, 1.0, 0.0, (float(x.min()), float(x.max())), labels, "unknown")
+
+
+def check_values(x: np.ndarray, what: str) -> None:
+    """Check that numbers can be data: finite in float32, and not all the same.
+
+    Args:
+        x: (N, *shape) floating numbers.
+        what: names them in the error message.
+
+    Raises:
+        ValueError: if a number is NaN, infinite or too large, or all are equal.
+    """
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(x.astype(np.float32)).reshape(len(x), -1)
+    bad = np.flatnonzero(~finite.all(1))
+    if bad.size:
+        row = int(bad[0])
+        value = x[row].reshape(-1)[~finite[row]][0]
+        raise ValueError(
+            f"{what} has {value:g} in row {row}, and {bad.size} such rows of {len(x)}: "
+            "numbers must be finite and fit float32; take these rows out"
+        )
+    if x.min() == x.max():
+        raise ValueError(f"{what} is {x.min():g} everywhere: constant data have no density")

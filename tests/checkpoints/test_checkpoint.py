@@ -5,6 +5,7 @@ import json
 import shutil
 import stat
 from dataclasses import replace
+from importlib.resources import as_file, files
 from pathlib import Path
 
 import jax
@@ -159,6 +160,7 @@ def as_orbax(folder):
     for file in list(folder.glob("*.safetensors")):
         ocp.PyTreeCheckpointer().save(folder / file.stem, load_file(file))
         file.unlink()
+    config.pop("sha256", None)
     (folder / "config.json").write_text(json.dumps(config | {"format": "dgjax-checkpoint-1"}))
     return folder
 
@@ -219,10 +221,52 @@ def test_a_full_disk_is_named_and_leaves_the_old_checkpoint(folder, monkeypatch)
     assert [p.name for p in folder.parent.iterdir()] == ["model"]
 
 
-def refused(folder):
-    with pytest.raises(ValueError, match="missing or damaged") as caught:
-        load(folder)
+def refused(folder, message="missing or damaged"):
+    with pytest.raises(ValueError, match=message) as caught:
+        load(folder, verify=message != "missing or damaged")
     assert "\n" not in str(caught.value)
+
+
+def test_one_changed_bit_is_noticed(folder):
+    file = folder / "weights.safetensors"
+    whole = file.read_bytes()
+    for at in (len(whole) - 1, len(whole) // 2, 12):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        refused(folder, "is not as it was written")
+    file.write_bytes(whole)
+    before = load(folder)[0]
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 4]))
+    after = load(folder, verify=False)[0]  # numbers have no other mark
+    assert digest(after, META) != digest(before, META)
+    file.unlink()
+    refused(folder, "has lost its file")
+    config = json.loads((folder / "config.json").read_text()) | {"sha256": 3}
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(folder, "must be a table of files")
+
+
+def test_shipped_models_have_checksums():
+    for name in pretrained_models():
+        with as_file(files("dgjax") / "pretrained" / name) as folder:
+            known = json.loads((folder / "config.json").read_text())["sha256"]
+            found = (p for p in (folder / "weights").rglob("*") if p.is_file())
+            assert set(known) == {p.relative_to(folder).as_posix() for p in found}
+
+
+def test_files_of_the_user_stay_in_a_folder_that_is_saved_to_again(folder):
+    (folder / "notes.txt").write_text("mine")
+    (folder / "samples" / "deep").mkdir(parents=True)
+    (folder / "samples" / "deep" / "a.npz").write_text("mine, too")
+    (folder / "link").symlink_to("nowhere")
+    save(folder, filled_model(), replace(META, steps=9))
+    assert load(folder)[1].steps == 9
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert (folder / "samples" / "deep" / "a.npz").read_text() == "mine, too"
+    assert (folder / "link").is_symlink()
+    assert [p.name for p in folder.parent.iterdir()] == ["model"]
+    save(as_orbax(folder), filled_model(), META)
+    mine = {"link", "notes.txt", "samples"}
+    assert {p.name for p in folder.iterdir()} == mine | {"config.json", "weights.safetensors"}
 
 
 def test_truncated_and_missing_weights_are_refused(folder):

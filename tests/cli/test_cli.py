@@ -331,6 +331,13 @@ def test_trouble_is_one_clear_line_and_nothing_is_written(i, folder, tmp_path, r
     assert [p for p in left if p.is_file()] == []
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_of_equal_keys_are_refused(run, seed):
+    status, _, err = run("sample", "--seed", seed)
+    assert status == 2
+    assert "--seed" in err
+
+
 def test_misspelt_options_exit_with_2(run):
     assert run("sample", "--qq", 0.5)[0] == 2
     assert run("sample", "--num", 0)[0] == 2

@@ -348,7 +348,7 @@ def test_what_is_held_out_is_read_only_where_it_is_watched(folder, tmp_path):
 
 
 def test_other_data_sets_have_no_held_out_part(tmp_path):
-    np.savez(tmp_path / "x.npz", x=np.zeros((3, 4, 4, 3)))
+    np.savez(tmp_path / "x.npz", x=np.arange(144.0).reshape(3, 4, 4, 3))
     data = config(None, {"dataset": "npz", "path": str(tmp_path / "x.npz")}).data
     assert len(load_data(data, (4, 4, 3))) == 3
     with pytest.raises(ValueError, match="npz has no held-out part"):

@@ -1,0 +1,32 @@
+"""Arrays in npz files: what cannot be data is refused, and the message names the row."""
+
+import numpy as np
+import pytest
+
+from dgjax.data.named_datasets import load_dataset
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({(3, 0): np.nan}, r"x has nan in row 3, and 1 such rows of 64.*take these rows out"),
+        ({(3, 0): 1e300, (5, 1): -np.inf}, r"x has 1e\+300 in row 3, and 2 such rows of 64"),
+        (0.25, r"x is 0.25 everywhere: constant data"),
+    ],
+)
+def test_numbers_that_are_no_data(tmp_path, change, message):
+    x = np.random.default_rng(0).normal(size=(64, 4))
+    if isinstance(change, float):
+        x[:] = change
+    else:
+        for at, value in change.items():
+            x[at] = value
+    np.savez(tmp_path / "rows.npz", x=x)
+    with pytest.raises(ValueError, match=message):
+        load_dataset("npz", path=tmp_path / "rows.npz")
+
+
+def test_whole_numbers_of_another_kind_are_refused(tmp_path):
+    np.savez(tmp_path / "rows.npz", x=np.ones((4, 2), np.int32))
+    with pytest.raises(ValueError, match="must be uint8 or floating numbers, got int32"):
+        load_dataset("npz", path=tmp_path / "rows.npz")
