@@ -124,6 +124,7 @@ def test_sweeping_likelihood_and_the_prior(model, latents):
         run.trace(model, latents[i], KEYS[i], jnp.asarray(quantile), jnp.asarray(0.1**i))
 
 
+@pytest.mark.slow
 def test_an_unread_divergence_costs_nothing(mixture16):
     """XLA drops it when the log-density is not kept. Methods that look back, such as Dopri5 and
     Multistep, carry it along: for them there is `Untracked`."""

@@ -140,6 +140,7 @@ def test_forward_mode(point, differences, method):
     np.testing.assert_allclose(along, differences(method), rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_vmap_over_q_is_one_q_at_a_time(point):
     x, _, network = point
     q = jnp.array([0.3, 0.5, 0.8])

@@ -86,6 +86,7 @@ def test_what_float32_leaves_is_rounding(one):
     assert one().measured < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "bits"), [("bfloat16", 7), ("TF32", 10)])
 def test_products_of_reduced_precision_fail(name, bits, float32, recompiled, monkeypatch):
     """Operands rounded as an accelerator rounds them; on a CPU the precision flag does nothing."""
@@ -119,6 +120,7 @@ def test_sums_of_reduced_precision_fail(float32, recompiled, monkeypatch):
     assert not check.sums().passed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probe", ["gaussian", "too long"])
 def test_wrong_probes_fail(probe, recompiled, monkeypatch):
     """Gaussian probes are unbiased with another variance; long ones are biased."""

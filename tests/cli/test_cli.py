@@ -89,6 +89,7 @@ def test_samples_depend_on_the_seed_and_not_on_the_batch(folder, tmp_path, run):
     assert np.abs(other - whole).max() > 0.1
 
 
+@pytest.mark.slow
 def test_a_prior_quantile_fixes_the_norm(folder, tmp_path, run):
     arguments = ("sample", "--model", folder, "--num", 3, "--q", 0.5, "--out", tmp_path / "o")
     assert run(*arguments, "--prior-quantile", 0.9)[0] == 0
@@ -153,6 +154,7 @@ def test_edit_returns_the_picture_at_one_half(folder, image, tmp_path, run):
     assert found["log_density"][0] < found["log_density"][1]
 
 
+@pytest.mark.slow
 def test_likelihood_of_a_picture_and_of_arrays(folder, image, tmp_path, run):
     x = np.random.default_rng(0).normal(size=(2, *SHAPE)).astype(np.float32)
     np.savez(tmp_path / "x.npz", x=x)
@@ -174,6 +176,7 @@ def test_likelihood_of_a_picture_and_of_arrays(folder, image, tmp_path, run):
         assert row["bits_per_dim"] == pytest.approx(bits, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_align_of_a_gaussian_is_perfect(folder, run):
     code, printed, _ = run("align", "--model", folder, "--num", 5, "--batch", 2, "--json")
     assert code == 0

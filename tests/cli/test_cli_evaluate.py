@@ -71,6 +71,7 @@ def measure(run, folder, data, out, names):
     return summary, text, tables, printed
 
 
+@pytest.mark.slow
 def test_density_of_an_exact_model(folder, data, tmp_path, run):
     names = ("bits", "normality")
     summary, text, tables, printed = measure(run, folder, data, tmp_path / "out", names)
@@ -122,6 +123,7 @@ def test_inconsistency_is_of_the_network_and_zero_for_an_exact_one(
             assert np.all(values < 1e-4) if consistent else np.all(values[1:4, 0] > 1e-3)
 
 
+@pytest.mark.slow
 def test_alignment_of_an_exact_model_is_perfect(folder, data, tmp_path, run):
     summary, *_ = measure(run, folder, data, tmp_path / "out", ("alignment",))
     found = summary["figures"]["alignment"]
@@ -192,6 +194,7 @@ def test_samples_in_files_are_compared_as_the_library_does(folder, data, tmp_pat
     assert few["real"] is not None
 
 
+@pytest.mark.slow
 def test_the_held_out_part_of_a_folder_is_what_is_measured(folder, tmp_path, run):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
@@ -276,6 +279,7 @@ def test_a_model_with_classes_is_given_the_labels_of_the_data(tmp_path, run, mon
     assert "set labels to none" in said
 
 
+@pytest.mark.slow
 def test_solves_condition_on_each_label(tmp_path, float32, saved):
     """The second of two samples with labels is that of its label alone, and of no other."""
     shape = (2,)

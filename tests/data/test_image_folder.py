@@ -315,6 +315,7 @@ def test_batches_are_the_same_whenever_the_step_is_reached(folder):
     np.testing.assert_array_equal(places(5), places(5))
 
 
+@pytest.mark.slow
 def test_a_run_keeps_what_is_known_of_the_data_and_exports_without_them(folder, tmp_path):
     chosen = config(folder)
     whole = fit(chosen, tmp_path / "run", progress=False)

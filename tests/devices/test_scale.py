@@ -85,6 +85,7 @@ def test_each_cut_gradient_is_summed_into_parts_and_never_whole(found):
     assert found["replicated"]["scattered"] == []
 
 
+@pytest.mark.slow
 def test_weights_made_in_parts_are_those_made_whole(found):
     for how in ("one", "replicated", "sharded", "in_parts"):
         assert found[how]["apart"] < 1e-6

@@ -40,6 +40,7 @@ def distance(model, t0, x0, t1, x1):
     return jnp.sqrt(2 * x0.size) * jnp.arccosh(1 + gap / (2 * s0 * s1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path", [dgjax.vp(), dgjax.edm(), dgjax.cosine()], ids=["vp", "edm", "cos"]
 )
@@ -111,6 +112,7 @@ def test_probes_shared_by_the_points_are_unbiased(mixture):
     assert abs(jnp.mean(found) - exact[0]) < 4 * error
 
 
+@pytest.mark.slow
 def test_geodesic_of_a_gaussian_has_the_hyperbolic_length():
     model = isotropic(dgjax.edm())
     x0 = 0.3 * jax.random.normal(jax.random.key(0), (6,))

@@ -159,6 +159,7 @@ def test_the_weight_may_vary_with_the_noise_level(model, local):
     np.testing.assert_allclose(guided((given,), local), guided((constant,), local), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_other_field_may_be_on_any_path(weak, local, span):
     """The two fields are compared at equal log-SNR, where only the scale of x differs."""
     there = dgjax.autoguidance(1.7, dgjax.repath(weak, span.path), cond=0)
@@ -436,6 +437,7 @@ def test_gradients_in_weights_temperature_and_model(model, weak):
     np.testing.assert_allclose(gradient, slopes, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_temperature_on_a_gaussian_is_known():
     """The offset of a sample of N(m, C) from m shrinks by known factors.
 

@@ -328,6 +328,7 @@ def test_tracked_is_true_under_a_guide_of_ones_own(mixture, run_mixture, unguide
     np.testing.assert_allclose(out.log_density, truth(mixture[0], out.x), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_tracked_log_density_follows_the_rate_asked_for(mixture, run_mixture):
     """The rate is linear between knots on grid points, so the integral of the solver is exact."""
     model, latents = mixture

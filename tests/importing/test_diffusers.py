@@ -156,6 +156,7 @@ def test_a_network_alone_takes_a_scheduler(source, tmp_path, run):
         assert load(tmp_path / "out")[1].model.t_max == 49
 
 
+@pytest.mark.slow
 def test_a_network_with_classes_takes_one_and_needs_one(tmp_path, run):
     folder = write(tmp_path / "source", num_class_embeds=3)
     assert run("import", folder, tmp_path / "out")[0] == 0

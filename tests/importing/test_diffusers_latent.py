@@ -208,6 +208,7 @@ def test_a_dit_pipeline_samples_latents_and_shows_pixels(dit_folder, tmp_path, r
     assert np.abs(pixels - expected).max() < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_flow_matching_is_diffusers_own(shift, tmp_path, float32):
     """The network's velocity, its clock, the noise it was trained on, and a run of Euler steps."""

@@ -176,6 +176,7 @@ def original(config):
     return out.numpy().transpose(0, 2, 3, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [(1, 1), (1, 3, 3, 1), (1, 2, 4, 1), (1.0, 2, 3, 4, 5, 7)])
 def test_resampling_is_a_convolution(row):
     h = jax.random.normal(jax.random.key(0), (1, 6, 8, 2))
@@ -288,7 +289,9 @@ def test_preconditionings_are_those_of_edm(tmp_path):
     assert (float(model.t_min), float(model.t_max)) == (np.float32(0.02), 100.0)
 
 
-@pytest.mark.parametrize("name", slow_but(["ddpmpp", "adm"], "ddpmpp"))
+@pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddpmpp", "adm"])
 def test_iddpm_predicts_at_its_steps_and_its_variance_is_left_out(name, tmp_path):
     """The noise levels by the recurrence of table 1, from the least noise, whose step is 0."""
     config = CONFIGS[name]
@@ -319,6 +322,7 @@ def test_iddpm_predicts_at_its_steps_and_its_variance_is_left_out(name, tmp_path
     assert (float(model.t_min), float(model.t_max)) == (0.0, 999.0)
 
 
+@pytest.mark.slow
 def test_a_folder_becomes_a_checkpoint(tmp_path, run):
     config = CONFIGS["ddpmpp"]
     source = write(tmp_path / "source", config, use_fp16=False, dropout=0.13)

@@ -79,6 +79,7 @@ def test_the_slope_is_continuous_and_is_the_derivative(schedule):
     np.testing.assert_allclose(slope(t), expected, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_time_has_the_derivatives_of_the_inverse():
     numbers = table("linear")
     path = discrete_time(tuple(numbers.tolist()))

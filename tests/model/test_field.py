@@ -243,6 +243,7 @@ def trained():
     return dgjax.field(network, dgjax.vp(), NoisePrediction(), t_min=0.004, t_max=0.7)
 
 
+@pytest.mark.slow
 def test_a_repathed_network_is_the_same_model(span):
     model = trained()
     target = repath(model, span.path)

@@ -57,6 +57,7 @@ def test_chi_quantile_inverts_the_chi_law(size):
 SIZES = [1, 2, 5, 127, 128, 784, 4095, 4096, 49_152, 786_432, 3_145_728, 100_000_000]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float32")
 def test_chi_quantiles_in_float32_at_any_dimension():
     """The dimension as a Python number and as an argument of `jit`."""

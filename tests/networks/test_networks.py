@@ -72,6 +72,7 @@ def test_every_weight_is_a_float_and_gets_a_gradient(make):
         assert (g != 0).any(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [unet((7, 10, 3)), unet((8, 8, 1), channels=(8,))])
 def test_every_pixel_reaches_every_output_padded_or_not(make):
     network = filled(make)

@@ -129,6 +129,7 @@ def test_networks_that_return_no_array():
             dgjax.score(model, 0.5, jnp.ones(2))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 @pytest.mark.usefixtures("float32")
 def test_lists_numpy_and_python_numbers():

@@ -213,6 +213,7 @@ def test_the_table_in_the_documentation():
     assert written == expected
 
 
+@pytest.mark.slow
 def test_saved_log_densities_of_steps_are_nan_too():
     value, info, others = compiled("runge_kutta")(arrays(**CASES[Fault.NOT_AT_T_MAX][1]))
     assert Fault(int(info.fault)) is Fault.NOT_AT_T_MAX

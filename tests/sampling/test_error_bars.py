@@ -46,7 +46,7 @@ def nearly_discrete():
 
 
 @pytest.mark.parametrize("steps", [16, pytest.param(32, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("run", [dgjax.sample, dgjax.likelihood], ids=["sample", "likelihood"])
+@pytest.mark.parametrize("run", slow_but([dgjax.sample, dgjax.likelihood], dgjax.sample))
 def test_the_true_error_is_within_three_times_the_stated(mixture16, nearly_discrete, run, steps):
     for model, size in ((model_of(mixture16.model), (2, 8)), (nearly_discrete, (5,))):
         xs = latents_of(model, 16, int(np.prod(size))).reshape(16, *size)
@@ -212,6 +212,7 @@ def test_the_error_of_a_step_has_derivatives_in_both_modes(mixture2):
     assert np.isfinite(forward).all()
 
 
+@pytest.mark.slow
 def test_solvers_that_do_not_know_their_error_say_so(mixture2):
     model = model_of(mixture2.model)
     for solver in (diffrax.Euler(), diffrax.Midpoint()):

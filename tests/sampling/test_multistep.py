@@ -59,7 +59,8 @@ SMALL = cloud(4, 0.2)
 EDM = model_on(dgjax.edm(), SMALL)
 
 
-@pytest.mark.parametrize("memory", [*(pytest.param(k, marks=pytest.mark.slow) for k in (1, 4)), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", [1, 2, 4])
 def test_order_of_the_sample(memory):
     # The first steps are of lower order, where sigma is large and D hardly moves: the higher the
     # order the longer that is felt (slopes 0.98, 2.06 and 3.61).

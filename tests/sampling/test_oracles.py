@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import slow_but
 
 import dgjax
 from dgjax.sampling.solvers import RK4, LevelSetEuler, Multistep
@@ -77,7 +78,9 @@ def trajectory():
     return run(MODEL, points(MODEL, MODEL.t_max, W_MAX)).trajectory
 
 
-@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize(
+    "name", slow_but(SAMPLES, "multistep", "rk4", "density guidance", "level set")
+)
 def test_sample(name):
     options, tolerance = SAMPLES[name]
     found = batched(lambda m, x: dgjax.sample(m, x, GRID, **OPTIONS, **options))(

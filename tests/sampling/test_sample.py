@@ -260,6 +260,7 @@ def test_untracked_samples_are_the_tracked_ones(problems, solver):
     assert jnp.isnan(free.log_density)
 
 
+@pytest.mark.slow
 def test_single_precision_keeps_up(float32):
     """In float32, the 3,200 nats gained over 64 steps are tracked to a hundredth of one."""
     model, trace, latents = image_problem()
@@ -277,6 +278,7 @@ def test_single_precision_keeps_up(float32):
     assert error.max() < 0.01
 
 
+@pytest.mark.slow
 def test_adaptive_steps_reach_their_tolerance(problems):
     """With PIDController the error follows the tolerance, whatever the grid."""
     model, trace, latents = problems[16]
@@ -308,6 +310,7 @@ def test_adaptive_steps_reach_their_tolerance(problems):
     assert error[0] > 20 * error[1] > 400 * error[2]
 
 
+@pytest.mark.slow
 def test_info_is_what_the_trajectory_shows(problems):
     """bound_share and least_score against |sigma s| along a finely saved trajectory."""
     model, trace, latents = problems[2]
@@ -511,6 +514,7 @@ def test_wrong_use_fails_early(wrong, message):
         sample(model, x, grid, key=jax.random.key(0), **given)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_seen_early_is_reported(problems):
     """Under jit numbers are not known: a bad latent comes back as not finite."""
     model, trace, latents = problems[2]

@@ -84,6 +84,7 @@ def reverse_sde_errors(mixture, key):
     return run.log_density - exact, measured - exact
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 3])
 def test_reverse_sde_where_its_own_tracking_fails(count):
     """64 steps, log-SNR -10 to 10, eight paths: nats per dimension."""

@@ -124,12 +124,14 @@ def test_guides(name):
         check(sampled(guides=guide, solver=dgjax.RK4()), model)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float32")
 @pytest.mark.parametrize("name", NOISES)
 def test_noises(name):
     check(sampled(**NOISES[name](), guides=dgjax.density_guidance(0.6)), make_model())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float32")
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_divergences(name):
@@ -143,6 +145,7 @@ def test_measures(name):
     check(MEASURES[name], make_model())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float32")
 @pytest.mark.parametrize("name", PATHS)
 def test_paths(name):

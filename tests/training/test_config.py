@@ -124,6 +124,7 @@ def test_a_key_by_both_its_names_is_refused(file, change, message):
         TrainConfig.from_dict({**values, **change})
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_is_resumed_and_exported(file, tmp_path, monkeypatch):
     config = load_config(file)
     whole = fit(config, tmp_path / "whole", progress=False)

@@ -169,6 +169,7 @@ def test_no_room_is_one_clear_line_and_what_was_saved_stays(config, tmp_path):
         np.testing.assert_array_equal(value, kept[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_truncated_checkpoint_is_named_with_its_fix(config, tmp_path):
     fit(load_config(config), tmp_path, progress=False)
     folder = tmp_path / "checkpoints/60"

@@ -113,6 +113,7 @@ def test_nothing_is_adapted_until_every_bin_has_been_seen():
     assert (np.asarray(adaptive.probabilities(late)) != np.asarray(plain)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighting", [EDMWeighting(0.5), LikelihoodWeighting()])
 def test_adaptation_changes_the_variance_and_not_the_expectation(weighting):
     levels = LogNormal(low=0.05, high=5.0)
@@ -169,6 +170,7 @@ def test_units_are_dropped_only_where_a_key_says_which():
         unet(dropout=1.0)
 
 
+@pytest.mark.slow
 def test_an_augmentation_is_told_and_none_is_the_plain_network():
     network = unet(num_augmentations=1, num_classes=2)
     x, t = jax.random.normal(jax.random.key(0), (8, 8, 1)), jnp.array(0.3)

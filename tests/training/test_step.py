@@ -143,6 +143,7 @@ def test_row_i_of_a_batch_goes_to_microbatch_i_mod_count():
     np.testing.assert_array_equal(parts[..., 0] // 2 % 3, np.arange(3)[:, None] * np.ones(4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_the_histogram_learns_the_loss_at_each_noise_level_without_importance_weights(accumulate):
     model, optimiser = linear_model(), optax.sgd(0.0)
@@ -230,6 +231,7 @@ def test_every_sample_and_element_has_standard_normal_noise_of_its_own():
     np.testing.assert_allclose(np.corrcoef(together.T), np.eye(13), atol=4.5 / np.sqrt(4000))
 
 
+@pytest.mark.slow
 def test_labels_are_dropped_anew_in_every_step_and_change_no_other_draw():
     labels = jnp.arange(16) % 3
     plain = Objective(DirectSampling(DISTRIBUTION), EDMWeighting(0.7))

@@ -207,6 +207,7 @@ def test_training_on_a_gaussian_finds_its_score(gaussian_npz, tmp_path):
         assert error < 0.01, (w, float(error))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "parametrization"),
     [(dgjax.rectified_flow(), VelocityPrediction()), (dgjax.vp(), NoisePrediction())],
