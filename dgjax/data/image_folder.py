@@ -17,7 +17,7 @@ from dgjax.pictures.image_files import cover_image, fit_image, read_image
 
 __all__ = ["CROPS", "IMAGE_SUFFIXES", "PARTS", "is_held_out", "load_folder"]
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp")
 CROPS = ("centre", "random")
 PARTS = ("train", "held-out")
 
@@ -30,10 +30,11 @@ def load_folder(
     held_out: float = 0.0,
     part: str = "train",
 ) -> Dataset:
-    """Load all PNG, JPEG and WebP images under a folder, with values in [-1, 1].
+    """Load all images under a folder, with values in [-1, 1].
 
-    Images come in the order of their names. Each is resized until its shorter side fits, then
-    cropped to `shape`. All are decoded once and held as bytes: 100,000 RGB images of 64x64 take
+    Images are files that end in one of `IMAGE_SUFFIXES`: PNG, JPEG, WebP, TIFF, BMP, and the first
+    frame of a GIF. They come in the order of their names. Each is resized until its shorter side
+    fits, then cropped to `shape`. All are decoded once and held as bytes: 100,000 RGB images of 64x64 take
     1.2 GB. With `crop="random"` the whole of the longer side is held. If all images lie in
     sub-folders, the sorted names of the sub-folders are the classes. Files and folders whose names
     begin with a dot are ignored.

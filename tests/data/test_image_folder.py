@@ -354,3 +354,15 @@ def test_other_data_sets_have_no_held_out_part(tmp_path):
     assert len(load_data(data, (4, 4, 3))) == 3
     with pytest.raises(ValueError, match="npz has no held-out part"):
         load_data(data, (4, 4, 3), "held-out")
+
+
+def test_every_format_is_read(tmp_path):
+    """All that `dgjax likelihood` reads; classes of another format vanished without a word."""
+    values = levels(8, 8)
+    for name in ("a/0.png", "b/0.tiff", "b/1.tif", "c/0.gif", "d/0.bmp", "e/0.JPG"):
+        write(tmp_path / name, values)
+    found = load_folder(tmp_path, (8, 8, 1))
+    assert found.classes == ("a", "b", "c", "d", "e")
+    assert len(found) == 6
+    for i in range(5):  # but the JPEG
+        np.testing.assert_array_equal(found.values[i, ..., 0], values)
