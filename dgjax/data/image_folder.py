@@ -34,10 +34,10 @@ def load_folder(
 
     Images are files that end in one of `IMAGE_SUFFIXES`: PNG, JPEG, WebP, TIFF, BMP, and the first
     frame of a GIF. They come in the order of their names. Each is resized until its shorter side
-    fits, then cropped to `shape`. All are decoded once and held as bytes: 100,000 RGB images of 64x64 take
-    1.2 GB. With `crop="random"` the whole of the longer side is held. If all images lie in
-    sub-folders, the sorted names of the sub-folders are the classes. Files and folders whose names
-    begin with a dot are ignored.
+    fits, then cropped to `shape`. All are decoded once and held as bytes: 100,000 RGB images of
+    64x64 take 1.2 GB. With `crop="random"` the whole of the longer side is held. If all images lie
+    in sub-folders, the sorted names of the sub-folders are the classes. Files and folders whose
+    names begin with a dot are ignored.
 
     Args:
         path: of the folder.
