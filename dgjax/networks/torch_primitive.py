@@ -12,7 +12,8 @@ JAX tells programs apart by equality. Two programs are equal if their functions 
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -80,11 +81,33 @@ class Jvp:
         count = len(operands) - len(self.along)
         primals, tangents = operands[:count], operands[count:]
         function = _of_some(self.program, primals, self.along)
-        return torch.func.jvp(function, tuple(primals[i] for i in self.along), tangents)[1]
+        with _forward_mode():
+            return torch.func.jvp(function, tuple(primals[i] for i in self.along), tangents)[1]
 
     def results(self, operands):
         """Return the shapes and dtypes of the program's results."""
         return self.program.results(operands[: len(operands) - len(self.along)])
+
+
+@contextmanager
+def _forward_mode() -> Iterator[None]:
+    """Avoid the forms of PyTorch's functions that have no forward derivative.
+
+    Fused attention has none, and that of group normalization fails on arrays that are not
+    contiguous, such as those after attention over pixels (PyTorch 2.13).
+    """
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.overrides import TorchFunctionMode
+
+    class ContiguousNorms(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function in (torch.group_norm, torch.nn.functional.group_norm):
+                args = (args[0].clone(memory_format=torch.contiguous_format), *args[1:])
+            return function(*args, **(kwargs or {}))
+
+    with sdpa_kernel(SDPBackend.MATH), ContiguousNorms():
+        yield
 
 
 @dataclass(frozen=True)

@@ -192,6 +192,34 @@ def a_dict(x, t):
     return {"a": x}
 
 
+class NormAfterAttention(torch.nn.Module):
+    """As in diffusers' U-Nets: the normalization gets what is not contiguous in a batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.GroupNorm(2, 4)
+
+    def forward(self, x, t):
+        tokens = x.flatten(2).transpose(1, 2)
+        out = torch.nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+        return self.norm(out.transpose(1, 2).reshape(x.shape))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_forward_and_reverse_products_agree_after_attention(batch):
+    torch.manual_seed(0)
+    network = torch_network(NormAfterAttention().double().eval())
+    x, v, w = jax.random.normal(KEY, (3, batch, 4, 2, 4))
+
+    def both(x, v, w):
+        function = lambda x: network(x, 1.0)
+        push, pull = jax.jvp(function, (x,), (v,))[1], jax.vjp(function, x)[1](w)[0]
+        return jnp.vdot(w, push), jnp.vdot(pull, v)
+
+    forward, reverse = jax.jit(jax.vmap(both))(x, v, w)
+    np.testing.assert_allclose(forward, reverse, rtol=1e-10)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
