@@ -148,7 +148,7 @@ def load(
         sharding: of all weights, or a function from a weight's shape to its sharding, such as
             `dgjax.devices.weight_sharding(mesh)`. Each device is then sent its part only. With
             None all weights go to the default device.
-        verify: whether to compare the checksums of all files first, which reads them once more:
+        verify: whether to compare the checksums of the files first, which reads them once more:
             about a second per gigabyte. Checkpoints of earlier versions have none.
 
     Returns:
@@ -161,20 +161,21 @@ def load(
     folder = Path(folder).absolute()
     form, meta, checksums = _read_config(folder)
     if verify:
-        check_files(folder, checksums)
+        check_files(folder, _of_part(WEIGHTS, checksums))
     like = _abstract_network(meta)
     network = _read(folder, form, WEIGHTS, like, f"the checkpoint {folder}", sharding)
     return build(meta.model, network), meta
 
 
 def load_autoencoder(
-    folder: str | os.PathLike, sharding: WeightSharding | None = None
+    folder: str | os.PathLike, sharding: WeightSharding | None = None, *, verify: bool = True
 ) -> Autoencoder:
     """Load the autoencoder between a model's samples and images.
 
     Args:
         folder: as of `load`.
         sharding: as of `load`.
+        verify: as of `load`.
 
     Returns:
         The autoencoder; the identity if the model's samples are images already.
@@ -183,7 +184,9 @@ def load_autoencoder(
         ValueError: as of `load`.
     """
     folder = Path(folder).absolute()
-    form, meta, _ = _read_config(folder)
+    form, meta, checksums = _read_config(folder)
+    if verify:
+        check_files(folder, _of_part(AUTOENCODER, checksums))
     like = nnx.eval_shape(lambda: build_autoencoder(meta.autoencoder, meta.shape))
     if not meta.latent:
         return like
@@ -213,6 +216,11 @@ def digest(model: Field, meta: Meta, autoencoder: Autoencoder | None = None) -> 
 def _abstract_network(meta: Meta) -> Network:
     # Shapes only: no weight is drawn that would be thrown away.
     return nnx.eval_shape(lambda: build_network(meta.model))
+
+
+def _of_part(part: str, checksums: dict[str, str]) -> dict[str, str]:
+    """Select the files of the weights or of the autoencoder, in either format."""
+    return {k: v for k, v in checksums.items() if k.startswith((f"{part}.", f"{part}/"))}
 
 
 def _read(

@@ -6,6 +6,7 @@ random weights, so that nothing but decoding gives its pictures.
 
 import json
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +98,18 @@ def test_a_checkpoint_brings_its_autoencoder(folder):
         np.testing.assert_array_equal(found[name], leaf)
     both = [digest(model, meta, random_autoencoder(seed)) for seed in (0, 0, 1)]
     assert both[0] == both[1] != both[2]
+
+
+def test_each_part_is_checked_where_it_is_loaded(folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    file = copy / "autoencoder.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 4]))
+    load(copy)  # reads the weights of the model alone
+    with pytest.raises(ValueError, match="is not as it was written"):
+        load_autoencoder(copy)
+    load_autoencoder(copy, verify=False)
 
 
 def test_samples_of_other_models_are_pixels(tmp_path):
