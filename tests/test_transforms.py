@@ -6,7 +6,6 @@
 import dataclasses
 from pathlib import Path
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import pytest
@@ -156,19 +155,6 @@ def row(name):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_docs_say_what_works(name):
     assert row(name) in PAGE.read_text().splitlines()
-
-
-@pytest.mark.slow
-def test_forward_derivatives_with_the_adjoint_that_the_docs_name():
-    forward = {"key": KEY, "adjoint": diffrax.ForwardMode()}
-    functions = {
-        "sample": lambda m, x: dgjax.sample(m, x, grid(m), **forward),
-        "likelihood": lambda m, x: dgjax.likelihood(m, x, grid(m), **forward),
-        "pilot": lambda m, x: dgjax.pilot(m, x[None], grid(m), **forward),
-        "shoot": lambda m, x: dgjax.shoot(m, x, grid(m), -5.0, iterations=2, **forward),
-    }
-    for function in functions.values():
-        by_jacfwd(numbers(function), make_model(), jnp.array([0.9, -1.2, 0.4]))
 
 
 def test_the_table_names_all_and_only_these():

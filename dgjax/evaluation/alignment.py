@@ -84,7 +84,7 @@ def align(
     key: Key,
     divergence: Divergence = Hutchinson(),
     cond: Cond = None,
-    adjoint: Adjoint = FORWARD,
+    adjoint: Adjoint | None = None,
     **options: Any,
 ) -> Alignment:
     """Push the score at `x` through the flow, and compare it with the score at the end.
@@ -96,8 +96,9 @@ def align(
         key: for the probes. Only `omega` depends on them.
         divergence: trace estimator, for `omega` only: `Untracked()` where that is not needed.
         cond: condition of the model.
-        adjoint: of the solve, which is differentiated in forward mode. The default serves `jax.jvp`
-            of `align` too. For `jax.grad` of it pass `dgjax.BOTH_MODES`.
+        adjoint: of the solve, which is differentiated in forward mode. By default the steps of the
+            grid serve `jax.grad` of `align` too. Adaptive steps use `dgjax.FORWARD`, and need
+            `dgjax.BOTH_MODES` for `jax.grad`.
         **options: more arguments of `sample`, passed on to it: `solver`, `guides`, `noise`,
             `controller`, `progress`.
 
@@ -109,6 +110,8 @@ def align(
     """
     x, grid = jnp.asarray(x), as_float(grid)
     fault = first(check_model(model), check_grid(model, grid), check_sample(model, x))
+    if adjoint is None and options.get("controller") is not None:
+        adjoint = FORWARD
     return _align(condition(model, cond), x, grid, key, divergence, adjoint, options, fault)
 
 
@@ -119,7 +122,7 @@ def _align(
     grid,
     key,
     divergence: Divergence,
-    adjoint: Adjoint,
+    adjoint: Adjoint | None,
     options: dict,
     fault: Code,
 ) -> Alignment:

@@ -1,6 +1,7 @@
 """Adjoints: how derivatives are taken through a solve.
 
-The default, `diffrax.RecursiveCheckpointAdjoint`, takes the least memory and serves reverse mode
+The steps of a fixed grid need none: without an adjoint they serve both modes. Adaptive steps use
+`diffrax.RecursiveCheckpointAdjoint` by default, which takes little memory and serves reverse mode
 only (`grad`, `vjp`, `jacrev`). `FORWARD` serves forward mode only, and `BOTH_MODES` serves both.
 A derivative that an adjoint does not serve is refused with the fix, inside of `jit` too: the
 arguments and the results of a solve pass through an identity whose derivative refuses either to be
@@ -17,7 +18,15 @@ import jax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-__all__ = ["BOTH_MODES", "FORWARD", "Adjoint", "guard_inputs", "guard_results", "serves_forward"]
+__all__ = [
+    "BOTH_MODES",
+    "FORWARD",
+    "Adjoint",
+    "default_adjoint",
+    "guard_inputs",
+    "guard_results",
+    "serves_forward",
+]
 
 Adjoint: TypeAlias = diffrax.AbstractAdjoint
 T = TypeVar("T")
@@ -52,11 +61,11 @@ BOTH_MODES = BothModes()
 """The adjoint for both modes: `jax.grad`, `jax.jvp`, `jax.linearize` and `jax.hessian`."""
 
 
-def guard_inputs(adjoint: Adjoint, inputs: T) -> T:
+def guard_inputs(adjoint: Adjoint | None, inputs: T) -> T:
     """Make forward mode an error that states the fix, if the adjoint serves reverse mode only.
 
     Args:
-        adjoint: of the solve.
+        adjoint: of the solve; None is the scan of a fixed grid.
         inputs: a pytree of all that the solve can be differentiated in.
 
     Returns:
@@ -67,11 +76,11 @@ def guard_inputs(adjoint: Adjoint, inputs: T) -> T:
     return _map_floating(reverse_only.bind, inputs)
 
 
-def guard_results(adjoint: Adjoint, results: T) -> T:
+def guard_results(adjoint: Adjoint | None, results: T) -> T:
     """Make reverse mode an error that states the fix, if the adjoint serves forward mode only.
 
     Args:
-        adjoint: of the solve.
+        adjoint: of the solve; None is the scan of a fixed grid.
         results: a pytree of all that the solve returns.
 
     Returns:
@@ -82,9 +91,18 @@ def guard_results(adjoint: Adjoint, results: T) -> T:
     return _map_floating(forward_only.bind, results)
 
 
+def default_adjoint(controller: diffrax.AbstractStepSizeController | None) -> Adjoint | None:
+    """Return the adjoint of a solve when none is given: None for the steps of a fixed grid.
+
+    Args:
+        controller: of adaptive steps, or None.
+    """
+    return None if controller is None else diffrax.RecursiveCheckpointAdjoint()
+
+
 def serves_forward(adjoint: Adjoint | None) -> bool:
-    """Return whether an adjoint serves forward mode; None is the default, which does not."""
-    return isinstance(adjoint, diffrax.ForwardMode | diffrax.DirectAdjoint)
+    """Return whether forward mode works; None is the scan of a fixed grid, where it does."""
+    return adjoint is None or isinstance(adjoint, diffrax.ForwardMode | diffrax.DirectAdjoint)
 
 
 def _map_floating(function, tree: T) -> T:

@@ -150,7 +150,7 @@ def on_any_mesh(function: Function) -> Function:
             if not any(words in str(error) for words in VARYING):
                 raise
             raise ValueError(
-                "the loops of diffrax do not run inside jax.shard_map with check_vma=True: pass "
+                "solves do not run inside jax.shard_map with check_vma=True: pass "
                 "check_vma=False, or use dgjax.devices.over_devices"
             ) from error
 

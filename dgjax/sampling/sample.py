@@ -70,9 +70,11 @@ def sample(
             set and no target; `Dopri5()` with any other noise.
         controller: `diffrax.PIDController(rtol, atol)` for adaptive steps. The grid then gives the
             two ends and the times for `save`, and one probe serves the whole solve.
-        adjoint: how derivatives are taken. The default, `diffrax.RecursiveCheckpointAdjoint()`,
-            is for reverse mode (`jax.grad`); `dgjax.FORWARD` is for forward mode (`jax.jvp`,
-            `jax.jacfwd`), `dgjax.BOTH_MODES` for both (`jax.linearize`, `jax.hessian`).
+        adjoint: how derivatives are taken. By default the steps of the grid serve reverse and
+            forward mode and keep one state a step in memory. An adjoint of diffrax changes that:
+            `diffrax.RecursiveCheckpointAdjoint(k)` keeps k states, for reverse mode only. Adaptive
+            steps use it by default; there `dgjax.FORWARD` is for forward mode (`jax.jvp`,
+            `jax.jacfwd`) and `dgjax.BOTH_MODES` for both (`jax.linearize`, `jax.hessian`).
         save: `(t, x, log_density) -> anything`, collected at every grid point; `Trajectory`
             collects all three.
         progress: a diffrax progress meter, such as `diffrax.TextProgressMeter()`.

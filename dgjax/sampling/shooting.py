@@ -23,7 +23,7 @@ from dgjax.model.faults import Code, Fault, as_code, check, finite, first, numbe
 from dgjax.model.field import Field, condition
 from dgjax.model.local import evaluate
 from dgjax.model.paths import logsnr
-from dgjax.sampling.adjoints import serves_forward
+from dgjax.sampling.adjoints import default_adjoint, serves_forward
 from dgjax.sampling.arguments import as_guides
 from dgjax.sampling.checks import check_latent
 from dgjax.sampling.compiled import compile_once
@@ -209,7 +209,8 @@ def _shoot(
 
     reachable = (ends[0] - target) * (ends[1] - target) <= 0
     nearest = jnp.where(jnp.abs(ends[0] - target) < jnp.abs(ends[1] - target), lower, upper)
-    slope = _forward_slope if serves_forward(options.get("adjoint")) else _reverse_slope
+    adjoint = options.get("adjoint") or default_adjoint(options.get("controller"))
+    slope = _forward_slope if serves_forward(adjoint) else _reverse_slope
     root = implicit_root(reach, found, target, operands, valid=reachable, slope=slope)
     probit = refuse(fault, jnp.where(reachable, root, nearest))
     sampled = solve(probit)

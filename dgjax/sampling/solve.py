@@ -32,15 +32,15 @@ from dgjax.model.faults import Code, Fault, first, refuse
 from dgjax.model.field import Field
 from dgjax.model.local import Local, evaluate
 from dgjax.model.paths import Path
-from dgjax.sampling.adjoints import Adjoint, guard_inputs, guard_results
+from dgjax.sampling.adjoints import Adjoint, default_adjoint, guard_inputs, guard_results
 from dgjax.sampling.arguments import as_guides, check_options
 from dgjax.sampling.checks import check_solver
 from dgjax.sampling.compiled import compile_once, on_any_mesh
+from dgjax.sampling.integrate import integrate
 from dgjax.sampling.results import Errors, Sampled, summarize
 from dgjax.sampling.solver_quadrature import integrate_nodes
 from dgjax.sampling.solvers import (
     Controller,
-    FixedSteps,
     Multistep,
     Progress,
     Solver,
@@ -55,8 +55,6 @@ __all__ = ["Save", "SolveOptions", "solve"]
 
 Save: TypeAlias = Callable[[Scalar, Sample, Scalar], Any]
 """(t, x, log_density) -> anything, collected at every grid point."""
-
-ADAPTIVE_STEPS = 4096  # at most
 
 
 class SolveOptions(NamedTuple):
@@ -128,7 +126,8 @@ class _Augmented(diffrax.AbstractTerm):
             return dt, None
         step = jnp.minimum(self._passed(self.grid, t0), self._passed(self.grid, t1))
         key = jax.random.fold_in(self.noise_key, step)
-        scale = jnp.sqrt(jnp.abs(dt)).astype(self.like.dtype)
+        # The increment between two times has the opposite sign in the other direction.
+        scale = (jnp.sign(dt) * jnp.sqrt(jnp.abs(dt))).astype(self.like.dtype)
         return dt, scale * jax.random.normal(key, self.like.shape, self.like.dtype)
 
     def prod(self, vf, control):
@@ -237,18 +236,17 @@ def _solve(
     stages = knows_error(solver) and not isinstance(divergence, Untracked)
     term = _Augmented(probe_grid, probe_key, noise_key, like, noise is not None, stages)
     traced = None if isinstance(fault, Fault) else fault
-    adjoint = diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint
+    adjoint = default_adjoint(controller) if adjoint is None else adjoint
     problem = _Problem(model, guides, noise, divergence, traced)
     problem, x, grid, start = guard_inputs(adjoint, (problem, x, grid, start))
     run = partial(
-        diffrax.diffeqsolve,
+        integrate,
         term,
         StageErrors(solver) if stages else solver,
-        dt0=None,
         args=problem,
+        controller=controller,
         adjoint=adjoint,
-        throw=False,
-        progress_meter=diffrax.NoProgressMeter() if progress is None else progress,
+        progress=progress,
     )
     state = _initial_state(x, start, divergence, key)
     if isinstance(solver, Multistep):
@@ -257,7 +255,7 @@ def _solve(
     if isinstance(solver, Multistep) and not isinstance(divergence, Untracked):
         end, scores, trajectory, errors = _by_nodes(run, model.path, grid, state, save, fault)
     else:
-        end, scores, trajectory, error = _by_steps(run, grid, state, controller, save)
+        end, scores, trajectory, error = _by_steps(run, grid, state, save)
         errors = Errors(jnp.nan, error)
     end = end._replace(log_densities=refuse(fault, end.log_densities))
     info = summarize(model, grid, guides, divergence, end, scores, errors, fault, x)
@@ -271,43 +269,19 @@ def _initial_state(x, start, divergence: Divergence, key) -> State:
     return State(x, jnp.broadcast_to(start, estimates.shape), zero, zero)
 
 
-def _score_integral(t, y, args):
-    del t, args
-    return y.score_integral
-
-
-def _by_steps(run, grid, state, controller: Controller | None, save: Save | None):
+def _by_steps(run, grid, state: State, save: Save | None):
     """The state at the end, its score integral and `save` at every grid point, and the error."""
 
-    def saved(t, y, args):
+    def point(t, y, args):
         if save is None:
-            return None
+            return y.score_integral, None
         fault = Fault.NONE if args.fault is None else args.fault
-        return save(t, y.x, refuse(fault, jnp.mean(y.log_densities)))
+        return y.score_integral, save(t, y.x, refuse(fault, jnp.mean(y.log_densities)))
 
-    when: dict[str, Any]
-    if controller is None:
-        steps, when = grid.shape[0] - 1, {"t0": True, "steps": True}
-        controller = FixedSteps(grid)
-    else:
-        steps, when = ADAPTIVE_STEPS, {"ts": grid}
-    subs = [
-        diffrax.SubSaveAt(t1=True),
-        diffrax.SubSaveAt(fn=_score_integral, **when),
-        diffrax.SubSaveAt(fn=saved, **when),
-    ]
-    found = run(
-        t0=grid[0],
-        t1=grid[-1],
-        y0=state,
-        saveat=diffrax.SaveAt(subs=subs, solver_state=True),
-        stepsize_controller=controller,
-        max_steps=steps,
-    )
-    end, scores, trajectory = found.ys
-    errors = getattr(found.solver_state, "errors", None)
+    end, (scores, trajectory), solver_state = run(state=state, grid=grid, save=point)
+    errors = getattr(solver_state, "errors", None)
     error = jnp.inf if errors is None else errors.size  # infinite is unknown
-    return jax.tree.map(lambda a: a[0], end), scores, trajectory, error
+    return end, scores, trajectory, error
 
 
 def _by_nodes(run, path: Path, grid, state: State, save: Save | None, fault: Code):
@@ -316,32 +290,18 @@ def _by_nodes(run, path: Path, grid, state: State, save: Save | None, fault: Cod
     # evaluated at the last grid point; the end of that step is not used.
     last, before = jax.lax.stop_gradient((grid[-1], grid[-2]))
     beyond = grid[-1] + (jnp.nextafter(last, 2 * last - before) - last)
-    extended = jnp.append(grid, beyond)
 
-    def node(t, y, args):
+    def point(t, y, args):
         del t, args
-        return y.x, y.node
+        return y.score_integral, y.x, y.node
 
-    when: dict[str, Any] = {"t0": True, "steps": True}
-    subs = [
-        diffrax.SubSaveAt(t1=True),
-        diffrax.SubSaveAt(fn=_score_integral, **when),
-        diffrax.SubSaveAt(fn=node, **when),
-    ]
-    end, scores, (xs, nodes) = run(
-        t0=extended[0],
-        t1=extended[-1],
-        y0=state,
-        saveat=diffrax.SaveAt(subs=subs),
-        stepsize_controller=FixedSteps(extended),
-        max_steps=extended.shape[0] - 1,
-    ).ys
+    end, (scores, xs, nodes), _ = run(state=state, grid=jnp.append(grid, beyond), save=point)
     xs, nodes = xs[:-1], jax.tree.map(lambda a: a[1:], nodes)  # a step stores its start
     found = integrate_nodes(path, grid, xs, nodes, state.log_densities)
     # The solver carries a log-density of its own, by another quadrature through earlier points.
-    carried = jnp.abs(jnp.mean(end.log_densities[0] - found.log_densities[-1]))
+    carried = jnp.abs(jnp.mean(end.log_densities - found.log_densities[-1]))
     errors = Errors(found.scatter, jnp.maximum(found.error, carried))
-    end = State(xs[-1], found.log_densities[-1], scores[-2], end.bound_integral[0])
+    end = State(xs[-1], found.log_densities[-1], scores[-2], end.bound_integral)
     log_densities = refuse(fault, jnp.mean(found.log_densities, -1))
     trajectory = None if save is None else jax.vmap(save)(grid, xs, log_densities)
     return end, scores[:-1], trajectory, errors
