@@ -1,11 +1,12 @@
 """Adjoints: memory and time of a gradient of the log-density, for each way to compute it.
 
 The gradient of the final log-density with respect to the latent, through STEPS steps of a
-density-guided solve of one sample by a small U-Net of random weights, for every adjoint; with
-respect to the network's parameters by the default one; and the derivative with respect to q in
-forward mode. Beside them the same gradient through a single step. Memory is what XLA reserves for
-intermediate results; *a checkpoint* is what one more of them adds to it. The last column is the
-largest difference from `DirectAdjoint`, relative to the largest entry (for q, its derivative).
+density-guided solve of one sample by a small U-Net of random weights, by default (each step is
+computed again from the state before it) and for every adjoint of diffrax; with respect to the
+network's parameters by default; and the derivative with respect to q in forward mode. Beside them
+the same gradient through a single step. Memory is what XLA reserves for intermediate results; *a
+checkpoint* is what one more of them adds to it. The last column is the largest difference from
+`DirectAdjoint`, relative to the largest entry (for q, its derivative).
 
     python experiments/adjoints.py
 """
@@ -22,13 +23,14 @@ import numpy as np
 
 import dgjax
 from dgjax.checkpoints.spec import ModelSpec, build
-from dgjax.sampling.adjoints import BOTH_MODES, FORWARD
+from dgjax.sampling.adjoints import BOTH_MODES
 
 STEPS, Q, REPEATS = 256, 0.6, 3
 SIDE, WIDTH = 16, 16
 FEW, MANY = 8, 64  # checkpoints
 SOLVERS = {"Heun": diffrax.Heun(), "Multistep": dgjax.Multistep()}
 ADJOINTS = {
+    "default": None,
     "RecursiveCheckpoint": diffrax.RecursiveCheckpointAdjoint(),
     f"RecursiveCheckpoint({FEW})": diffrax.RecursiveCheckpointAdjoint(FEW),
     f"RecursiveCheckpoint({MANY})": diffrax.RecursiveCheckpointAdjoint(MANY),
@@ -99,26 +101,25 @@ def apart(found, reference):
 def rows_of(name, steps, operands):
     """Return the table rows of one solver, and its megabytes by name of the row."""
     solver = SOLVERS[name]
-    default = ADJOINTS["RecursiveCheckpoint"]
 
     def gradient(steps, adjoint, argnums=(0, 1)):
         return jax.grad(objective(steps, solver, adjoint), argnums)
 
     def forward(x, q, *rest):
-        value = objective(steps, solver, FORWARD)
+        value = objective(steps, solver, None)
         return jax.jvp(lambda q: value(x, q, *rest), (q,), (jnp.ones_like(q),))[1]
 
-    yield "value alone", "", *cost(objective(steps, solver, default), *operands)[1:], ""
-    yield "one step", "x, q", *cost(gradient(1, default), *operands)[1:], ""
+    yield "value alone", "", *cost(objective(steps, solver, None), *operands)[1:], ""
+    yield "one step", "x, q", *cost(gradient(1, None), *operands)[1:], ""
     found = {n: cost(gradient(steps, adjoint), *operands) for n, adjoint in ADJOINTS.items()}
     direct = found["Direct"][0]
     for adjoint, (value, size, seconds) in found.items():
         yield adjoint, "x, q", size, seconds, apart(value, direct)
     pushed, size, seconds = cost(forward, *operands)
-    yield "ForwardMode", "q", size, seconds, apart([pushed], direct[1:])
-    yield "one step", "parameters", *cost(gradient(1, default, 2), *operands)[1:], ""
-    size, seconds = cost(gradient(steps, default, 2), *operands)[1:]
-    yield "RecursiveCheckpoint", "parameters", size, seconds, ""
+    yield "default, forward", "q", size, seconds, apart([pushed], direct[1:])
+    yield "one step", "parameters", *cost(gradient(1, None, 2), *operands)[1:], ""
+    size, seconds = cost(gradient(steps, None, 2), *operands)[1:]
+    yield "default", "parameters", size, seconds, ""
 
 
 def main():

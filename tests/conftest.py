@@ -5,6 +5,7 @@ Networks keep their float32 weights all the same; tests of float32 arithmetic ta
 `float32`.
 """
 
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -39,8 +40,22 @@ jax.config.update(LEAST.lower(), float(os.environ.setdefault(LEAST, "0.1")))
 
 # Nearly all of a test's time is XLA's, and a quarter of that is spent on optimising what runs once.
 # `JAX_DISABLE_MOST_OPTIMIZATIONS=0 pytest` tests the programs as users run them.
-UNOPTIMISED = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-jax.config.update("jax_disable_most_optimizations", UNOPTIMISED not in ("0", "false", ""))
+UNOPTIMISED = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") not in ("0", "false", "")
+jax.config.update("jax_disable_most_optimizations", UNOPTIMISED)
+# XLA's former emitters for CPUs compile in a third of the time, and programs in two parts instead
+# of 32 are less work on few cores. A flag that a later XLA may drop would end the process, so they
+# are set for the releases that are known to have them.
+JAXLIB = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2]))
+if UNOPTIMISED and JAXLIB <= (0, 10):
+    flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=2"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+
+
+def devices(count: int) -> dict[str, str]:
+    """Environment variables of a process that has `count` CPU devices."""
+    flag = f"--xla_force_host_platform_device_count={count}"
+    return {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flag}", "JAX_PLATFORMS": "cpu"}
+
 
 # Tests whose arrays may not broadcast in rank unasked, a (D,) against a (n, D) being often a
 # mistake, nor change their dtype. Networks do both on purpose.

@@ -227,7 +227,6 @@ def _solve(
     _, noise, divergence, solver, controller, adjoint, save, progress = options
     guides = as_guides(options.guides)
     assert solver is not None
-    jax.eval_shape(model.pair, grid[0], x)  # errors of the network arise here, in its own words
     probe_key, noise_key = jax.random.split(key)
     like = jax.ShapeDtypeStruct(x.shape, x.dtype)
     # Adaptive steps need an integrand that is smooth in time: one probe for the whole solve, which

@@ -10,6 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from conftest import devices
 
 from dgjax.checkpoints.checkpoint import digest, load, save
 from dgjax.cli.report import MEASURED
@@ -29,13 +30,12 @@ def command(folder, out, *options):
     return ("sample", "--model", folder, *DIALS, "--out", out, *options)
 
 
-def process(arguments, prelude="", devices=1):
+def process(arguments, prelude="", count=1):
     """The command in a process of its own, after the statements of `prelude`."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
     program = f"import sys; {prelude}\nfrom dgjax.cli import main; main()"
     return subprocess.run(
         [sys.executable, "-c", program, *map(str, arguments)],
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, **devices(count)},
         capture_output=True,
         text=True,
         check=False,
@@ -175,7 +175,7 @@ def test_two_runs_at_once_fill_one_folder(tmp_path, monkeypatch):
 def test_eight_devices_draw_what_one_does(folder, tmp_path, run):
     arguments = [command(folder, tmp_path / o, "--num", 5) for o in "ab"]
     show = "import jax, atexit; atexit.register(lambda: print(jax.local_device_count()))"
-    done = process(arguments[0], show, devices=8)
+    done = process(arguments[0], show, count=8)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == "8"
     assert run(*arguments[1])[0] == 0

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from conftest import devices
 
 from dgjax.checkpoints.orbax_folder import read_arrays
 from dgjax.checkpoints.spec import ModelSpec, build
@@ -34,10 +35,9 @@ def environment(**changes):
 
 @pytest.fixture(scope="module")
 def found():
-    flags = "--xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, PROGRAMS / "eight_devices.py"],
-        env=environment(XLA_FLAGS=flags),
+        env=environment(**devices(8)),
         capture_output=True,
         text=True,
     )

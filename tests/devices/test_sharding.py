@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import devices
 from jax.sharding import PartitionSpec
 
 from dgjax.devices.placement import smallest_memory
@@ -269,10 +270,9 @@ print(json.dumps(out))
 
 
 def on_eight_devices(program, folder):
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", program],
-        env={**os.environ, **flags},
+        env={**os.environ, **devices(8)},
         cwd=folder,
         capture_output=True,
         text=True,
