@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import optimistix
 from jaxtyping import Array, ArrayLike
 
-from dgjax.typing import Scalar, as_float, concrete, register_dataclass
+from dgjax.model.faults import Fault, check, numbers, refuse
+from dgjax.typing import Scalar, as_float, register_dataclass
 
 __all__ = [
     "Coefficients",
@@ -365,14 +366,21 @@ def custom(
         upper: largest time.
 
     Raises:
-        ValueError: if sigma/alpha does not grow from `lower` to `upper`.
+        ValueError: if sigma/alpha does not grow from `lower` to `upper`. Where JAX is tracing, the
+            bounds are NaN instead: then the functions that use the path say so in `fault`.
     """
-    path = Custom(alpha, sigma, as_float(lower), as_float(upper))
-    times = jnp.linspace(path.lower, path.upper, 65)
-    angle = concrete(jax.vmap(lambda t: jnp.arctan2(path.sigma(t), path.alpha(t)))(times))
-    if angle is not None and not (angle[1:] > angle[:-1]).all():
-        raise ValueError(
-            f"sigma/alpha must grow with t on [{lower}, {upper}], but does not; check both "
-            "functions, and that t = lower is the data end"
-        )
-    return path
+    ends = as_float(lower), as_float(upper)
+
+    def angle(t: Scalar) -> Scalar:
+        return jnp.arctan2(jnp.asarray(sigma(t)), jnp.asarray(alpha(t)))
+
+    angles, *shown = numbers(jax.vmap(angle)(jnp.linspace(*ends, 65)), *ends)
+    fault = check(
+        (angles[1:] > angles[:-1]).all(),
+        Fault.MODEL_NUMBER,
+        "sigma/alpha must grow with t on [{lower}, {upper}], but does not; check both functions, "
+        "and that t = lower is the data end",
+        lower=shown[0],
+        upper=shown[1],
+    )
+    return Custom(alpha, sigma, *(refuse(fault, end) for end in ends))

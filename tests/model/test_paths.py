@@ -8,6 +8,7 @@ import pytest
 from conftest import W_MAX, W_MIN
 
 import dgjax
+from dgjax.model.faults import Fault
 from dgjax.model.paths import coefficients
 
 
@@ -203,6 +204,24 @@ def test_changed_bounds_of_a_custom_path_do_not_retrace():
 def test_a_custom_path_that_does_not_grow_is_refused(alpha, sigma):
     with pytest.raises(ValueError, match="must grow"):
         dgjax.custom(alpha, sigma)
+
+
+@pytest.mark.parametrize(("wave", "fault"), [(0.1, Fault.NONE), (0.5, Fault.MODEL_NUMBER)])
+def test_a_custom_path_of_traced_numbers_that_does_not_grow_has_a_fault(wave, fault):
+    """One that shrinks between its ends gave a finite log-density without a word."""
+
+    @jax.jit
+    def run(wave):
+        sigma = lambda t: 0.5 + t + wave * jnp.sin(6 * t)
+        path = dgjax.custom(lambda t: jnp.ones_like(t), sigma, 0.0, 1.5)
+        model = dgjax.closed_form(dgjax.gaussian(jnp.ones(2), 4.0), path, t_min=0.1, t_max=1.5)
+        grid = jnp.linspace(1.5, 0.1, 9)
+        options = {"key": jax.random.key(0), "divergence": dgjax.Exact()}
+        return dgjax.sample(model, jnp.array([3.0, -4.0]), grid, **options)
+
+    out = run(wave)
+    assert Fault(int(out.info.fault)) is fault
+    assert np.isnan(out.log_density) == (fault != Fault.NONE)
 
 
 def test_a_custom_path_equals_the_named_one():
