@@ -43,7 +43,7 @@ def fixed_schedule(field, x, key, *, grid, q=Q):
     course = dgjax.sample(field, x, grid, key=key, save=dgjax.Trajectory, **options).trajectory
     levels = jax.vmap(lambda t: dgjax.logsnr(field.path, t))(course.t)
     rates = jnp.diff(course.log_density) / jnp.diff(levels)
-    return dgjax.guidance.schedules.schedule(rates, 0.5 * (levels[1:] + levels[:-1]))
+    return dgjax.schedule(rates, 0.5 * (levels[1:] + levels[:-1]))
 
 
 def along_level_set(field, x, key, low, high, *, grid, guide):

@@ -25,6 +25,8 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 
 import dgjax
+from dgjax.guidance.guide import apply_guides
+from dgjax.model import paths
 
 EVALUATIONS, Q = (32, 64, 128, 256), 0.7
 ALONG = dgjax.level_set_noise()
@@ -34,7 +36,7 @@ OUT = Path(__file__).parent / "figures"
 class Scheme(NamedTuple):
     each: int  # evaluations a step
     more: int  # and beyond
-    path: dgjax.model.paths.Path
+    path: paths.Path
     solver: diffrax.AbstractSolver
     noise: object
 
@@ -73,7 +75,7 @@ class PublishedWithProbe:
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class Kappa(dgjax.model.paths.Path):
+class Kappa(paths.Path):
     """The state is x/sigma and time linear in 1/sigma, which makes steps exponential."""
 
     def alpha(self, t):
@@ -135,7 +137,7 @@ def errors_of(case, scheme, evaluations):
     model = dgjax.closed_form(case.mixture, dgjax.edm(), t_min=low, t_max=high)
     model = dgjax.repath(model, scheme.path)
     steps = (evaluations - scheme.more) // scheme.each
-    published = isinstance(scheme.path, dgjax.model.paths.VP)
+    published = isinstance(scheme.path, paths.VP)
     grid = (dgjax.grid_logsnr if published else dgjax.grid_karras)(model, steps)
     probed = isinstance(scheme.noise, PublishedWithProbe)
     guides, exact = (dgjax.density_guidance(Q),), dgjax.Exact(chunk=64)
@@ -144,7 +146,7 @@ def errors_of(case, scheme, evaluations):
     def rate(t, x, log_density):
         """Return log sigma and the requested d log p/d log sigma at one point."""
         at = dgjax.evaluate(model, t, x, divergence=exact, key=jax.random.key(0))
-        away = dgjax.guidance.guide.apply_guides(guides, at) - at.velocity
+        away = apply_guides(guides, at) - at.velocity
         asked = jnp.sum(away * at.score) - at.divergence
         return -0.5 * at.logsnr, asked * 2 * at.sigma**2 / at.g2
 

@@ -21,6 +21,7 @@ import numpy as np
 from rich.progress import track
 
 import dgjax
+from dgjax.model.divergence import Divergence
 
 MODEL, LATENTS, NATS = "fashion-mnist", 4, (500.0, 900.0, 1300.0, 1700.0)
 OUT = Path(__file__).parent / "figures" / "targets.md"
@@ -48,7 +49,7 @@ class Case(NamedTuple):
     model: dgjax.Field
     latents: jax.Array
     targets: jax.Array
-    divergence: dgjax.model.divergence.Divergence
+    divergence: Divergence
     measure: Callable[..., jax.Array] | None  # exact log-density of a sample
 
 

@@ -26,6 +26,7 @@ from dgjax.checkpoints.arrays import from_named, to_named
 from dgjax.checkpoints.checkpoint import Meta, save
 from dgjax.checkpoints.spec import ModelSpec, build, build_network
 from dgjax.cli import main
+from dgjax.model import paths
 
 jax.config.update("jax_enable_x64", True)
 
@@ -127,7 +128,7 @@ class Span(NamedTuple):
     """A path and the times on it at which w = sigma/alpha is W_MIN and W_MAX."""
 
     name: str
-    path: dgjax.model.paths.Path
+    path: paths.Path
     t_min: jax.Array
     t_max: jax.Array
 

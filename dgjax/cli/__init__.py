@@ -1,49 +1,108 @@
 """The command line `dgjax COMMAND`; every command explains itself with `--help`.
 
-Each module here is named after its command and holds one function `command`, a thin layer over
-the library. Errors that a user can fix are one line on standard error with exit status 1; a wrong
-option has exit status 2.
+Each command has a module here, which holds one function `command`: a thin layer over the library.
+It is imported when the command runs, so that help and completion do not wait for JAX. Errors that
+a user can fix are one line on standard error with exit status 1; a wrong option has exit status 2.
 """
 
+import importlib
 import sys
+from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from dgjax.cli import (
-    align,
-    check,
-    edit,
-    evaluate,
-    explore,
-    import_model,
-    likelihood,
-    sample,
-    train,
-)
-from dgjax.cli.cache import enable_compilation_cache
+from dgjax._version import __version__
 
-__all__ = ["app", "main"]
+__all__ = ["COMMANDS", "app", "main"]
 
-app = typer.Typer(
-    help="Sample diffusion and flow models at a log-density you choose, and measure it.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-app.command("sample")(sample.command)
-app.command("edit")(edit.command)
-app.command("explore")(explore.command)
-app.command("likelihood")(likelihood.command)
-app.command("align")(align.command)
-app.command("evaluate")(evaluate.command)
-app.command("train")(train.command)
-app.command("check")(check.command)
-app.command("import")(import_model.command)
+
+class Command(NamedTuple):
+    """The module of a command, and the first line of its help."""
+
+    module: str
+    help: str
+
+
+COMMANDS = {
+    "sample": Command("sample", "Draw samples from the same latents at several log-densities."),
+    "edit": Command("edit", "Encode a picture to its latent and decode it at other log-densities."),
+    "explore": Command(
+        "explore", "Write an HTML page in which q can be changed and samples compared."
+    ),
+    "likelihood": Command(
+        "likelihood",
+        "Compute log-density (nats) and bits per dimension of data, by the probability-flow ODE.",
+    ),
+    "align": Command(
+        "align",
+        "Measure score alignment: the share of latents with <score, pushed prior score> > 0.",
+    ),
+    "evaluate": Command(
+        "evaluate",
+        "Measure a model: bits/dim, distance of samples from data, alignment, consistency.",
+    ),
+    "train": Command(
+        "train",
+        "Train a model on all devices. To continue a stopped run, run the same command again.",
+    ),
+    "check": Command(
+        "check", "Compare the library with closed forms on the device of this machine."
+    ),
+    "import": Command(
+        "import_model",
+        "Make a checkpoint of a model from diffusers or EDM, for all other commands.",
+    ),
+}
+
+
+class _Commands(TyperGroup):
+    """Commands whose modules are imported when they run."""
+
+    def list_commands(self, ctx):
+        return list(COMMANDS)
+
+    def get_command(self, ctx, cmd_name):
+        found = COMMANDS.get(cmd_name)
+        return None if found is None else TyperCommand(cmd_name, help=found.help)
+
+    def resolve_command(self, ctx, args):
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, None if name is None else _load(name), rest
+
+
+def _load(name: str) -> Any:
+    """Import a command."""
+    module = importlib.import_module(f"dgjax.cli.{COMMANDS[name].module}")
+    from dgjax.cli.cache import enable_compilation_cache  # imports JAX, as commands do
+
+    enable_compilation_cache()
+    alone = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    alone.command(name)(module.command)
+    return typer.main.get_command(alone)
+
+
+app = typer.Typer(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"dgjax {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Sample diffusion and flow models at a log-density you choose, and measure it."""
 
 
 def main() -> None:
     """Run the `dgjax` command."""
-    enable_compilation_cache()
     try:
         app()
     except ValueError as error:

@@ -1,0 +1,209 @@
+from . import checkpoints as checkpoints
+from . import data as data
+from . import devices as devices
+from . import evaluation as evaluation
+from . import guidance as guidance
+from . import importing as importing
+from . import model as model
+from . import networks as networks
+from . import pictures as pictures
+from . import sampling as sampling
+from . import training as training
+from .checkpoints.pretrained import load_pretrained, pretrained_models
+from .evaluation.alignment import Alignment, AlignmentStatistics, align, alignment_statistics
+from .evaluation.frechet import frechet_distance, frechet_gaussian, frechet_interval
+from .evaluation.geodesics import Geodesic, Posterior, geodesic, jeffreys, posterior
+from .evaluation.inconsistency import (
+    Inconsistency,
+    InconsistencyStatistics,
+    heat_residual,
+    inconsistency,
+    inconsistency_statistics,
+)
+from .evaluation.intervals import Estimate
+from .evaluation.normality import Normality, h_statistic, normality
+from .evaluation.precision_recall import PrecisionRecall, precision_recall
+from .guidance.classifier_free import autoguidance, classifier_free_guidance
+from .guidance.density import density_guidance, density_guidance_nats, forcing_nats
+from .guidance.high_density import high_density
+from .guidance.noise import (
+    churn,
+    level_set_noise,
+    noise_matched,
+    published_stochastic,
+    reverse_sde,
+    reverse_sde_ito,
+)
+from .guidance.rate import rate_guidance
+from .guidance.schedules import schedule, window
+from .guidance.target import target_guidance
+from .guidance.temperature import temperature
+from .model.closed_form import (
+    GaussianMixture,
+    closed_form,
+    gaussian,
+    gaussian_mixture,
+    kernel_density,
+    log_density,
+)
+from .model.coloured_probes import Coloured
+from .model.discrete_time import discrete_time
+from .model.divergence import Exact, FixedProbe, Hutchinson, HutchPP, Untracked
+from .model.faults import Fault
+from .model.field import (
+    Field,
+    condition,
+    denoise,
+    field,
+    gaussian_prior,
+    log_prior,
+    repath,
+    score,
+    velocity,
+)
+from .model.local import Local, evaluate
+from .model.parametrization import (
+    DenoisedPrediction,
+    NoisePrediction,
+    ScorePrediction,
+    VelocityPrediction,
+    VPrediction,
+    preconditioned,
+    rescale_time,
+)
+from .model.paths import cosine, custom, edm, logsnr, rectified_flow, sub_vp, ve, vp
+from .model.prior import chi_quantile, prior_guidance, prior_sample, with_norm
+from .model.reverse_mode import ReverseMode
+from .networks.torch_network import torch_network
+from .pictures.png import png_bytes
+from .pictures.quantization import bits_per_dim, dequantize
+from .sampling.adjoints import BOTH_MODES, FORWARD
+from .sampling.find_grid import FoundGrid, find_grid
+from .sampling.likelihood import Likelihood, likelihood
+from .sampling.node_quadrature import node_quadrature
+from .sampling.results import Info, Sampled, Trajectory
+from .sampling.sample import sample
+from .sampling.shooting import Shot, pilot, shoot
+from .sampling.solvers import RK4, LevelSetEuler, Multistep
+from .sampling.spacetime_quadrature import chord, quadrature
+from .sampling.time_grids import grid_karras, grid_logsnr, grid_uniform
+from .typing import register_dataclass
+
+__version__: str
+
+__all__ = [
+    "BOTH_MODES",
+    "FORWARD",
+    "RK4",
+    "Alignment",
+    "AlignmentStatistics",
+    "Coloured",
+    "DenoisedPrediction",
+    "Estimate",
+    "Exact",
+    "Fault",
+    "Field",
+    "FixedProbe",
+    "FoundGrid",
+    "GaussianMixture",
+    "Geodesic",
+    "HutchPP",
+    "Hutchinson",
+    "Inconsistency",
+    "InconsistencyStatistics",
+    "Info",
+    "LevelSetEuler",
+    "Likelihood",
+    "Local",
+    "Multistep",
+    "NoisePrediction",
+    "Normality",
+    "Posterior",
+    "PrecisionRecall",
+    "ReverseMode",
+    "Sampled",
+    "ScorePrediction",
+    "Shot",
+    "Trajectory",
+    "Untracked",
+    "VPrediction",
+    "VelocityPrediction",
+    "align",
+    "alignment_statistics",
+    "autoguidance",
+    "bits_per_dim",
+    "chi_quantile",
+    "chord",
+    "churn",
+    "classifier_free_guidance",
+    "closed_form",
+    "condition",
+    "cosine",
+    "custom",
+    "denoise",
+    "density_guidance",
+    "density_guidance_nats",
+    "dequantize",
+    "discrete_time",
+    "edm",
+    "evaluate",
+    "field",
+    "find_grid",
+    "forcing_nats",
+    "frechet_distance",
+    "frechet_gaussian",
+    "frechet_interval",
+    "gaussian",
+    "gaussian_mixture",
+    "gaussian_prior",
+    "geodesic",
+    "grid_karras",
+    "grid_logsnr",
+    "grid_uniform",
+    "h_statistic",
+    "heat_residual",
+    "high_density",
+    "inconsistency",
+    "inconsistency_statistics",
+    "jeffreys",
+    "kernel_density",
+    "level_set_noise",
+    "likelihood",
+    "load_pretrained",
+    "log_density",
+    "log_prior",
+    "logsnr",
+    "node_quadrature",
+    "noise_matched",
+    "normality",
+    "pilot",
+    "png_bytes",
+    "posterior",
+    "precision_recall",
+    "preconditioned",
+    "pretrained_models",
+    "prior_guidance",
+    "prior_sample",
+    "published_stochastic",
+    "quadrature",
+    "rate_guidance",
+    "rectified_flow",
+    "register_dataclass",
+    "repath",
+    "rescale_time",
+    "reverse_sde",
+    "reverse_sde_ito",
+    "sample",
+    "schedule",
+    "score",
+    "shoot",
+    "sub_vp",
+    "target_guidance",
+    "temperature",
+    "torch_network",
+    "ve",
+    "velocity",
+    "vp",
+    "window",
+    "with_norm",
+]

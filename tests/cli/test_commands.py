@@ -1,0 +1,51 @@
+"""The list of commands: help without imports, and the same words as in the commands themselves."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+import dgjax
+from dgjax.cli import COMMANDS
+
+HEAVY = ("jax", "diffrax", "flax", "orbax", "scipy", "matplotlib")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_says_what_the_command_says(name):
+    module = importlib.import_module(f"dgjax.cli.{COMMANDS[name].module}")
+    assert module.command.__doc__.splitlines()[0] == COMMANDS[name].help
+
+
+@pytest.mark.parametrize("options", [["--help"], ["--version"], ["nothing"]])
+def test_help_and_version_import_nothing_heavy(options):
+    program = f"""
+import sys
+from dgjax.cli import main
+sys.argv = ["dgjax", *{options}]
+try:
+    main()
+finally:
+    print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == "[]"
+    shown = {"--help": "sample", "--version": dgjax.__version__, "nothing": ""}
+    assert shown[options[0]] in done.stdout
+    assert done.returncode == (2 if options == ["nothing"] else 0)
+
+
+def test_the_package_is_a_program():
+    done = subprocess.run(
+        [sys.executable, "-m", "dgjax", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"dgjax {dgjax.__version__}\n"
+
+
+def test_every_name_is_imported_when_it_is_used():
+    for name in dgjax.__all__:
+        assert getattr(dgjax, name) is not None
+    assert set(dgjax.__all__) <= set(dir(dgjax))
+    with pytest.raises(AttributeError, match="nothing"):
+        dgjax.nothing  # noqa: B018
