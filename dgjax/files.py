@@ -32,8 +32,10 @@ def replace_file(file: Path, write: Callable[[BinaryIO], Any]) -> None:
         write: writes the content to the open binary stream that it is given.
 
     Raises:
-        ValueError: if the file cannot be written. The old content stays.
+        ValueError: if the file cannot be written, or something else is in its place, such as a
+            device. The old content stays.
     """
+    file = _target(file, "file", Path.is_file)
     partial = _partial(file)
     with _explain(file):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -69,8 +71,10 @@ def replace_folder(
             one. What the block writes under the same name takes its place.
 
     Raises:
-        ValueError: if the folder cannot be written. The old content stays.
+        ValueError: if the folder cannot be written, or something else is in its place. The old
+            content stays.
     """
+    folder = _target(folder, "folder", Path.is_dir)
     partial = _partial(folder)
     new, old = partial / "new", partial / "old"
     with _explain(folder):
@@ -166,6 +170,17 @@ def _explain(destination: Path) -> Iterator[None]:
             f"cannot write to {destination}: {error.strerror or error}; make room there, make it "
             "writable, or choose another place"
         ) from error
+
+
+def _target(destination: Path, kind: str, is_kind: Callable[[Path], bool]) -> Path:
+    """Return where a destination leads: links are followed, and anything but `kind` is refused."""
+    if destination.is_symlink():
+        destination = Path(os.path.realpath(destination))
+    if os.path.lexists(destination) and not is_kind(destination):
+        raise ValueError(
+            f"cannot write to {destination}: it is there and is no {kind}; choose another place"
+        )
+    return destination
 
 
 def _partial(destination: Path) -> Path:

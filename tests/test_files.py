@@ -124,6 +124,43 @@ def test_what_killed_writers_left_is_removed_and_other_files_are_not(tmp_path, n
     assert names(tmp_path) == sorted([*others, name, "folder"])
 
 
+def write_text(path):
+    replace_file(path, lambda stream: stream.write(b"new"))
+
+
+def write_folder(path):
+    with replace_folder(path) as folder:
+        (folder / "file").write_text("new")
+
+
+@pytest.mark.parametrize("write", [write_text, write_folder])
+def test_links_are_followed(tmp_path, write):
+    there, link, broken = tmp_path / "there", tmp_path / "link", tmp_path / "broken"
+    write(there)
+    link.symlink_to(there)
+    write(link)
+    assert link.is_symlink()
+    broken.symlink_to(tmp_path / "missing")
+    write(broken)
+    assert broken.is_symlink()
+    assert {p.name for p in tmp_path.iterdir()} == {"there", "link", "broken", "missing"}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+@pytest.mark.parametrize("write", [write_text, write_folder])
+def test_what_is_no_file_or_folder_stays(tmp_path, write):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(ValueError, match=r"pipe: it is there and is no"):
+            write(tmp_path / name)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    other = {write_text: write_folder, write_folder: write_text}[write]
+    other(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"other: it is there and is no"):
+        write(tmp_path / "other")
+
+
 def test_a_folder_is_replaced_as_a_whole(tmp_path):
     folder = tmp_path / "new" / "model"
     for text in ("first", "second"):

@@ -58,7 +58,7 @@ from dgjax.training.hosts import (
 )
 from dgjax.training.pipeline import training_batches
 from dgjax.training.recorder import Recorder, open_recorder
-from dgjax.training.run_folder import check_recorded_run, model_meta, record_run
+from dgjax.training.run_folder import check_recorded_run, lock_run, model_meta, record_run
 from dgjax.training.step import Metrics, TrainState
 from dgjax.training.validation import Validation, make_validation
 
@@ -98,10 +98,18 @@ def fit(config: TrainConfig, run_dir: str | os.PathLike, *, progress: bool = Tru
     Raises:
         ValueError: if the run was started with another configuration or other data; the data are
             not available or do not fit the model; the devices do not divide the batch; hosts do not
-            share the folder, or one of them cannot start; the folder cannot be written; or the loss
-            or its gradient is not finite.
+            share the folder, or one of them cannot start; another process trains in the folder; it
+            cannot be written; or the loss or its gradient is not finite.
     """
     run_dir = Path(run_dir).absolute()
+    with ExitStack() as held:
+        with raise_on_all_hosts():
+            if is_first_host():
+                held.enter_context(lock_run(run_dir))
+        return _fit(config, run_dir, progress)
+
+
+def _fit(config: TrainConfig, run_dir: Path, progress: bool) -> Fit:
     mesh = device_mesh()
     with raise_on_all_hosts():
         check_batch(config.batch, config.execution.accumulate, mesh)

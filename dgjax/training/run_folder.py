@@ -5,9 +5,12 @@ change neither the model nor its training (see `CHANGEABLE`) may differ.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from filelock import FileLock, Timeout
 
 from dgjax.checkpoints.checkpoint import Meta
 from dgjax.data.dataset import Dataset
@@ -17,13 +20,14 @@ from dgjax.training.config import TrainConfig
 __all__ = [
     "check_recorded_run",
     "is_recorded",
+    "lock_run",
     "model_meta",
     "read_config",
     "record_config",
     "record_run",
 ]
 
-CONFIG_FILE, DATA_FILE = "config.json", "data.json"
+CONFIG_FILE, DATA_FILE, LOCK_FILE = "config.json", "data.json", ".lock"
 # Keys at any depth of the configuration that may change when a run is resumed.
 CHANGEABLE = ("execution", "records", "licence")
 
@@ -58,6 +62,35 @@ def read_config(run_dir: Path) -> TrainConfig:
 def is_recorded(run_dir: Path) -> bool:
     """Return whether a folder has the records of a run."""
     return all((run_dir / name).is_file() for name in (CONFIG_FILE, DATA_FILE))
+
+
+@contextmanager
+def lock_run(run_dir: Path) -> Iterator[None]:
+    """Hold the run folder, so that no other process trains in it meanwhile.
+
+    A process that is killed gives the folder free.
+
+    Args:
+        run_dir: the run folder; made if missing.
+
+    Raises:
+        ValueError: if another process holds the folder, or it cannot be used.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        held = FileLock(run_dir / LOCK_FILE).acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"another process is training in {run_dir}: wait for it or stop it, or choose another "
+            "folder"
+        ) from None
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to {run_dir}: {error.strerror or error}; make it writable, or choose "
+            "another folder"
+        ) from error
+    with held:
+        yield
 
 
 def record_config(run_dir: Path, config: TrainConfig) -> None:

@@ -14,6 +14,7 @@ from dgjax.checkpoints.orbax_folder import read_arrays
 from dgjax.training import fit, load_config
 from dgjax.training.checkpointing import open_checkpoints
 from dgjax.training.recorder import open_recorder
+from dgjax.training.run_folder import lock_run
 from dgjax.training.sections import Records
 from dgjax.training.step import TrainState
 
@@ -98,6 +99,28 @@ def test_a_run_that_a_signal_stops_does_not_exit_with_0(config, tmp_path, start,
     assert process.returncode == 130, said
     assert "stopped; run the same command to go on at step" in " ".join(said.split())
     finish(start(config, run))
+
+
+def test_another_process_on_the_same_run_is_refused(config, tmp_path, process):
+    """Two of them waited for each other, and tangled their metrics."""
+    run = tmp_path / "run"
+    program = f"""
+import time
+from pathlib import Path
+from dgjax.training.run_folder import lock_run
+with lock_run(Path({str(run)!r})):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+    other = process(["-c", program])
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(ValueError, match=r"another process is training in .*run: wait"):
+        fit(load_config(config), run)
+    assert sorted(p.name for p in run.iterdir()) == [".lock"]
+    other.kill()
+    other.wait()
+    with lock_run(run):
+        pass
 
 
 @contextmanager
