@@ -17,6 +17,7 @@ FLOORS = [
     {"data", "explorer"},
     {"evaluation", "training"},
     {"cli"},
+    {"__main__"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 DIFFRAX = {"sampling"}

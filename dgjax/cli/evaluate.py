@@ -23,7 +23,7 @@ from dgjax.cli.options import (
     note_shadowed,
 )
 from dgjax.data.named_datasets import DATASETS
-from dgjax.devices.progress import console
+from dgjax.devices.progress import console, say
 from dgjax.evaluation.batched import SolverSettings, sample_model
 from dgjax.evaluation.features import make_features, pixels
 from dgjax.evaluation.inconsistency import InconsistencyStatistics
@@ -141,6 +141,7 @@ def command(
     if data is not None:
         note_shadowed("data set", data, DATASETS)
     reference = open_reference_data(chosen, data, part, held_out, labels, max(num, few), seed)
+    say(f"data: {reference.dataset.summary}", *reference.dataset.notes)
 
     found: dict[str, Metric] = {}
     h: list[tuple[float, Normality]] = []

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import ArrayLike
 
-__all__ = ["Dataset", "UncroppedImages"]
+__all__ = ["MOST", "Dataset", "UncroppedImages"]
+
+MOST = 5  # names that a line lists
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Dataset:
         labels: whole numbers (N,), or None.
         licence: of the data, in one line.
         classes: names of the labels 0, 1, ..., or None.
+        notes: one line each of what a user should know: files that were left out, and why.
     """
 
     values: np.ndarray | UncroppedImages
@@ -67,6 +70,16 @@ class Dataset:
     labels: np.ndarray | None
     licence: str
     classes: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """How many samples there are, and of which classes, in one line."""
+        count = f"{len(self):,} samples"
+        if self.classes is None:
+            return count
+        shown = ", ".join(self.classes[:MOST]) + (", ..." if len(self.classes) > MOST else "")
+        return f"{count} of {len(self.classes):,} classes ({shown})"
 
     @property
     def shape(self) -> tuple[int, ...]:

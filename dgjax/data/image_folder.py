@@ -7,12 +7,14 @@ a held-out part by their names.
 import hashlib
 import os
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from dgjax.checkpoints.configuration import unknown_name
-from dgjax.data.dataset import Dataset, UncroppedImages
+from dgjax.data.dataset import MOST, Dataset, UncroppedImages
 from dgjax.pictures.image_files import cover_image, fit_image, read_image
 
 __all__ = ["CROPS", "IMAGE_SUFFIXES", "PARTS", "is_held_out", "load_folder"]
@@ -37,7 +39,8 @@ def load_folder(
     fits, then cropped to `shape`. All are decoded once and held as bytes: 100,000 RGB images of
     64x64 take 1.2 GB. With `crop="random"` the whole of the longer side is held. If all images lie
     in sub-folders, the sorted names of the sub-folders are the classes. Files and folders whose
-    names begin with a dot are ignored.
+    names begin with a dot are ignored. `notes` of the result names other files that are no images,
+    images beside the sub-folders, and pictures of 16 bits that use few of their levels.
 
     Args:
         path: of the folder.
@@ -58,7 +61,7 @@ def load_folder(
     if len(shape) != 3 or shape[-1] not in (1, 3):
         raise ValueError(f"a folder of images needs shape (H, W, 1) or (H, W, 3), got {shape}")
     root = Path(path)
-    names = _image_names(root)
+    names, others = _image_names(root)
     chosen = [n for n in names if is_held_out(n, held_out) == (part == "held-out")]
     if not chosen:
         raise ValueError(
@@ -66,18 +69,22 @@ def load_folder(
             f"{part!r}; choose another fraction"
         )
     labels, classes = None, None
-    if all("/" in name for name in names):
+    beside = [name for name in names if "/" not in name]
+    if not beside:
         # From all images, so that both parts number the classes alike.
         classes = tuple(sorted({name.split("/")[0] for name in names}))
         labels = np.array([classes.index(name.split("/")[0]) for name in chosen], np.int32)
     values: np.ndarray | UncroppedImages
+    dark = _DarkPictures()
     if crop == "centre":
         values = np.empty((len(chosen), *shape), np.uint8)
         for i, name in enumerate(chosen):
-            values[i] = _decode(root / name, shape, crop)
+            values[i] = _decode(root / name, shape, crop, dark)
     else:
-        values = UncroppedImages([_decode(root / name, shape, crop) for name in chosen], shape)
-    return Dataset(values, 1 / 127.5, -1.0, (-1.0, 1.0), labels, "unknown", classes)
+        images = [_decode(root / name, shape, crop, dark) for name in chosen]
+        values = UncroppedImages(images, shape)
+    notes = [*_notes(root, len(names), beside, others), *dark.notes()]
+    return Dataset(values, 1 / 127.5, -1.0, (-1.0, 1.0), labels, "unknown", classes, tuple(notes))
 
 
 def is_held_out(name: str, fraction: float) -> bool:
@@ -95,25 +102,63 @@ def is_held_out(name: str, fraction: float) -> bool:
     return int.from_bytes(hashlib.sha256(normalized).digest()[:8]) < fraction * 2**64
 
 
-def _image_names(root: Path) -> list[str]:
+def _notes(root: Path, count: int, beside: list[str], others: list[str]) -> Iterator[str]:
+    if others:
+        yield f"skipped {len(others):,} files in {root} that are no images: {_list(others)}"
+    if beside and len(beside) < count:
+        yield (
+            f"no classes, since not all images lie in sub-folders of {root}: {_list(beside)}; move "
+            "them into one, or out, if the sub-folders are classes"
+        )
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names[:MOST]) + (", ..." if len(names) > MOST else "")
+
+
+class _DarkPictures:
+    """The largest level of the pictures of 16 bits, to find those of detectors with 12 bits."""
+
+    def __init__(self) -> None:
+        self.largest: int | None = None
+
+    def look(self, image: Image.Image) -> None:
+        if image.mode.startswith("I;16"):
+            self.largest = max(self.largest or 0, int(np.asarray(image).max()))
+
+    def notes(self) -> Iterator[str]:
+        if self.largest is not None and self.largest < 2**15:
+            yield (
+                f"pictures of 16 bits have levels up to {self.largest:,} of 65,535, and become "
+                f"{self.largest // 257 + 1} of 256 levels: scale them to the whole range first"
+            )
+
+
+def _image_names(root: Path) -> tuple[list[str], list[str]]:
+    """Return the names of images and of other files, relative to the folder and sorted."""
     if not root.is_dir():
         raise ValueError(f"there is no folder {root}; set data.path to the folder of images")
     relative = (file.relative_to(root) for file in root.rglob("*"))
-    names = sorted(
-        file.as_posix()
-        for file in relative
-        if file.suffix.lower() in IMAGE_SUFFIXES and not any(p.startswith(".") for p in file.parts)
-    )
+    names, others = [], []
+    for file in sorted(relative):
+        if any(part.startswith(".") for part in file.parts):
+            continue
+        if file.suffix.lower() in IMAGE_SUFFIXES:
+            names.append(file.as_posix())
+        elif (root / file).is_file():
+            others.append(file.as_posix())
+    names.sort()
     if not names:
         raise ValueError(f"there is no image in {root}: none of its files ends in {IMAGE_SUFFIXES}")
-    return names
+    return names, others
 
 
-def _decode(file: Path, shape: tuple[int, ...], crop: str) -> np.ndarray:
+def _decode(file: Path, shape: tuple[int, ...], crop: str, dark: _DarkPictures) -> np.ndarray:
     try:
         image = read_image(file)
     except ValueError as error:
         raise ValueError(f"{error}; replace it, or take it out of the folder") from error
+    dark.look(image)
     try:
         return fit_image(image, shape) if crop == "centre" else cover_image(image, shape)
     except ValueError as error:

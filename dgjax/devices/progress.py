@@ -6,11 +6,21 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["Show", "console", "progress"]
+__all__ = ["Show", "console", "progress", "say"]
 
 Show = Callable[[int], None]  # advances a progress bar by a number of samples
 
 console = Console(stderr=True)
+
+
+def say(*lines: str) -> None:
+    """Print lines as they are on standard error, without markup or colours.
+
+    Args:
+        *lines: without line breaks.
+    """
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

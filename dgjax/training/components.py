@@ -145,7 +145,10 @@ def check_data(config: TrainConfig, data: Dataset, part: str = "train") -> None:
         )
     classes, labels = config.model.network.get("num_classes"), data.labels
     if classes is not None and (labels is None or labels.min() < 0 or labels.max() >= classes):
-        raise ValueError(f"num_classes = {classes}: {name} needs labels from 0 to {classes - 1}")
+        why = "".join(f"; {note}" for note in data.notes if labels is None)
+        raise ValueError(
+            f"num_classes = {classes}: {name} needs labels from 0 to {classes - 1}{why}"
+        )
 
 
 def make_augment(config: TrainConfig) -> Augment:

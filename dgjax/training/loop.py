@@ -29,6 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dgjax.checkpoints.checkpoint import Meta
 from dgjax.data.dataset import Dataset
 from dgjax.data.named_datasets import NoHeldOut, load_data
+from dgjax.devices.progress import say
 from dgjax.devices.sharding import device_mesh
 from dgjax.model.field import Field
 from dgjax.training.checkpointing import open_checkpoints, restore_latest
@@ -90,7 +91,7 @@ def fit(config: TrainConfig, run_dir: str | os.PathLike, *, progress: bool = Tru
     Args:
         config: of the run.
         run_dir: the run folder; made if missing.
-        progress: whether to show a progress bar.
+        progress: whether to show a progress bar, and what the data are.
 
     Returns:
         Model, metadata and state after the last step taken.
@@ -115,6 +116,8 @@ def _fit(config: TrainConfig, run_dir: Path, progress: bool) -> Fit:
         check_batch(config.batch, config.execution.accumulate, mesh)
         data = load_data(config.data, config.model.shape)
         check_data(config, data)
+        if progress and is_first_host():
+            say(f"data: {data.summary}", *data.notes)
         rows = host_rows(config.batch, mesh)
         model, shapes = model_shapes(config), state_shapes(config)
         where = state_shardings(shapes, mesh, config.execution.parameters)

@@ -146,10 +146,16 @@ def test_sub_folders_are_classes_if_all_images_are_in_them(tmp_path):
     data = load_folder(tmp_path, (4, 4, 1))
     assert data.classes == ("ant", "cat", "owl")
     np.testing.assert_array_equal(data.labels, [0, 1, 2, 2])  # ant/9, cat/x/1, owl/1, owl/2
+    assert data.summary == "4 samples of 3 classes (ant, cat, owl)"
+    assert data.notes == ()
     write(tmp_path / "stray.png", levels(4, 4))
     data = load_folder(tmp_path, (4, 4, 1))
     assert data.classes is None
     assert data.labels is None
+    assert data.summary == "5 samples"
+    (note,) = data.notes
+    assert note.startswith("no classes, since not all images lie in sub-folders")
+    assert "stray.png" in note
 
 
 def test_hidden_and_other_files_are_passed_over(tmp_path):
@@ -158,7 +164,29 @@ def test_hidden_and_other_files_are_passed_over(tmp_path):
     (tmp_path / ".cache").mkdir()
     (tmp_path / ".cache/b.png").write_bytes(b"thumbnail")
     (tmp_path / "readme.txt").write_text("hello")
-    assert len(load_folder(tmp_path, (4, 4, 1))) == 1
+    data = load_folder(tmp_path, (4, 4, 1))
+    assert len(data) == 1
+    assert data.notes == (f"skipped 1 files in {tmp_path} that are no images: readme.txt",)
+
+
+def test_pictures_of_twelve_bits_in_sixteen_are_said(tmp_path):
+    """They come out nearly black, in 17 of 256 levels."""
+    deep = (np.arange(16) * 273).reshape(4, 4).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    (note,) = load_folder(tmp_path, (4, 4, 1)).notes
+    assert note.startswith(
+        "pictures of 16 bits have levels up to 4,095 of 65,535, and become 16 of"
+    )
+    Image.fromarray(deep * 16).save(tmp_path / "b.png")
+    assert load_folder(tmp_path, (4, 4, 1)).notes == ()
+
+
+def test_training_says_what_the_data_are(folder, tmp_path, capsys):
+    (folder / "notes.txt").write_text("hello")
+    fit(replace(config(folder), steps=1), tmp_path / "run")
+    said = capsys.readouterr().err
+    assert "data: " in said
+    assert "that are no images: notes.txt" in said
 
 
 def test_parts_are_disjoint_whole_and_do_not_move_when_files_are_added(tmp_path):
