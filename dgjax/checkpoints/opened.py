@@ -147,6 +147,11 @@ def find_label(chosen: Model, name: str | None) -> int | None:
     if name is None:
         return None
     classes = chosen.meta.model.network.get("num_classes")
+    if classes is None and chosen.meta.model.network.get("class_embedding"):
+        raise ValueError(
+            f"the condition of the model {chosen.name} is a number or a vector, not a class: pass "
+            "it as cond in Python"
+        )
     if classes is None:
         raise ValueError(
             f"the model {chosen.name} takes no class labels: ask for no class, or choose a model "

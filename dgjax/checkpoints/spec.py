@@ -22,6 +22,7 @@ from dgjax.networks import (
     SongUNet,
     UNet,
     UNet2D,
+    VQModel,
     identity_autoencoder,
 )
 from dgjax.typing import Key, Sample, short_fields
@@ -68,6 +69,7 @@ PARAMETRIZATIONS: dict[str, Callable[..., Any]] = {
 AUTOENCODERS: dict[str, Callable[..., Any]] = {
     "pixels": identity_autoencoder,
     "autoencoder_kl": AutoencoderKL,
+    "vq_model": VQModel,
 }
 
 

@@ -51,7 +51,7 @@ COMMANDS = {
     ),
     "import": Command(
         "import_model",
-        "Make a checkpoint of a model from diffusers or EDM, for all other commands.",
+        "Make a checkpoint of a model that another library trained, for all other commands.",
     ),
 }
 
@@ -107,5 +107,7 @@ def main() -> None:
         app()
     except ValueError as error:
         first, *_ = str(error).splitlines() or ["bad value"]
-        print(f"dgjax: {first}", file=sys.stderr)
+        # Some errors bring code that the user can run, such as to convert a file.
+        code = getattr(error, "code", None)
+        print(f"dgjax: {first}", *([code] if code else []), sep="\n", file=sys.stderr)
         sys.exit(1)

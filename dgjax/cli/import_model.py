@@ -7,9 +7,9 @@ import jax
 import typer
 
 from dgjax.checkpoints.checkpoint import save
-from dgjax.cli.options import table
+from dgjax.cli.options import table, takes_no_condition
 from dgjax.devices.progress import console
-from dgjax.importing import Imported, fetch, import_diffusers, import_edm, is_edm
+from dgjax.importing import Imported, import_model
 
 __all__ = ["command"]
 
@@ -18,7 +18,8 @@ def command(
     source: Annotated[
         str,
         typer.Argument(
-            help="A folder in the format of diffusers or EDM, or a name on the Hugging Face hub."
+            help="A file of weights, the folder of a network or a pipeline, a model in the hub's "
+            "cache, or a name on the Hugging Face hub (owner/name)."
         ),
     ],
     out: Annotated[
@@ -30,24 +31,36 @@ def command(
             help="Config of the scheduler: for a network alone, or instead of the model's own."
         ),
     ] = None,
+    shape: Annotated[
+        tuple[int, int] | None,
+        typer.Option(help="Height and width, for a network whose config does not state them."),
+    ] = None,
     licence: Annotated[
         str | None,
         typer.Option(help="Licence in one line.", show_default="that of the model card"),
     ] = None,
 ) -> None:
-    """Make a checkpoint of a model from diffusers or EDM, for all other commands."""
-    folder = fetch(source)
-    if is_edm(folder):
-        if scheduler is not None:
-            raise ValueError("a model of EDM's takes no --scheduler: its config.json has precond")
-        found = import_edm(folder, licence=licence, source=source)
-    else:
-        found = import_diffusers(folder, scheduler=scheduler, licence=licence, source=source)
+    """Make a checkpoint of a model that another library trained, for all other commands."""
+    found = import_model(source, scheduler=scheduler, shape=shape, licence=licence)
     save(out, found.model, found.meta, autoencoder=found.autoencoder, dtype=None)
     table(f"{source} as {out}", ["", ""], [list(row) for row in _facts(found).items()])
     for note in found.notes:
         console.print(note, style="yellow", markup=False)
-    print(f"next: dgjax sample --model {_as_folder(out)}")
+    print(f"next: {_advice(found, out)}")
+
+
+def _advice(found: Imported, out: Path) -> str:
+    """Return what to run next: a command, where commands can give the network's condition."""
+    folder = _as_folder(out)
+    sample = f"dgjax sample --model {folder}"
+    if takes_no_condition(found.model):
+        return sample
+    if found.meta.model.network.get("num_classes"):
+        return f"{sample} --class 0"
+    return (
+        f"in Python, model, meta = dgjax.checkpoints.load({folder!r}), and pass cond to dgjax."
+        "sample: commands cannot give this network's condition, a number or vector"
+    )
 
 
 def _facts(found: Imported) -> dict[str, str]:
@@ -85,7 +98,8 @@ def _size(shape: tuple[int, ...]) -> str:
 def _weights(network: Any) -> str:
     weights = jax.tree.leaves(network)
     count, size = sum(w.size for w in weights), sum(w.nbytes for w in weights)
-    return f"{count:,} ({size / 2**20:,.1f} MiB as {weights[0].dtype.name})"
+    kinds = " and ".join(sorted({w.dtype.name for w in weights}))
+    return f"{count:,} ({size / 2**20:,.1f} MiB as {kinds})"
 
 
 def _as_folder(out: Path) -> str:

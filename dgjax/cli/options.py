@@ -5,6 +5,8 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Annotated, Any
 
+import jax
+import jax.numpy as jnp
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +15,7 @@ from dgjax.checkpoints.configuration import unknown_name
 from dgjax.checkpoints.opened import Model, open_model
 from dgjax.checkpoints.pretrained import pretrained_models
 from dgjax.devices.progress import console
+from dgjax.model.field import Field
 from dgjax.sampling.solvers import SOLVERS
 
 __all__ = [
@@ -31,6 +34,7 @@ __all__ = [
     "make_solver",
     "note_shadowed",
     "table",
+    "takes_no_condition",
 ]
 
 MODEL = Annotated[
@@ -89,6 +93,18 @@ def make_solver(name: str) -> Any:
     if name not in SOLVERS:
         raise unknown_name("solver", name, SOLVERS)
     return SOLVERS[name]()
+
+
+def takes_no_condition(field: Field) -> bool:
+    """Return whether a model predicts without a condition: it has none, or can do without it.
+
+    The network is traced, not evaluated. `field` knows the shape of its samples.
+    """
+    try:
+        jax.eval_shape(lambda t, x: field.pair(t, x).eps, jnp.float32(1), jnp.zeros(field.shape))
+    except ValueError:
+        return False
+    return True
 
 
 def table(title: str, header: list[str], rows: list[list[str]]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import typer
 
 from dgjax.checkpoints.checkpoint import digest
-from dgjax.checkpoints.opened import find_label
+from dgjax.checkpoints.opened import Model, find_label
 from dgjax.cli.auto_steps import (
     AUTO,
     STEPS_OPTION,
@@ -29,6 +29,7 @@ from dgjax.cli.options import (
     SOLVER_HELP,
     choose_model,
     make_solver,
+    takes_no_condition,
 )
 from dgjax.cli.report import (
     measure,
@@ -54,7 +55,6 @@ from dgjax.guidance.density import density_guidance
 from dgjax.guidance.noise import level_set_noise
 from dgjax.guidance.schedules import window
 from dgjax.guidance.target import target_guidance
-from dgjax.model.field import Field
 from dgjax.model.prior import chi_quantile, prior_guidance, prior_sample
 from dgjax.pictures.latents import to_levels
 from dgjax.sampling.sample import sample
@@ -142,7 +142,7 @@ def command(
     chosen, method = choose_model(model), make_solver(solver)
     tolerance = set_tolerance(steps, tolerance, chosen.size)
     label = find_label(chosen, class_)
-    before = _class_guides(chosen.field, label, guidance)
+    before = _class_guides(chosen, label, guidance)
     if prior_quantile is not None:
         chi_quantile(prior_quantile, chosen.size)  # raises now, before anything is computed
     keys = jax.random.split(jax.random.key(seed), 3)
@@ -169,7 +169,8 @@ def command(
     if steps == AUTO:
 
         def at_all_dials(field, x, grid, *, key):
-            guide, before = make_guide(field, grid), _class_guides(field, label, guidance)
+            guide = make_guide(field, grid)
+            before = () if guidance == 1 else (classifier_free_guidance(guidance, field),)
             options = {"key": key, "noise": term, **common}
             return jax.lax.map(
                 lambda dial: sample(field, x, grid, guides=(*before, guide(dial)), **options),
@@ -248,9 +249,14 @@ def command(
     console.print(f"wrote {made} and summary.json to {out}/")
 
 
-def _class_guides(field: Field, label: int | None, weight: float) -> tuple[Contrast, ...]:
+def _class_guides(chosen: Model, label: int | None, weight: float) -> tuple[Contrast, ...]:
     if weight == 1:
         return ()
     if label is None:
         raise ValueError("--guidance strengthens a class: add --class, or leave it out")
-    return (classifier_free_guidance(weight, field),)
+    if not takes_no_condition(chosen.field):
+        raise ValueError(
+            f"--guidance needs a prediction without a class, and the model {chosen.name} has none: "
+            "it was trained with a class for every image; leave --guidance out"
+        )
+    return (classifier_free_guidance(weight, chosen.field),)

@@ -1,12 +1,13 @@
 """Models that diffusers or EDM trained, read as models of this library.
 
     from dgjax.checkpoints.checkpoint import save
-    from dgjax.importing import fetch, import_diffusers
+    from dgjax.importing import import_model
 
-    found = import_diffusers(fetch("google/ddpm-cifar10-32"))
+    found = import_model("google/ddpm-cifar10-32")
     save("models/cifar10", found.model, found.meta, autoencoder=found.autoencoder, dtype=None)
 
-`import_edm` does the same for EDM's networks, and `is_edm` tells the two kinds of folders apart.
+`import_model` takes a file, a folder or a name on the Hugging Face hub, and asks the readers
+(`READERS`) who recognises it. `import_diffusers` and `import_edm` are two of them.
 `found.model` is a `dgjax.Field` with NumPy weights in the precision of their files. It can be used
 without a checkpoint, too: `jax.tree.map(jnp.asarray, found.model)` puts the weights on the device.
 
@@ -15,18 +16,23 @@ have the same names.
 """
 
 from dgjax.importing.diffusers import import_diffusers
+from dgjax.importing.diffusers_parts import is_diffusers
 from dgjax.importing.edm import import_edm, is_edm
-from dgjax.importing.hub import fetch
 from dgjax.importing.model_folder import Imported
+from dgjax.importing.pickles import Refusal
+from dgjax.importing.source import READERS, import_model
 from dgjax.importing.state_dict import load_state_dict
 from dgjax.importing.weights import StoredArray, open_weights
 
 __all__ = [
+    "READERS",
     "Imported",
+    "Refusal",
     "StoredArray",
-    "fetch",
     "import_diffusers",
     "import_edm",
+    "import_model",
+    "is_diffusers",
     "is_edm",
     "load_state_dict",
     "open_weights",

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from flax import nnx
 
 from dgjax.checkpoints.checkpoint import PIXELS, Meta
@@ -12,6 +13,7 @@ from dgjax.checkpoints.configuration import unknown_name
 from dgjax.checkpoints.spec import ModelSpec, build, build_autoencoder, build_network
 from dgjax.importing.diffusers_autoencoder import read_autoencoder
 from dgjax.importing.diffusers_dit import read_dit, stored_positions
+from dgjax.importing.diffusers_parts import BRIDGE, Parts, find_parts
 from dgjax.importing.diffusers_schedulers import Process, read_scheduler
 from dgjax.importing.diffusers_unet2d import RENAMES, read_unet2d
 from dgjax.importing.model_folder import Imported, card_licence, read_json
@@ -43,29 +45,37 @@ ARCHITECTURES: dict[str, Architecture] = {
     "DiTTransformer2DModel": Architecture(read_dit, constants=stored_positions),
     "Transformer2DModel": Architecture(read_dit, constants=stored_positions),  # its older name
 }
+# Settings that training adds to the config of averaged weights (EMA).
+AVERAGE_SETTINGS = {
+    *("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step"),
+    "use_ema_warmup",
+}
 TIMES = {"time_step": "time steps", "noise_level": "noise levels"}
-NETWORK_PARTS = ("unet", "transformer")  # names of the network in pipelines
-OTHER_PARTS = ("scheduler", "vae")
 
 
 def import_diffusers(
     folder: str | os.PathLike,
     *,
     scheduler: str | os.PathLike | None = None,
+    shape: tuple[int, ...] | None = None,
     licence: str | None = None,
     source: str = "",
+    weights: Callable[[Path], Mapping[str, Any]] = open_weights,
 ) -> Imported:
     """Import a model that diffusers saved.
 
     Weights keep their precision. They are read one array at a time, and no initial weights are
-    drawn.
+    drawn. All configs are read and checked before any weights are opened.
 
     Args:
-        folder: folder of a pipeline (with model_index.json) or of a network (with config.json).
+        folder: folder of a pipeline (with model_index.json), of a network (with config.json) or of
+            a training run; or a file of weights in the folder of a network.
         scheduler: the scheduler's config file or folder; needed for a network alone, and in place
             of the scheduler of a pipeline.
+        shape: (H, W) of the samples, for a config without sample_size or with another one.
         licence: licence of the model in one line; unless given, that of the model card.
         source: where the model came from, for the record; unless given, the folder.
+        weights: opens the weights of a file or folder.
 
     Returns:
         The model, with its autoencoder if it is one of latents.
@@ -75,43 +85,43 @@ def import_diffusers(
             message names it.
     """
     folder = Path(folder)
-    index = read_json(folder / "model_index.json") if _has_index(folder) else {}
-    network_folder = _network_folder(folder, index)
-    config = read_json(network_folder / "config.json")
+    parts = find_parts(folder)
+    config = read_json(parts.network / "config.json")
     kind = str(config.get("_class_name"))
     if config.get("cross_attention_dim") is not None:
         raise ValueError(
-            f"{kind} attends to a text or another sequence (cross_attention_dim), which is not "
-            "supported: import a model without a condition, or with class labels"
+            f"{kind} attends to a text or another sequence (cross_attention_dim), and only models "
+            f"without a condition or with class labels are imported; {BRIDGE}"
         )
     if kind not in ARCHITECTURES:
-        raise unknown_name("network", kind, ARCHITECTURES)
+        raise ValueError(f"{unknown_name('network', kind, ARCHITECTURES)}; {BRIDGE}")
     architecture = ARCHITECTURES[kind]
-    name, process = _read_process(folder, None if scheduler is None else Path(scheduler))
-    shape, network, time = architecture.read(config)
+    name, process = _read_process(folder, parts, None if scheduler is None else Path(scheduler))
+    config = {k: v for k, v in config.items() if k not in AVERAGE_SETTINGS}
+    sides, network, time = architecture.read(_with_size(config, shape))
     if time != process.time:
         raise ValueError(
             f"{name} and this {kind} do not belong together: the network takes {TIMES[time]} and "
             f"the scheduler has {TIMES[process.time]}; pass the right one as scheduler"
         )
     spec = ModelSpec(
-        shape, network, process.path, process.parametrization, process.t_min, process.t_max
+        sides, network, process.path, process.parametrization, process.t_min, process.t_max
     )
-    autoencoder_spec = _read_autoencoder_spec(folder, index, shape)
+    autoencoder_spec = _read_autoencoder_spec(parts.autoencoder, sides)
     like = nnx.eval_shape(lambda: build_network(spec))
-    weights = load_state_dict(
+    loaded = load_state_dict(
         like,
-        open_weights(network_folder),
-        f"the {kind} in {network_folder}",
+        weights(parts.weights),
+        f"the {kind} in {parts.network}",
         renames=architecture.renames,
-        constants=architecture.constants(shape, network),
+        constants=architecture.constants(sides, network),
     )
     autoencoder = None
-    if autoencoder_spec != PIXELS:
+    if parts.autoencoder is not None:
         autoencoder = load_state_dict(
-            nnx.eval_shape(lambda: build_autoencoder(autoencoder_spec, shape)),
-            open_weights(folder / "vae"),
-            f"the autoencoder in {folder / 'vae'}",
+            nnx.eval_shape(lambda: build_autoencoder(autoencoder_spec, sides)),
+            weights(parts.autoencoder),
+            f"the autoencoder in {parts.autoencoder}",
             renames=RENAMES,
         )
     meta = Meta(
@@ -122,35 +132,31 @@ def import_diffusers(
         steps=0,
         source=source or str(folder),
         autoencoder=autoencoder_spec,
-        labels=_read_labels(index, network.get("num_classes")),
+        labels=_read_labels(parts.pipeline, network.get("num_classes")),
     )
-    return Imported(build(spec, weights), autoencoder, meta, kind, name, process.notes)
+    notes = (*parts.notes, *process.notes, *_size_notes(config, sides, autoencoder is None))
+    return Imported(build(spec, loaded), autoencoder, meta, kind, name, notes)
 
 
-def _has_index(folder: Path) -> bool:
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}")
-    return (folder / "model_index.json").is_file()
-
-
-def _network_folder(folder: Path, index: Mapping[str, Any]) -> Path:
-    """Return the folder of the network: a part of a pipeline or, in the oldest ones, `folder`."""
-    if not index:
-        return folder
-    for part, value in index.items():
-        if part not in (*NETWORK_PARTS, *OTHER_PARTS) and isinstance(value, list) and any(value):
-            raise ValueError(
-                f"the pipeline {index.get('_class_name')} has a part {part!r} ({value[-1]}), which "
-                "is not supported, and without which it would be another model"
-            )
-    parts = [part for part in NETWORK_PARTS if part in index]
-    if len(parts) != 1:
+def _with_size(config: Mapping[str, Any], shape: tuple[int, ...] | None) -> Mapping[str, Any]:
+    """Return the config with another size of the samples."""
+    if shape is None:
+        return config
+    if config.get("_class_name") != "UNet2DModel":
         raise ValueError(
-            f"the pipeline {index.get('_class_name')} has {len(parts)} networks called "
-            f"{' or '.join(NETWORK_PARTS)}, and only pipelines with one are supported"
+            f"{config.get('_class_name')} works at the size of its config only: leave out shape"
         )
-    inside = folder / parts[0]
-    return inside if inside.is_dir() else folder
+    return {**config, "sample_size": list(shape)}
+
+
+def _size_notes(config: Mapping[str, Any], shape: tuple[int, ...], pixels: bool) -> list[str]:
+    found = []
+    stated = config.get("sample_size")
+    if stated is not None and list(shape[:2]) != np.broadcast_to(stated, 2).tolist():
+        found.append(f"the config has sample_size {stated}, and {shape[0]} x {shape[1]} was given")
+    if pixels and shape[-1] not in (1, 3):
+        found.append(f"samples of {shape[-1]} channels are no pictures: they are arrays alone")
+    return found
 
 
 def _read_labels(index: Mapping[str, Any], classes: int | None) -> tuple[str, ...]:
@@ -162,34 +168,26 @@ def _read_labels(index: Mapping[str, Any], classes: int | None) -> tuple[str, ..
     return tuple(map(str, found)) if None not in found else ()
 
 
-def _read_autoencoder_spec(
-    folder: Path, index: Mapping[str, Any], shape: tuple[int, ...]
-) -> dict[str, Any]:
+def _read_autoencoder_spec(folder: Path | None, shape: tuple[int, ...]) -> dict[str, Any]:
     """Return the pipeline's autoencoder as `dgjax.checkpoints.Meta` describes it."""
-    if not any(index.get("vae") or ()):
+    if folder is None:
         return dict(PIXELS)
-    config = read_json(folder / "vae" / "config.json")
-    spec = read_autoencoder(config)
-    inside = config.get("latent_channels", 4)
+    spec, inside = read_autoencoder(read_json(folder / "config.json"))
     if inside != shape[-1]:
         raise ValueError(
-            f"the autoencoder in {folder / 'vae'} has latents of {inside} channels and the "
-            f"network takes {shape[-1]}: they do not belong together"
+            f"the autoencoder in {folder} has latents of {inside} channels and the network takes "
+            f"{shape[-1]}: they do not belong together"
         )
     return spec
 
 
-def _read_process(folder: Path, scheduler: Path | None) -> tuple[str, Process]:
+def _read_process(folder: Path, parts: Parts, scheduler: Path | None) -> tuple[str, Process]:
     """Return class and process of the given scheduler, or of the one in the folder."""
-    if scheduler is None:
-        inside = folder / "scheduler"
-        file = (inside if inside.is_dir() else folder) / "scheduler_config.json"
-        if not file.is_file():
-            raise ValueError(
-                f"{folder} has no scheduler/scheduler_config.json, which says how much noise the "
-                "network was trained on: pass the scheduler's config as scheduler"
-            )
-    else:
-        file = scheduler / "scheduler_config.json" if scheduler.is_dir() else scheduler
-    config = read_json(file)
+    file = parts.scheduler if scheduler is None else scheduler
+    if file is None:
+        raise ValueError(
+            f"{folder} has no scheduler/scheduler_config.json, which says how much noise the "
+            "network was trained on: pass the scheduler's config as scheduler"
+        )
+    config = read_json(file / "scheduler_config.json" if file.is_dir() else file)
     return str(config.get("_class_name")), read_scheduler(config)

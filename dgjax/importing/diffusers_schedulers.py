@@ -57,7 +57,7 @@ DISCRETE = {
     "UniPCMultistepScheduler": (1e-4, 0.02),
 }
 PREDICTIONS = {"epsilon": "noise", "sample": "denoised", "v_prediction": "v"}
-# They choose the sampler's steps, or change samples on the way.
+# They choose the sampler's steps or the kind of its arrays, or change samples on the way.
 IGNORED_SAMPLER_SETTINGS = {
     *("algorithm_type", "clip_sample", "clip_sample_range", "disable_corrector"),
     *("dynamic_thresholding_ratio", "euler_at_final", "final_sigmas_type", "interpolation_type"),
@@ -66,7 +66,7 @@ IGNORED_SAMPLER_SETTINGS = {
     *("solver_order", "solver_p", "solver_type", "steps_offset", "thresholding"),
     *("timestep_spacing", "use_beta_sigmas", "use_exponential_sigmas", "use_karras_sigmas"),
     *("use_lu_lambdas", "variance_type", "flow_shift", "use_dynamic_shifting"),
-    *("time_shift_type", "base_shift", "max_shift", "shift_terminal"),
+    *("time_shift_type", "base_shift", "max_shift", "shift_terminal", "tensor_format"),
 }
 PROCESS_SETTINGS = {
     *("beta_start", "beta_end", "beta_schedule", "trained_betas", "num_train_timesteps"),
@@ -79,7 +79,11 @@ IGNORED_FLOW_SETTINGS = {
     *("use_exponential_sigmas", "use_karras_sigmas"),
 }
 # Settings that can change the process, with the values that do not.
-NEUTRAL_VALUES = {"use_flow_sigmas": (False, None), "timestep_type": ("discrete", None)}
+NEUTRAL_VALUES = {
+    "use_flow_sigmas": (False, None),
+    "timestep_type": ("discrete", None),
+    "timestep_values": (None,),
+}
 
 
 def read_scheduler(config: Mapping[str, Any]) -> Process:
@@ -180,7 +184,7 @@ def alphas_cumprod(name: str, values: Mapping[str, Any]) -> np.ndarray:
 
 def _variance_exploding(values: dict[str, Any]) -> Process:
     name = "ScoreSdeVeScheduler"
-    ignored = {"num_train_timesteps", "snr", "sampling_eps", "correct_steps"}
+    ignored = {"num_train_timesteps", "snr", "sampling_eps", "correct_steps", "tensor_format"}
     _check_known(name, values, {"sigma_min", "sigma_max"} | ignored)
     return Process(
         {"kind": "edm"},

@@ -77,6 +77,12 @@ def read_unet2d(config: Mapping[str, Any]) -> tuple[tuple[int, ...], dict[str, A
     if unknown := sorted(given.keys() - DEFAULTS.keys()):
         raise ValueError(f"the setting {unknown[0]!r} of UNet2DModel is unknown")
     c = {**DEFAULTS, **given}
+    blocks = [name for key in ("down_block_types", "up_block_types") for name in c[key]]
+    if other := [name for name in blocks if str(name).startswith("K")]:
+        raise ValueError(
+            f"blocks {other[0]!r} of UNet2DModel are not supported; dgjax.torch_network takes the "
+            "network as it is"
+        )
     for key, choices in SUPPORTED.items():
         if c[key] not in choices:
             known = ", ".join(map(str, choices))
@@ -89,7 +95,7 @@ def read_unet2d(config: Mapping[str, Any]) -> tuple[tuple[int, ...], dict[str, A
     if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
         raise ValueError(
             f"sample_size and in_channels of UNet2DModel must be whole numbers, got {size} and "
-            f"{c['in_channels']}: write the size of the images into config.json"
+            f"{c['in_channels']}: give the size of the images as shape"
         )
     fourier = c["time_embedding_type"] == "fourier"
     network = {

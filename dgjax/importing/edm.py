@@ -7,7 +7,7 @@ which preconditioning the network was trained, and must not contradict the weigh
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,11 @@ def is_edm(folder: str | os.PathLike) -> bool:
 
 
 def import_edm(
-    folder: str | os.PathLike, *, licence: str | None = None, source: str = ""
+    folder: str | os.PathLike,
+    *,
+    licence: str | None = None,
+    source: str = "",
+    weights: Callable[[Path], Mapping[str, Any]] = open_weights,
 ) -> Imported:
     """Import a network of EDM.
 
@@ -56,6 +60,7 @@ def import_edm(
             network, and its preconditioning as `precond`.
         licence: licence of the model in one line; unless given, that of the model card.
         source: where the model came from, for the record; unless given, the folder.
+        weights: opens the weights of a folder.
 
     Returns:
         The model, without an autoencoder.
@@ -67,16 +72,16 @@ def import_edm(
     folder = Path(folder)
     config = dict(read_json(folder / "config.json"))
     what = f"the EDM network in {folder}"
-    weights = {name.removeprefix("model."): w for name, w in open_weights(folder).items()}
+    arrays = {name.removeprefix("model."): array for name, array in weights(folder).items()}
     precond, process = _process(config)
     notes: tuple[str, ...] = ()
-    if precond == "iDDPMPrecond" and (cut := _without_variance(weights)):
-        weights, notes = cut, ("the learned variance is left out: a density has no use for it",)
-    shape, network, renames, constants = read_structure(weights, what)
+    if precond == "iDDPMPrecond" and (cut := _without_variance(arrays)):
+        arrays, notes = cut, ("the learned variance is left out: a density has no use for it",)
+    shape, network, renames, constants = read_structure(arrays, what)
     _check_config(config, shape, network)
     spec = ModelSpec(shape, network, **process)
     like = nnx.eval_shape(lambda: build_network(spec))
-    loaded = load_state_dict(like, weights, what, renames=renames, constants=constants)
+    loaded = load_state_dict(like, arrays, what, renames=renames, constants=constants)
     meta = Meta(
         model=spec,
         dataset="not stated",

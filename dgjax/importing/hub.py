@@ -1,56 +1,119 @@
-"""Download model folders from the Hugging Face hub to its cache."""
+"""Read models of the Hugging Face hub: configs first, then only the weights that are needed."""
 
+import json
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from dgjax.importing.weights import TORCH_ENDINGS
+from dgjax.importing.weights import open_weights
+from dgjax.importing.weights_files import choose_file, is_index
 
-__all__ = ["fetch"]
+__all__ = ["HubModel", "is_hub_name", "local_snapshot", "open_hub"]
 
-TEXTS = ["*.json", "README.md"]
-# Further copies of the same weights in half precision, and weights without averaging (EMA).
-VARIANTS = ["*.fp16.*", "*.non_ema.*"]
+# Kilobytes, and all that is needed to see whether a model can be read.
+CONFIGS = ["model_index.json", "*config.json", "*.index.json", "*.index.*.json", "README.md"]
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+CACHE = "models--"  # with it begin the folders of the hub's cache
 
 
-def fetch(source: str) -> Path:
-    """Return the folder of a model, downloaded from the Hugging Face hub unless it is local.
+class HubModel(NamedTuple):
+    """A model on the hub, of which the configs are on disk.
 
-    Only configs, the model card and weights are downloaded: safetensors, or PyTorch's files for a
-    model without safetensors.
+    Attributes:
+        folder: the local folder of the configs.
+        files: names of all files of the model, as paths from the folder; most are not on disk.
+        open_weights: downloads the weights of one of the folders, and opens them.
+    """
+
+    folder: Path
+    files: tuple[str, ...]
+    open_weights: Callable[[Path], Mapping[str, Any]]
+
+
+def is_hub_name(source: str) -> bool:
+    """Return whether a text has the form of a name on the hub, owner/name."""
+    return NAME.fullmatch(source) is not None
+
+
+def open_hub(name: str) -> HubModel:
+    """Download the configs of a model on the hub.
 
     Args:
-        source: a local folder, or a name on the hub such as "google/ddpm-cifar10-32".
+        name: such as "google/ddpm-cifar10-32".
 
     Returns:
-        The local folder.
+        The model, without its weights.
 
     Raises:
-        ValueError: if there is no such local folder, and huggingface_hub is not installed or the
-            download fails.
+        ValueError: if huggingface_hub is not installed or the download fails.
     """
-    if Path(source).exists():
-        return Path(source)
     try:
-        from huggingface_hub import snapshot_download
+        import huggingface_hub as hub
     except ImportError:
         raise ValueError(
-            f"there is no folder {source}; to download a model of this name from the Hugging Face "
-            "hub: pip install 'dgjax[hub]'"
+            f"there is no file or folder {name}; as a name on the Hugging Face hub it needs "
+            "pip install 'dgjax[hub]'"
         ) from None
 
-    def download(endings: list[str]) -> Path:
-        patterns = TEXTS + [f"*{ending}" for ending in endings]
+    def download(patterns: list[str], **options: Any) -> Path:
         try:
-            return Path(
-                snapshot_download(source, allow_patterns=patterns, ignore_patterns=VARIANTS)
-            )
+            return Path(hub.snapshot_download(name, allow_patterns=patterns, **options))
         except Exception as error:  # requests, httpx and the hub raise dozens of kinds
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(
-                f"there is no folder {source}, and it cannot be downloaded from the Hugging Face "
-                f"hub: {first}"
+                f"there is no file or folder {name}, and as a name on the Hugging Face hub it "
+                f"cannot be downloaded: {first}"
             ) from error
 
-    folder = download([".safetensors"])
-    if any(folder.rglob("*.safetensors")):
-        return folder
-    return download(list(TORCH_ENDINGS))
+    folder = download(CONFIGS)
+    commit = {"revision": folder.name} if folder.parent.name == "snapshots" else {}
+    try:
+        files = hub.list_repo_files(name, **commit)
+    except Exception:  # without a connection: what an earlier download left in the cache
+        files = [f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()]
+
+    def open_part(part: Path) -> Mapping[str, Any]:
+        inside = "" if part == folder else f"{part.relative_to(folder).as_posix()}/"
+        here = [f.removeprefix(inside) for f in files if f.startswith(inside)]
+        chosen = choose_file(f for f in here if "/" not in f)
+        if chosen is None:
+            raise ValueError(f"{name} on the Hugging Face hub has no weights in {inside or '.'}")
+        wanted = [inside + chosen]
+        if is_index(chosen):
+            wanted += [inside + shard for shard in _shards(part / chosen)]
+        return open_weights(download(wanted, **commit) / inside / chosen)
+
+    return HubModel(folder, tuple(files), open_part)
+
+
+def local_snapshot(path: Path) -> Path:
+    """Return the newest files of a model in the hub's cache, or any other path unchanged.
+
+    Args:
+        path: a path; `models--owner--name` is the folder of a model in the cache.
+
+    Raises:
+        ValueError: if the cache holds several snapshots and does not say which is the newest.
+    """
+    snapshots = path / "snapshots"
+    if not (path.name.startswith(CACHE) and snapshots.is_dir()):
+        return path
+    main = path / "refs" / "main"
+    if main.is_file() and (snapshots / main.read_text().strip()).is_dir():
+        return snapshots / main.read_text().strip()
+    found = sorted(folder for folder in snapshots.iterdir() if folder.is_dir())
+    if len(found) != 1:
+        names = ", ".join(folder.name for folder in found) or "none"
+        raise ValueError(
+            f"{path} is a model in the hub's cache without refs/main: import one of the folders "
+            f"in its snapshots ({names})"
+        )
+    return found[0]
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is not an index of weights: {error}") from error

@@ -46,11 +46,12 @@ def load_state_dict(
             matches their whole names (after the renames). Their arrays are compared, not loaded.
 
     Returns:
-        A network like `like` with NumPy arrays in the precision of `weights`, float64 as float32.
+        A network like `like` with NumPy arrays in the precision of `weights`, each in its own, and
+        float64 as float32.
 
     Raises:
-        ValueError: if an array is missing, left over, or of another shape or precision than the
-            others, or a constant has another value. The message names the first.
+        ValueError: if an array is missing, left over, of another shape or not of floating-point
+            numbers, or a constant has another value. The message names the first.
     """
     found = _rename(weights, what, renames)
     for name in [name for name in found if _constant(name, constants or {}) is not None]:
@@ -66,10 +67,11 @@ def load_state_dict(
                 f"{what} does not fit its config: {torch_names[name]!r} has shape {stored} where "
                 f"{shape} is expected"
             )
-    dtype = _common_dtype({name: np.dtype(found[name].dtype) for name in found}, what)
+    dtypes = {name: _kept_dtype(name, array, what) for name, array in found.items()}
     leaves = []
     for name, leaf in expected.items():
-        array = np.asarray(found[torch_names[name]]).astype(dtype, copy=False)
+        torch_name = torch_names[name]
+        array = np.asarray(found[torch_name]).astype(dtypes[torch_name], copy=False)
         leaves.append(array.transpose(np.argsort(_axes(name, leaf.shape))))
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
@@ -110,17 +112,13 @@ def _check_same_names(expected: set[str], stored: set[str], what: str) -> None:
             )
 
 
-def _common_dtype(dtypes: Mapping[str, np.dtype], what: str) -> np.dtype:
-    """Return the dtype that all arrays have, and float32 for float64."""
-    first, dtype = next(iter(dtypes.items()))
-    for name, other in dtypes.items():
-        if other != dtype:
-            raise ValueError(
-                f"{what} mixes precisions: {first!r} is {dtype.name} and {name!r} {other.name}; "
-                "convert all to one"
-            )
+def _kept_dtype(name: str, array: Any, what: str) -> np.dtype:
+    """Return the dtype of an array, and float32 for float64."""
+    dtype = np.dtype(array.dtype)
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"{what} holds {dtype.name} where floating-point numbers are expected")
+        raise ValueError(
+            f"{what} holds {name!r} as {dtype.name}, where floating-point numbers are expected"
+        )
     return np.dtype(np.float32) if dtype == np.float64 else dtype
 
 

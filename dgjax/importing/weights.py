@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-__all__ = ["TORCH_ENDINGS", "StoredArray", "open_weights"]
+from dgjax.importing.pickles import is_pickle, refuse_pickle
+from dgjax.importing.weights_files import TORCH_ENDINGS, choose_file, is_index
 
-# File names, without ending, under which libraries save weights.
-STANDARD_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
-INDEX = ".index.json"
-# Endings of PyTorch's files.
-TORCH_ENDINGS = (".bin", ".pt", ".pth", ".ckpt")
+__all__ = ["StoredArray", "open_weights"]
+
+# Prefixes that PyTorch's wrappers (data parallel, compiled) put before all names.
+WRAPPERS = ("module.", "_orig_mod.")
 # By safetensors' names. Eight-bit weights are not among them: they need scales, too.
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype("float64"),
@@ -56,7 +56,8 @@ class StoredArray:
 def open_weights(source: str | os.PathLike) -> Mapping[str, StoredArray]:
     """Open the weights in a file, in a folder, or in the files that an index lists.
 
-    In a folder, safetensors are preferred to PyTorch's files, and standard names to others.
+    In a folder, full precision is preferred to half, safetensors to PyTorch's files, and standard
+    names to others. Prefixes that PyTorch's wrappers put before all names are removed.
 
     Args:
         source: a file, or a folder.
@@ -72,28 +73,31 @@ def open_weights(source: str | os.PathLike) -> Mapping[str, StoredArray]:
     file = _choose(source) if source.is_dir() else source
     if not file.is_file():
         raise ValueError(f"there are no weights at {file}")
-    if file.name.endswith(INDEX):
-        return _open_shards(file)
-    return _open_file(file)
+    return _unwrap(_open_shards(file) if is_index(file.name) else _open_file(file))
 
 
 def _choose(folder: Path) -> Path:
-    for endings in ((f".safetensors{INDEX}", ".safetensors"), (f".bin{INDEX}", *TORCH_ENDINGS)):
-        files = sorted(f for f in folder.iterdir() if f.name.endswith(endings))
-        for name in (name + ending for name in STANDARD_NAMES for ending in endings):
-            if folder / name in files:
-                return folder / name
-        if len(files) == 1:
-            return files[0]
-        if files:
-            names = ", ".join(f.name for f in files)
-            raise ValueError(f"{folder} has several files of weights: keep one of {names}")
-    pickles = sorted(folder.glob("*.pkl"))
+    try:
+        name = choose_file(f.name for f in folder.iterdir() if f.is_file())
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    if name is not None:
+        return folder / name
+    pickles = sorted(filter(is_pickle, folder.iterdir()))
     if pickles:
-        raise _pickled(pickles[0])
+        raise refuse_pickle(pickles[0])
     raise ValueError(
         f"{folder} has no weights: no file ends in .safetensors, {', '.join(TORCH_ENDINGS)}"
     )
+
+
+def _unwrap(weights: dict[str, StoredArray]) -> dict[str, StoredArray]:
+    """Remove the prefixes of wrappers that all names share, and an average's count of its steps."""
+    named = {name: array for name, array in weights.items() if name != "n_averaged"}
+    for prefix in WRAPPERS:
+        if named and all(name.startswith(prefix) for name in named):
+            return _unwrap({name.removeprefix(prefix): a for name, a in named.items()})
+    return weights
 
 
 def _open_shards(index: Path) -> dict[str, StoredArray]:
@@ -123,18 +127,11 @@ def _open_file(file: Path) -> dict[str, StoredArray]:
         return _open_safetensors(file)
     if file.suffix in TORCH_ENDINGS:
         return _open_torch(file)
-    if file.suffix in (".pkl", ".pickle"):
-        raise _pickled(file)
+    if is_pickle(file):
+        raise refuse_pickle(file)
     raise ValueError(
         f"{file} is not a file of weights: its name must end in .safetensors or one of "
         f"{', '.join(TORCH_ENDINGS)}"
-    )
-
-
-def _pickled(file: Path) -> ValueError:
-    return ValueError(
-        f"{file} is a pickle, and reading it runs code of its author: load it where you trust it, "
-        "and save its state_dict with safetensors.torch.save_file"
     )
 
 

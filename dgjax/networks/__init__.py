@@ -7,9 +7,9 @@ what `out` predicts; `dgjax.field` combines the three into a model:
     net = dgjax.networks.UNet((28, 28, 1), rngs=nnx.Rngs(0))
     model = dgjax.field(net, dgjax.edm(), dgjax.preconditioned(0.5), t_min=0.002, t_max=80.0)
 
-`MLP` and `UNet` are this library's own. `UNet2D`, `DiT` and `AutoencoderKL` take the weights of
-diffusers, `SongUNet` and `DhariwalUNet` those of EDM; `dgjax.importing` reads them. `torch_network`
-makes a network of any PyTorch module.
+`MLP` and `UNet` are this library's own. `UNet2D`, `DiT`, `AutoencoderKL` and `VQModel` take the
+weights of diffusers, `SongUNet` and `DhariwalUNet` those of EDM; `dgjax.importing` reads them.
+`torch_network` makes a network of any PyTorch module.
 """
 
 from dgjax.networks.autoencoder import AutoencoderKL
@@ -21,6 +21,7 @@ from dgjax.networks.mlp import MLP
 from dgjax.networks.torch_network import TorchNetwork, torch_network
 from dgjax.networks.unet import UNet
 from dgjax.networks.unet2d import UNet2D
+from dgjax.networks.vq_autoencoder import VQModel
 
 __all__ = [
     "MLP",
@@ -32,6 +33,7 @@ __all__ = [
     "TorchNetwork",
     "UNet",
     "UNet2D",
+    "VQModel",
     "identity_autoencoder",
     "torch_network",
 ]

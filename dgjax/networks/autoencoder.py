@@ -14,7 +14,7 @@ from dgjax.networks.unet2d_blocks import BlockKind, DownBlock, MidBlock
 from dgjax.networks.unet2d_parts import BlockSettings, Image, Resnet, Upsample, conv, group_norm
 from dgjax.typing import Key, Sample
 
-__all__ = ["AutoencoderKL"]
+__all__ = ["AutoencoderKL", "Decoder", "Encoder", "check_sizes"]
 
 
 def _settings(groups: int) -> BlockSettings:
@@ -64,12 +64,12 @@ class UpBlock(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """The convolutional encoder: an image to 2 c channels at the latent's resolution.
+    """The convolutional encoder: an image to features at the latent's resolution.
 
     Args:
         inputs: channels of an image.
         channels: channels of each level, from the image inwards.
-        outputs: channels c of a latent.
+        outputs: channels of the features.
         layers: residual blocks of each level.
         groups: groups of each normalization.
         attention: whether the middle level has attention.
@@ -97,7 +97,7 @@ class Encoder(nnx.Module):
         )
         self.mid_block = MidBlock(channels[-1], settings, attention, groups, 1.0, rngs=rngs)
         self.conv_norm_out = group_norm(channels[-1], groups, settings.eps, rngs)
-        self.conv_out = conv(channels[-1], 2 * outputs, rngs)
+        self.conv_out = conv(channels[-1], outputs, rngs)
 
     def __call__(self, image: Image) -> Image:
         """Apply the encoder."""
@@ -151,6 +151,23 @@ class Decoder(nnx.Module):
         return self.conv_out(nnx.silu(self.conv_norm_out(h)))
 
 
+def check_sizes(
+    shape: tuple[int, ...], channels: tuple[int, ...], groups: int, scaling_factor: float
+) -> None:
+    """Check the arguments that autoencoders share.
+
+    Raises:
+        ValueError: if the shape is not (h, w, c), the channels do not split into groups or the
+            scaling factor is 0.
+    """
+    if len(shape) != 3:
+        raise ValueError(f"an autoencoder takes latents (h, w, c), got shape {tuple(shape)}")
+    if not channels or groups < 1 or any(c % groups for c in channels):
+        raise ValueError(f"channels must be multiples of {groups}, got {tuple(channels)}")
+    if scaling_factor == 0:
+        raise ValueError("scaling_factor must not be 0, which would make every latent 0")
+
+
 class AutoencoderKL(nnx.Module):
     """The autoencoder of latent diffusion (arXiv 2112.10752), on one image at a time.
 
@@ -191,12 +208,7 @@ class AutoencoderKL(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        if len(shape) != 3:
-            raise ValueError(f"an autoencoder takes latents (h, w, c), got shape {tuple(shape)}")
-        if not channels or groups < 1 or any(c % groups for c in channels):
-            raise ValueError(f"channels must be multiples of {groups}, got {tuple(channels)}")
-        if scaling_factor == 0:
-            raise ValueError("scaling_factor must not be 0, which would make every latent 0")
+        check_sizes(shape, channels, groups, scaling_factor)
         height, width, inside = shape
         factor = 2 ** (len(channels) - 1)
         self.shape = (height, width, inside)
@@ -205,7 +217,7 @@ class AutoencoderKL(nnx.Module):
         self.shift_factor = shift_factor
         channels = tuple(channels)
         options = (layers, groups, attention)
-        self.encoder = Encoder(image_channels, channels, inside, *options, rngs=rngs)
+        self.encoder = Encoder(image_channels, channels, 2 * inside, *options, rngs=rngs)
         self.decoder = Decoder(inside, channels[::-1], image_channels, *options, rngs=rngs)
         self.quant_conv = conv(2 * inside, 2 * inside, rngs, 1) if quant else None
         self.post_quant_conv = conv(inside, inside, rngs, 1) if post_quant else None

@@ -84,7 +84,7 @@ def folder(tmp_path):
     # Older files store the table of positions.
     arrays = weights(make_dit) | {"pos_embed.pos_embed": table}
     write("transformer", DIT, arrays)
-    spec = read_autoencoder(KL)
+    spec, _ = read_autoencoder(KL)
     write("vae", KL, weights(lambda: build_autoencoder(spec, shape), np.float16))
     write("scheduler", {"_class_name": "DDIMScheduler"}, None)
     (tmp_path / "model_index.json").write_text(json.dumps(INDEX))
@@ -134,10 +134,15 @@ BAD = {
         {"text_encoder": ["transformers", "CLIPTextModel"]},
         r"has a part 'text_encoder' \(CLIPTextModel\)",
     ),
-    "a quantised autoencoder": (
+    "another kind of autoencoder": (
         "vae/config.json",
-        {"_class_name": "VQModel"},
-        "the autoencoder VQModel is not supported",
+        {"_class_name": "AutoencoderTiny"},
+        "the autoencoder AutoencoderTiny is not supported; supported: AutoencoderKL, VQModel",
+    ),
+    "another norm of a quantised autoencoder": (
+        "vae/config.json",
+        {"_class_name": "VQModel", "norm_type": "spatial"},
+        "norm_type 'spatial' of VQModel is not supported",
     ),
     "another autoencoder": (
         "vae/config.json",

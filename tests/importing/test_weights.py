@@ -92,8 +92,7 @@ def without(weights, name):
         (lambda w: w | {"extra.weight": w["conv.bias"]}, r"'extra.weight' has no place.*\(1 such"),
         (lambda w: without(w, "norm.bias"), r"'norm.bias' is missing"),
         (lambda w: w | {"conv.bias": np.zeros(9, np.float32)}, r"\(9,\) where \(8,\) is expected"),
-        (lambda w: w | {"conv.bias": np.zeros(8, np.float16)}, "mixes precisions: .*float16"),
-        (lambda w: {k: np.ones(a.shape, int) for k, a in w.items()}, "holds int64"),
+        (lambda w: {k: np.ones(a.shape, int) for k, a in w.items()}, "holds .* as int64"),
         (lambda w: w | {"conv_.bias": w["conv.bias"]}, "two arrays for 'conv.bias'"),
     ],
 )
@@ -195,7 +194,7 @@ def test_what_is_missing_damaged_or_foreign_is_one_line(tmp_path):
     ]:
         with pytest.raises(ValueError, match=message) as caught:
             open_weights(source)
-        assert "\n" not in str(caught.value)
+        assert ("\n" in str(caught.value)) == ("pickled" in str(source))  # code that converts it
 
 
 class Evil:
