@@ -23,8 +23,9 @@ found = pickle.load(open({file!r}, "rb")); table = getattr(found, "state_dict", 
 save_file({{k: torch.as_tensor(v).contiguous() for k, v in table.items()}}, {weights!r})"""
 TORCH = """\
 import torch; from safetensors.torch import save_file
-found = torch.load({file!r}, "cpu", weights_only=False); found = found.get("ema", found)
-save_file({{k: v.contiguous() for k, v in found.items()}}, {weights!r})"""
+found = torch.load({file!r}, "cpu", weights_only=False)
+table = found.state_dict() if hasattr(found, "state_dict") else found.get("ema", found)
+save_file({{k: v.contiguous() for k, v in table.items()}}, {weights!r})"""
 
 
 class Refusal(ValueError):

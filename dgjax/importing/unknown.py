@@ -27,6 +27,8 @@ ENDINGS = {
     ".tar": ("an archive", "unpack it and import the folder"),
     ".gz": ("an archive", "unpack it and import the folder"),
 }
+# Files of checkpoints of orbax, Flax and TensorFlow.
+CHECKPOINTS = {"_CHECKPOINT_METADATA", "_METADATA", "checkpoint"}
 # First parts of the names in files of whole programs, and what to do with these.
 STABLE_DIFFUSION = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
 
@@ -96,7 +98,7 @@ def _folder(folder: Path, files: Iterable[str]) -> ValueError:
             f"{folder} is a model of transformers ({kind}), not of diffusion: import a diffusion "
             "or flow model"
         )
-    if "_metadata" in " ".join(names) or "checkpoint" in names:
+    if CHECKPOINTS & set(names):
         return ValueError(f"{folder} is a checkpoint of a JAX or TensorFlow program: {OWN_CODE}")
     models = [f.name for f in sorted(folder.iterdir()) if f.is_dir() and _is_model(f)]
     if models:

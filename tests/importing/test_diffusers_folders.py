@@ -69,7 +69,7 @@ def assert_same(found, module, shape=(8, 8, 1), atol=2e-5):
     """Their network and ours give the same, at one time of the training."""
     x = images(shape)
     network = jax.tree.map(jnp.asarray, found.model.network)
-    ours = network(x, jnp.float32(437.0))
+    ours = jax.jit(lambda network, x, t: network(x, t))(network, x, jnp.float32(437.0))
     np.testing.assert_allclose(ours, theirs(module, x, 437), atol=atol)
 
 
@@ -225,9 +225,10 @@ def test_latents_with_a_codebook_are_those_of_pytorch(latents, tmp_path, run):
     with torch.no_grad():
         decoded = vqvae.decode(torch.tensor(np.moveaxis(x / 0.5, -1, 0)[None])).sample[0].numpy()
         encoded = vqvae.encode(torch.tensor(np.moveaxis(image, -1, 0)[None])).latents[0].numpy()
-    np.testing.assert_allclose(autoencoder.decode(x), np.moveaxis(decoded, 0, -1), atol=1e-4)
+    decode, encode = (jax.jit(getattr(type(autoencoder), name)) for name in ("decode", "encode"))
+    np.testing.assert_allclose(decode(autoencoder, x), np.moveaxis(decoded, 0, -1), atol=1e-4)
     np.testing.assert_allclose(
-        autoencoder.encode(image), 0.5 * np.moveaxis(encoded, 0, -1), atol=1e-4
+        encode(autoencoder, image), 0.5 * np.moveaxis(encoded, 0, -1), atol=1e-4
     )
     entries = autoencoder.quantize(x[None] / 0.5)[0].reshape(-1, 3)
     assert len(np.unique(np.asarray(entries), axis=0)) > 5  # the codebook is in use
