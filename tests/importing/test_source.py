@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from safetensors.numpy import load_file, save_file
 from test_diffusers import FILE, write
 
@@ -203,3 +204,19 @@ def test_nothing_of_a_pickle_is_run(tmp_path):
         with pytest.raises(ValueError, match="evil"):
             import_model(tmp_path / name)
     assert not (tmp_path / "mark").exists()
+
+
+def table_of_the_page():
+    """Rows of the table of what people hold: what, what happens, and the test."""
+    page = (ROOT / "docs" / "how-to" / "import.md").read_text()
+    lines = page.split("| you have |")[1].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_each_row_of_the_table_in_the_docs_has_its_test():
+    rows = table_of_the_page()
+    assert len(rows) > 20
+    for _, happens, test in rows:
+        assert re.match(r"read|refused|by the bridge|\[four lines\]", happens), happens
+        file, name = test.strip("`").split("::")
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(), test
