@@ -257,6 +257,7 @@ def _class_guides(chosen: Model, label: int | None, weight: float) -> tuple[Cont
     if not takes_no_condition(chosen.field):
         raise ValueError(
             f"--guidance needs a prediction without a class, and the model {chosen.name} has none: "
-            "it was trained with a class for every image; leave --guidance out"
+            "it was trained with a class for every image; leave --guidance out (in Python, "
+            "classifier_free_guidance takes a label that was trained as no class)"
         )
     return (classifier_free_guidance(weight, chosen.field),)

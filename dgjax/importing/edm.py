@@ -32,12 +32,12 @@ SIGMA_RANGE, VE_SIGMA_RANGE = (0.002, 80.0), (0.02, 100.0)
 
 
 def is_edm(folder: str | os.PathLike) -> bool:
-    """Return whether a folder holds a network of EDM, judged by its config.json.
+    """Return whether a folder, or that of a file, holds a network of EDM, by its config.json.
 
     Raises:
         ValueError: if config.json is damaged.
     """
-    file = Path(folder) / "config.json"
+    file = _folder(Path(folder)) / "config.json"
     if not file.is_file():
         return False
     config = read_json(file)
@@ -57,7 +57,7 @@ def import_edm(
 
     Args:
         folder: folder with weights (see `open_weights`) and a config.json: `init_kwargs` of EDM's
-            network, and its preconditioning as `precond`.
+            network, and its preconditioning as `precond`. Or a file of weights in such a folder.
         licence: licence of the model in one line; unless given, that of the model card.
         source: where the model came from, for the record; unless given, the folder.
         weights: opens the weights of a folder.
@@ -69,10 +69,10 @@ def import_edm(
         ValueError: if something is missing, damaged, not supported or contradicts the weights; the
             message names it.
     """
-    folder = Path(folder)
+    path, folder = Path(folder), _folder(Path(folder))
     config = dict(read_json(folder / "config.json"))
     what = f"the EDM network in {folder}"
-    arrays = {name.removeprefix("model."): array for name, array in weights(folder).items()}
+    arrays = {name.removeprefix("model."): array for name, array in weights(path).items()}
     precond, process = _process(config)
     notes: tuple[str, ...] = ()
     if precond == "iDDPMPrecond" and (cut := _without_variance(arrays)):
@@ -88,9 +88,13 @@ def import_edm(
         data_range=(-1.0, 1.0),
         licence=licence or card_licence(folder) or "not stated",
         steps=0,
-        source=source or str(folder),
+        source=source or str(path),
     )
     return Imported(build(spec, loaded), None, meta, KINDS[network["kind"]], precond, notes)
+
+
+def _folder(path: Path) -> Path:
+    return path.parent if path.is_file() else path
 
 
 def _process(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ from dgjax.importing.diffusers_parts import is_diffusers
 from dgjax.importing.edm import import_edm, is_edm
 from dgjax.importing.hub import HubModel, is_hub_name, local_snapshot, open_hub
 from dgjax.importing.model_folder import Imported
-from dgjax.importing.unknown import explain, lora_notes
+from dgjax.importing.unknown import explain, lora_notes, only_weights
 
 __all__ = ["READERS", "import_model"]
 
@@ -57,6 +57,8 @@ def import_model(
         path = local_snapshot(path)
         path = path.parent if path.name in CONFIGS else path
         read = _reader(path)
+        if read is None and (file := only_weights(path)):
+            path, read = file, _reader(file)
         if read is None:
             raise explain(path)
         files = [f.name for f in _beside(path)]

@@ -8,7 +8,7 @@ from dgjax.importing.pickles import Refusal, convert_torch, is_pickle, refuse_pi
 from dgjax.importing.weights import open_weights
 from dgjax.importing.weights_files import TORCH_ENDINGS, is_index, is_lora
 
-__all__ = ["explain", "lora_notes"]
+__all__ = ["explain", "lora_notes", "only_weights"]
 
 OWN_CODE = (
     "make the network yourself and load these weights into it, then pass FILE.py:FUNCTION as the "
@@ -27,6 +27,7 @@ ENDINGS = {
     ".tar": ("an archive", "unpack it and import the folder"),
     ".gz": ("an archive", "unpack it and import the folder"),
 }
+WEIGHTS = (".safetensors", ".msgpack", ".pkl", *TORCH_ENDINGS)
 # Files of checkpoints of orbax, Flax and TensorFlow.
 CHECKPOINTS = {"_CHECKPOINT_METADATA", "_METADATA", "checkpoint"}
 # First parts of the names in files of whole programs, and what to do with these.
@@ -42,6 +43,8 @@ def explain(path: Path, files: Iterable[str] = ()) -> ValueError:
     """
     if path.is_dir():
         return _folder(path, files)
+    if _is_checkpoint(path.parent):
+        return _folder(path.parent, files)
     if is_pickle(path):
         return refuse_pickle(path)
     if path.suffix in ENDINGS:
@@ -53,6 +56,14 @@ def explain(path: Path, files: Iterable[str] = ()) -> ValueError:
         f"{path} is no file of weights that is known here: give a model's folder, or a file that "
         f"ends in .safetensors or {', '.join(TORCH_ENDINGS)}"
     )
+
+
+def only_weights(folder: Path) -> Path | None:
+    """Return the file of weights in a folder with one such file and no config, or None."""
+    if not folder.is_dir() or (folder / "config.json").is_file():
+        return None
+    found = [f for f in folder.iterdir() if f.is_file() and f.name.endswith(WEIGHTS)]
+    return found[0] if len(found) == 1 else None
 
 
 def lora_notes(files: Iterable[str]) -> tuple[str, ...]:
@@ -82,15 +93,15 @@ def _weights(file: Path) -> ValueError:
         )
     return ValueError(
         f"{file} holds {len(names)} weights ({', '.join(names[:3])}, ...) of a network that is not "
-        "known here, and no config.json is beside it: dgjax.torch_network takes any PyTorch "
+        "known here, and no config.json of one is beside it: dgjax.torch_network takes any PyTorch "
         "network with its weights (docs/how-to/own-network.md)"
     )
 
 
 def _folder(folder: Path, files: Iterable[str]) -> ValueError:
     names = sorted({*files, *(f.name for f in folder.iterdir())})
-    config = _config(folder / "config.json")
-    if str(config.get("format", "")).startswith("dgjax-checkpoint"):
+    config = _config(folder)
+    if _is_checkpoint(folder):
         return ValueError(f"{folder} is a checkpoint of dgjax already: pass it as the model")
     if "architectures" in config or "model_type" in config:
         kind = (config.get("architectures") or [config.get("model_type")])[0]
@@ -105,18 +116,15 @@ def _folder(folder: Path, files: Iterable[str]) -> ValueError:
         return ValueError(
             f"{folder} is a folder of {len(models)} models: import one of {', '.join(models[:5])}"
         )
-    weights = [n for n in names if n.endswith((".safetensors", ".msgpack", ".pkl", *TORCH_ENDINGS))]
+    weights = [name for name in names if name.endswith(WEIGHTS)]
     if not weights:
         return ValueError(
             f"{folder} holds no model that is known here: give a folder with model_index.json or "
             "config.json, or a file of weights"
         )
-    on_disk = [name for name in weights if (folder / name).is_file()]
-    if len(on_disk) == 1:
-        return explain(folder / on_disk[0])
     return ValueError(
-        f"{folder} has no config.json and the files {', '.join(weights[:5])}: import one of these "
-        "files"
+        f"{folder} has the weights {', '.join(weights[:5])} and no config.json of a model that is "
+        "known here: import one of these files"
     )
 
 
@@ -124,9 +132,13 @@ def _is_model(folder: Path) -> bool:
     return (folder / "model_index.json").is_file() or (folder / "config.json").is_file()
 
 
-def _config(file: Path) -> dict:
+def _is_checkpoint(folder: Path) -> bool:
+    return str(_config(folder).get("format", "")).startswith("dgjax-checkpoint")
+
+
+def _config(folder: Path) -> dict:
     try:
-        found = json.loads(file.read_text())
+        found = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

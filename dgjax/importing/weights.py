@@ -86,6 +86,11 @@ def _choose(folder: Path) -> Path:
     pickles = sorted(filter(is_pickle, folder.iterdir()))
     if pickles:
         raise refuse_pickle(pickles[0])
+    if flax := sorted(folder.glob("*.msgpack")):
+        raise ValueError(
+            f"{folder} has weights of Flax only ({flax[0].name}): convert them with "
+            "from_pretrained(..., from_flax=True) and save_pretrained of diffusers"
+        )
     raise ValueError(
         f"{folder} has no weights: no file ends in .safetensors, {', '.join(TORCH_ENDINGS)}"
     )

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from dgjax.checkpoints.arrays import to_named
 from dgjax.checkpoints.checkpoint import load
-from dgjax.importing import import_edm
+from dgjax.importing import import_edm, import_model
 from dgjax.networks import DhariwalUNet, SongUNet
 from dgjax.networks.resampling import filter_down, filter_up
 
@@ -234,6 +234,14 @@ def test_outputs_are_equal(name, tmp_path):
     model = on_device(import_edm(write(tmp_path / "source", CONFIGS[name])).model)
     mine = outputs(model.network, CONFIGS[name])
     assert np.abs(mine - right).max() < 1e-4 * np.abs(right).max()
+
+
+def test_a_model_is_found_from_its_file_of_weights(tmp_path):
+    folder = write(tmp_path / "source", CONFIGS["adm"])
+    found = import_model(folder / "model.safetensors")
+    assert (found.architecture, found.scheduler) == ("DhariwalUNet", "EDMPrecond")
+    with pytest.raises(ValueError, match="read by import_edm, which takes no scheduler"):
+        import_model(folder, scheduler=tmp_path)
 
 
 @pytest.mark.slow

@@ -67,6 +67,11 @@ def test_a_reader_more_is_one_line(tmp_path, monkeypatch):
     file = tmp_path / "x.new"
     file.write_bytes(b"")
     assert import_model(file, licence="MIT") == [(file, str(file), "MIT")]
+    # It is asked for the only file of weights in a folder, too.
+    (tmp_path / "run").mkdir()
+    save_file({}, tmp_path / "run" / "a.safetensors")
+    monkeypatch.setattr(source_module, "READERS", ((lambda path: path.is_file(), read_new),))
+    assert import_model(tmp_path / "run")[1][0] == tmp_path / "run" / "a.safetensors"
     with pytest.raises(ValueError, match="read_new, which takes no scheduler: leave it out"):
         import_model(file, scheduler="steps")
 
@@ -120,7 +125,21 @@ REFUSED = {
     ),
     "several files": (
         lambda f: (made(f, "a.safetensors", "x"), made(f, "b.safetensors", "x"))[0].parent,
-        "has no config.json and the files a.safetensors, b.safetensors: import one",
+        "has the weights a.safetensors, b.safetensors and no config.json .*: import one",
+    ),
+    "weights of a checkpoint of ours": (
+        lambda f: (
+            made(f, "config.json", text='{"format": "dgjax-checkpoint-2"}'),
+            made(f, "weights.safetensors", "x"),
+        )[1],
+        "is a checkpoint of dgjax already: pass it as the model",
+    ),
+    "weights of Flax in a pipeline": (
+        lambda f: (
+            write(f),
+            (f / "unet" / FILE).rename(f / "unet" / "diffusion_flax_model.msgpack"),
+        )[1].parents[1],
+        "has weights of Flax only .*from_flax=True",
     ),
 }
 
@@ -200,7 +219,7 @@ def test_nothing_of_a_pickle_is_run(tmp_path):
             return open, (str(tmp_path / "mark"), "w")
 
     for name in ("evil.pkl", "evil.pt"):
-        (tmp_path / name).write_bytes(pickle.dumps(Evil()))
+        (tmp_path / name).write_bytes(pickle.dumps(Evil(), protocol=2))
         with pytest.raises(ValueError, match="evil"):
             import_model(tmp_path / name)
     assert not (tmp_path / "mark").exists()
