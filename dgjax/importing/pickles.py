@@ -29,7 +29,15 @@ save_file({{k: v.contiguous() for k, v in table.items()}}, {weights!r})"""
 
 
 class Refusal(ValueError):
-    """A source is not read. Lines after the first are code that the user can run."""
+    """A source is not read, and code that the user can run converts it.
+
+    Attributes:
+        code: the code, which is also below the first line of the message.
+    """
+
+    def __init__(self, message: str, code: str):
+        super().__init__(f"{message}\n{code}")
+        self.code = code
 
 
 def is_pickle(path: Path) -> bool:
@@ -52,8 +60,9 @@ def refuse_pickle(file: Path) -> Refusal:
         file=str(file), weights=str(weights), config=str(file.with_name("config.json"))
     )
     return Refusal(
-        f"{file} is {what}, and reading it runs code of its author: if you trust it, convert it "
-        f"once where its library is installed, and import {made}. The code:\n{code}"
+        f"{file} is {what}, and reading it runs code of its author: if you trust it, run the code "
+        f"below once where its library is installed, and import {made}",
+        code,
     )
 
 

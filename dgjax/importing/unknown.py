@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dgjax.importing.pickles import Refusal, convert_torch, is_pickle, refuse_pickle
 from dgjax.importing.weights import open_weights
-from dgjax.importing.weights_files import TORCH_ENDINGS, is_index, is_lora
+from dgjax.importing.weights_files import TORCH_ENDINGS, is_index, names_lora
 
 __all__ = ["explain", "lora_notes", "only_weights"]
 
@@ -68,7 +68,7 @@ def only_weights(folder: Path) -> Path | None:
 
 def lora_notes(files: Iterable[str]) -> tuple[str, ...]:
     """Return a note that names the LoRA files among `files`, or nothing."""
-    found = sorted({Path(name).name for name in files if is_lora(Path(name).name)})
+    found = sorted({Path(name).name for name in files if names_lora(Path(name).name)})
     if not found:
         return ()
     return (f"not applied: {', '.join(found)}, a LoRA, which changes the weights",)
@@ -78,10 +78,12 @@ def _weights(file: Path) -> ValueError:
     try:
         names = list(open_weights(file))
     except ValueError as error:
-        if "weights_only" in str(error) or "not read for safety" in str(error):
-            return Refusal(f"{error}; to convert it, if you trust it:\n{convert_torch(file)}")
+        if "not read for safety" in str(error):
+            return Refusal(
+                f"{error}; if you trust it, convert it with the code below", convert_torch(file)
+            )
         return error
-    if any("lora" in name.lower() for name in names):
+    if any(map(names_lora, names)):
         return ValueError(
             f"{file} is a LoRA, a change to the weights of a model: merge it into its model there "
             "(fuse_lora, then save_pretrained), and import the result"

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-__all__ = ["TORCH_ENDINGS", "choose_file", "is_index", "is_lora"]
+__all__ = ["TORCH_ENDINGS", "choose_file", "is_index", "names_lora"]
 
 # File names, without ending, under which libraries save weights.
 STANDARD_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -14,6 +14,7 @@ FORMATS = ((".safetensors",), TORCH_ENDINGS)
 VARIANTS = ("", "fp32", "bf16", "fp16")
 SHARD = re.compile(r"-\d+-of-\d+(?=\.)")
 INDEX = re.compile(r"\.index(\.\w+)?\.json$")
+LORA = re.compile(r"(?<![a-z])lora(?![a-z])|^adapter_model\.", re.IGNORECASE)
 NO_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|training_args|random_states.*)\.\w+")
 
 
@@ -22,9 +23,12 @@ def is_index(name: str) -> bool:
     return INDEX.search(name) is not None
 
 
-def is_lora(name: str) -> bool:
-    """Return whether a file's name says that it holds a LoRA, a change to other weights."""
-    return "lora" in name.lower() or name.startswith("adapter_model.")
+def names_lora(name: str) -> bool:
+    """Return whether the name of a file or an array says that it is of a LoRA.
+
+    A LoRA is a change to other weights, of low rank.
+    """
+    return LORA.search(name) is not None
 
 
 def choose_file(names: Iterable[str]) -> str | None:
@@ -42,7 +46,7 @@ def choose_file(names: Iterable[str]) -> str | None:
     Raises:
         ValueError: if there are several candidates, or parts without their index.
     """
-    names = sorted(name for name in names if not (is_lora(name) or NO_WEIGHTS.fullmatch(name)))
+    names = sorted(name for name in names if not (names_lora(name) or NO_WEIGHTS.fullmatch(name)))
     found = [name for name in names if _ending(name) and not SHARD.search(name)]
     for variant in VARIANTS:
         for endings in FORMATS:

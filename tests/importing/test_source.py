@@ -154,10 +154,6 @@ def test_what_is_not_read_is_named_with_what_to_do(case, tmp_path, run):
     assert not (tmp_path / "out").exists()
 
 
-def code_of(refusal):
-    return str(refusal.value).split("The code:\n")[-1].split(":\n", 1)[-1]
-
-
 def test_the_code_that_converts_a_pickle_converts_it(tmp_path, run):
     torch = pytest.importorskip("torch")
     weights = {"a.weight": np.ones((2, 3), np.float32), "b": np.arange(4, dtype=np.float32)}
@@ -165,7 +161,7 @@ def test_the_code_that_converts_a_pickle_converts_it(tmp_path, run):
     file.write_bytes(pickle.dumps({k: torch.tensor(w) for k, w in weights.items()}))
     with pytest.raises(Refusal, match="is a pickle, and reading it runs code") as caught:
         import_model(file)
-    exec(code_of(caught), {})
+    exec(caught.value.code, {})
     for name, array in open_weights(tmp_path / "table.safetensors").items():
         np.testing.assert_array_equal(array, weights[name])
     status, _, complaint = run("import", file, tmp_path / "out")
@@ -197,7 +193,7 @@ def test_the_code_for_a_network_of_edm_writes_its_preconditioning(tmp_path, monk
     file.write_bytes(pickle.dumps({"ema": VPPrecond()}))
     with pytest.raises(Refusal, match="is a pickle of a network of EDM's kind") as caught:
         import_model(tmp_path)
-    exec(code_of(caught), {})
+    exec(caught.value.code, {})
     config = json.loads((tmp_path / "config.json").read_text())
     assert config == {"img_resolution": 8, "precond": "VPPrecond"}
     assert list(open_weights(tmp_path)) == ["model.b"]
@@ -209,7 +205,7 @@ def test_a_file_of_pytorch_with_more_than_weights_comes_with_code(tmp_path):
     torch.save({"ema": {"b": torch.ones(3)}, "args": io.BytesIO(b"an object")}, file)
     with pytest.raises(Refusal, match="more than weights and is not read for safety") as caught:
         import_model(file)
-    exec(code_of(caught), {})
+    exec(caught.value.code, {})
     assert list(open_weights(tmp_path / "run.safetensors")) == ["b"]
 
 

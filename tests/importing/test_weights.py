@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from dgjax.checkpoints.arrays import to_named
 from dgjax.importing import load_state_dict, open_weights
+from dgjax.importing.weights_files import choose_file
 
 RNG = np.random.default_rng(0)
 
@@ -169,6 +170,31 @@ def test_a_folder_prefers_the_standard_name_and_asks_between_others(tmp_path):
         open_weights(tmp_path)
     save_file(weights, tmp_path / "diffusion_pytorch_model.safetensors")
     assert open_weights(tmp_path).keys() == weights.keys()
+
+
+ST, PT, NAME = ".safetensors", ".bin", "diffusion_pytorch_model"
+INDEX = f"{NAME}{ST}.index.fp16.json"
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        ([f"{NAME}.fp16{ST}", f"{NAME}{PT}"], f"{NAME}{PT}"),  # full precision first
+        ([f"{NAME}.fp16{PT}", f"{NAME}.fp16{ST}"], f"{NAME}.fp16{ST}"),
+        ([f"{NAME}.non_ema{ST}", f"{NAME}{ST}", f"{NAME}.fp16{ST}"], f"{NAME}{ST}"),
+        ([f"{NAME}.fp16-00001-of-00001{ST}", f"{NAME}{ST}.index.fp16.json"], INDEX),
+        ([f"pytorch_lora_weights{ST}", f"exploration{ST}"], f"exploration{ST}"),
+        (["optimizer.bin", "random_states_0.pkl", "a.pt"], "a.pt"),
+        (["adapter_model.safetensors", "config.json"], None),
+    ],
+)
+def test_the_best_of_several_files_is_chosen(names, chosen):
+    assert choose_file(names) == choose_file(names[::-1]) == chosen
+
+
+def test_parts_without_their_index_are_refused():
+    with pytest.raises(ValueError, match="is a part of weights, and the index of the parts is mis"):
+        choose_file([f"{NAME}-0000{i}-of-00002{ST}" for i in (1, 2)])
 
 
 def test_what_is_missing_damaged_or_foreign_is_one_line(tmp_path):
