@@ -134,7 +134,12 @@ def import_diffusers(
         autoencoder=autoencoder_spec,
         labels=_read_labels(parts.pipeline, network.get("num_classes")),
     )
-    notes = (*parts.notes, *process.notes, *_size_notes(config, sides, autoencoder is None))
+    notes = (
+        *parts.notes,
+        *process.notes,
+        *_size_notes(config, sides, autoencoder is None),
+        *_scale_notes(parts.autoencoder),
+    )
     return Imported(build(spec, loaded), autoencoder, meta, kind, name, notes)
 
 
@@ -157,6 +162,17 @@ def _size_notes(config: Mapping[str, Any], shape: tuple[int, ...], pixels: bool)
     if pixels and shape[-1] not in (1, 3):
         found.append(f"samples of {shape[-1]} channels are no pictures: they are arrays alone")
     return found
+
+
+def _scale_notes(autoencoder: Path | None) -> tuple[str, ...]:
+    """Return a note where the scale of the latents is a default that may be wrong."""
+    config = {} if autoencoder is None else read_json(autoencoder / "config.json")
+    if config.get("_class_name") != "VQModel" or "scaling_factor" in config:
+        return ()
+    return (
+        "the config of the VQModel has no scaling_factor, and 0.18215 is taken as in diffusers; "
+        "models from before it had 1: if the pictures are wrong, add scaling_factor to it",
+    )
 
 
 def _read_labels(index: Mapping[str, Any], classes: int | None) -> tuple[str, ...]:

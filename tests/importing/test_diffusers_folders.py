@@ -214,7 +214,9 @@ def latents(tmp_path_factory):
 
 def test_latents_with_a_codebook_are_those_of_pytorch(latents, tmp_path, run):
     folder, vqvae, unet = latents
-    assert_same_weights(import_model(folder), unet)
+    found = import_model(folder)
+    assert_same_weights(found, unet)
+    assert not [note for note in found.notes if "scaling_factor" in note]
     status, printed, complaint = run("import", folder, tmp_path / "out")
     assert status == 0, complaint
     assert "latents 8 x 8 x 3" in printed
@@ -232,6 +234,14 @@ def test_latents_with_a_codebook_are_those_of_pytorch(latents, tmp_path, run):
     )
     entries = autoencoder.quantize(x[None] / 0.5)[0].reshape(-1, 3)
     assert len(np.unique(np.asarray(entries), axis=0)) > 5  # the codebook is in use
+    # Old configs lack the scale of the latents.
+    old = shutil.copytree(folder, tmp_path / "old") / "vqvae" / "config.json"
+    config = json.loads(old.read_text())
+    del config["scaling_factor"]
+    old.write_text(json.dumps(config))
+    found = import_model(tmp_path / "old")
+    assert found.meta.autoencoder["scaling_factor"] == 0.18215
+    assert any("no scaling_factor, and 0.18215 is taken" in note for note in found.notes)
 
 
 def test_a_network_of_latents_is_not_read_alone_without_a_word(latents, tmp_path, scheduler):
