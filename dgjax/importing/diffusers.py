@@ -171,7 +171,7 @@ def _scale_notes(autoencoder: Path | None) -> tuple[str, ...]:
         return ()
     return (
         "the config of the VQModel has no scaling_factor, and 0.18215 is taken as in diffusers; "
-        "models from before it had 1: if the pictures are wrong, add scaling_factor to it",
+        "the first such models had 1: if the pictures are wrong, add scaling_factor to it",
     )
 
 
