@@ -4,7 +4,6 @@ from typing import Annotated
 
 import typer
 
-from dgjax.checkpoints.opened import condition_on_class
 from dgjax.cli.options import (
     BATCH,
     CLASS,
@@ -14,7 +13,7 @@ from dgjax.cli.options import (
     SEED,
     SOLVER,
     STEPS,
-    choose_model,
+    choose_conditioned,
     make_solver,
     table,
 )
@@ -42,7 +41,7 @@ def command(
 ) -> None:
     """Measure score alignment: the share of latents with <score, pushed prior score> > 0."""
     check_confidence(confidence)
-    chosen = condition_on_class(choose_model(model), class_)
+    chosen = choose_conditioned(model, class_)
     settings = SolverSettings(steps, make_solver(solver), probes, batch, seed)
     found = measure_alignments(chosen, num, None, settings)
     statistics = alignment_statistics(found, confidence=confidence)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import typer
 
-from dgjax.checkpoints.opened import condition_on_class, density_title
+from dgjax.checkpoints.opened import density_title
 from dgjax.cli.auto_steps import AUTO, STEPS_OR_AUTO, TOLERANCE, find_steps, set_tolerance
 from dgjax.cli.options import (
     CLASS,
@@ -20,7 +20,7 @@ from dgjax.cli.options import (
     PROBES,
     SEED,
     SOLVER,
-    choose_model,
+    choose_conditioned,
     make_solver,
     table,
 )
@@ -63,7 +63,10 @@ def command(
     json: JSON = False,
 ) -> None:
     """Encode a picture to its latent and decode it at other log-densities."""
-    chosen, method = condition_on_class(choose_model(model), class_), make_solver(solver)
+    chosen, method = (
+        choose_conditioned(model, class_),
+        make_solver(solver),
+    )
     tolerance = set_tolerance(steps, tolerance, chosen.size)
     dials = jnp.asarray(sorted(q or QUANTILES), jnp.float32)
     for dial in dials:  # raises now, before anything is computed

@@ -9,7 +9,7 @@ import typer
 
 from dgjax import __version__
 from dgjax.checkpoints.opened import Model, find_label
-from dgjax.cli.options import BATCH, CLASS, MODEL, PROBES, SEED, STEPS, choose_model
+from dgjax.cli.options import BATCH, CLASS, MODEL, PROBES, SEED, STEPS, check_class, choose_model
 from dgjax.devices.batches import batch_runner
 from dgjax.devices.progress import console, progress
 from dgjax.explorer import Exploration, Setting, check_images, render_page
@@ -59,7 +59,7 @@ def command(
     """Write an HTML page in which q can be changed and samples compared."""
     chosen = choose_model(model)
     check_images(chosen.image_shape)
-    label = find_label(chosen, class_)
+    label = find_label(check_class(chosen, class_), class_)
     if out.is_dir():
         raise ValueError(f"{out} is a folder: name a file in it, such as {out / 'explorer.html'}")
     dials = np.asarray(sorted(set(q or QUANTILES)), np.float32)

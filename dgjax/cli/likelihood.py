@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import typer
 
-from dgjax.checkpoints.opened import condition_on_class, density_title
+from dgjax.checkpoints.opened import density_title
 from dgjax.cli.auto_steps import (
     AUTO,
     STEPS_OR_AUTO,
@@ -26,7 +26,7 @@ from dgjax.cli.options import (
     PROBES_HELP,
     SEED,
     SOLVER,
-    choose_model,
+    choose_conditioned,
     make_solver,
     table,
 )
@@ -67,7 +67,10 @@ def command(
     A latent model encodes pictures to the mean of their latent first; the log-density is that of
     the latent, without bits per dimension. With --class it is the conditional log p(x | class).
     """
-    chosen, method = condition_on_class(choose_model(model), class_), make_solver(solver)
+    chosen, method = (
+        choose_conditioned(model, class_),
+        make_solver(solver),
+    )
     tolerance = set_tolerance(steps, tolerance, chosen.size)
     read = read_samples(files, chosen)
     latent = chosen.meta.latent

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dgjax.checkpoints.configuration import unknown_name
-from dgjax.checkpoints.opened import Model, open_model
+from dgjax.checkpoints.opened import Model, condition_on_class, open_model
 from dgjax.checkpoints.pretrained import pretrained_models
 from dgjax.devices.progress import console
 from dgjax.model.field import Field
@@ -30,6 +30,8 @@ __all__ = [
     "SOLVER",
     "SOLVER_HELP",
     "STEPS",
+    "check_class",
+    "choose_conditioned",
     "choose_model",
     "make_solver",
     "note_shadowed",
@@ -84,6 +86,11 @@ def choose_model(name: str) -> Model:
     return open_model(name)
 
 
+def choose_conditioned(name: str, class_: str | None) -> Model:
+    """Open the model named by --model, conditioned on --class; raises a ValueError like both."""
+    return condition_on_class(check_class(choose_model(name), class_), class_)
+
+
 def make_solver(name: str) -> Any:
     """Make a solver by its name.
 
@@ -93,6 +100,21 @@ def make_solver(name: str) -> Any:
     if name not in SOLVERS:
         raise unknown_name("solver", name, SOLVERS)
     return SOLVERS[name]()
+
+
+def check_class(chosen: Model, name: str | None) -> Model:
+    """Return the model, or raise an error if it needs a class and the option --class is missing.
+
+    Raises:
+        ValueError: if `name` is None and the model has no prediction without a class.
+    """
+    classes = chosen.meta.model.network.get("num_classes")
+    if name is None and classes and not takes_no_condition(chosen.field):
+        raise ValueError(
+            f"the model {chosen.name} was trained with a class for every image: add --class, a "
+            f"number from 0 to {classes - 1}"
+        )
+    return chosen
 
 
 def takes_no_condition(field: Field) -> bool:

@@ -27,6 +27,7 @@ from dgjax.cli.options import (
     PROBES,
     SEED,
     SOLVER_HELP,
+    check_class,
     choose_model,
     make_solver,
     takes_no_condition,
@@ -141,7 +142,7 @@ def command(
         solver = default_name(by_target, term)
     chosen, method = choose_model(model), make_solver(solver)
     tolerance = set_tolerance(steps, tolerance, chosen.size)
-    label = find_label(chosen, class_)
+    label = find_label(check_class(chosen, class_), class_)
     before = _class_guides(chosen, label, guidance)
     if prior_quantile is not None:
         chi_quantile(prior_quantile, chosen.size)  # raises now, before anything is computed

@@ -68,9 +68,11 @@ def open_hub(name: str) -> HubModel:
 
     folder = download(CONFIGS)
     commit = {"revision": folder.name} if folder.parent.name == "snapshots" else {}
+    where = "on the Hugging Face hub"
     try:
         files = hub.list_repo_files(name, **commit)
     except Exception:  # without a connection: what an earlier download left in the cache
+        where = "in the cache of the Hugging Face hub, which cannot be reached,"
         files = [f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()]
 
     def open_part(part: Path) -> Mapping[str, Any]:
@@ -78,7 +80,7 @@ def open_hub(name: str) -> HubModel:
         here = [f.removeprefix(inside) for f in files if f.startswith(inside)]
         chosen = choose_file(f for f in here if "/" not in f)
         if chosen is None:
-            raise ValueError(f"{name} on the Hugging Face hub has no weights in {inside or '.'}")
+            raise ValueError(f"{name} {where} has no weights in {inside or '.'}")
         wanted = [inside + chosen]
         if is_index(chosen):
             wanted += [inside + shard for shard in _shards(part / chosen)]

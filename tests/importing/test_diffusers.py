@@ -164,7 +164,9 @@ def test_a_network_with_classes_takes_one_and_needs_one(tmp_path, run):
         model.pair(jnp.float32(3.0), jnp.zeros((4, 4, 1)), 3)
     status, _, complaint = run("sample", "--model", tmp_path / "out", "--out", tmp_path / "o")
     assert status == 1
-    assert re.search("with a class for every image: pass a class label as cond", complaint)
+    assert re.search("with a class for every image: add --class, a number from 0 to 2", complaint)
+    with pytest.raises(ValueError, match="pass a class label as cond"):
+        model.pair(jnp.float32(3.0), jnp.zeros((4, 4, 1)))
     plain, _ = load(write_plain(tmp_path, run))
     with pytest.raises(ValueError, match="takes no condition"):
         plain.pair(jnp.float32(3.0), jnp.zeros((4, 4, 1)), 1)

@@ -200,7 +200,8 @@ def latents(tmp_path_factory):
             up_block_types=("UpDecoderBlock2D",) * 2,
             block_out_channels=(8, 8),
             norm_num_groups=4,
-            latent_channels=3,
+            latent_channels=4,
+            vq_embed_dim=3,
             num_vq_embeddings=16,
             scaling_factor=0.5,
         )

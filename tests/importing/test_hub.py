@@ -80,6 +80,11 @@ def test_a_model_is_its_configs_and_one_file_of_weights(hub, run):
     # Without a connection, what is in the cache serves.
     hub.online, hub.downloaded = False, []
     assert precisions(import_model(NAME)) == {"float32"}
+    weights = hub.cache / "snapshots" / "c0ffee" / "unet" / FILE
+    weights.rename(weights.with_suffix(".away"))
+    with pytest.raises(ValueError, match=r"hub, which cannot be reached, has no weights in unet/"):
+        import_model(NAME)
+    weights.with_suffix(".away").rename(weights)
     # And the root of the cache is a path like any other.
     assert precisions(import_model(hub.cache)) == {"float32"}
     (hub.cache / "refs").mkdir()
