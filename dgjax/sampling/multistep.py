@@ -27,17 +27,25 @@ is known (Adams-Moulton), by the residual of `dgjax.sampling.solver_quadrature` 
 from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dgjax.guidance.guide import score_weight
+from dgjax.model.local import Local
 from dgjax.model.paths import Path, coefficients
 from dgjax.sampling.interpolation import RHO, dlog_w_du, u_of_logsnr, weights
-from dgjax.sampling.solver_quadrature import residual_gain, weighted_sum
-from dgjax.sampling.state import Evaluation, Node, State
+from dgjax.sampling.solver_quadrature import (
+    RESIDUAL_POINTS,
+    residual_gain,
+    residual_gains,
+    weighted_sum,
+)
+from dgjax.sampling.spacetime_identity import log_density_gain
+from dgjax.sampling.state import Evaluation, Node, Start, State
 from dgjax.typing import Sample, Scalar, inner
 
-__all__ = ["History", "init", "step"]
+__all__ = ["History", "empty_node", "init", "step"]
 
 ETA_MAX = 2.0  # the largest eta of the linear part; the rest of it goes into N
 
@@ -68,11 +76,11 @@ def init(order: int, x: Sample, log_densities: Float[Array, " m"]) -> History:
     """Return an empty history.
 
     Args:
-        order: evaluations that a step uses. Adams-Moulton needs two, so there is room for two.
+        order: evaluations that a step uses. There is room for those that the residuals need.
         x: the sample at the start.
         log_densities: (m,) there.
     """
-    k = max(2, order)
+    k = max(RESIDUAL_POINTS, order)
     empty = jnp.zeros((k, *x.shape), x.dtype)
     return History(
         us=jnp.zeros(k, x.dtype),
@@ -107,7 +115,8 @@ def step(
 
     history, slope = _push(history, evaluation, u0)
     index = jnp.arange(history.us.shape[0], dtype=history.filled.dtype)
-    log_densities = _correct(history, index < history.filled, state.log_densities)
+    corrected = index < jnp.minimum(history.filled, max(2, order))  # Adams-Moulton needs two
+    log_densities = _correct(history, corrected, state.log_densities)
     history = history._replace(log_densities=log_densities)
     used = index < jnp.minimum(history.filled, order)
     predicted = log_densities + weights(history.us, used, u0, u1) @ history.rates
@@ -123,9 +132,30 @@ def step(
         log_densities=predicted,
         score_integral=state.score_integral + passed * score2,
         bound_integral=state.bound_integral + passed * evaluation.at_bound,
-        node=Node(local.score, local.divergences, slope),
+        start=Start(local.x, _node(history, local, slope, score2)),
     )
     return state, history
+
+
+def empty_node(x: Sample, log_densities: Float[Array, " m"]) -> Node:
+    """Return a node before the first evaluation.
+
+    Args:
+        x: the sample at the start.
+        log_densities: (m,) there.
+    """
+    zero = jnp.zeros((), x.dtype)
+    three = jnp.zeros(3, x.dtype)
+    return Node(zero, jnp.zeros_like(log_densities), zero, three, three)
+
+
+def _node(history: History, local: Local, slope: Sample, score2: Scalar) -> Node:
+    u, dtype = history.us[0], history.us.dtype
+    rates = log_density_gain(local, local.score, local.divergences, slope, jnp.ones((), dtype))
+    data = history.ys - history.slopes
+    gains = residual_gains(history.us, history.ys, data, history.noises, history.filled)
+    node = Node(u, rates * dlog_w_du(u), score2 * dlog_w_du(u), *gains)
+    return jax.tree.map(lambda a: a.astype(dtype), node)
 
 
 def _push(history: History, evaluation: Evaluation, u: Scalar) -> tuple[History, Sample]:

@@ -37,6 +37,7 @@ from dgjax.sampling.arguments import as_guides, check_options
 from dgjax.sampling.checks import check_solver
 from dgjax.sampling.compiled import compile_once, on_any_mesh
 from dgjax.sampling.integrate import integrate
+from dgjax.sampling.multistep import empty_node
 from dgjax.sampling.results import Errors, Sampled, summarize
 from dgjax.sampling.solver_quadrature import integrate_nodes
 from dgjax.sampling.solvers import (
@@ -47,7 +48,7 @@ from dgjax.sampling.solvers import (
     default_solver,
 )
 from dgjax.sampling.stage_error import StageErrors, knows_error
-from dgjax.sampling.state import Evaluation, Node, Stage, State
+from dgjax.sampling.state import Evaluation, Stage, Start, State
 from dgjax.sampling.traced_numbers import check_guides
 from dgjax.typing import Key, Sample, Scalar, inner
 
@@ -249,7 +250,7 @@ def _solve(
     )
     state = _initial_state(x, start, divergence, key)
     if isinstance(solver, Multistep):
-        state = state._replace(node=Node(x, state.log_densities, x))
+        state = state._replace(start=Start(x, empty_node(x, state.log_densities)))
     # `Untracked` has nothing to integrate, and then needs no evaluation at the last point.
     if isinstance(solver, Multistep) and not isinstance(divergence, Untracked):
         end, scores, trajectory, errors = _by_nodes(run, model.path, grid, state, save, fault)
@@ -292,15 +293,16 @@ def _by_nodes(run, path: Path, grid, state: State, save: Save | None, fault: Cod
 
     def point(t, y, args):
         del t, args
-        return y.score_integral, y.x, y.node
+        return y.score_integral, y.start.node, None if save is None else y.x
 
-    end, (scores, xs, nodes), _ = run(state=state, grid=jnp.append(grid, beyond), save=point)
-    xs, nodes = xs[:-1], jax.tree.map(lambda a: a[1:], nodes)  # a step stores its start
-    found = integrate_nodes(path, grid, xs, nodes, state.log_densities)
+    end, (scores, nodes, xs), _ = run(state=state, grid=jnp.append(grid, beyond), save=point)
+    nodes = jax.tree.map(lambda a: a[1:], nodes)  # a step stores its start
+    x = end.start.x
+    found = integrate_nodes(path, grid, jnp.asarray(x.size, grid.dtype), nodes, state.log_densities)
     # The solver carries a log-density of its own, by another quadrature through earlier points.
     carried = jnp.abs(jnp.mean(end.log_densities - found.log_densities[-1]))
     errors = Errors(found.scatter, jnp.maximum(found.error, carried))
-    end = State(xs[-1], found.log_densities[-1], scores[-2], end.bound_integral)
+    end = State(x, found.log_densities[-1], scores[-2], end.bound_integral)
     log_densities = refuse(fault, jnp.mean(found.log_densities, -1))
-    trajectory = None if save is None else jax.vmap(save)(grid, xs, log_densities)
+    trajectory = None if save is None else jax.vmap(save)(grid, xs[:-1], log_densities)
     return end, scores[:-1], trajectory, errors

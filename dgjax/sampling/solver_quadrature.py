@@ -29,13 +29,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dgjax.model.paths import Path, coefficients
-from dgjax.sampling.interpolation import RHO, dlog_w_du, lagrange, u_of_logsnr, weights
-from dgjax.sampling.spacetime_identity import cumulative_log_density, log_density_gain
+from dgjax.model.paths import Path
+from dgjax.sampling.interpolation import RHO, dlog_w_du, lagrange, weights
+from dgjax.sampling.spacetime_identity import cumulative_log_density
 from dgjax.sampling.state import Node
 from dgjax.typing import Sample, Scalar, inner, safe_sqrt
 
-__all__ = ["NodeIntegral", "integrate_nodes", "residual_gain", "weighted_sum"]
+__all__ = [
+    "RESIDUAL_POINTS",
+    "NodeIntegral",
+    "integrate_nodes",
+    "residual_gain",
+    "residual_gains",
+    "weighted_sum",
+]
 
 # Points through which rates, and D and -sigma s, are interpolated, and fewer to compare with.
 RATE_POINTS, RESIDUAL_POINTS = 6, 4
@@ -58,11 +65,47 @@ class NodeIntegral(NamedTuple):
     error: Scalar
 
 
+def residual_gains(
+    us: Float[Array, " k"],
+    ys: Float[Array, "k ..."],
+    data: Float[Array, "k ..."],
+    noise: Float[Array, "k ..."],
+    filled: Scalar,
+) -> tuple[Float[Array, " 3"], Float[Array, " 3"]]:
+    """Return the gains of log p along the residuals of the last three steps, in nats.
+
+    Args:
+        us: (k,) u at the last k >= 4 points, newest first.
+        ys: (k, *shape) y = x/alpha there.
+        data: (k, *shape) D = y - dy/d log w there.
+        noise: (k, *shape) -sigma s there.
+        filled: how many of the k points there are.
+
+    Returns:
+        Two times (3,), newest first: by interpolation through four points, and through three. Of
+        steps that there were not, any finite numbers.
+    """
+    us, ys, data, noise = (a[:RESIDUAL_POINTS] for a in (us, ys, data, noise))
+    index = np.arange(RESIDUAL_POINTS)
+    valid = jnp.asarray(index, filled.dtype) < filled
+    us = jnp.where(valid, us, us[0] * (2 + index).astype(us.dtype))  # distinct and not 0
+    few = np.array([index < FEWER_RESIDUAL_POINTS] * 2 + [index > 0])
+
+    def gain(step, chosen):
+        ends = us[step + 1], us[step]
+        weigh = partial(weights, us, chosen & valid, *ends)
+        return residual_gain(weigh, ends, (ys[step + 1], ys[step]), data, noise)
+
+    steps = jnp.arange(RESIDUAL_POINTS - 1)
+    whole = jnp.ones(few.shape, bool)
+    return jax.vmap(gain)(steps, whole), jax.vmap(gain)(steps, jnp.asarray(few))
+
+
 @jax.jit  # hundreds of small operations, which outside of a jit are compiled one by one
 def integrate_nodes(
     path: Path,
     ts: Float[Array, " n+1"],
-    xs: Float[Array, "n+1 ..."],
+    size: Scalar,
     nodes: Node,
     start: Scalar | Float[Array, " m"],
 ) -> NodeIntegral:
@@ -71,50 +114,34 @@ def integrate_nodes(
     Args:
         path: of the model.
         ts: (n+1,) monotone times.
-        xs: (n+1, *shape) points.
+        size: number of elements D of a sample.
         nodes: what is known at each point; every leaf has a leading axis n+1.
         start: log-density of the first point in nats, one number or (m,).
 
     Returns:
         `NodeIntegral`.
     """
-    c = jax.vmap(lambda t: coefficients(path, t))(ts)
-    us = u_of_logsnr(c.logsnr)
-    shaped = lambda a: a.reshape(-1, *[1] * (xs.ndim - 1))
-    ys = xs / shaped(c.alpha)
-    data, noise = ys - nodes.slope, -shaped(c.sigma) * nodes.score
-
-    def rate(c, score, divergences, slope):
-        return log_density_gain(c, score, divergences, slope, jnp.ones((), us.dtype))
-
-    rates = jax.vmap(rate)(c, nodes.score, nodes.divergences, nodes.slope)
-    rates = rates * dlog_w_du(us)[:, None]
-    smooth_rates = jnp.sum(noise.reshape(us.shape[0], -1) ** 2, -1) * dlog_w_du(us)
-
-    count = ts.shape[0]
-    near, few_near = _nearest(count, RESIDUAL_POINTS, FEWER_RESIDUAL_POINTS)
+    us, rates, count = nodes.u, nodes.rates, ts.shape[0]
+    interval = np.arange(count - 1)
+    # The residual of a step is taken from the last of the points nearest to it.
+    last = _first(count, RESIDUAL_POINTS) + min(RESIDUAL_POINTS, count) - 1
+    residual, few_residual = (
+        a[last, last - interval - 1] for a in (nodes.residuals, nodes.few_residuals)
+    )
     wide, few_wide = _nearest(count, RATE_POINTS, FEWER_RATE_POINTS)
 
-    def gain(i, near, few_near, wide, few_wide):
+    def integrals(i, wide, few_wide):
         ends = us[i], us[i + 1]
+        return [weights(us[wide], valid, *ends) for valid in (jnp.ones_like(few_wide), few_wide)]
 
-        def through(near_valid, wide_valid):
-            weigh = partial(weights, us[near], near_valid, *ends)
-            residual = residual_gain(weigh, ends, (ys[i], ys[i + 1]), data[near], noise[near])
-            return residual, weights(us[wide], wide_valid, *ends)
-
-        residual, integral = through(jnp.ones_like(few_near), jnp.ones_like(few_wide))
-        few_residual, few_integral = through(few_near, few_wide)
-        lost, moved = residual - few_residual, integral - few_integral
-        difference = moved @ jnp.mean(rates[wide], 1) + lost
-        size = jnp.abs(moved @ smooth_rates[wide]) + jnp.abs(lost)
-        return integral @ rates[wide] + residual, integral, difference, size
-
-    gains, integrals, differences, sizes = jax.vmap(gain)(
-        jnp.arange(count - 1), near, few_near, wide, few_wide
-    )
-    log_densities = cumulative_log_density(path, ts, xs[0].size, start, gains)
-    total = jnp.zeros_like(us).at[wide].add(integrals)
+    integral, few_integral = jax.vmap(integrals)(jnp.asarray(interval), wide, few_wide)
+    moved, lost = integral - few_integral, residual - few_residual
+    dot = lambda weights, values: jnp.einsum("ij,ij...->i...", weights, values[wide])
+    differences = dot(moved, jnp.mean(rates, 1)) + lost
+    sizes = jnp.abs(dot(moved, nodes.norm_rate)) + jnp.abs(lost)
+    gains = dot(integral, rates) + residual[:, None]
+    log_densities = cumulative_log_density(path, ts, size, start, gains)
+    total = jnp.zeros_like(us).at[wide].add(integral)
     errors = total * _deviations(us, jnp.mean(rates, 1))
     scatter = safe_sqrt(jnp.sum(errors**2))
     error = jnp.maximum(jnp.abs(jnp.sum(differences)), 0.5 * jnp.sum(sizes))
@@ -170,16 +197,17 @@ def weighted_sum(weights: Float[Array, " k"], arrays: Float[Array, "k ..."]) -> 
     return jnp.tensordot(weights, arrays, 1, precision="highest")
 
 
+def _first(count: int, width: int) -> np.ndarray:
+    """Index (count - 1,) of the first of the `width` points nearest to each interval."""
+    return np.clip(np.arange(count - 1) + 1 - width // 2, 0, max(count - width, 0))
+
+
 def _nearest(count: int, width: int, fewer: int) -> tuple[Array, Array]:
     """Indices (count - 1, width) of the points nearest to each interval, and which are `fewer`.
 
     Both are of all points where there are not so many.
     """
-
-    def first(width):
-        return np.clip(np.arange(count - 1) + 1 - width // 2, 0, count - width)[:, None]
-
     width, fewer = min(width, count), min(fewer, count)
-    index = first(width) + np.arange(width)[None]
-    valid = (index >= first(fewer)) & (index < first(fewer) + fewer)
-    return jnp.asarray(index), jnp.asarray(valid)
+    index = _first(count, width)[:, None] + np.arange(width)[None]
+    first = _first(count, fewer)[:, None]
+    return jnp.asarray(index), jnp.asarray((index >= first) & (index < first + fewer))

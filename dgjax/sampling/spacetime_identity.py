@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dgjax.model.local import Local
 from dgjax.model.paths import Coefficients, Path
 from dgjax.typing import Sample, Scalar, inner
 
@@ -19,7 +20,11 @@ __all__ = ["cumulative_log_density", "log_density_gain"]
 
 
 def log_density_gain(
-    c: Coefficients, score: Sample, divergences: Float[Array, " m"], dy: Sample, dlog_w: Scalar
+    c: Coefficients | Local,
+    score: Sample,
+    divergences: Float[Array, " m"],
+    dy: Sample,
+    dlog_w: Scalar,
 ) -> Float[Array, " m"]:
     """Evaluate the right-hand side of (C) along (dy, d log w), in nats.
 
@@ -43,7 +48,7 @@ def log_density_gain(
 def cumulative_log_density(
     path: Path,
     ts: Float[Array, " n+1"],
-    size: int,
+    size: int | Array,
     start: Scalar | Float[Array, " m"],
     gains: Float[Array, "n m"],
 ) -> Float[Array, "n+1 m"]:

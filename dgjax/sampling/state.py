@@ -7,21 +7,38 @@ from jaxtyping import Array, Float
 from dgjax.model.local import Local
 from dgjax.typing import Sample, Scalar
 
-__all__ = ["Evaluation", "Node", "Stage", "State"]
+__all__ = ["Evaluation", "Node", "Stage", "Start", "State"]
 
 
 class Node(NamedTuple):
-    """Values that identity (C) needs at one point of a smooth trajectory.
+    """Numbers that the log-density of a trajectory is integrated from, at one point of it.
 
     Attributes:
-        score: gradient of log p_t at x, of the shape of x.
-        divergences: (m,) estimates of div u, per unit of time.
-        slope: dy/d log w along the drift, with y = x/alpha and w = sigma/alpha.
+        u: w^(1/7), with w = sigma/alpha.
+        rates: (m,) rate of (C) along the drift per unit of u, in nats.
+        norm_rate: |sigma s|^2 dlog w/du, which is as smooth as the rates, without probes.
+        residuals: (3,) gains of log p along the residuals of the last three steps, newest first, by
+            interpolation through four points. Before there are so many steps, any finite numbers.
+        few_residuals: (3,) the same through three points.
     """
 
-    score: Sample
-    divergences: Float[Array, " m"]
-    slope: Sample
+    u: Scalar
+    rates: Float[Array, " m"]
+    norm_rate: Scalar
+    residuals: Float[Array, " 3"]
+    few_residuals: Float[Array, " 3"]
+
+
+class Start(NamedTuple):
+    """The start of a step of `Multistep`, where it evaluated the model.
+
+    Attributes:
+        x: the sample there.
+        node: numbers for the log-density.
+    """
+
+    x: Sample
+    node: Node
 
 
 class Evaluation(NamedTuple):
@@ -68,7 +85,7 @@ class State(NamedTuple):
         score_integral: of |sigma s|^2, without units.
         bound_integral: of 1 where a guide is stopped by its bound and 0 elsewhere, in units of
             log-SNR.
-        node: what was known at the start of the last step. Only `Multistep` keeps it.
+        start: the start of the last step. Only `Multistep` keeps it.
         stage: what the error of a step is found from. Only Runge-Kutta methods have it, and only
             within a step.
     """
@@ -77,5 +94,5 @@ class State(NamedTuple):
     log_densities: Float[Array, " m"]
     score_integral: Scalar
     bound_integral: Scalar
-    node: Node | None = None
+    start: Start | None = None
     stage: Stage | None = None
