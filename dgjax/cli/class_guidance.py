@@ -103,7 +103,8 @@ def class_guides(
         raise ValueError(
             f"--guidance needs a prediction without a class, and the model {chosen.name} has none: "
             "it was trained with a class for every image; leave --guidance out, or add "
-            "--guidance-model"
+            "--guidance-model (in Python, classifier_free_guidance takes a label that was trained "
+            "as no class)"
         )
     return (classifier_free_guidance(weight, chosen.field),)
 
