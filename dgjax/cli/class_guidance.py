@@ -6,7 +6,7 @@ import typer
 
 from dgjax.checkpoints.checkpoint import digest
 from dgjax.checkpoints.opened import Model, find_label
-from dgjax.cli.options import choose_model, takes_no_condition
+from dgjax.cli.options import check_class, choose_model, takes_no_condition
 from dgjax.guidance.classifier_free import Contrast, autoguidance, classifier_free_guidance
 from dgjax.model.field import Field, condition
 
@@ -72,7 +72,7 @@ def choose_weaker(
                 "choose a --guidance-model of the same data"
             )
     given = None if label is None or _classes(weak) is None else str(label)
-    field = condition(weak.field, find_label(weak, given))
+    field = condition(weak.field, find_label(check_class(weak, given), given))
     return Weaker(field, digest(weak.field, weak.meta, weak.autoencoder))
 
 
