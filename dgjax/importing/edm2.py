@@ -15,9 +15,10 @@ import numpy as np
 from flax import nnx
 
 from dgjax.checkpoints.checkpoint import PIXELS, Meta
-from dgjax.checkpoints.configuration import is_number, unknown_name
+from dgjax.checkpoints.configuration import unknown_name
 from dgjax.checkpoints.spec import ModelSpec, build, build_network
 from dgjax.importing.autoencoder_folder import import_autoencoder
+from dgjax.importing.edm2_encoder import read_encoder
 from dgjax.importing.model_folder import Imported, card_licence, read_json
 from dgjax.importing.state_dict import load_state_dict
 from dgjax.importing.weights import StoredArray, open_weights
@@ -35,14 +36,6 @@ REQUIRED = ("img_resolution", "img_channels", "label_dim")
 IGNORED = {"class_name", "precond", "use_fp16", "dropout", "logvar_channels"}
 NETWORK = signature(EDM2UNet.__init__).parameters.keys() - {"self", "shape", "num_classes", "rngs"}
 EPS = 1e-4  # added to the magnitude of a weight before it divides
-# EDM2's defaults for the latents of Stable Diffusion's autoencoder.
-LATENTS: dict[str, Any] = {
-    "raw_mean": [5.81, 3.25, 0.12, -2.15],
-    "raw_std": [4.17, 4.62, 3.71, 3.28],
-    "final_mean": 0.0,
-    "final_std": 0.5,
-}
-RGB, LATENT = "StandardRGBEncoder", "StabilityVAEEncoder"
 
 
 class Snapshot(NamedTuple):
@@ -80,22 +73,18 @@ def edm2_snapshots(folder: str | os.PathLike) -> list[Snapshot]:
 def is_edm2(path: str | os.PathLike) -> bool:
     """Return whether a file or folder holds a network of EDM2.
 
-    It does if its config.json states EDM2's class `Precond` as `precond`, or by the names of its
-    weights.
+    A folder does if its config.json states EDM2's class `Precond` as `precond`. Files, and folders
+    without this statement, are judged by the names of their weights.
     """
     path = Path(path)
     try:
-        config = _folder(path) / "config.json"
+        config = path / "config.json"
         if config.is_file() and read_json(config).get("precond") == PRECOND:
             return True
         snapshots = edm2_snapshots(path)
         return open_weights(snapshots[0].file if snapshots else path).keys() >= MARKS
     except ValueError:  # no weights, or a file that cannot be read
         return False
-
-
-def _folder(path: Path) -> Path:
-    return path if path.is_dir() else path.parent
 
 
 def _open(path: Path) -> Mapping[str, Any]:
@@ -139,10 +128,8 @@ def import_edm2(
             message names it.
     """
     path = Path(path)
-    folder = _folder(path)
+    folder = path if path.is_dir() else path.parent
     config = _read_config(folder)
-    what = f"the EDM2 network in {path}"
-    arrays = weights(path)
     size, channels = config["img_resolution"], config["img_channels"]
     spec = ModelSpec(
         shape=(size, size, channels),
@@ -156,15 +143,7 @@ def import_edm2(
         t_min=0.002,  # the least and greatest noise levels of EDM2's sampler
         t_max=80.0,
     )
-    latents, notes = _read_encoder(config.get("encoder"), channels)
-    kept = {name: w for name, w in arrays.items() if not name.startswith("logvar_")}
-    if len(kept) < len(arrays):
-        notes += (
-            "the uncertainty head (logvar) is left out: it weighs the training loss, and sampling "
-            "and log-densities have no use for it",
-        )
-    like = nnx.eval_shape(lambda: build_network(spec))
-    loaded = load_state_dict(like, _normalized(kept), what, renames=_renames(like, size))
+    latents, notes = read_encoder(config.get("encoder"), channels)
     data_range, described, decoder = (-1.0, 1.0), dict(PIXELS), None
     if latents is not None:
         data_range = (0.0, 1.0)  # EDM2 gives the autoencoder other values than diffusers does
@@ -172,12 +151,21 @@ def import_edm2(
         if not place.is_dir():
             raise ValueError(
                 f"{path} is a model of latents, and there is no autoencoder at {place}: download "
-                f"{latents.pop('vae_name')} and name its folder as autoencoder, or put it there"
+                f"{latents.name} and name its folder as autoencoder, or put it there"
             )
-        latents.pop("vae_name")
-        described, decoder = import_autoencoder(place, spec.shape, **latents)
+        described, decoder = import_autoencoder(place, spec.shape, **latents.coordinates)
     elif autoencoder is not None:
         raise ValueError(f"{path} is a model of pixels: leave the autoencoder out")
+    arrays = weights(path)
+    kept = {name: w for name, w in arrays.items() if not name.startswith("logvar_")}
+    if len(kept) < len(arrays):
+        notes += (
+            "the uncertainty head (logvar) is left out: it weighs the training loss, and sampling "
+            "and log-densities have no use for it",
+        )
+    like = nnx.eval_shape(lambda: build_network(spec))
+    what = f"the EDM2 network in {path}"
+    loaded = load_state_dict(like, _normalized(kept), what, renames=_renames(like, size))
     meta = Meta(
         model=spec,
         dataset="not stated",
@@ -211,47 +199,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
                 f"got {value!r}: the config holds init_kwargs of EDM2's Precond"
             )
     return config
-
-
-def _read_encoder(stated: Any, channels: int) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
-    """Return arguments of the autoencoder and its name, None for pixels; and notes."""
-    notes: tuple[str, ...] = ()
-    if stated is None:
-        stated = {"class_name": LATENT if channels == 4 else RGB}
-        notes = (f"config.json states no encoder: taking EDM2's {stated['class_name']}",)
-    if not isinstance(stated, Mapping):
-        raise ValueError(f"encoder in config.json must be a table with class_name, got {stated!r}")
-    values = dict(stated)
-    name = str(values.pop("class_name", None)).rpartition(".")[-1]
-    if name not in (RGB, LATENT):
-        raise unknown_name("encoder of EDM2", name, (RGB, LATENT))
-    if name == RGB:
-        return None, notes
-    vae_name = values.pop("vae_name", "stabilityai/sd-vae-ft-mse")
-    values.pop("batch_size", None)
-    for key in values:
-        if key not in LATENTS:
-            raise unknown_name(f"setting of {LATENT}", key, LATENTS)
-    values = {**LATENTS, **values}
-    for key, value in values.items():
-        numbers = value if isinstance(value, list) and len(value) == channels else [value]
-        if not all(map(is_number, numbers)) or (key.endswith("std") and not np.all(numbers)):
-            raise ValueError(
-                f"{key} of {LATENT} must be numbers, one for each of {channels} channels or one "
-                f"for all, got {value!r}"
-            )
-    # EDM2's latents are (z - raw_mean) final_std / raw_std + final_mean.
-    raw_mean, final_mean, raw_std, final_std = (
-        np.broadcast_to(np.asarray(values[key], float), channels)
-        for key in ("raw_mean", "final_mean", "raw_std", "final_std")
-    )
-    scale = final_std / raw_std
-    latents = {
-        "scaling_factor": scale.tolist(),
-        "shift_factor": (raw_mean - final_mean / scale).tolist(),
-        "vae_name": vae_name,
-    }
-    return latents, notes
 
 
 def _normalized(weights: Mapping[str, Any]) -> dict[str, StoredArray]:
