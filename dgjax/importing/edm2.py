@@ -27,10 +27,8 @@ from dgjax.networks import EDM2UNet
 __all__ = ["Snapshot", "edm2_snapshots", "import_edm2", "is_edm2"]
 
 PRECOND = "Precond"  # name of the class of EDM2's networks
-MARKS = {
-    "unet.emb_fourier.phases",
-    "unet.out_gain",
-}  # names that only EDM2's networks have together
+# Names of weights that only EDM2's networks have together.
+MARKS = {"unet.emb_fourier.phases", "unet.out_gain"}
 REQUIRED = ("img_resolution", "img_channels", "label_dim")
 # Ignored: names of classes, and settings of training and precision, which do not change the model.
 IGNORED = {"class_name", "precond", "use_fp16", "dropout", "logvar_channels"}
