@@ -19,6 +19,7 @@ from dgjax.networks import (
     AutoencoderKL,
     DhariwalUNet,
     DiT,
+    EDM2UNet,
     SongUNet,
     UNet,
     UNet2D,
@@ -47,6 +48,7 @@ NETWORKS: dict[str, Callable[..., Any]] = {
     "dit": DiT,
     "song_unet": SongUNet,
     "dhariwal_unet": DhariwalUNet,
+    "edm2_unet": EDM2UNet,
 }
 PATHS: dict[str, Callable[..., Any]] = {
     "vp": paths.vp,

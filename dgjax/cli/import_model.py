@@ -10,6 +10,7 @@ from dgjax.checkpoints.checkpoint import save
 from dgjax.cli.options import table, takes_no_condition
 from dgjax.devices.progress import console
 from dgjax.importing import Imported, import_model
+from dgjax.training import import_edm2_average
 
 __all__ = ["command"]
 
@@ -35,13 +36,31 @@ def command(
         tuple[int, int] | None,
         typer.Option(help="Height and width, for a network whose config does not state them."),
     ] = None,
+    autoencoder: Annotated[
+        Path | None,
+        typer.Option(help="Folder of diffusers' autoencoder, for networks of EDM and EDM2."),
+    ] = None,
+    ema_width: Annotated[
+        float | None,
+        typer.Option(
+            help="For a folder of snapshots of EDM2: import their moving average of this width, by "
+            "post-hoc EMA."
+        ),
+    ] = None,
     licence: Annotated[
         str | None,
         typer.Option(help="Licence in one line.", show_default="that of the model card"),
     ] = None,
 ) -> None:
     """Make a checkpoint of a model that another library trained, for all other commands."""
-    found = import_model(source, scheduler=scheduler, shape=shape, licence=licence)
+    if ema_width is not None:
+        found = import_edm2_average(
+            source, ema_width, autoencoder=autoencoder, licence=licence, source=source
+        )
+    else:
+        found = import_model(
+            source, scheduler=scheduler, shape=shape, autoencoder=autoencoder, licence=licence
+        )
     save(out, found.model, found.meta, autoencoder=found.autoencoder, dtype=None)
     table(f"{source} as {out}", ["", ""], [list(row) for row in _facts(found).items()])
     for note in found.notes:

@@ -9,7 +9,7 @@ import numpy as np
 import typer
 
 from dgjax.checkpoints.checkpoint import digest
-from dgjax.checkpoints.opened import Model, find_label
+from dgjax.checkpoints.opened import find_label
 from dgjax.cli.auto_steps import (
     AUTO,
     STEPS_OPTION,
@@ -17,6 +17,12 @@ from dgjax.cli.auto_steps import (
     TRIALS,
     find_steps,
     set_tolerance,
+)
+from dgjax.cli.class_guidance import (
+    GUIDANCE,
+    GUIDANCE_MODEL,
+    choose_weaker,
+    class_guides,
 )
 from dgjax.cli.options import (
     BATCH,
@@ -30,7 +36,6 @@ from dgjax.cli.options import (
     check_class,
     choose_model,
     make_solver,
-    takes_no_condition,
 )
 from dgjax.cli.report import (
     measure,
@@ -51,7 +56,6 @@ from dgjax.cli.stated_errors import note_coarse
 from dgjax.devices.batches import batch_runner
 from dgjax.devices.progress import console, progress
 from dgjax.files import as_json, output_folder, write_json
-from dgjax.guidance.classifier_free import Contrast, classifier_free_guidance
 from dgjax.guidance.density import density_guidance
 from dgjax.guidance.noise import level_set_noise
 from dgjax.guidance.schedules import window
@@ -88,10 +92,8 @@ def command(
         typer.Option(help="Rescale the latents to this quantile of the prior log-density."),
     ] = None,
     class_: CLASS = None,
-    guidance: Annotated[
-        float,
-        typer.Option(help="Classifier-free guidance weight for --class; 1 is none."),
-    ] = 1.0,
+    guidance: GUIDANCE = 1.0,
+    guidance_model: GUIDANCE_MODEL = None,
     noise: Annotated[
         float,
         typer.Option(
@@ -143,7 +145,9 @@ def command(
     chosen, method = choose_model(model), make_solver(solver)
     tolerance = set_tolerance(steps, tolerance, chosen.size)
     label = find_label(check_class(chosen, class_), class_)
-    before = _class_guides(chosen, label, guidance)
+    weaker = choose_weaker(guidance_model, chosen, label, guidance)
+    other = None if weaker is None else weaker.field
+    before = class_guides(chosen, other, label, guidance)
     if prior_quantile is not None:
         chi_quantile(prior_quantile, chosen.size)  # raises now, before anything is computed
     keys = jax.random.split(jax.random.key(seed), 3)
@@ -169,18 +173,17 @@ def command(
             density_guidance(dial)
     if steps == AUTO:
 
-        def at_all_dials(field, x, grid, *, key):
+        def at_all_dials(other, field, x, grid, *, key):
             guide = make_guide(field, grid)
-            before = () if guidance == 1 else (classifier_free_guidance(guidance, field),)
+            before = class_guides(chosen._replace(field=field), other, label, guidance)
             options = {"key": key, "noise": term, **common}
             return jax.lax.map(
                 lambda dial: sample(field, x, grid, guides=(*before, guide(dial)), **options),
                 jnp.asarray(dials),
             )
 
-        steps = find_steps(
-            chosen.field, pilots(chosen.field), tolerance, key=keys[1], run=at_all_dials
-        )
+        run_all = jax.tree_util.Partial(at_all_dials, other)
+        steps = find_steps(chosen.field, pilots(chosen.field), tolerance, key=keys[1], run=run_all)
     grid = grid_logsnr(chosen.field, steps)
     guide = make_guide(chosen.field, grid)
 
@@ -212,7 +215,7 @@ def command(
         return sample_arrays(chosen, dials, by_target, found, levels), levels
 
     settings = {"num": num, "seed": seed, "steps": steps, "solver": solver, "noise": noise}
-    settings |= {"class": label, "guidance": guidance}
+    settings |= {"class": label, "guidance": guidance, "guidance_model": guidance_model}
 
     def finish(folder, measured, levels):
         rows = summarize(chosen, dials, by_target, measured)
@@ -235,6 +238,7 @@ def command(
         options = {"model": chosen.name, "sha256": sha, **settings}
         options |= {"target_log_density" if by_target else "q": dials, "probes": probes}
         options |= {"prior_quantile": prior_quantile, "noise_window": noise_window}
+        options |= {"guidance_sha256": None if weaker is None else weaker.sha256}
         shards = Shards(out / "shards", num, shard_size, len(dials), chosen.meta.shape)
         record_options(shards, {**options, "shard_size": shard_size})
         write_missing(shards, lambda start, stop, show: draw(start, stop, show)[0])
@@ -248,17 +252,3 @@ def command(
         show_table(summary)
     made += ", samples.png" if chosen.has_pictures else ""
     console.print(f"wrote {made} and summary.json to {out}/")
-
-
-def _class_guides(chosen: Model, label: int | None, weight: float) -> tuple[Contrast, ...]:
-    if weight == 1:
-        return ()
-    if label is None:
-        raise ValueError("--guidance strengthens a class: add --class, or leave it out")
-    if not takes_no_condition(chosen.field):
-        raise ValueError(
-            f"--guidance needs a prediction without a class, and the model {chosen.name} has none: "
-            "it was trained with a class for every image; leave --guidance out (in Python, "
-            "classifier_free_guidance takes a label that was trained as no class)"
-        )
-    return (classifier_free_guidance(weight, chosen.field),)

@@ -84,7 +84,7 @@ def record_options(shards: Shards, options: dict[str, Any]) -> None:
             f"{file} is damaged ({error}): remove it with its shards, or choose another --out"
         ) from error
     # The sha256 of its weights identifies a model, wherever its folder is.
-    names = (name for name in {**then, **now} if name != "model")
+    names = (name for name in {**then, **now} if name not in ("model", "guidance_model"))
     for name in names:
         if then.get(name) != now.get(name):
             what = "model (by its sha256)" if name == "sha256" else name

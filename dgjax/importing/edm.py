@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from dgjax.checkpoints.checkpoint import Meta
+from dgjax.checkpoints.checkpoint import PIXELS, Meta
 from dgjax.checkpoints.configuration import unknown_name
 from dgjax.checkpoints.spec import ModelSpec, build, build_network
+from dgjax.importing.autoencoder_folder import import_autoencoder
 from dgjax.importing.edm_structure import read_structure
 from dgjax.importing.model_folder import Imported, card_licence, read_json
 from dgjax.importing.state_dict import load_state_dict
@@ -41,12 +42,15 @@ def is_edm(folder: str | os.PathLike) -> bool:
     if not file.is_file():
         return False
     config = read_json(file)
+    if config.get("precond") == "Precond":  # of EDM2, see `is_edm2`
+        return False
     return config.get("model_type") in KINDS.values() or "precond" in config
 
 
 def import_edm(
     folder: str | os.PathLike,
     *,
+    autoencoder: str | os.PathLike | None = None,
     licence: str | None = None,
     source: str = "",
     weights: Callable[[Path], Mapping[str, Any]] = open_weights,
@@ -58,12 +62,15 @@ def import_edm(
     Args:
         folder: folder with weights (see `open_weights`) and a config.json: `init_kwargs` of EDM's
             network, and its preconditioning as `precond`. Or a file of weights in such a folder.
+        autoencoder: for a network of latents, the folder of its autoencoder as diffusers saves it;
+            unless given, the folder that the config names as `autoencoder`, or `vae` if there is
+            one. Latents are scaled as diffusers scales them.
         licence: licence of the model in one line; unless given, that of the model card.
         source: where the model came from, for the record; unless given, the folder.
         weights: opens the weights of a folder.
 
     Returns:
-        The model, without an autoencoder.
+        The model, with its autoencoder if it is one of latents.
 
     Raises:
         ValueError: if something is missing, damaged, not supported or contradicts the weights; the
@@ -78,10 +85,14 @@ def import_edm(
     if precond == "iDDPMPrecond" and (cut := _without_variance(arrays)):
         arrays, notes = cut, ("the learned variance is left out: a density has no use for it",)
     shape, network, renames, constants = read_structure(arrays, what)
+    place = _autoencoder_folder(folder, config) if autoencoder is None else Path(autoencoder)
     _check_config(config, shape, network)
     spec = ModelSpec(shape, network, **process)
     like = nnx.eval_shape(lambda: build_network(spec))
     loaded = load_state_dict(like, arrays, what, renames=renames, constants=constants)
+    described, decoder = dict(PIXELS), None
+    if place is not None:
+        described, decoder = import_autoencoder(place, shape)
     meta = Meta(
         model=spec,
         dataset="not stated",
@@ -89,8 +100,19 @@ def import_edm(
         licence=licence or card_licence(folder) or "not stated",
         steps=0,
         source=source or str(path),
+        autoencoder=described,
     )
-    return Imported(build(spec, loaded), None, meta, KINDS[network["kind"]], precond, notes)
+    return Imported(build(spec, loaded), decoder, meta, KINDS[network["kind"]], precond, notes)
+
+
+def _autoencoder_folder(folder: Path, config: dict[str, Any]) -> Path | None:
+    """Return the folder of the autoencoder; the setting that names it is removed from `config`."""
+    named = config.pop("autoencoder", None)
+    if named is None:
+        return folder / "vae" if (folder / "vae").is_dir() else None
+    if not isinstance(named, str):
+        raise ValueError(f"autoencoder in config.json must be the name of a folder, got {named!r}")
+    return folder / named
 
 
 def _folder(path: Path) -> Path:

@@ -13,10 +13,11 @@ NAMING, OPERATIONS = ("GLOBAL", "INST", "SHORT_BINUNICODE", "BINUNICODE"), 2000
 # Code for the user to run. The first is for NVIDIA's networks: EDM and its successors.
 NETWORK = """\
 import json, pickle; from safetensors.torch import save_file
-net = pickle.load(open({file!r}, "rb"))["ema"]; names = {{"precond": type(net).__name__}}
+data = pickle.load(open({file!r}, "rb")); net, encoder = data["ema"], data.get("encoder")
 weights = {{k: v.contiguous() for k, v in net.state_dict().items()}}; config = dict(net.init_kwargs)
-save_file(weights, {weights!r}); config.pop("class_name", None)
-json.dump({{**config, **names}}, open({config!r}, "w"))"""
+save_file(weights, {weights!r}); config.pop("class_name", None); names = lambda n: type(n).__name__
+if encoder: config["encoder"] = {{"class_name": names(encoder), **encoder.init_kwargs}}
+json.dump({{**config, "precond": names(net)}}, open({config!r}, "w"))"""
 TABLE = """\
 import pickle, torch; from safetensors.torch import save_file
 found = pickle.load(open({file!r}, "rb")); table = getattr(found, "state_dict", lambda: found)()

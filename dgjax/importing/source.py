@@ -9,6 +9,7 @@ from typing import Any
 from dgjax.importing.diffusers import import_diffusers
 from dgjax.importing.diffusers_parts import is_diffusers
 from dgjax.importing.edm import import_edm, is_edm
+from dgjax.importing.edm2 import import_edm2, is_edm2
 from dgjax.importing.hub import HubModel, is_hub_name, local_snapshot, open_hub
 from dgjax.importing.model_folder import Imported
 from dgjax.importing.unknown import explain, lora_notes, only_weights
@@ -18,6 +19,7 @@ __all__ = ["READERS", "import_model"]
 # Asked in this order: whether it recognises a path, and what reads it. Both take the path. The
 # second takes those options of `import_model` that its models have.
 READERS: tuple[tuple[Callable[[Path], bool], Callable[..., Imported]], ...] = (
+    (is_edm2, import_edm2),
     (is_edm, import_edm),
     (is_diffusers, import_diffusers),
 )
@@ -29,6 +31,7 @@ def import_model(
     *,
     scheduler: str | os.PathLike | None = None,
     shape: tuple[int, ...] | None = None,
+    autoencoder: str | os.PathLike | None = None,
     licence: str | None = None,
 ) -> Imported:
     """Import a model that another library trained.
@@ -42,6 +45,7 @@ def import_model(
         scheduler: the scheduler's config file or folder, for a network of diffusers alone or in
             place of the one in its pipeline.
         shape: (H, W) of the samples, for a network whose config does not state it.
+        autoencoder: folder of diffusers' autoencoder, for networks of latents of EDM and EDM2.
         licence: licence of the model in one line; unless given, that of the model card.
 
     Returns:
@@ -52,6 +56,7 @@ def import_model(
             is and what to do; further lines are code to run.
     """
     options = {"scheduler": scheduler, "shape": shape, "licence": licence}
+    options |= {"autoencoder": autoencoder}
     path = Path(source)
     if path.exists():
         path = local_snapshot(path)

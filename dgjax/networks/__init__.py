@@ -8,12 +8,13 @@ what `out` predicts; `dgjax.field` combines the three into a model:
     model = dgjax.field(net, dgjax.edm(), dgjax.preconditioned(0.5), t_min=0.002, t_max=80.0)
 
 `MLP` and `UNet` are this library's own. `UNet2D`, `DiT`, `AutoencoderKL` and `VQModel` take the
-weights of diffusers, `SongUNet` and `DhariwalUNet` those of EDM; `dgjax.importing` reads them.
-`torch_network` makes a network of any PyTorch module.
+weights of diffusers, `SongUNet`, `DhariwalUNet` and `EDM2UNet` those of EDM and EDM2;
+`dgjax.importing` reads them. `torch_network` makes a network of any PyTorch module.
 """
 
 from dgjax.networks.autoencoder import AutoencoderKL
 from dgjax.networks.dit import DiT
+from dgjax.networks.edm2 import EDM2UNet
 from dgjax.networks.edm_dhariwal import DhariwalUNet
 from dgjax.networks.edm_song import SongUNet
 from dgjax.networks.identity_autoencoder import IdentityAutoencoder, identity_autoencoder
@@ -28,6 +29,7 @@ __all__ = [
     "AutoencoderKL",
     "DhariwalUNet",
     "DiT",
+    "EDM2UNet",
     "IdentityAutoencoder",
     "SongUNet",
     "TorchNetwork",

@@ -4,11 +4,13 @@ The attributes that hold weights have the names of diffusers' modules, because c
 read by these names.
 """
 
-from math import log
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jaxtyping import Array
 
 from dgjax.networks.unet2d_blocks import BlockKind, DownBlock, MidBlock
 from dgjax.networks.unet2d_parts import BlockSettings, Image, Resnet, Upsample, conv, group_norm
@@ -152,7 +154,10 @@ class Decoder(nnx.Module):
 
 
 def check_sizes(
-    shape: tuple[int, ...], channels: tuple[int, ...], groups: int, scaling_factor: float
+    shape: tuple[int, ...],
+    channels: tuple[int, ...],
+    groups: int,
+    scaling_factor: float | tuple[float, ...],
 ) -> None:
     """Check the arguments that autoencoders share.
 
@@ -164,7 +169,7 @@ def check_sizes(
         raise ValueError(f"an autoencoder takes latents (h, w, c), got shape {tuple(shape)}")
     if not channels or groups < 1 or any(c % groups for c in channels):
         raise ValueError(f"channels must be multiples of {groups}, got {tuple(channels)}")
-    if scaling_factor == 0:
+    if not np.all(scaling_factor):
         raise ValueError("scaling_factor must not be 0, which would make every latent 0")
 
 
@@ -173,7 +178,8 @@ class AutoencoderKL(nnx.Module):
 
     `encode` maps an image of `image_shape` (H, W, C) to a latent of `shape` (h, w, c), and
     `decode` maps back. Latents are in the coordinates of the diffusion model that was trained on
-    them: `(z - shift_factor) * scaling_factor`, with z the latent of the autoencoder itself.
+    them: `(z - shift_factor) * scaling_factor`, with z the latent of the autoencoder itself. Both
+    factors are one number, or one for each channel of a latent.
 
     Args:
         shape: (h, w, c) of one latent. Images are 2^(len(channels) - 1) times as high and wide.
@@ -181,7 +187,7 @@ class AutoencoderKL(nnx.Module):
         channels: channels of each level from the image inwards, multiples of `groups`.
         layers: residual blocks of each level of the encoder; the decoder has one more.
         groups: groups of each normalization.
-        scaling_factor: multiplies the shifted latents; not 0.
+        scaling_factor: multiplies the shifted latents; positive or negative, not 0.
         shift_factor: subtracted from z.
         quant: whether a 1x1 convolution ends the encoder.
         post_quant: whether a 1x1 convolution begins the decoder.
@@ -200,8 +206,8 @@ class AutoencoderKL(nnx.Module):
         channels: tuple[int, ...] = (128, 256, 512, 512),
         layers: int = 2,
         groups: int = 32,
-        scaling_factor: float = 0.18215,
-        shift_factor: float = 0.0,
+        scaling_factor: float | tuple[float, ...] = 0.18215,
+        shift_factor: float | tuple[float, ...] = 0.0,
         quant: bool = True,
         post_quant: bool = True,
         attention: bool = True,
@@ -210,9 +216,15 @@ class AutoencoderKL(nnx.Module):
     ):
         check_sizes(shape, channels, groups, scaling_factor)
         height, width, inside = shape
-        factor = 2 ** (len(channels) - 1)
+        for name, factor in (("scaling", scaling_factor), ("shift", shift_factor)):
+            if np.shape(factor) not in ((), (inside,)):
+                raise ValueError(
+                    f"{name}_factor must be one number or one for each of {inside} channels, got "
+                    f"{factor}"
+                )
+        enlarged = 2 ** (len(channels) - 1)
         self.shape = (height, width, inside)
-        self.image_shape = (factor * height, factor * width, image_channels)
+        self.image_shape = (enlarged * height, enlarged * width, image_channels)
         self.scaling_factor = scaling_factor
         self.shift_factor = shift_factor
         channels = tuple(channels)
@@ -243,8 +255,8 @@ class AutoencoderKL(nnx.Module):
         mean, log_variance = jnp.split(h[0].astype(image.dtype), 2, axis=-1)
         # The range in which exp neither overflows nor vanishes; training clips to the same.
         log_variance = jnp.clip(log_variance, -30.0, 20.0)
-        scale = self.scaling_factor
-        return (mean - self.shift_factor) * scale, log_variance + 2 * log(abs(scale))
+        scale, shift = self._coordinates(image.dtype)
+        return (mean - shift) * scale, log_variance + 2 * jnp.log(jnp.abs(scale))
 
     def encode(self, image: Sample, *, key: Key | None = None) -> Sample:
         """Return the latent of an image.
@@ -280,6 +292,11 @@ class AutoencoderKL(nnx.Module):
             raise ValueError(
                 f"the latent has shape {x.shape} and this autoencoder takes {self.shape}"
             )
-        z = (x / self.scaling_factor + self.shift_factor)[None]
+        scale, shift = self._coordinates(x.dtype)
+        z = (x / scale + shift)[None]
         z = z if self.post_quant_conv is None else self.post_quant_conv(z)
         return self.decoder(z)[0].astype(x.dtype)
+
+    def _coordinates(self, dtype: Any) -> tuple[Array, Array]:
+        """Return scaling and shift as arrays."""
+        return jnp.asarray(self.scaling_factor, dtype), jnp.asarray(self.shift_factor, dtype)

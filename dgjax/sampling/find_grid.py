@@ -56,7 +56,8 @@ def find_grid(
         xs: (m, *shape) latents at t_max, or samples at t_min with `run=likelihood`.
         tolerance: largest `info.solver_error` allowed, in nats.
         key: for probes and noise.
-        run: `sample`, `likelihood` or a function of the same signature.
+        run: `sample`, `likelihood` or a function of the same signature. The arrays of a
+            `jax.tree_util.Partial` are arguments of the compiled program, not constants in it.
         fewest: number of steps to begin with.
         most: number of steps not to exceed.
         **options: passed on to `run` (guides, divergence, solver, ...).
@@ -75,15 +76,18 @@ def find_grid(
     xs = as_float(xs)
     keys = jax.random.split(key, xs.shape[0])
 
+    if not isinstance(run, jax.tree_util.Partial):
+        run = jax.tree_util.Partial(run)
+
     @jax.jit
-    def errors(model, grid, xs, keys):
+    def errors(run, model, grid, xs, keys):
         one = lambda x, key: run(model, x, grid, key=key, **options).info.solver_error
         return jax.vmap(one)(xs, keys)
 
     steps = fewest
     while True:
         grid = grid_logsnr(model, steps)
-        error = float(jnp.max(errors(model, grid, xs, keys)))
+        error = float(jnp.max(errors(run, model, grid, xs, keys)))
         if error <= tolerance:
             return FoundGrid(grid, error)
         if error == float("inf"):

@@ -2,6 +2,7 @@
 
 from dgjax.data import load_data
 from dgjax.training.config import TrainConfig, load_config
+from dgjax.training.edm2_average import import_edm2_average
 from dgjax.training.export import export, plan_average
 from dgjax.training.loop import Fit, fit
 from dgjax.training.loss import denoising_loss
@@ -12,6 +13,7 @@ __all__ = [
     "denoising_loss",
     "export",
     "fit",
+    "import_edm2_average",
     "load_config",
     "load_data",
     "plan_average",

@@ -17,6 +17,7 @@ from dgjax.files import replace_file
 from dgjax.training import ema
 
 __all__ = [
+    "MAX_ERROR",
     "Reconstruction",
     "plan_reconstruction",
     "reconstruct",

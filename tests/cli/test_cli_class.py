@@ -13,7 +13,7 @@ from dgjax.checkpoints.checkpoint import load
 from dgjax.checkpoints.opened import open_model
 from dgjax.evaluation.alignment import alignment_statistics
 from dgjax.evaluation.batched import SolverSettings, measure_alignments
-from dgjax.guidance.classifier_free import classifier_free_guidance
+from dgjax.guidance.classifier_free import autoguidance, classifier_free_guidance
 from dgjax.guidance.density import density_guidance
 from dgjax.guidance.target import target_guidance
 from dgjax.model.divergence import Hutchinson
@@ -70,14 +70,53 @@ def test_the_class_conditions_and_the_weight_strengthens(by, weight, folder, tmp
         assert np.abs(right.x - other.x).max() > 0.02
 
 
+@pytest.mark.slow
+def test_a_weaker_model_guides(folder, tmp_path, run, small_model):
+    weak = small_model(tmp_path / "weak", SHAPE, spread=0.7, weights=0.3, num_classes=3)
+    options = ["--model", folder, "--seed", SEED, "--num", NUM, "--class", 2, "--q", 0.4]
+    options += ["--solver", "rk4", "--probes", 1, "--out", tmp_path / "out"]
+    options += ["--guidance-model", weak, "--guidance", 2.5, "--steps", STEPS]
+    assert run("sample", *options)[0] == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["guidance"], summary["guidance_model"]) == (2.5, str(weak))
+
+    model, other = (repath(load(place)[0], edm(7.0)) for place in (folder, weak))
+    grid, keys = grid_logsnr(model, STEPS), jax.random.split(jax.random.key(SEED), 3)
+    guide = autoguidance(2.5, other, cond=2)
+    solve = {"divergence": Hutchinson(1), "cond": 2, "solver": RK4()}
+
+    @jax.jit
+    def expected(model, guide):
+        def one(x, key):
+            guides = (guide, density_guidance(jnp.float32(0.4)))
+            return sample(model, x, grid, key=key, guides=guides, **solve)
+
+        latents = jax.vmap(lambda k: prior_sample(model, k, SHAPE))(jax.random.split(keys[0], NUM))
+        return jax.vmap(one)(latents, jax.random.split(keys[1], NUM))
+
+    right = expected(model, guide)
+    with np.load(tmp_path / "out" / "samples.npz") as found:
+        np.testing.assert_allclose(found["x"][0], right.x, atol=1e-3)
+        np.testing.assert_allclose(found["log_density"][0], right.log_density, atol=0.05)
+    of_another_class = expected(model, autoguidance(2.5, other, cond=jnp.asarray(1)))
+    assert np.abs(of_another_class.x - right.x).max() > 0.02
+
+
 def test_trouble_with_classes_is_one_clear_line(folder, tmp_path, run, small_model):
     unlabelled = small_model(tmp_path / "unlabelled", SHAPE, spread=0.7)
+    more = small_model(tmp_path / "more", SHAPE, spread=0.7, num_classes=4)
+    wide = small_model(tmp_path / "wide", (4, 6, 1), spread=0.7)
+    weaker = ["--model", folder, "--guidance", 2, "--guidance-model"]
     for arguments, message in [
         (["--model", folder, "--class", 3], "class 3 is out of range: .* takes 0 to 2"),
         (["--model", folder, "--class", -1], "class -1 is out of range"),
         (["--model", unlabelled, "--class", 0], "takes no class labels: ask for no class"),
-        (["--model", folder, "--guidance", 2], "add --class, or leave it out"),
+        (["--model", folder, "--guidance", 2], "add --class or --guidance-model"),
         (["--model", folder, "--class", 0, "--guidance", "nan"], "weight must be finite"),
+        ([*weaker, more], "differ in their number of classes .3 and 4.: choose"),
+        ([*weaker, wide], "differ in their shape"),
+        ([*weaker, unlabelled, "--guidance", "inf"], "weight must be finite"),
+        ([*weaker, unlabelled, "--guidance", 1], "needs a weight other than 1"),
     ]:
         status, _, complaint = run("sample", *arguments, "--out", tmp_path / "out")
         assert status == 1
