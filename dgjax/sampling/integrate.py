@@ -2,7 +2,7 @@
 
 The steps of a fixed grid are one `jax.lax.scan`. Each step is a checkpoint: in reverse mode a step
 is computed again from the state before it, so that n steps keep n states and the intermediate
-results of one step. Forward mode works too.
+results of one evaluation of the network. Forward mode works too.
 
 Adaptive steps, and fixed steps under an adjoint that the caller chose, are a `diffrax.diffeqsolve`.
 """
@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import diffrax
-import equinox
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -101,8 +100,6 @@ def integrate(
 
 
 def _scan(term, solver, state: State, grid, args, save, meter: Progress) -> Integrated:
-    solver = _differentiable(solver)
-
     def step(state, solver_state, t0, t1):
         state, _, _, solver_state, _ = solver.step(
             term, t0, t1, state, args, solver_state, made_jump=False
@@ -126,11 +123,3 @@ def _scan(term, solver, state: State, grid, args, save, meter: Progress) -> Inte
     meter.close(bar)
     saved = jax.tree.map(lambda a, rest: jnp.concatenate([a[None], rest]), start, saved)
     return Integrated(end, saved, solver_state)
-
-
-def _differentiable(solver: Solver) -> Solver:
-    """Return a solver whose loop over stages, if it has one, serves both modes."""
-    where = lambda solver: solver.scan_kind
-    if getattr(solver, "scan_kind", "none") is not None:
-        return solver
-    return equinox.tree_at(where, solver, "bounded", is_leaf=lambda node: node is None)

@@ -39,6 +39,7 @@ from dgjax.sampling.compiled import compile_once, on_any_mesh
 from dgjax.sampling.integrate import integrate
 from dgjax.sampling.multistep import empty_node
 from dgjax.sampling.results import Errors, Sampled, summarize
+from dgjax.sampling.scanned_stages import ScannedStages
 from dgjax.sampling.solver_quadrature import integrate_nodes
 from dgjax.sampling.solvers import (
     Controller,
@@ -239,10 +240,13 @@ def _solve(
     adjoint = default_adjoint(controller) if adjoint is None else adjoint
     problem = _Problem(model, guides, noise, divergence, traced)
     problem, x, grid, start = guard_inputs(adjoint, (problem, x, grid, start))
+    # Without an adjoint the steps are a scan, and so are their stages.
+    scanned = adjoint is None and isinstance(solver, diffrax.AbstractERK)
+    method = ScannedStages(solver) if scanned else solver
     run = partial(
         integrate,
         term,
-        StageErrors(solver) if stages else solver,
+        StageErrors(method) if stages else method,
         args=problem,
         controller=controller,
         adjoint=adjoint,

@@ -112,7 +112,8 @@ class StageErrors(diffrax.AbstractWrappedSolver):
         error = _step_error(self.solver.tableau, y0, y1, dense["k"], dt)
         dense = {"y0": y0, "y1": _without(y1), "k": _without(dense["k"])}
         state = _Inner(inner, solver_state.errors.add(error))
-        return _without(y1), _without(y_error), dense, state, result
+        y_error = None if y_error is None else _without(y_error)  # there is none on fixed grids
+        return _without(y1), y_error, dense, state, result
 
     def func(self, terms, t0, y0, args):
         """Evaluate the terms."""
