@@ -11,9 +11,13 @@ import pytest
 
 import dgjax
 from dgjax import pilot, sample, target_guidance
+from dgjax.guidance.guide import apply_guides
 from dgjax.model.divergence import Exact, Untracked
+from dgjax.model.local import evaluate
+from dgjax.sampling import level_set
 from dgjax.sampling.results import Trajectory
 from dgjax.sampling.solvers import RK4, LevelSetEuler, Multistep
+from dgjax.sampling.state import Evaluation, State
 from dgjax.sampling.time_grids import grid_karras, grid_logsnr
 
 KEY = jax.random.key(0)
@@ -220,3 +224,38 @@ def test_adaptive_steps_are_refused(model):
             solver=LevelSetEuler(),
             controller=control,
         )
+
+
+def history_of(model, t, x, guides=()):
+    local = evaluate(model, t, x, divergence=Exact(), key=KEY, log_densities=jnp.zeros(1))
+    return level_set.init(Evaluation(apply_guides(guides, local), local, jnp.zeros(())))
+
+
+@pytest.mark.parametrize("deficit", [0.0, 3.0, -5.0])
+def test_the_bend_pays_the_deficit_on_a_sphere(model, deficit):
+    """Without data level sets are spheres: the gain of the whole displacement is the deficit."""
+    p, z = jax.random.normal(KEY, (2, 24))
+    e = -p
+    z = z - jnp.vdot(z, e) / jnp.vdot(e, e) * e
+    start = history_of(model, 1.0, jnp.ones((2, 8)))._replace(deficit=jnp.asarray(deficit))
+    moved = level_set._bend(start, 0.9 * z, e, jnp.sum(e**2))
+    gain = 0.5 * (jnp.sum(p**2) - jnp.sum((p + moved.total) ** 2))
+    np.testing.assert_allclose(gain, deficit, atol=1e-9)
+    assert jnp.linalg.norm(moved.noise) > 2
+
+
+def test_log_densities_are_predicted_with_what_the_guides_ask_for():
+    model = dgjax.closed_form(
+        dgjax.gaussian(jnp.full(8, 3.0), 4.0), dgjax.edm(), t_min=W_MIN, t_max=W_MAX
+    )
+    x, t, dt = 3 + 4 * jax.random.normal(KEY, (8,)), 3.0, -0.02
+    noise, dW = dgjax.level_set_noise(0.3), jnp.zeros(8)
+    start = State(x, jnp.zeros(1), jnp.zeros(()), jnp.zeros(()))
+    gains = []
+    for q in (0.5, 0.8):
+        history = history_of(model, t, x, (dgjax.density_guidance(q),))
+        predicted, _ = level_set.predict(model.path, history, start, noise, dt, dW)
+        true = [dgjax.log_density(model, *at) for at in ((t + dt, predicted.x), (t, x))]
+        np.testing.assert_allclose(predicted.log_densities, true[0] - true[1], rtol=0.03)
+        gains.append(predicted.log_densities)
+    assert gains[1] > gains[0] + 0.01
