@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import dgjax
+from dgjax.sampling import node_quadrature
 
 KEY = jax.random.key(0)
 MEAN, VARIANCE = np.array([3.0, -2.0, 0.5]), 1.7
@@ -127,3 +128,19 @@ def test_an_error_that_is_not_read_costs_nothing(model):
 
     log_density, error = flops(lambda found: found.log_density), flops(lambda f: f.solver_error)
     assert max(log_density, error) < 0.95 * flops(lambda found: found)
+
+
+@pytest.mark.parametrize(("width", "before"), [(7, 3), (6, 2)])
+def test_stencils_take_the_nearest_points(width, before):
+    """Differences at a point and integrals to the next one are exact on their polynomials."""
+    count, power = 15, np.arange(width)
+    index, weights = node_quadrature._differences(width, count)
+    first = np.clip(np.arange(count) - before, 0, count - width)
+    np.testing.assert_array_equal(index, first[:, None] + np.arange(width))
+    u = np.arange(count) / 4
+    found = np.einsum("nk,nkp->np", weights, u[index][..., None] ** power)
+    slopes = power * u[:, None] ** np.maximum(power - 1, 0) / 4
+    np.testing.assert_allclose(found, slopes, atol=1e-9)
+    gains = node_quadrature._integrate(width, jnp.asarray(u[:, None] ** power))
+    whole = 4 * u[:, None] ** (power + 1) / (power + 1)
+    np.testing.assert_allclose(gains, np.diff(whole, axis=0), atol=1e-9)
