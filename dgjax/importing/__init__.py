@@ -15,8 +15,10 @@ without a checkpoint, too: `jax.tree.map(jnp.asarray, found.model)` puts the wei
 have the same names.
 """
 
+from dgjax.importing.adm import import_adm, is_adm
 from dgjax.importing.diffusers import import_diffusers
 from dgjax.importing.diffusers_parts import is_diffusers
+from dgjax.importing.dit import import_dit, is_dit
 from dgjax.importing.edm import import_edm, is_edm
 from dgjax.importing.edm2 import Snapshot, edm2_snapshots, import_edm2, is_edm2
 from dgjax.importing.model_folder import Imported
@@ -32,11 +34,15 @@ __all__ = [
     "Snapshot",
     "StoredArray",
     "edm2_snapshots",
+    "import_adm",
     "import_diffusers",
+    "import_dit",
     "import_edm",
     "import_edm2",
     "import_model",
+    "is_adm",
     "is_diffusers",
+    "is_dit",
     "is_edm",
     "is_edm2",
     "load_state_dict",
