@@ -15,6 +15,7 @@ from flax import nnx
 
 from dgjax.checkpoints.checkpoint import Meta
 from dgjax.checkpoints.spec import ModelSpec, build, build_network
+from dgjax.importing.adm_published import PUBLISHED
 from dgjax.importing.adm_structure import AdmStructure, read_structure, split_attention
 from dgjax.importing.model_folder import Imported, card_licence
 from dgjax.importing.run_processes import DIFFUSION, RunProcess, diffusion, flow_to_data
@@ -41,30 +42,6 @@ STATED = {
 }
 OTHERS = ("in_channels", "out_channels", "class_cond", "learn_sigma", "resblock_updown")
 MORE = ("conv_resample", "large_size", "small_size", "discrete_flow_matching")
-# Published models by the names of their files, with settings as their authors state them.
-ADM_256 = {"image_size": 256, "num_head_channels": 64, "noise_schedule": "linear"}
-IMPROVED = {"num_heads": 4, "noise_schedule": "cosine", "diffusion_steps": 4000}
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "64x64_diffusion": {
-        "image_size": 64,
-        "num_head_channels": 64,
-        "noise_schedule": "cosine",
-        "use_new_attention_order": True,
-    },
-    "128x128_diffusion": {"image_size": 128, "num_heads": 4, "noise_schedule": "linear"},
-    "256x256_diffusion": ADM_256,
-    "256x256_diffusion_uncond": ADM_256,
-    "512x512_diffusion": {**ADM_256, "image_size": 512},
-    "lsun_bedroom": ADM_256,
-    "lsun_cat": ADM_256,
-    "lsun_horse": ADM_256,
-    "lsun_horse_nodropout": ADM_256,
-    "imagenet64_uncond_100M_1500K": {**IMPROVED, "image_size": 64, "rescale_timesteps": True},
-    "cifar10_uncond_50M_500K": {**IMPROVED, "image_size": 32, "rescale_timesteps": True},
-    "imagenet64_cond_270M_250K": {**IMPROVED, "image_size": 64, "rescale_timesteps": False},
-    "lsun_uncond_100M_1200K_bs128": {**ADM_256, "num_heads": 1, "num_head_channels": -1},
-    "lsun_uncond_100M_2400K_bs64": {**ADM_256, "num_heads": 1, "num_head_channels": -1},
-}
 
 
 def is_adm(path: str | os.PathLike) -> bool:
@@ -172,7 +149,10 @@ def _refuse_others(arrays: Mapping[str, Any], what: str) -> None:
             f"{what} attends to a text or another sequence, and only networks without a condition "
             "or with class labels are imported: dgjax.torch_network takes it as it is"
         )
-    if not any(name.startswith("output_blocks.") for name in arrays) or "out.2.weight" not in arrays:
+    if (
+        not any(name.startswith("output_blocks.") for name in arrays)
+        or "out.2.weight" not in arrays
+    ):
         raise ValueError(
             f"{what} is half a U-Net, a classifier of noisy images: it has no density; import the "
             "diffusion model"
@@ -195,8 +175,7 @@ def _settings(path: Path) -> tuple[Settings, list[str]]:
     if published is None:
         return settings, []
     note = f"settings are those that OpenAI states for {path.stem}.pt"
-    values = {k: v for k, v in published.items() if v != -1}
-    return settings._replace(values={**values, **settings.values}), [note]
+    return settings._replace(values={**published, **settings.values}), [note]
 
 
 def _check_stated(settings: Settings, structure: AdmStructure) -> None:

@@ -118,7 +118,9 @@ def import_dit(
     family, notes = _family(path, arrays, settings)
     what = f"the {family} in {path}"
     if heads := [name for name in arrays if name.startswith("projectors.")]:
-        notes.append(f"{len(heads)} arrays of heads that only training has are left out (projectors)")
+        notes.append(
+            f"{len(heads)} arrays of heads that only training has are left out (projectors)"
+        )
     if any(name.endswith("attn.q_norm.weight") for name in arrays):
         raise ValueError(
             f"{what} has normalized queries and keys (qk_norm), which this network has not: "
@@ -161,9 +163,7 @@ def import_dit(
     return Imported(build(spec, loaded), decoder, meta, family, process.name, tuple(notes))
 
 
-def _family(
-    path: Path, arrays: Mapping[str, Any], settings: Settings
-) -> tuple[str, list[str]]:
+def _family(path: Path, arrays: Mapping[str, Any], settings: Settings) -> tuple[str, list[str]]:
     """Return which of `FAMILIES` it is, with a note if only the name of the file says so."""
     model = str(settings.values.get("model", ""))
     repa = "proj_coeff" in settings.values or any(n.startswith("projectors.") for n in arrays)
@@ -235,11 +235,17 @@ def _process(family: str, settings: Settings) -> RunProcess:
     if family == "DiT":
         return diffusion(settings, "linear")
     if family == "REPA":
-        choice(settings, "prediction", {"v": "velocity"}, "v")
-        return flow_to_noise(REPA_PATHS[choice(settings, "path_type", REPA_PATHS, "linear")])
-    path = choice(settings, "path_type", SIT_PATHS, "Linear")
-    predicts = choice(settings, "prediction", SIT_PREDICTIONS, "velocity")
-    return flow_to_data(SIT_PATHS[path], SIT_PREDICTIONS[predicts])
+        predicts = choice(settings, "prediction", {"v": "velocity"}, "v")
+        path = choice(settings, "path_type", REPA_PATHS, "linear")
+        found = flow_to_noise(REPA_PATHS[path])
+    else:
+        path = choice(settings, "path_type", SIT_PATHS, "Linear")
+        predicts = choice(settings, "prediction", SIT_PREDICTIONS, "velocity")
+        found = flow_to_data(SIT_PATHS[path], SIT_PREDICTIONS[predicts])
+    if {"path_type", "prediction"} <= settings.values.keys():
+        return found
+    note = f"path_type {path} and prediction {predicts} are taken, the defaults of {family}"
+    return found._replace(notes=(*found.notes, note))
 
 
 def _renamed(arrays: Mapping[str, Any], depth: int) -> dict[str, Any]:
@@ -261,6 +267,4 @@ def _renamed(arrays: Mapping[str, Any], depth: int) -> dict[str, Any]:
 def _third(array: Any, index: int) -> StoredArray:
     size = array.shape[0] // 3
     rows = slice(index * size, (index + 1) * size)
-    return StoredArray(
-        (size, *array.shape[1:]), array.dtype, lambda: np.asarray(array)[rows]
-    )
+    return StoredArray((size, *array.shape[1:]), array.dtype, lambda: np.asarray(array)[rows])

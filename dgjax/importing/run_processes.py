@@ -13,7 +13,9 @@ SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 # A clock from noise at 0 to data at 1.
 REVERSED = {"rate": -1.0, "offset": 1.0}
 EDGE = 1e-3
-FLOW_NOTE = f"the flow ends where noise or data vanish: t_min is {EDGE:g}, and t_max 1 less {EDGE:g}"
+FLOW_NOTE = (
+    f"the flow ends where noise or data vanish: t_min is {EDGE:g}, and t_max 1 less {EDGE:g}"
+)
 
 
 class RunProcess(NamedTuple):
@@ -35,7 +37,8 @@ def diffusion(settings: Settings, schedule: str = "") -> RunProcess:
 
     Args:
         settings: with the names `DIFFUSION`.
-        schedule: the noise schedule if the settings have none; the empty text for no default.
+        schedule: the noise schedule of a program that has no settings; the empty text for one that
+            has.
 
     Raises:
         ValueError: if a setting is missing or unknown.
@@ -67,7 +70,10 @@ def diffusion(settings: Settings, schedule: str = "") -> RunProcess:
     }
     if rescaled and steps != 1000:
         spec["clock"] = {"rate": scale, "offset": 0.0}
-    return RunProcess(f"{name} betas, {steps} steps", spec)
+    defaults = {"diffusion_steps": "1000", "predict_xstart": "false"}
+    taken = [f"{k} = {v}" for k, v in defaults.items() if k not in settings.values]
+    notes = (f"not stated, and taken as is usual: {', '.join(taken)}",) if taken else ()
+    return RunProcess(f"{name} betas, {steps} steps", spec, () if schedule else notes)
 
 
 def flow_to_data(path: str = "rectified_flow", predicts: str = "velocity") -> RunProcess:

@@ -125,7 +125,7 @@ def _read(file: Path) -> dict[str, Any]:
     if file.suffix == ".json":
         return _plain(read_json(file))
     try:
-        import yaml
+        import yaml  # type: ignore[import-untyped]
     except ImportError:
         raise ValueError(f"reading {file} needs pip install pyyaml, or write it as JSON") from None
     try:

@@ -248,7 +248,8 @@ class UNet2D(nnx.Module):
             return cond
         if self.classes == "timestep":
             return self.class_embedding(self.time_proj(jnp.asarray(cond, float)))
-        check_label(cond, self.class_embedding.num_embeddings - 1 - (self.null is not None), self.null)
+        rows = self.class_embedding.num_embeddings
+        check_label(cond, (rows if self.null is None else self.null) - 1, self.null)
         # A batch of one, because flax's table of a single vector takes no scalar.
         return self.class_embedding(jnp.asarray(cond)[None])[0]
 

@@ -178,7 +178,9 @@ class Attention(nnx.Module):
         self.head = channels if settings.head_channels is None else settings.head_channels
         if settings.heads is not None:
             if settings.heads < 1 or channels % settings.heads:
-                raise ValueError(f"{settings.heads} attention heads do not divide {channels} channels")
+                raise ValueError(
+                    f"{settings.heads} attention heads do not divide {channels} channels"
+                )
             self.head = channels // settings.heads
         inner = channels // self.head * self.head
         self.group_norm = (

@@ -18,7 +18,8 @@ import dgjax
 from dgjax.checkpoints import load, save
 from dgjax.checkpoints.spec import build
 from dgjax.importing import import_model
-from dgjax.importing.adm import PUBLISHED, import_adm, is_adm
+from dgjax.importing.adm import import_adm, is_adm
+from dgjax.importing.adm_published import PUBLISHED
 
 torch = pytest.importorskip("torch")
 nn = torch.nn.functional
@@ -54,7 +55,9 @@ class Reference:
         return self.weights[name]
 
     def linear(self, name, h, size):
-        return nn.linear(h, self.get(f"{name}.weight", size, h.shape[1]), self.get(f"{name}.bias", size))
+        return nn.linear(
+            h, self.get(f"{name}.weight", size, h.shape[1]), self.get(f"{name}.bias", size)
+        )
 
     def conv(self, name, h, size, side=3, stride=1):
         weight = self.get(f"{name}.weight", size, h.shape[1], side, side)
@@ -62,12 +65,16 @@ class Reference:
 
     def norm(self, name, h):
         size = h.shape[1]
-        return nn.group_norm(h, 32, self.get(f"{name}.weight", size), self.get(f"{name}.bias", size))
+        return nn.group_norm(
+            h, 32, self.get(f"{name}.weight", size), self.get(f"{name}.bias", size)
+        )
 
     def resnet(self, name, h, size, change=lambda h: h):
         out = change(nn.silu(self.norm(f"{name}.in_layers.0", h)))
         out, h = self.conv(f"{name}.in_layers.2", out, size), change(h)
-        shift = self.linear(f"{name}.emb_layers.1", nn.silu(self.vector), (1 + self.scale_shift) * size)
+        shift = self.linear(
+            f"{name}.emb_layers.1", nn.silu(self.vector), (1 + self.scale_shift) * size
+        )
         shift = shift[..., None, None]
         if self.scale_shift:
             factor, shift = shift.split(size, 1)
@@ -82,7 +89,9 @@ class Reference:
         heads = self.heads(size)
         flat = self.norm(f"{name}.norm", h).flatten(2)
         rows = nn.conv1d(
-            flat, self.get(f"{name}.qkv.weight", 3 * size, size, 1), self.get(f"{name}.qkv.bias", 3 * size)
+            flat,
+            self.get(f"{name}.qkv.weight", 3 * size, size, 1),
+            self.get(f"{name}.qkv.bias", 3 * size),
         )
         if self.new_order:
             q, k, v = rows.reshape(n, 3, heads, size // heads, -1).unbind(1)
@@ -111,7 +120,9 @@ class Reference:
         h = self.linear("time_embed.0", torch.cat([waves.cos(), waves.sin()], 1), 4 * FEATURES)
         self.vector = self.linear("time_embed.2", nn.silu(h), 4 * FEATURES)
         if self.labels is not None:
-            self.vector = self.vector + self.get("label_emb.weight", self.labels, 4 * FEATURES)[label]
+            self.vector = (
+                self.vector + self.get("label_emb.weight", self.labels, 4 * FEATURES)[label]
+            )
         h = self.conv("input_blocks.0.0", x, self.widths[0])
         skips, index = [h], 1
         for level, size in enumerate(self.widths):
@@ -213,7 +224,7 @@ def test_classes_are_read_with_and_without_one_for_none(tmp_path):
     np.testing.assert_allclose(network(sample(), 7.0), none, atol=2e-5)
     np.testing.assert_allclose(network(sample(), 7.0, 2), expected[2], atol=2e-5)
     assert np.abs(none - expected[2]).max() > 0.01
-    with pytest.raises(ValueError, match="4 for no label|3 for no label"):
+    with pytest.raises(ValueError, match="3 for no label"):
         network(sample(), 7.0, 4)
 
 
@@ -229,9 +240,7 @@ def averages(weights):
     }
 
 
-@pytest.mark.parametrize(
-    ("program", "settings"), [("torchcfm", FLOW), ("flow_matching", None)]
-)
+@pytest.mark.parametrize(("program", "settings"), [("torchcfm", FLOW), ("flow_matching", None)])
 def test_averaged_weights_of_a_run_are_taken_and_named(program, settings, tmp_path):
     net = Reference()
     file = write(tmp_path, net, settings, table=lambda weights: averages(weights)[program])
@@ -260,7 +269,9 @@ def gaussian(alpha, sigma, x):
 
 def log_density(alpha, sigma, x):
     variance = (alpha * SCALE) ** 2 + sigma**2
-    return -0.5 * (np.sum((x - alpha * MEAN) ** 2) / variance + x.size * np.log(2 * np.pi * variance))
+    return -0.5 * (
+        np.sum((x - alpha * MEAN) ** 2) / variance + x.size * np.log(2 * np.pi * variance)
+    )
 
 
 def measured(found, network, x):

@@ -25,6 +25,8 @@ nn = torch.nn.functional
 
 SIDE, PATCH, CHANNELS, WIDTH, DEPTH, HEADS, CLASSES = 6, 2, 4, 16, 2, 4, 5
 
+SETTINGS = {"num_heads": HEADS}
+
 
 class Reference:
     """The transformer by its structure: `net(x, t, label)` on a batch (n, c, h, w)."""
@@ -71,7 +73,9 @@ class Reference:
         normal = lambda h: nn.layer_norm(h, (WIDTH,), eps=1e-6)
         for i in range(DEPTH):
             name = f"blocks.{i}"
-            made = self.linear(f"{name}.adaLN_modulation.1", vector, 6 * WIDTH)[:, None].chunk(6, -1)
+            made = self.linear(f"{name}.adaLN_modulation.1", vector, 6 * WIDTH)[:, None].chunk(
+                6, -1
+            )
             shift, scale, gate, shift_2, scale_2, gate_2 = made
             h = h + gate * self.attend(f"{name}.attn", normal(h) * (1 + scale) + shift)
             out = self.linear(f"{name}.mlp.fc1", normal(h) * (1 + scale_2) + shift_2, 4 * WIDTH)
@@ -96,7 +100,7 @@ def output(net, x, t, label=0):
     return out[0, :CHANNELS].numpy().transpose(1, 2, 0)
 
 
-def write(folder, name="SiT.pt", settings={"num_heads": HEADS}, net=None, table=lambda w: w):
+def write(folder, name="SiT.pt", settings=SETTINGS, net=None, table=lambda w: w):
     """Save weights, with settings beside them."""
     net = Reference() if net is None else net
     output(net, sample(), 0.5)
@@ -147,7 +151,9 @@ def gaussian(alpha, sigma, x):
 
 def log_density(alpha, sigma, x):
     variance = (alpha * SCALE) ** 2 + sigma**2
-    return -0.5 * (np.sum((x - alpha * MEAN) ** 2) / variance + x.size * np.log(2 * np.pi * variance))
+    return -0.5 * (
+        np.sum((x - alpha * MEAN) ** 2) / variance + x.size * np.log(2 * np.pi * variance)
+    )
 
 
 def sit_path(kind, s):
@@ -256,7 +262,7 @@ def test_what_cannot_be_known_is_refused_in_one_line(case, tmp_path):
 
 def test_other_positions_are_refused(tmp_path):
     shifted = lambda weights: {**weights, "pos_embed": weights["pos_embed"] + 0.1}
-    with pytest.raises(ValueError, match="pos_embed.* is not what this network computes"):
+    with pytest.raises(ValueError, match=r"pos_embed.* is not what this network computes"):
         import_dit(write(tmp_path, table=shifted))
 
 
