@@ -88,7 +88,7 @@ def import_adm(
     _refuse_others(arrays, what)
     structure = read_structure(arrays, what)
     _refuse_inputs(structure, what)
-    settings, known = _settings(path)
+    settings, known = _settings(path, structure)
     notes = [*_table_notes(path, raw), *known]
     _check_stated(settings, structure)
     heads, head_notes = _heads(settings)
@@ -169,10 +169,12 @@ def _refuse_inputs(structure: AdmStructure, what: str) -> None:
         )
 
 
-def _settings(path: Path) -> tuple[Settings, list[str]]:
+def _settings(path: Path, structure: AdmStructure) -> tuple[Settings, list[str]]:
     settings = find_settings(path, (*SETTINGS, *STATED, *OTHERS, *MORE))
-    published = PUBLISHED.get(path.stem)
-    if published is None:
+    published = PUBLISHED.get(path.stem, {})
+    if not published or any(
+        published[key] != structure.network[STATED[key]] for key in published.keys() & STATED
+    ):
         return settings, []
     note = f"settings are those that OpenAI states for {path.stem}.pt"
     return settings._replace(values={**published, **settings.values}), [note]

@@ -338,15 +338,20 @@ def test_a_checkpoint_keeps_the_clock(tmp_path):
     np.testing.assert_allclose(pairs[0].x0, pairs[1].x0, atol=1e-6)
 
 
-def test_published_models_are_known_by_name(tmp_path):
+def test_published_models_are_known_by_name_and_structure(tmp_path, monkeypatch):
+    for values in PUBLISHED.values():
+        assert {"image_size", "noise_schedule", "num_channels"} <= values.keys()
+        assert "rescale_timesteps" in values or values.get("diffusion_steps", 1000) == 1000
     net = Reference(heads=lambda channels: channels // 64, widths=(64,))
-    found = import_adm(write(tmp_path, net, name="lsun_cat.pt"), shape=(SIZE, SIZE))
+    file = write(tmp_path, net, name="lsun_cat.pt")
+    with pytest.raises(ValueError, match="do not tell the heads"):
+        import_adm(file)  # of the same name, and another network
+    small = {"num_channels": FEATURES, "num_res_blocks": 1}
+    monkeypatch.setitem(PUBLISHED, "lsun_cat", {**PUBLISHED["lsun_cat"], **small})
+    found = import_adm(file, shape=(SIZE, SIZE))
     assert any("OpenAI states" in note for note in found.notes)
     assert found.model.shape == (SIZE, SIZE, 3)
     assert found.meta.model.network["attention_head_dim"] == 64
-    for values in PUBLISHED.values():
-        assert {"image_size", "noise_schedule"} <= values.keys()
-        assert "rescale_timesteps" in values or values.get("diffusion_steps", 1000) == 1000
 
 
 def edited(**changes):
