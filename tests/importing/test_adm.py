@@ -33,12 +33,12 @@ class Reference:
     def __init__(
         self,
         *,
-        widths=(32, 64),
+        widths=(32, 32),
         layers=1,
         attention=(1,),
         heads=lambda channels: 4,
         new_order=False,
-        scale_shift=False,
+        scale_shift=True,
         resample="conv",
         channels=3,
         outputs=3,
@@ -176,9 +176,17 @@ def write(folder, net, settings=None, name="model.pt", table=lambda weights: wei
 ADM = {"image_size": SIZE, "num_heads": 4, "noise_schedule": "linear"}
 FLOW = {"image_size": SIZE, "num_heads": 4, "process": "flow_matching"}
 VARIANTS = {
-    "older order of heads": ({}, ADM),
+    # Where the time is only added, normalizations of one channel a group would hide it.
+    "older order of heads": (
+        {"scale_shift": False, "widths": (32, 64)},
+        {**ADM, "use_scale_shift_norm": False},
+    ),
     "newer order, learned variance": (
-        {"new_order": True, "outputs": 6, "scale_shift": True, "resample": "resnet"},
+        {
+            "new_order": True,
+            "outputs": 6,
+            "resample": "resnet",
+        },
         {**ADM, "use_new_attention_order": True, "resblock_updown": True, "learn_sigma": True},
     ),
     "channels of heads": (
@@ -186,7 +194,7 @@ VARIANTS = {
         {"image_size": SIZE, "num_head_channels": 16, "noise_schedule": "cosine"},
     ),
     "narrow first level, no weights in resampling": (
-        {"widths": (64, 64, 32), "resample": "pool", "layers": 2, "attention": ()},
+        {"widths": (64, 32), "resample": "pool", "layers": 2, "attention": ()},
         {**FLOW, "conv_resample": False, "num_res_blocks": 2},
     ),
 }
