@@ -1,4 +1,4 @@
-"""Models that diffusers, EDM or EDM2 trained, read as models of this library.
+"""Models that other programs trained, read as models of this library.
 
     from dgjax.checkpoints.checkpoint import save
     from dgjax.importing import import_model
@@ -7,7 +7,8 @@
     save("models/cifar10", found.model, found.meta, autoencoder=found.autoencoder, dtype=None)
 
 `import_model` takes a file, a folder or a name on the Hugging Face hub, and asks the readers
-(`READERS`) who recognises it: `import_diffusers`, `import_edm`, `import_edm2`.
+(`READERS`) who recognises it: `import_diffusers`, `import_edm`, `import_edm2`, `import_adm`,
+`import_dit`.
 `found.model` is a `dgjax.Field` with NumPy weights in the precision of their files. It can be used
 without a checkpoint, too: `jax.tree.map(jnp.asarray, found.model)` puts the weights on the device.
 

@@ -175,6 +175,14 @@ def _settings(path: Path, structure: AdmStructure) -> tuple[Settings, list[str]]
     if not published or any(
         published[key] != structure.network[STATED[key]] for key in published.keys() & STATED
     ):
+        if not settings.values:
+            raise ValueError(
+                f"{path} is a U-Net of OpenAI's kind; its weights do not tell the size of the "
+                "images, the heads of the attention and the process: write them to "
+                f'{settings.place}, such as {{"image_size": 64, "num_heads": 4, "noise_schedule": '
+                '"linear"}, or "process": "flow_matching" in place of the last for torchcfm and '
+                "flow_matching"
+            )
         return settings, []
     note = f"settings are those that OpenAI states for {path.stem}.pt"
     return settings._replace(values={**published, **settings.values}), [note]

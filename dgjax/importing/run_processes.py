@@ -85,13 +85,13 @@ def flow_to_data(path: str = "rectified_flow", predicts: str = "velocity") -> Ru
     """
     spec = {"path": {"kind": path}, "parametrization": {"kind": predicts}, "clock": REVERSED}
     if path == "vp":
-        return RunProcess("flow to data, vp", {**spec, "t_min": EDGE, "t_max": 1.0})
+        return RunProcess("flow to data", {**spec, "t_min": EDGE, "t_max": 1.0})
     ends = {"t_min": EDGE, "t_max": 1 - EDGE}
-    return RunProcess(f"flow to data, {path}", {**spec, **ends}, (FLOW_NOTE,))
+    return RunProcess("flow to data", {**spec, **ends}, (FLOW_NOTE,))
 
 
 def flow_to_noise(path: str = "rectified_flow") -> RunProcess:
     """Return the flow of REPA, with data at time 0; `path` as of `flow_to_data`."""
     spec = {"path": {"kind": path}, "parametrization": {"kind": "velocity"}}
     ends = {"t_min": EDGE, "t_max": 1 - EDGE}
-    return RunProcess(f"flow to noise, {path}", {**spec, **ends}, (FLOW_NOTE,))
+    return RunProcess("flow to noise", {**spec, **ends}, (FLOW_NOTE,))

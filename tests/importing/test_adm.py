@@ -352,7 +352,7 @@ def test_published_models_are_known_by_name_and_structure(tmp_path, monkeypatch)
         assert "rescale_timesteps" in values or values.get("diffusion_steps", 1000) == 1000
     net = Reference(heads=lambda channels: channels // 64, widths=(64,))
     file = write(tmp_path, net, name="lsun_cat.pt")
-    with pytest.raises(ValueError, match="do not tell the heads"):
+    with pytest.raises(ValueError, match="do not tell the size"):
         import_adm(file)  # of the same name, and another network
     small = {"num_channels": FEATURES, "num_res_blocks": 1}
     monkeypatch.setitem(PUBLISHED, "lsun_cat", {**PUBLISHED["lsun_cat"], **small})
@@ -367,7 +367,8 @@ def edited(**changes):
 
 
 WRONG = {
-    "no settings": ({}, None, r'heads of the attention: add "num_heads".* to .*model\.json'),
+    "no settings": ({}, None, r"size of the images, the heads .* to .*model\.json, such as"),
+    "no heads": ({}, edited(num_heads=None), r'add "num_heads".* to .*model\.json'),
     "no size": ({}, edited(image_size=None), r'"image_size" to .*model\.json'),
     "no process": ({}, edited(noise_schedule=None), '"noise_schedule" .*flow_matching'),
     "a typing error": ({}, edited(num_head=4), "'num_head' is unknown.*did you mean"),

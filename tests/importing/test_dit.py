@@ -13,15 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from test_autoencoder_folder import SIZES, write_autoencoder
 
 import dgjax
 from dgjax.checkpoints import load, save
 from dgjax.checkpoints.spec import build
 from dgjax.importing import import_model
 from dgjax.importing.dit import import_dit, is_dit
+from dgjax.networks import AutoencoderKL
 
 torch = pytest.importorskip("torch")
-nn = torch.nn.functional
+functional = torch.nn.functional
 
 SIDE, PATCH, CHANNELS, WIDTH, DEPTH, HEADS, CLASSES = 6, 2, 4, 16, 2, 4, 5
 
@@ -43,7 +46,7 @@ class Reference:
 
     def linear(self, name, h, size):
         weight = self.get(f"{name}.weight", size, h.shape[-1])
-        return nn.linear(h, weight, self.get(f"{name}.bias", size))
+        return functional.linear(h, weight, self.get(f"{name}.bias", size))
 
     def positions(self, rows):
         """Sines and cosines of each token's column, then of its row."""
@@ -56,21 +59,21 @@ class Reference:
         n, tokens, _ = h.shape
         rows = self.linear(f"{name}.qkv", h, 3 * WIDTH)
         q, k, v = rows.reshape(n, tokens, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
-        out = nn.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(h.shape)
+        out = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(h.shape)
         return self.linear(f"{name}.proj", out, WIDTH)
 
     def __call__(self, x, t, label):
         rates = 1e4 ** (-torch.arange(128) / 128)
         waves = torch.cat([(t[:, None] * rates).cos(), (t[:, None] * rates).sin()], 1)
-        vector = nn.silu(self.linear("t_embedder.mlp.0", waves, WIDTH))
+        vector = functional.silu(self.linear("t_embedder.mlp.0", waves, WIDTH))
         vector = self.linear("t_embedder.mlp.2", vector, WIDTH)
         table = self.get("y_embedder.embedding_table.weight", CLASSES + 1, WIDTH)
-        vector = nn.silu(vector + table[label])
+        vector = functional.silu(vector + table[label])
         self.weights["pos_embed"] = self.positions(SIDE // PATCH)
         weight = self.get("x_embedder.proj.weight", WIDTH, CHANNELS, PATCH, PATCH)
-        h = nn.conv2d(x, weight, self.get("x_embedder.proj.bias", WIDTH), PATCH)
+        h = functional.conv2d(x, weight, self.get("x_embedder.proj.bias", WIDTH), PATCH)
         h = h.flatten(2).mT + self.weights["pos_embed"]
-        normal = lambda h: nn.layer_norm(h, (WIDTH,), eps=1e-6)
+        normal = lambda h: functional.layer_norm(h, (WIDTH,), eps=1e-6)
         for i in range(DEPTH):
             name = f"blocks.{i}"
             made = self.linear(f"{name}.adaLN_modulation.1", vector, 6 * WIDTH)[:, None].chunk(
@@ -79,7 +82,7 @@ class Reference:
             shift, scale, gate, shift_2, scale_2, gate_2 = made
             h = h + gate * self.attend(f"{name}.attn", normal(h) * (1 + scale) + shift)
             out = self.linear(f"{name}.mlp.fc1", normal(h) * (1 + scale_2) + shift_2, 4 * WIDTH)
-            out = self.linear(f"{name}.mlp.fc2", nn.gelu(out, approximate="tanh"), WIDTH)
+            out = self.linear(f"{name}.mlp.fc2", functional.gelu(out, approximate="tanh"), WIDTH)
             h = h + gate_2 * out
         made = self.linear("final_layer.adaLN_modulation.1", vector, 2 * WIDTH)[:, None]
         shift, scale = made.chunk(2, -1)
@@ -258,6 +261,20 @@ def test_what_cannot_be_known_is_refused_in_one_line(case, tmp_path):
     with pytest.raises(ValueError, match=message) as error:
         import_dit(file)
     assert "\n" not in str(error.value)
+
+
+def test_the_autoencoder_of_the_latents_is_given_or_named(tmp_path):
+    decoder = AutoencoderKL((SIDE, SIDE, CHANNELS), **SIZES, scaling_factor=1.0, rngs=nnx.Rngs(0))
+    write_autoencoder(tmp_path / "vae", decoder)
+    file = write(tmp_path)
+    given = import_dit(file, autoencoder=tmp_path / "vae")
+    named = import_dit(write(tmp_path, settings={**SETTINGS, "autoencoder": "vae"}))
+    for found in (given, named):
+        assert found.autoencoder.image_shape == (2 * SIDE, 2 * SIDE, 3)
+        assert found.meta.autoencoder["scaling_factor"] == 0.4
+        assert not any("latents" in note for note in found.notes)
+    with pytest.raises(ValueError, match=r"no folder .* of an autoencoder"):
+        import_dit(file, autoencoder=tmp_path / "none")
 
 
 def test_other_positions_are_refused(tmp_path):
