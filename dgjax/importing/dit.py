@@ -113,7 +113,7 @@ def import_dit(
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
-    arrays = dict(weights(path))
+    arrays = _in_one_row(weights(path))
     settings = find_settings(path, (*SETTINGS, *OTHERS))
     family, notes = _family(path, arrays, settings)
     what = f"the {family} in {path}"
@@ -161,6 +161,19 @@ def import_dit(
     )
     notes = [*notes, *more, *process.notes]
     return Imported(build(spec, loaded), decoder, meta, family, process.name, tuple(notes))
+
+
+def _in_one_row(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Return weights with the blocks of older files of REPA, in two rows, counted in one."""
+    first = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
+
+    def rename(name: str) -> str:
+        if not name.startswith("decoder_blocks."):
+            return name
+        _, index, rest = name.split(".", 2)
+        return f"blocks.{len(first) + int(index)}.{rest}"
+
+    return {rename(name): array for name, array in weights.items()}
 
 
 def _family(path: Path, arrays: Mapping[str, Any], settings: Settings) -> tuple[str, list[str]]:

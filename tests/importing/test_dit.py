@@ -130,6 +130,7 @@ def test_outputs_are_those_of_pytorch(family, tmp_path):
         expected = output(net, x, time, label)
         got = found.model.network(jnp.asarray(x), jnp.asarray(time), None if label else 0)
         np.testing.assert_allclose(got, expected, atol=5e-6 * np.abs(expected).max())
+    assert found.meta.model.network["norm_eps"] == 1e-6
     kinds = {"DiT": "noise", "SiT": "velocity", "REPA": "velocity"}
     assert found.meta.model.parametrization["kind"] == kinds[family]
     assert any("learned variance" in note for note in found.notes) == (family != "REPA")
@@ -140,6 +141,14 @@ def test_outputs_are_those_of_pytorch(family, tmp_path):
         sign, own = (-1, 0.3) if family == "SiT" else (1, 0.7)
         velocity = dgjax.velocity(found.model, t, jnp.asarray(x), 2)
         np.testing.assert_allclose(velocity, sign * output(net, x, own, 2), atol=1e-5)
+
+
+def test_the_two_rows_of_blocks_of_older_files_are_one(tmp_path):
+    net = Reference()
+    older = lambda w: {k.replace("blocks.1.", "decoder_blocks.0."): v for k, v in w.items()}
+    found = import_dit(write(tmp_path, "last.pt", SETTINGS, net, lambda w: projected(older(w))))
+    got = found.model.network(jnp.asarray(sample()), 0.3, 1)
+    np.testing.assert_allclose(got, output(net, sample(), 0.3, 1), atol=1e-5)
 
 
 MEAN, SCALE = np.array([1.5, -0.7, 0.4]), 0.6  # of the data
@@ -203,6 +212,7 @@ def test_the_log_density_is_that_of_the_data(family, path, prediction, tmp_path)
         return outputs.get(prediction, dalpha * data + dsigma * noise)
 
     model = build(replace(found.meta.model, shape=(3,)), network)
+    assert float(model.t_min) == pytest.approx(1e-3)
     x = jnp.array([1.1, -0.2, 1.3])
     ends = curve(path, jnp.asarray(1 - 1e-3 if family == "SiT" else 1e-3))
     got = dgjax.likelihood(model, x, dgjax.grid_logsnr(model, 64), key=jax.random.key(0))
