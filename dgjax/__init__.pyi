@@ -68,6 +68,7 @@ from .model.parametrization import (
     ScorePrediction,
     VelocityPrediction,
     VPrediction,
+    affine_time,
     preconditioned,
     rescale_time,
 )
@@ -128,6 +129,7 @@ __all__ = [
     "Untracked",
     "VPrediction",
     "VelocityPrediction",
+    "affine_time",
     "align",
     "alignment_statistics",
     "autoguidance",

@@ -205,7 +205,8 @@ def weight_bytes(folder: str | os.PathLike) -> int:
 
 def digest(model: Field, meta: Meta, autoencoder: Autoencoder | None = None) -> str:
     """Return the SHA-256 of a model's weights and facts, which copies of a checkpoint share."""
-    content = hashlib.sha256(json.dumps(asdict(meta), sort_keys=True).encode())
+    values = {**asdict(meta), "model": meta.model.to_dict()}
+    content = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
     for name, leaf in sorted(to_named((model.network, autoencoder)).items()):
         value = np.asarray(leaf)
         content.update(f"{name} {value.dtype} {value.shape}".encode())

@@ -5,14 +5,21 @@ the name of a constructor and its arguments. The four tables below list all name
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Protocol
 
 from flax import nnx
 
-from dgjax.checkpoints.configuration import check_kind, check_names, construct, is_number
+from dgjax.checkpoints.configuration import (
+    check_kind,
+    check_names,
+    check_types,
+    construct,
+    is_number,
+)
 from dgjax.model import discrete_time, parametrization, paths
-from dgjax.model.field import Field, field
+from dgjax.model.field import Field
+from dgjax.model.field import field as make_field
 from dgjax.model.parametrization import Network
 from dgjax.networks import (
     MLP,
@@ -73,6 +80,8 @@ AUTOENCODERS: dict[str, Callable[..., Any]] = {
     "autoencoder_kl": AutoencoderKL,
     "vq_model": VQModel,
 }
+# Arguments of `affine_time`.
+CLOCK = ("rate", "offset")
 
 
 class Autoencoder(Protocol):
@@ -104,6 +113,9 @@ class ModelSpec:
         parametrization: the same for a kind of `PARAMETRIZATIONS`.
         t_min: the time of the smallest noise level of the model, on its path.
         t_max: the time of the largest noise level.
+        clock: `{"rate": number, "offset": number}`, the arguments of
+            `dgjax.model.parametrization.affine_time`: the network has the time
+            s = offset + rate t, with t the time of `path`. Empty if both times are one.
 
     Raises:
         ValueError: if a value is wrong, or a kind or the name of an argument is unknown.
@@ -115,6 +127,7 @@ class ModelSpec:
     parametrization: Mapping[str, Any]
     t_min: float
     t_max: float
+    clock: Mapping[str, float] = field(default_factory=dict)
 
     __repr__ = short_fields
 
@@ -127,6 +140,9 @@ class ModelSpec:
         check_kind("model.network", NETWORKS, self.network, ("shape", "rngs"))
         check_kind("model.path", PATHS, self.path, ())
         check_kind("model.parametrization", PARAMETRIZATIONS, self.parametrization, ())
+        if self.clock != {}:
+            check_names("model.clock", self.clock, CLOCK, required=True)
+            check_types("model.clock", self.clock, dict.fromkeys(CLOCK, float))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelSpec":
@@ -135,7 +151,8 @@ class ModelSpec:
         Raises:
             ValueError: naming the key that is unknown or missing, or the value that is wrong.
         """
-        check_names("model", values, [f.name for f in fields(cls)], required=True)
+        names = [f.name for f in fields(cls)]
+        check_names("model", {"clock": {}, **values}, names, required=True)
         shape = values["shape"]
         if not isinstance(shape, list | tuple):
             raise ValueError(f"model: shape must be a list, got {shape!r}")
@@ -143,7 +160,10 @@ class ModelSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the specification as plain lists, numbers and names for JSON."""
-        return {**asdict(self), "shape": list(self.shape)}
+        values = {**asdict(self), "shape": list(self.shape)}
+        if not self.clock:
+            del values["clock"]
+        return values
 
 
 def build(spec: ModelSpec, network: Network | None = None, *, seed: int = 0) -> Field:
@@ -157,10 +177,11 @@ def build(spec: ModelSpec, network: Network | None = None, *, seed: int = 0) -> 
     Raises:
         ValueError: if a constructor refuses its arguments.
     """
-    return field(
+    predicted = construct("model.parametrization", PARAMETRIZATIONS, spec.parametrization)
+    return make_field(
         build_network(spec, seed) if network is None else network,
         construct("model.path", PATHS, spec.path),
-        construct("model.parametrization", PARAMETRIZATIONS, spec.parametrization),
+        parametrization.affine_time(predicted, **spec.clock) if spec.clock else predicted,
         t_min=spec.t_min,
         t_max=spec.t_max,
         shape=spec.shape,

@@ -38,7 +38,9 @@ def command(
     ] = None,
     autoencoder: Annotated[
         Path | None,
-        typer.Option(help="Folder of diffusers' autoencoder, for networks of EDM and EDM2."),
+        typer.Option(
+            help="Folder of diffusers' autoencoder, for networks of EDM, EDM2, DiT, SiT and REPA."
+        ),
     ] = None,
     ema_width: Annotated[
         float | None,

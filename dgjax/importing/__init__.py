@@ -1,4 +1,4 @@
-"""Models that diffusers, EDM or EDM2 trained, read as models of this library.
+"""Models that other programs trained, read as models of this library.
 
     from dgjax.checkpoints.checkpoint import save
     from dgjax.importing import import_model
@@ -7,7 +7,8 @@
     save("models/cifar10", found.model, found.meta, autoencoder=found.autoencoder, dtype=None)
 
 `import_model` takes a file, a folder or a name on the Hugging Face hub, and asks the readers
-(`READERS`) who recognises it: `import_diffusers`, `import_edm`, `import_edm2`.
+(`READERS`) who recognises it: `import_diffusers`, `import_edm`, `import_edm2`, `import_adm`,
+`import_dit`.
 `found.model` is a `dgjax.Field` with NumPy weights in the precision of their files. It can be used
 without a checkpoint, too: `jax.tree.map(jnp.asarray, found.model)` puts the weights on the device.
 
@@ -15,8 +16,10 @@ without a checkpoint, too: `jax.tree.map(jnp.asarray, found.model)` puts the wei
 have the same names.
 """
 
+from dgjax.importing.adm import import_adm, is_adm
 from dgjax.importing.diffusers import import_diffusers
 from dgjax.importing.diffusers_parts import is_diffusers
+from dgjax.importing.dit import import_dit, is_dit
 from dgjax.importing.edm import import_edm, is_edm
 from dgjax.importing.edm2 import Snapshot, edm2_snapshots, import_edm2, is_edm2
 from dgjax.importing.model_folder import Imported
@@ -32,11 +35,15 @@ __all__ = [
     "Snapshot",
     "StoredArray",
     "edm2_snapshots",
+    "import_adm",
     "import_diffusers",
+    "import_dit",
     "import_edm",
     "import_edm2",
     "import_model",
+    "is_adm",
     "is_diffusers",
+    "is_dit",
     "is_edm",
     "is_edm2",
     "load_state_dict",

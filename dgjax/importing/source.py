@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from dgjax.importing.adm import import_adm, is_adm
 from dgjax.importing.diffusers import import_diffusers
 from dgjax.importing.diffusers_parts import is_diffusers
+from dgjax.importing.dit import import_dit, is_dit
 from dgjax.importing.edm import import_edm, is_edm
 from dgjax.importing.edm2 import import_edm2, is_edm2
 from dgjax.importing.hub import HubModel, is_hub_name, local_snapshot, open_hub
@@ -22,6 +24,8 @@ READERS: tuple[tuple[Callable[[Path], bool], Callable[..., Imported]], ...] = (
     (is_edm2, import_edm2),
     (is_edm, import_edm),
     (is_diffusers, import_diffusers),
+    (is_adm, import_adm),
+    (is_dit, import_dit),
 )
 CONFIGS = ("config.json", "model_index.json")
 
@@ -45,7 +49,8 @@ def import_model(
         scheduler: the scheduler's config file or folder, for a network of diffusers alone or in
             place of the one in its pipeline.
         shape: (H, W) of the samples, for a network whose config does not state it.
-        autoencoder: folder of diffusers' autoencoder, for networks of latents of EDM and EDM2.
+        autoencoder: folder of diffusers' autoencoder, for networks of latents of EDM, EDM2, DiT,
+            SiT and REPA.
         licence: licence of the model in one line; unless given, that of the model card.
 
     Returns:

@@ -4,6 +4,7 @@ Nothing in a file is ever run: safetensors holds numbers only, and PyTorch's fil
 loader for weights alone. Pickles, which can hold programs, are refused.
 """
 
+import argparse
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from dgjax.importing.pickles import is_pickle, refuse_pickle
 from dgjax.importing.weights_files import TORCH_ENDINGS, choose_file, is_index
 
-__all__ = ["StoredArray", "open_weights"]
+__all__ = ["StoredArray", "open_weights", "training_run"]
 
 # Prefixes that PyTorch's wrappers (data parallel, compiled) put before all names.
 WRAPPERS = ("module.", "_orig_mod.")
@@ -57,7 +58,8 @@ def open_weights(source: str | os.PathLike) -> Mapping[str, StoredArray]:
     """Open the weights in a file, in a folder, or in the files that an index lists.
 
     In a folder, full precision is preferred to half, safetensors to PyTorch's files, and standard
-    names to others. Prefixes that PyTorch's wrappers put before all names are removed.
+    names to others. Prefixes that PyTorch's wrappers put before all names are removed. In a file of
+    a training run with several tables of weights, the averaged one (EMA) is taken.
 
     Args:
         source: a file, or a folder.
@@ -163,7 +165,33 @@ def _read_tensor(file: Path, name: str) -> np.ndarray:
         return opened.get_tensor(name)
 
 
-def _open_torch(file: Path) -> dict[str, StoredArray]:
+def training_run(source: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Return what a file of a training run holds beside the weights that `open_weights` takes.
+
+    Args:
+        source: as of `open_weights`.
+
+    Returns:
+        The names of the tables of weights, the one that is taken first, and the arguments of the
+        run; both are empty for a file of another kind.
+
+    Raises:
+        ValueError: if the file is damaged or is not read for safety.
+    """
+    file = _choose(source) if source.is_dir() else source
+    if file.suffix not in TORCH_ENDINGS:
+        return (), {}
+    content = _load_torch(file)
+    if not isinstance(content, Mapping) or _is_weights(content):
+        return (), {}
+    tables = sorted(_tables(content), key=lambda name: not _is_average(name))
+    arguments = content.get("args")
+    if isinstance(arguments, argparse.Namespace):
+        arguments = vars(arguments)
+    return tuple(tables), dict(arguments) if isinstance(arguments, Mapping) else {}
+
+
+def _load_torch(file: Path) -> Any:
     try:
         import torch
     except ImportError:
@@ -173,39 +201,55 @@ def _open_torch(file: Path) -> dict[str, StoredArray]:
         ) from None
     load = partial(torch.load, file, map_location="cpu", weights_only=True)
     try:
-        try:
-            content = load(mmap=True)
-        except (RuntimeError, ValueError):  # the format before PyTorch 1.6 cannot be mapped
-            content = load()
+        # The arguments of a training run are such a namespace: names and values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            try:
+                return load(mmap=True)
+            except (RuntimeError, ValueError):  # the format before PyTorch 1.6 cannot be mapped
+                return load()
     except Exception as error:  # pickle, zipfile and torch raise a dozen kinds
         raise ValueError(
             f"{file} is damaged, or holds more than weights and is not read for safety: "
             f"{_one_line(error)}"
         ) from error
+
+
+def _open_torch(file: Path) -> dict[str, StoredArray]:
+    content = _load_torch(file)
     return {name: _torch_array(name, tensor) for name, tensor in _state_dict(file, content).items()}
+
+
+def _is_weights(part: Any) -> bool:
+    import torch
+
+    return (
+        isinstance(part, Mapping)
+        and len(part) > 0
+        and all(isinstance(value, torch.Tensor) for value in part.values())
+    )
+
+
+def _is_average(name: str) -> bool:
+    return "ema" in name.lower().split("_")
+
+
+def _tables(content: Any) -> list[str]:
+    parts = content if isinstance(content, Mapping) else {}
+    return [str(name) for name, part in parts.items() if _is_weights(part)]
 
 
 def _state_dict(file: Path, content: Any) -> dict[str, Any]:
     """Return the table of tensors: the content itself or, in a file of a training run, a part."""
-    import torch
-
-    def is_weights(part: Any) -> bool:
-        return (
-            isinstance(part, Mapping)
-            and len(part) > 0
-            and all(isinstance(value, torch.Tensor) for value in part.values())
-        )
-
-    if is_weights(content):
+    if _is_weights(content):
         return content
-    parts = content if isinstance(content, Mapping) else {}
-    tables = [name for name, part in parts.items() if is_weights(part)]
-    if len(tables) != 1:
+    tables = _tables(content)
+    chosen = [name for name in tables if _is_average(name)] if len(tables) > 1 else tables
+    if len(chosen) != 1:
         raise ValueError(
-            f"{file} holds {len(tables)} tables of weights ({', '.join(map(str, tables))}) instead "
+            f"{file} holds {len(tables)} tables of weights ({', '.join(tables)}) instead "
             "of one: save the right one with safetensors.torch.save_file"
         )
-    return content[tables[0]]
+    return content[chosen[0]]
 
 
 def _torch_array(name: str, tensor: Any) -> StoredArray:

@@ -17,6 +17,7 @@ from dgjax.model.paths import Coefficients
 from dgjax.typing import Sample, Scalar, as_float, register_dataclass
 
 __all__ = [
+    "AffineTime",
     "DenoisedPrediction",
     "Network",
     "NoisePrediction",
@@ -28,6 +29,7 @@ __all__ = [
     "VEPreconditioned",
     "VPrediction",
     "VelocityPrediction",
+    "affine_time",
     "preconditioned",
     "rescale_time",
     "velocity_prediction",
@@ -244,6 +246,53 @@ def rescale_time(parametrization: Parametrization, rate: ArrayLike) -> RescaledT
     """
     rate = require("rate", as_float(rate), "be positive", lambda number: number > 0)
     return RescaledTime(parametrization, rate)
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class AffineTime:
+    """A parametrization in the time s = `offset` + `rate` t. Made by `affine_time`.
+
+    The network is called with s, and a predicted velocity is per unit of s: dx/ds = u / `rate`.
+
+    Attributes:
+        parametrization: what the network predicts.
+        rate: ds/dt.
+        offset: s at t = 0.
+    """
+
+    parametrization: Parametrization
+    rate: Array
+    offset: Array
+
+    def __call__(self, network: Network, x: Sample, t: Scalar, c: Coefficients, cond: Any) -> Pair:
+        """Call the network once and return the pair."""
+        own = c._replace(dalpha=c.dalpha / self.rate, dsigma=c.dsigma / self.rate)
+        return self.parametrization(network, x, self.offset + self.rate * t, own, cond)
+
+
+def affine_time(
+    parametrization: Parametrization, rate: ArrayLike, offset: ArrayLike = 0.0
+) -> AffineTime:
+    """Make a parametrization whose network has the time s = `offset` + `rate` t.
+
+    The network is called with s. Unlike with `rescale_time`, a predicted velocity is per unit of s,
+    too: dx/ds = u / `rate`. With `rate` -1 and `offset` 1 it is that of a flow from noise at s = 0
+    to data at s = 1.
+
+    Args:
+        parametrization: what the network predicts.
+        rate: ds/dt, not 0. A negative rate is a reversed time.
+        offset: s at t = 0.
+
+    Returns:
+        A parametrization for `field`.
+
+    Raises:
+        ValueError: if `rate` is 0.
+    """
+    rate = require("rate", as_float(rate), "not be 0", lambda number: number != 0)
+    return AffineTime(parametrization, rate, as_float(offset))
 
 
 def velocity_prediction(rate: float = 1.0) -> Parametrization:

@@ -103,11 +103,12 @@ class Conditioning(nnx.Module):
     Args:
         num_classes: number of labels.
         size: length of the vector.
+        freq_shift: `shift` of `dgjax.networks.time_features.Positional`.
         rngs: draws the initial weights.
     """
 
-    def __init__(self, num_classes: int, size: int, *, rngs: nnx.Rngs):
-        self.time_proj = Positional(256, shift=1.0, cosines_first=True)
+    def __init__(self, num_classes: int, size: int, freq_shift: float, *, rngs: nnx.Rngs):
+        self.time_proj = Positional(256, freq_shift, cosines_first=True)
         self.timestep_embedder = TimestepEmbedding(256, size, rngs=rngs)
         self.class_embedder = LabelEmbedding(num_classes, size, rngs=rngs)
 
@@ -122,11 +123,12 @@ class Modulation(nnx.Module):
     Args:
         num_classes: number of labels.
         size: length of a token.
+        freq_shift: as of `Conditioning`.
         rngs: draws the initial weights.
     """
 
-    def __init__(self, num_classes: int, size: int, *, rngs: nnx.Rngs):
-        self.emb = Conditioning(num_classes, size, rngs=rngs)
+    def __init__(self, num_classes: int, size: int, freq_shift: float, *, rngs: nnx.Rngs):
+        self.emb = Conditioning(num_classes, size, freq_shift, rngs=rngs)
         self.linear = nnx.Linear(size, 6 * size, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
     def __call__(self, vector: Float[Array, "1 d"]) -> list[Float[Array, "1 1 d"]]:
@@ -214,6 +216,7 @@ class Block(nnx.Module):
         approximate: whether GELU is approximated by tanh.
         affine: whether the normalization before the MLP has weights of its own.
         epsilon: added to the variance in that normalization.
+        freq_shift: as of `Conditioning`.
         rngs: draws the initial weights.
     """
 
@@ -226,10 +229,11 @@ class Block(nnx.Module):
         approximate: bool,
         affine: bool,
         epsilon: float,
+        freq_shift: float,
         *,
         rngs: nnx.Rngs,
     ):
-        self.norm1 = Modulation(num_classes, size, rngs=rngs)
+        self.norm1 = Modulation(num_classes, size, freq_shift, rngs=rngs)
         self.normalize = _layer_norm(size, rngs)
         self.attn1 = Attention(heads, size, bias, rngs=rngs)
         self.norm3 = _layer_norm(size, rngs, affine, epsilon)
@@ -261,6 +265,8 @@ class DiT(nnx.Module):
         activation: "gelu", or "gelu-approximate" for GELU approximated by tanh.
         norm_affine: whether the normalization before each MLP has weights.
         norm_eps: added to the variance in that normalization.
+        freq_shift: `shift` of `dgjax.networks.time_features.Positional`: 1 in diffusers, 0 in the
+            authors' code.
         rngs: draws the initial weights.
 
     Raises:
@@ -282,6 +288,7 @@ class DiT(nnx.Module):
         activation: str = "gelu-approximate",
         norm_affine: bool = False,
         norm_eps: float = 1e-5,
+        freq_shift: float = 1.0,
         *,
         rngs: nnx.Rngs,
     ):
@@ -316,6 +323,7 @@ class DiT(nnx.Module):
                 GELU[activation],
                 norm_affine,
                 norm_eps,
+                freq_shift,
                 rngs=rngs,
             )
             for _ in range(num_layers)

@@ -28,7 +28,7 @@ from dgjax.typing import Cond, Sample, Scalar
 
 __all__ = ["UNet2D"]
 
-RESAMPLING = ("conv", "resnet")
+RESAMPLING = ("conv", "resnet", "pool")
 EMBEDDINGS = ("positional", "fourier")
 CLASSES = ("table", "timestep", "identity")
 
@@ -53,17 +53,19 @@ class UNet2D(nnx.Module):
             "fourier" the output is divided by t.
         time_embedding_dim: length of the vector that carries time and class; unless given, four
             times the channels of the first level.
+        time_features: sinusoids of the time; unless given, as many as channels of the first level.
         freq_shift: `shift` of `dgjax.networks.time_features.Positional`.
         flip_sin_to_cos: whether cosines come before sines.
         middle: whether there is a middle level.
         mid_block_scale_factor: residual sums of the middle level are divided by this.
         add_attention: whether the middle level has attention.
         downsample_padding: zeros on each side before a convolution of stride 2.
-        downsample_type: "conv" or "resnet": the layer that halves the resolution after a block with
-            attention.
-        upsample_type: the same for the layer that doubles it.
+        downsample_type: "conv", "resnet" or "pool" (means without weights): the layer that halves
+            the resolution after a block with attention.
+        upsample_type: the same for the layer that doubles it ("pool" repeats pixels).
         act_fn: activation: "silu", "swish", "mish", "gelu" or "relu".
         attention_head_dim: channels of an attention head, or None for one head.
+        attention_heads: number of attention heads, in place of `attention_head_dim`; or None.
         norm_num_groups: groups of the normalizations, or None to choose them by the channels.
         attn_norm_num_groups: groups of the normalization of the middle attention, or None for those
             of its residual blocks.
@@ -73,6 +75,8 @@ class UNet2D(nnx.Module):
         class_embedding: for a network without `num_classes`: "timestep" if `cond` is a number that
             is embedded like the time, "identity" if it is a vector of length `time_embedding_dim`,
             None if the network takes no condition.
+        no_class: whether there is one more label, `num_classes`, for no class. `cond` None stands
+            for it, too.
         rngs: draws the initial weights.
 
     Raises:
@@ -91,6 +95,7 @@ class UNet2D(nnx.Module):
         center_input_sample: bool = False,
         time_embedding: str = "positional",
         time_embedding_dim: int | None = None,
+        time_features: int | None = None,
         freq_shift: float = 0.0,
         flip_sin_to_cos: bool = True,
         middle: bool = True,
@@ -101,12 +106,14 @@ class UNet2D(nnx.Module):
         upsample_type: str = "conv",
         act_fn: str = "silu",
         attention_head_dim: int | None = 8,
+        attention_heads: int | None = None,
         norm_num_groups: int | None = 32,
         attn_norm_num_groups: int | None = None,
         norm_eps: float = 1e-5,
         scale_shift: bool = False,
         num_classes: int | None = None,
         class_embedding: str | None = None,
+        no_class: bool = False,
         *,
         rngs: nnx.Rngs,
     ):
@@ -132,6 +139,8 @@ class UNet2D(nnx.Module):
         _check_name("time_embedding", time_embedding, EMBEDDINGS)
         if num_classes is not None:
             class_embedding = "table"
+        elif no_class:
+            raise ValueError("no_class needs num_classes")
         _check_name("class_embedding", class_embedding, (None, *CLASSES))
         self.shape, self.outputs = tuple(shape), shape[2] if outputs is None else outputs
         if self.outputs not in (shape[2], 2 * shape[2]):
@@ -148,19 +157,21 @@ class UNet2D(nnx.Module):
             head_channels=attention_head_dim,
             activation=act_fn,
             padding=downsample_padding,
+            heads=attention_heads,
         )
         self.center, self.divide_by_t = center_input_sample, time_embedding == "fourier"
-        features = 2 * widths[0] if self.divide_by_t else widths[0]
+        waves = widths[0] if time_features is None else time_features
+        features = 2 * waves if self.divide_by_t else waves
         self.time_proj = (
-            Fourier(widths[0], rngs=rngs)
+            Fourier(waves, rngs=rngs)
             if self.divide_by_t
-            else Positional(widths[0], freq_shift, flip_sin_to_cos)
+            else Positional(waves, freq_shift, flip_sin_to_cos)
         )
         self.time_embedding = TimestepEmbedding(features, size, rngs=rngs)
-        self.classes = class_embedding
+        self.classes, self.null = class_embedding, num_classes if no_class else None
         embed: Any = None
         if num_classes is not None:
-            embed = nnx.Embed(num_classes, size, rngs=rngs)
+            embed = nnx.Embed(num_classes + no_class, size, rngs=rngs)
         elif class_embedding == "timestep":
             embed = TimestepEmbedding(features, size, rngs=rngs)
         self.class_embedding = embed
@@ -228,6 +239,7 @@ class UNet2D(nnx.Module):
             if cond is None:
                 return 0.0
             raise ValueError("this network takes no condition: drop cond")
+        cond = self.null if cond is None else cond
         if cond is None:
             raise ValueError(
                 "this network was trained with a class for every image: pass a class label as cond"
@@ -236,7 +248,8 @@ class UNet2D(nnx.Module):
             return cond
         if self.classes == "timestep":
             return self.class_embedding(self.time_proj(jnp.asarray(cond, float)))
-        check_label(cond, self.class_embedding.num_embeddings - 1)
+        rows = self.class_embedding.num_embeddings
+        check_label(cond, (rows if self.null is None else self.null) - 1, self.null)
         # A batch of one, because flax's table of a single vector takes no scalar.
         return self.class_embedding(jnp.asarray(cond)[None])[0]
 

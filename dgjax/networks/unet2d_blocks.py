@@ -18,6 +18,7 @@ from dgjax.networks.unet2d_parts import (
     BlockSettings,
     Downsample,
     Image,
+    Resample,
     Resnet,
     Upsample,
     conv,
@@ -37,8 +38,9 @@ class BlockKind:
 
     Attributes:
         attention: whether residual blocks are followed by self-attention.
-        resample: layer that changes the resolution: "conv", "resnet", or None for the network's
-            choice. Not used with `auxiliary`.
+        resample: layer that changes the resolution: "conv", "resnet", "pool" (means on the way
+            down, repetition on the way up, without weights), or None for the network's choice. Not
+            used with `auxiliary`.
         auxiliary: whether an auxiliary image of 3 channels is resampled along with the features,
             as in NCSN++ (arXiv 2011.13456). On the way down the auxiliary image is the input at
             this resolution, added to the features. On the way up each level adds to the auxiliary
@@ -67,11 +69,13 @@ class BlockKind:
         return Attention(channels, settings, groups, self.scale, rngs=rngs)
 
 
-# By diffusers' names. Blocks with attention take their resampling from the network's settings.
+# By diffusers' names; it has no Pool blocks, which OpenAI's U-Net without convolutions in its
+# resampling needs. Blocks with attention take their resampling from the network's settings.
 DOWN: dict[str, BlockKind] = {
     "DownBlock2D": BlockKind(),
     "AttnDownBlock2D": BlockKind(attention=True, resample=None),
     "ResnetDownsampleBlock2D": BlockKind(resample="resnet"),
+    "PoolDownBlock2D": BlockKind(resample="pool"),
     "SkipDownBlock2D": BlockKind(auxiliary=True),
     "AttnSkipDownBlock2D": BlockKind(attention=True, auxiliary=True),
 }
@@ -79,6 +83,7 @@ UP: dict[str, BlockKind] = {
     "UpBlock2D": BlockKind(),
     "AttnUpBlock2D": BlockKind(attention=True, resample=None),
     "ResnetUpsampleBlock2D": BlockKind(resample="resnet"),
+    "PoolUpBlock2D": BlockKind(resample="pool"),
     "SkipUpBlock2D": BlockKind(auxiliary=True),
     "AttnSkipUpBlock2D": BlockKind(attention=True, auxiliary=True),
 }
@@ -135,6 +140,8 @@ class DownBlock(nnx.Module):
                 Downsample(outputs, settings.padding, rngs=rngs)
                 if kind.resample == "conv"
                 else resnet(resample=mean_down, rngs=rngs)
+                if kind.resample == "resnet"
+                else Resample(mean_down)
             )
 
     def __call__(
@@ -260,6 +267,8 @@ class UpBlock(nnx.Module):
                 Upsample(outputs, rngs=rngs)
                 if kind.resample == "conv"
                 else resnet(resample=repeat_up, rngs=rngs)
+                if kind.resample == "resnet"
+                else Resample(repeat_up)
             )
 
     def __call__(

@@ -21,6 +21,7 @@ __all__ = [
     "BlockSettings",
     "Downsample",
     "Image",
+    "Resample",
     "Resnet",
     "Upsample",
     "conv",
@@ -55,6 +56,7 @@ class BlockSettings:
         head_channels: channels of an attention head, or None for one head.
         activation: a name in `ACTIVATIONS`.
         padding: zeros on each side of an image before a convolution of stride 2.
+        heads: number of attention heads, in place of `head_channels`; or None.
     """
 
     embedding: int | None
@@ -64,6 +66,7 @@ class BlockSettings:
     head_channels: int | None
     activation: str
     padding: int
+    heads: int | None = None
 
 
 def conv(inputs: int, outputs: int, rngs: nnx.Rngs, size: int = 3) -> nnx.Conv:
@@ -173,6 +176,12 @@ class Attention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.head = channels if settings.head_channels is None else settings.head_channels
+        if settings.heads is not None:
+            if settings.heads < 1 or channels % settings.heads:
+                raise ValueError(
+                    f"{settings.heads} attention heads do not divide {channels} channels"
+                )
+            self.head = channels // settings.heads
         inner = channels // self.head * self.head
         self.group_norm = (
             None if groups is None else group_norm(channels, groups, settings.eps, rngs)
@@ -193,6 +202,21 @@ class Attention(nnx.Module):
         )
         out = jax.nn.dot_product_attention(query, key, value).reshape(1, height * width, -1)
         return (h + self.to_out[0](out).reshape(h.shape)) / self.scale
+
+
+class Resample(nnx.Module):
+    """Change the resolution without weights.
+
+    Args:
+        resample: the change.
+    """
+
+    def __init__(self, resample: Callable[[Image], Image]):
+        self.resample = resample
+
+    def __call__(self, h: Image, embedding: Array | None) -> Image:
+        """Apply the layer; like a `Resnet` it is called with the embedding, which is not used."""
+        return self.resample(h)
 
 
 class Downsample(nnx.Module):

@@ -101,13 +101,36 @@ def test_every_kind_of_model_comes_back(tmp_path):
         t_max=0.99,
     )
     vp = replace(SPEC, network=mlp, path={"kind": "vp", "beta_max": 15.0}, t_max=1.0)
-    for spec in (flow, vp):
+    to_data = replace(flow, clock={"rate": -1.0, "offset": 1.0})
+    for spec in (flow, vp, to_data):
         model = filled_model(spec)
         save(tmp_path / "model", model, replace(META, model=spec), dtype=jnp.float32)
         loaded, meta = load(tmp_path / "model")
         assert meta.model == spec
         assert jax.tree.structure(loaded) == jax.tree.structure(model)
         np.testing.assert_array_equal(output(loaded), output(model))
+
+
+def test_a_clock_is_the_time_of_the_network():
+    """A specification without one is as it was before there were clocks."""
+    assert "clock" not in SPEC.to_dict()
+    assert ModelSpec.from_dict(SPEC.to_dict()) == SPEC
+    velocity = {"kind": "velocity"}
+    flow = replace(SPEC, path={"kind": "rectified_flow"}, parametrization=velocity)
+    flow = replace(flow, t_min=0.01, t_max=0.99, shape=(2,))
+    to_data = replace(flow, clock={"rate": -2.0, "offset": 3.0})
+    assert ModelSpec.from_dict(json.loads(json.dumps(to_data.to_dict()))) == to_data
+    model = build(to_data, lambda x, s, cond: 0 * x + s)
+    t = jnp.asarray(0.25)
+    # dx/dt = -2 dx/ds at s = 3 - 2 t
+    np.testing.assert_allclose(dgjax.velocity(model, t, jnp.ones(2)), -2 * 2.5, rtol=1e-5)
+    for clock, message in (
+        ({"rate": -1.0}, "offset missing"),
+        ({"rate": -1.0, "offset": 1.0, "speed": 2.0}, "'speed' is unknown"),
+        ({"rate": "fast", "offset": 1.0}, "rate must be a finite number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(flow, clock=clock)
 
 
 def test_saving_replaces_a_checkpoint_and_nothing_else(folder):

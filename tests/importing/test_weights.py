@@ -1,5 +1,6 @@
 """Weights of other libraries: read lazily, by name, into a Flax network, or refused in one line."""
 
+import argparse
 import json
 import pickle
 import re
@@ -13,6 +14,7 @@ from safetensors.numpy import save_file
 
 from dgjax.checkpoints.arrays import to_named
 from dgjax.importing import load_state_dict, open_weights
+from dgjax.importing.weights import training_run
 from dgjax.importing.weights_files import choose_file
 
 RNG = np.random.default_rng(0)
@@ -248,8 +250,15 @@ def test_files_of_pytorch_are_read_by_its_safe_loader_only(tmp_path):
     expected = jnp.asarray(weights["conv.weight"]).astype(jnp.bfloat16)
     np.testing.assert_array_equal(np.asarray(half["conv.weight"]), expected)
 
-    torch.save({"ema": tensors, "model": tensors}, file)
-    with pytest.raises(ValueError, match=r"2 tables of weights \(ema, model\)"):
+    last = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    run = argparse.Namespace(lr=0.1)
+    torch.save({"model": last, "ema": tensors, "args": run}, file)
+    check_same(open_weights(file), weights)
+    assert training_run(file) == (("ema", "model"), {"lr": 0.1})
+    torch.save(tensors, file)
+    assert training_run(tmp_path) == ((), {})
+    torch.save({"first": tensors, "second": tensors}, file)
+    with pytest.raises(ValueError, match=r"2 tables of weights \(first, second\)"):
         open_weights(file)
     torch.save({"weights": Evil(str(tmp_path / "mark"))}, file)
     with pytest.raises(ValueError, match="not read for safety") as caught:

@@ -62,6 +62,12 @@ def timesteps(x0, path):
     return lambda x, t, cond: network(x, t / 1000, cond)
 
 
+def reversed_flow(x0, path):
+    """Make a network of dx/ds in the time s = 3 - 2 t."""
+    network = velocity(x0, path)
+    return lambda x, s, cond: -0.5 * network(x, (3 - s) / 2, cond)
+
+
 def karras(x0, path):
     """Make a network whose output inverts Karras et al. 2022, eq. 7, with c_in and c_noise."""
 
@@ -83,6 +89,10 @@ WAYS = {
     "v": (v, dgjax.VPrediction()),
     "velocity": (velocity, dgjax.VelocityPrediction()),
     "timesteps": (timesteps, parametrization.velocity_prediction(1000.0)),
+    "reversed": (
+        reversed_flow,
+        parametrization.affine_time(dgjax.VelocityPrediction(), -2.0, 3.0),
+    ),
     "karras": (karras, dgjax.preconditioned(SIGMA_DATA)),
 }
 
@@ -228,3 +238,16 @@ def test_a_velocity_network_is_called_with_the_rate_times_t(rate):
     factor = 1.0 if rate is None else rate
     # The output is the velocity itself, per unit of time of the path.
     np.testing.assert_allclose(dgjax.velocity(model, t, x), factor * 0.25, rtol=1e-12)
+
+
+def test_affine_time_changes_the_time_of_any_parametrization():
+    form = dgjax.affine_time(dgjax.NoisePrediction(), -1.0, 1.0)
+    path, x = dgjax.vp(), jnp.array([0.3, -2.0])
+    model = dgjax.field(lambda x, s, cond: 0 * x + s, path, form, t_min=1e-3, t_max=0.99)
+    np.testing.assert_allclose(model.pair(jnp.asarray(0.25), x).eps, 0.75, rtol=1e-6)
+    # Composed with a rate: the network has 1000 s, and its velocity is per unit of s.
+    flow = dgjax.affine_time(parametrization.velocity_prediction(1000.0), -1.0, 1.0)
+    model = dgjax.field(lambda x, s, cond: 0 * x + s, path, flow, t_min=1e-3, t_max=0.99)
+    np.testing.assert_allclose(dgjax.velocity(model, jnp.asarray(0.25), x), -750.0, rtol=1e-6)
+    with pytest.raises(ValueError, match="rate must not be 0"):
+        dgjax.affine_time(dgjax.NoisePrediction(), 0.0)
