@@ -104,13 +104,10 @@ def fit(config: TrainConfig, run_dir: str | os.PathLike, *, progress: bool = Tru
     """
     run_dir = Path(run_dir).absolute()
     with ExitStack() as held:
-        with raise_on_all_hosts():
-            if is_first_host():
-                held.enter_context(lock_run(run_dir))
-        return _fit(config, run_dir, progress)
+        return _fit(config, run_dir, progress, held)
 
 
-def _fit(config: TrainConfig, run_dir: Path, progress: bool) -> Fit:
+def _fit(config: TrainConfig, run_dir: Path, progress: bool, held: ExitStack) -> Fit:
     mesh = device_mesh()
     with raise_on_all_hosts():
         check_batch(config.batch, config.execution.accumulate, mesh)
@@ -124,6 +121,7 @@ def _fit(config: TrainConfig, run_dir: Path, progress: bool) -> Fit:
     # Only once all hosts have their data: a recorded folder accepts no other configuration.
     with raise_on_all_hosts():
         if is_first_host():
+            held.enter_context(lock_run(run_dir))
             record_run(run_dir, config, data)
     with raise_on_all_hosts():
         check_recorded_run(run_dir, config, data)

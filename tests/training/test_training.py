@@ -587,11 +587,18 @@ def test_wrong_models_are_refused_by_name(gaussian_npz, tmp_path, table, change,
     assert not (tmp_path / "run").exists()
 
 
-TABLES_OF_A_MODEL = ("network", "path", "parametrization")
+
+
+def affine_time_numbers(rate, offset):
+    """The numbers of a clock."""
+
+
+TABLES_OF_A_MODEL = ("clock", "network", "path", "parametrization")
 # Every table of a configuration, and what takes its values.
 MAKERS = {
     "": TrainConfig,
     "model": ModelSpec,
+    "model.clock": affine_time_numbers,
     "model.network": UNet.__init__,
     "model.path": dgjax.edm,
     "model.parametrization": preconditioned,
