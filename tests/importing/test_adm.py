@@ -167,6 +167,7 @@ def write(folder, net, settings=None, name="model.pt", table=lambda weights: wei
     label = None if net.labels is None else 0
     output(net, sample(net.channels), 1.0, label)
     file = folder / name
+    file.unlink(missing_ok=True)  # weights that were read may still lie in the old file
     torch.save(table(net.weights), file)
     if settings is not None:
         file.with_suffix(".json").write_text(json.dumps(settings))
