@@ -587,8 +587,6 @@ def test_wrong_models_are_refused_by_name(gaussian_npz, tmp_path, table, change,
     assert not (tmp_path / "run").exists()
 
 
-
-
 def affine_time_numbers(rate, offset):
     """The numbers of a clock."""
 
