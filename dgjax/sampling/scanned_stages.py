@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import diffrax
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
+
+from dgjax.sampling.wrapped_solver import WrappedSolver, stage_times
 
 __all__ = ["ScannedStages"]
 
@@ -23,33 +24,12 @@ class _Last(NamedTuple):
     known: Array
 
 
-class ScannedStages(diffrax.AbstractWrappedSolver):
+class ScannedStages(WrappedSolver):
     """An explicit Runge-Kutta method whose steps take their stages in one scan, on fixed grids.
 
     Args:
         solver: with a Butcher tableau of explicit stages.
     """
-
-    solver: Any  # type: ignore[misc]  # as in diffrax's own wrappers
-
-    @property
-    def tableau(self) -> diffrax.ButcherTableau:
-        """Coefficients of the method."""
-        return self.solver.tableau
-
-    @property
-    def term_structure(self):
-        """Structure of the terms."""
-        return self.solver.term_structure
-
-    @property
-    def interpolation_cls(self):  # type: ignore[override]
-        """Interpolation within a step."""
-        return self.solver.interpolation_cls
-
-    def order(self, terms):
-        """Return the order for ODEs."""
-        return self.solver.order(terms)
 
     def init(self, terms, t0, t1, y0, args):
         """Return that no evaluation is known, if the method begins a step with the last one."""
@@ -63,10 +43,12 @@ class ScannedStages(diffrax.AbstractWrappedSolver):
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         """Make a step."""
         del made_jump
-        a, b, c = _coefficients(self.tableau, jnp.result_type(*jax.tree.leaves(y0)))
-        control = terms.contr(t0, t1)
-        c = c.astype(jnp.result_type(t0, t1))
+        dtype = jnp.result_type(*jax.tree.leaves(y0))
+        fractions, rows = stage_times(self.tableau)
+        a, b = jnp.asarray(rows, dtype), jnp.asarray(self.tableau.b_sol, dtype)
+        c = jnp.asarray(fractions, jnp.result_type(t0, t1))
         times = jnp.where(c == 1, t1, t0 + c * (t1 - t0))
+        control = terms.contr(t0, t1)
 
         def evaluate(first, t, y, last):
             if solver_state is None:
@@ -84,25 +66,11 @@ class ScannedStages(diffrax.AbstractWrappedSolver):
             return (increments, last), None
 
         none = jax.tree.map(lambda y: jnp.zeros((len(b), *y.shape), y.dtype), y0)
-        rows = jnp.arange(len(b)), times, a
-        (increments, last), _ = jax.lax.scan(stage, (none, solver_state), rows)
+        stages = jnp.arange(len(b)), times, a
+        (increments, last), _ = jax.lax.scan(stage, (none, solver_state), stages)
         y1 = jax.tree.map(lambda y, k: y + _sum(b, k), y0, increments)
         dense = {"y0": y0, "y1": y1, "k": increments}
         return y1, None, dense, last, diffrax.RESULTS.successful
-
-    def func(self, terms, t0, y0, args):
-        """Evaluate the terms."""
-        return self.solver.func(terms, t0, y0, args)
-
-
-def _coefficients(tableau: diffrax.ButcherTableau, dtype) -> tuple[Array, Array, Array]:
-    """Return a, b and c of the tableau, as a square matrix and two vectors."""
-    count = len(tableau.b_sol)
-    a = np.zeros((count, count))
-    for i, row in enumerate(tableau.a_lower):
-        a[i + 1, : len(row)] = row
-    c = np.concatenate([[0.0], tableau.c])
-    return jnp.asarray(a, dtype), jnp.asarray(tableau.b_sol, dtype), jnp.asarray(c)
 
 
 def _sum(weights: Array, increments: Array) -> Array:

@@ -34,6 +34,7 @@ from numpy.polynomial import legendre
 from dgjax.sampling.error_sums import ErrorSums
 from dgjax.sampling.interpolation import GAUSS_POINTS, RHO, lagrange, u_of_logsnr
 from dgjax.sampling.state import Stage, State
+from dgjax.sampling.wrapped_solver import WrappedSolver, stage_times
 from dgjax.typing import Scalar, inner
 
 __all__ = ["StageErrors", "knows_error"]
@@ -59,7 +60,7 @@ class _Inner(NamedTuple):
     errors: ErrorSums
 
 
-class StageErrors(diffrax.AbstractWrappedSolver):
+class StageErrors(WrappedSolver):
     """A Runge-Kutta method that adds up the errors of its log-density in `solver_state.errors`.
 
     Steps and their error estimates are those of the method alone: a step-size controller sees no
@@ -69,34 +70,10 @@ class StageErrors(diffrax.AbstractWrappedSolver):
         solver: for which `knows_error` is true.
     """
 
-    solver: Any  # type: ignore[misc]  # as in diffrax's own wrappers
-
-    @property
-    def term_structure(self):
-        """Structure of the terms."""
-        return self.solver.term_structure
-
-    @property
-    def interpolation_cls(self):  # type: ignore[override]
-        """Interpolation within a step."""
-        return self.solver.interpolation_cls
-
     @property
     def scan_kind(self):
         """Kind of the loop over stages, which adjoints for forward mode choose."""
         return self.solver.scan_kind
-
-    def order(self, terms):
-        """Return the order for ODEs."""
-        return self.solver.order(terms)
-
-    def strong_order(self, terms):
-        """Return the pathwise order with noise."""
-        return self.solver.strong_order(terms)
-
-    def error_order(self, terms):
-        """Return the order of the error estimate of adaptive steps."""
-        return self.solver.error_order(terms)
 
     def init(self, terms, t0, t1, y0, args):
         """Return the state of the method, and empty sums."""
@@ -109,15 +86,11 @@ class StageErrors(diffrax.AbstractWrappedSolver):
             terms, t0, t1, _with_stage(y0), args, solver_state.solver, made_jump
         )
         dt, _ = terms.contr(t0, t1)  # in the model's own time; diffrax's may be its negative
-        error = _step_error(self.solver.tableau, y0, y1, dense["k"], dt)
+        error = _step_error(self.tableau, y0, y1, dense["k"], dt)
         dense = {"y0": y0, "y1": _without(y1), "k": _without(dense["k"])}
         state = _Inner(inner, solver_state.errors.add(error))
         y_error = None if y_error is None else _without(y_error)  # there is none on fixed grids
         return _without(y1), y_error, dense, state, result
-
-    def func(self, terms, t0, y0, args):
-        """Evaluate the terms."""
-        return self.solver.func(terms, t0, y0, args)
 
 
 def _with_stage(y: State) -> State:
@@ -155,10 +128,7 @@ def _choose(tableau: diffrax.ButcherTableau) -> tuple[np.ndarray, np.ndarray, np
 
     The point of a stage is that of the start plus its row of (n, stages) times the increments.
     """
-    times = np.concatenate([[0.0], tableau.c])
-    rows = np.zeros((len(times), len(times)))
-    for i, row in enumerate(tableau.a_lower):
-        rows[i + 1, : len(row)] = row
+    times, rows = stage_times(tableau)
     distances = np.abs(times[None, ::-1] - np.array(LOBATTO)[:, None])
     chosen = np.unique(len(times) - 1 - np.argmin(np.round(distances, 9), 1))
     powers = np.arange(len(chosen))
