@@ -16,7 +16,7 @@ from dgjax.networks.unet2d_blocks import BlockKind, DownBlock, MidBlock
 from dgjax.networks.unet2d_parts import BlockSettings, Image, Resnet, Upsample, conv, group_norm
 from dgjax.typing import Key, Sample
 
-__all__ = ["AutoencoderKL", "Decoder", "Encoder", "check_sizes"]
+__all__ = ["AutoencoderKL", "Decoder", "Encoder", "check_fits", "check_sizes"]
 
 
 def _settings(groups: int) -> BlockSettings:
@@ -173,6 +173,16 @@ def check_sizes(
         raise ValueError("scaling_factor must not be 0, which would make every latent 0")
 
 
+def check_fits(what: str, given: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Check the shape of an image or of a latent.
+
+    Raises:
+        ValueError: if it is not the expected one.
+    """
+    if given != expected:
+        raise ValueError(f"the {what} has shape {given} and this autoencoder takes {expected}")
+
+
 class AutoencoderKL(nnx.Module):
     """The autoencoder of latent diffusion (arXiv 2112.10752), on one image at a time.
 
@@ -246,10 +256,7 @@ class AutoencoderKL(nnx.Module):
         Raises:
             ValueError: if the image has another shape.
         """
-        if image.shape != self.image_shape:
-            raise ValueError(
-                f"the image has shape {image.shape} and this autoencoder takes {self.image_shape}"
-            )
+        check_fits("image", image.shape, self.image_shape)
         h = self.encoder(image[None])
         h = h if self.quant_conv is None else self.quant_conv(h)
         mean, log_variance = jnp.split(h[0].astype(image.dtype), 2, axis=-1)
@@ -288,10 +295,7 @@ class AutoencoderKL(nnx.Module):
         Raises:
             ValueError: if the latent has another shape.
         """
-        if x.shape != self.shape:
-            raise ValueError(
-                f"the latent has shape {x.shape} and this autoencoder takes {self.shape}"
-            )
+        check_fits("latent", x.shape, self.shape)
         scale, shift = self._coordinates(x.dtype)
         z = (x / scale + shift)[None]
         z = z if self.post_quant_conv is None else self.post_quant_conv(z)

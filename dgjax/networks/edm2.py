@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dgjax.networks.edm_blocks import one_hot
+from dgjax.networks.edm_blocks import check_levels, one_hot
 from dgjax.networks.inputs import check_shape
 from dgjax.networks.resampling import filter_down, filter_up
 from dgjax.typing import Cond, Sample, Scalar
@@ -204,15 +204,7 @@ class EDM2UNet(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        step = 2 ** (len(channel_mult) - 1)
-        if not channel_mult or num_blocks < 1:
-            raise ValueError(f"a U-Net needs levels and blocks, got {channel_mult}, {num_blocks}")
-        if len(shape) != 3 or shape[0] % step or shape[1] % step:
-            raise ValueError(
-                f"this U-Net takes images (H, W, C) with H and W multiples of {step}, got {shape}"
-            )
-        if len(resample_filter) < 2 or len(resample_filter) % 2:
-            raise ValueError(f"resample_filter must be of even length, got {resample_filter}")
+        check_levels(shape, channel_mult, num_blocks, resample_filter)
         self.shape, self.num_classes = tuple(shape), num_classes
         self.label_balance, self.concat_balance = label_balance, concat_balance
         widths = [model_channels * multiple for multiple in channel_mult]

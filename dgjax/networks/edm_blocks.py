@@ -16,7 +16,16 @@ from dgjax.networks import unet2d_parts
 from dgjax.networks.inputs import check_label
 from dgjax.typing import Cond
 
-__all__ = ["Block", "EDMSettings", "Image", "conv", "group_norm", "one_hot", "optional_linear"]
+__all__ = [
+    "Block",
+    "EDMSettings",
+    "Image",
+    "check_levels",
+    "conv",
+    "group_norm",
+    "one_hot",
+    "optional_linear",
+]
 
 Image = Float[Array, "1 h w c"]  # with the batch axis that flax's layers need
 
@@ -46,6 +55,32 @@ class EDMSettings:
     shortcut: bool
     attend_all: bool
     kernel: tuple[float, ...]
+
+
+def check_levels(
+    shape: tuple[int, ...], widths: tuple[int, ...], num_blocks: int, kernel: tuple[float, ...]
+) -> None:
+    """Check the arguments that the U-Nets of EDM and EDM2 share.
+
+    Args:
+        shape: (H, W, C) of an image.
+        widths: one number for each level, channels or multiples of them.
+        num_blocks: residual blocks of a level.
+        kernel: smoothing filter along one side.
+
+    Raises:
+        ValueError: if there are no levels or blocks, H or W do not halve at each level, or the
+            filter is not of even length.
+    """
+    step = 2 ** (len(widths) - 1)
+    if not widths or num_blocks < 1:
+        raise ValueError(f"a U-Net needs levels and blocks, got {widths} and {num_blocks}")
+    if len(shape) != 3 or shape[0] % step or shape[1] % step:
+        raise ValueError(
+            f"this U-Net takes images (H, W, C) with H and W multiples of {step}, got {shape}"
+        )
+    if len(kernel) < 2 or len(kernel) % 2:
+        raise ValueError(f"resample_filter must be of even length, got {kernel}")
 
 
 def one_hot(cond: Cond, num_classes: int | None) -> Array | None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from dgjax.networks.edm_blocks import Block, EDMSettings, Image, conv, group_norm
+from dgjax.networks.edm_blocks import Block, EDMSettings, Image, check_levels, conv, group_norm
 from dgjax.networks.inputs import check_shape
 from dgjax.networks.resampling import filter_down, filter_up
 from dgjax.typing import Sample
@@ -190,15 +190,7 @@ class Trunk(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        step = 2 ** (len(widths) - 1)
-        if not widths or num_blocks < 1:
-            raise ValueError(f"a U-Net needs levels and blocks, got {widths} and {num_blocks}")
-        if len(shape) != 3 or shape[0] % step or shape[1] % step:
-            raise ValueError(
-                f"this U-Net takes images (H, W, C) with H and W multiples of {step}, got {shape}"
-            )
-        if len(settings.kernel) < 2 or len(settings.kernel) % 2:
-            raise ValueError(f"resample_filter must be of even length, got {settings.kernel}")
+        check_levels(shape, widths, num_blocks, settings.kernel)
         for name, value, known in (
             ("encoder_type", encoder, ENCODERS),
             ("decoder_type", decoder, DECODERS),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dgjax.networks.autoencoder import Decoder, Encoder, check_sizes
+from dgjax.networks.autoencoder import Decoder, Encoder, check_fits, check_sizes
 from dgjax.networks.unet2d_parts import Image, conv
 from dgjax.typing import Key, Sample
 
@@ -100,10 +100,7 @@ class VQModel(nnx.Module):
         Raises:
             ValueError: if the image has another shape.
         """
-        if image.shape != self.image_shape:
-            raise ValueError(
-                f"the image has shape {image.shape} and this autoencoder takes {self.image_shape}"
-            )
+        check_fits("image", image.shape, self.image_shape)
         z = self.quant_conv(self.encoder(image[None]))[0]
         return z.astype(image.dtype) * self.scaling_factor
 
@@ -119,9 +116,6 @@ class VQModel(nnx.Module):
         Raises:
             ValueError: if the latent has another shape.
         """
-        if x.shape != self.shape:
-            raise ValueError(
-                f"the latent has shape {x.shape} and this autoencoder takes {self.shape}"
-            )
+        check_fits("latent", x.shape, self.shape)
         z = (x / self.scaling_factor)[None]
         return self.decoder(self.post_quant_conv(self.quantize(z)))[0].astype(x.dtype)
