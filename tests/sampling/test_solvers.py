@@ -171,3 +171,24 @@ def test_adaptive_rk4_reaches_the_closed_form():
         errors.append(abs(float(found.log_density) - truth(model, found.x)))
     assert errors[-1] < 1e-5
     assert errors[0] > 5 * errors[1] > 25 * errors[2]
+
+
+@pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize(("solver", "each", "more"), [(diffrax.Bosh3(), 3, 1), (RK4(), 4, 0)])
+def test_the_last_stage_of_a_step_is_the_first_of_the_next(solver, each, more, batch):
+    """Methods that have this property evaluate the network once less a step, under vmap too."""
+    times, steps = [], 4
+
+    def network(x, t, cond):
+        jax.debug.callback(lambda t: times.append(float(t)), t)
+        return x / (1 + t**2)
+
+    prior = dgjax.gaussian_prior(1.0)
+    ends = {"t_min": 0.1, "t_max": 10.0, "prior": prior}
+    model = dgjax.field(network, dgjax.edm(), dgjax.DenoisedPrediction(), **ends)
+    grid = dgjax.grid_logsnr(model, steps)
+    run = lambda x: dgjax.sample(model, x, grid, key=jax.random.key(0), solver=solver)
+    x = jnp.full((2, 3), 10.0)
+    jax.block_until_ready(jax.jit(jax.vmap(run))(x) if batch else jax.jit(run)(x[0]))
+    jax.effects_barrier()
+    assert len(times) == each * steps + more
