@@ -74,7 +74,7 @@ class Dataset:
 
     @property
     def summary(self) -> str:
-        """How many samples there are, and of which classes, in one line."""
+        """The number of samples and the names of their classes, in one line."""
         count = f"{len(self):,} samples"
         if self.classes is None:
             return count

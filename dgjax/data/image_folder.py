@@ -140,17 +140,16 @@ def _image_names(root: Path) -> tuple[list[str], list[str]]:
         raise ValueError(f"there is no folder {root}; set data.path to the folder of images")
     relative = (file.relative_to(root) for file in root.rglob("*"))
     names, others = [], []
-    for file in sorted(relative):
+    for file in relative:
         if any(part.startswith(".") for part in file.parts):
             continue
         if file.suffix.lower() in IMAGE_SUFFIXES:
             names.append(file.as_posix())
         elif (root / file).is_file():
             others.append(file.as_posix())
-    names.sort()
     if not names:
         raise ValueError(f"there is no image in {root}: none of its files ends in {IMAGE_SUFFIXES}")
-    return names, others
+    return sorted(names), sorted(others)
 
 
 def _decode(file: Path, shape: tuple[int, ...], crop: str, dark: _DarkPictures) -> np.ndarray:

@@ -46,7 +46,7 @@ BLOCK = re.compile(r"(input|output)_blocks\.(\d+)\.(\d+)\.(\w+)")
 
 
 class AdmStructure(NamedTuple):
-    """What weights say of their network.
+    """The structure of a network, as its weights show it.
 
     Attributes:
         network: arguments of `dgjax.networks.UNet2D`, all but those of the attention's heads.
