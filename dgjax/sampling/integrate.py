@@ -60,16 +60,15 @@ def integrate(
         grid: (n + 1,) strictly monotone times, the ends of the steps if there is no controller.
         args: diffrax's `args`: all arrays that gradients may be taken of.
         save: `(t, state, args) -> anything`, collected at every grid point.
-        controller: of adaptive steps.
-        adjoint: how derivatives are taken. By default both modes work on a fixed grid, and reverse
-            mode with a controller.
+        controller: of adaptive steps; they need an adjoint, as of `default_adjoint`.
+        adjoint: how derivatives are taken. None, for fixed steps, is the scan.
         progress: a progress meter.
 
     Returns:
         `Integrated`.
     """
     meter = diffrax.NoProgressMeter() if progress is None else progress
-    if controller is None and adjoint is None:
+    if adjoint is None:
         return _scan(term, solver, state, grid, args, save, meter)
     when: dict[str, Any]
     if controller is None:
@@ -90,7 +89,7 @@ def integrate(
             solver_state=True,
         ),
         stepsize_controller=controller,
-        adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
+        adjoint=adjoint,
         max_steps=steps,
         throw=False,
         progress_meter=meter,
