@@ -111,14 +111,14 @@ def by_scan(f, model, x):
     jax.jit(lambda m, xs: jax.lax.scan(lambda c, x: (c, f(m, x)), 0, xs)).trace(model, xs)
 
 
-def by_shard_map(f, model, x):
+def by_shard_map(f, model, x, check_vma=False):
     each = PartitionSpec("data")
     run = jax.shard_map(
         jax.vmap(lambda x: f(model, x)),
         mesh=device_mesh(),
         in_specs=each,
         out_specs=each,
-        check_vma=False,
+        check_vma=check_vma,
     )
     jax.jit(run).trace(jnp.stack([x, 2 * x]))
 
@@ -161,6 +161,17 @@ def test_the_table_names_all_and_only_these():
     names = [line.split("`")[1] for line in PAGE.read_text().splitlines() if line[:3] == "| `"]
     assert names == list(FUNCTIONS)
     assert set(names) <= set(dgjax.__all__)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_mesh_that_checks_what_varies_works_or_names_the_fix(name):
+    model, x, f = make_model(), jnp.array([0.9, -1.2, 0.4]), numbers(FUNCTIONS[name])
+    try:
+        by_shard_map(f, model, x, check_vma=True)
+    except ValueError as error:
+        assert str(error).count("pass check_vma=False") == 1
+        assert "\n" not in str(error)
 
 
 if __name__ == "__main__":

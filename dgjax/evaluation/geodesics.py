@@ -24,6 +24,7 @@ from scipy.interpolate import CubicSpline
 from dgjax.model.divergence import Divergence, Hutchinson, check_count
 from dgjax.model.faults import first, refuse
 from dgjax.model.field import Field, condition, denoise
+from dgjax.model.manual_axes import explain_manual_axes
 from dgjax.model.paths import logsnr
 from dgjax.sampling.checks import (
     check_in_range,
@@ -77,6 +78,7 @@ class _Point(NamedTuple):
     spread: Scalar
 
 
+@explain_manual_axes
 def posterior(
     model: Field,
     t: ArrayLike,
@@ -111,6 +113,7 @@ def _point(model: Field, t: Scalar, x: Sample, key: Key, divergence: Divergence)
     return _Point(x / alpha, w2, denoised, spread)
 
 
+@explain_manual_axes
 def jeffreys(
     model: Field,
     ts: Float[Array, " n+1"],
@@ -167,6 +170,7 @@ def _between(a: _Point, b: _Point) -> Scalar:
     return along - 0.5 * (1 / b.w2 - 1 / a.w2) * (b.spread - a.spread)
 
 
+@explain_manual_axes
 def geodesic(
     model: Field,
     t0: ArrayLike,

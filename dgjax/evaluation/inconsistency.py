@@ -35,6 +35,7 @@ from jaxtyping import ArrayLike
 from dgjax.evaluation.intervals import Estimate, mean_interval
 from dgjax.model.divergence import Divergence, Hutchinson
 from dgjax.model.field import Field
+from dgjax.model.manual_axes import explain_manual_axes
 from dgjax.model.paths import coefficients
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float, inner
 
@@ -65,6 +66,7 @@ class Inconsistency(NamedTuple):
     jacobian: Scalar
 
 
+@explain_manual_axes
 def heat_residual(
     model: Field,
     t: ArrayLike,
@@ -109,6 +111,7 @@ def heat_residual(
     return jax.grad(heat)(still) - (slope - n)
 
 
+@explain_manual_axes
 def inconsistency(
     model: Field,
     t: ArrayLike,

@@ -8,6 +8,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from dgjax.model.divergence import Divergence
 from dgjax.model.field import Field
+from dgjax.model.manual_axes import explain_manual_axes
 from dgjax.model.paths import coefficients
 from dgjax.model.reverse_mode import has_forward_mode, transpose
 from dgjax.typing import Cond, Key, LinearMap, Sample, Scalar, as_float, check_made
@@ -86,6 +87,7 @@ class Local(NamedTuple):
         return s + jax.lax.stop_gradient(jnp.where(short, entry - s, 0))
 
 
+@explain_manual_axes
 def evaluate(
     model: Field,
     t: ArrayLike,

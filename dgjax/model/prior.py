@@ -14,6 +14,7 @@ from jaxtyping import ArrayLike
 
 from dgjax.model.faults import require
 from dgjax.model.field import Field
+from dgjax.model.manual_axes import explain_manual_axes
 from dgjax.typing import Key, Sample, Scalar, as_float, concrete
 
 # `gammainc` loses digits as the dimension grows and the series gains them. From these dimensions,
@@ -59,6 +60,7 @@ def with_norm(model: Field, x: Sample, norm: ArrayLike) -> Sample:
     return x * (norm * model.path.sigma(model.t_max) / jnp.sqrt(jnp.sum(x**2)))
 
 
+@explain_manual_axes
 def chi_quantile(q: ArrayLike, size: int) -> Scalar:
     """Return a quantile of the chi distribution: the norm of standard normal noise.
 

@@ -21,13 +21,12 @@ from jax.core import Tracer
 from jax.sharding import AxisType, PartitionSpec
 from jax.tree_util import Partial
 
+from dgjax.model.manual_axes import explain_manual_axes
 from dgjax.typing import captured
 
 __all__ = ["compile_once", "on_any_mesh"]
 
 PROGRAMS = 64  # kept at once; an evicted program is compiled again
-# Of errors about values that differ between the devices of a `shard_map`.
-VARYING = ("manual axis types", "to='varying'")
 LARGEST = 2**20  # numbers that the constants of a kept program may read from outside
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -144,15 +143,7 @@ def on_any_mesh(function: Function) -> Function:
                 "axis_types=(jax.sharding.AxisType.Auto,)"
             )
         run: Callable[..., Any] = _automatic(function) if explicit else function
-        try:
-            return run(*args, **kwargs)
-        except (TypeError, ValueError) as error:
-            if not any(words in str(error) for words in VARYING):
-                raise
-            raise ValueError(
-                "solves do not run inside jax.shard_map with check_vma=True: pass "
-                "check_vma=False, or use dgjax.devices.over_devices"
-            ) from error
+        return explain_manual_axes(run)(*args, **kwargs)
 
     return call  # type: ignore[return-value]
 
