@@ -25,7 +25,7 @@ def error_entries(standard_error: Any, solver_error: Any) -> dict[str, float | N
     """Make the entries of a summary's row for the errors of one log-density.
 
     Args:
-        standard_error: from the probes, in nats; NaN if unknown.
+        standard_error: from the probes, in nats; infinite or NaN if unknown.
         solver_error: from the grid, in nats; infinite or NaN if unknown.
     """
     errors = known(standard_error), known(solver_error)

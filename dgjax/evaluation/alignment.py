@@ -46,7 +46,8 @@ class Alignment(NamedTuple):
         product: <s, v>, with the model's score at the end.
         omega: the same number without that score. The log-density at the end gains
             omega/|s_T|^2 nats for each nat of prior log-density gained along the prior's score.
-        standard_error: of `omega` from the probes; NaN, which means unknown, for a single probe.
+        standard_error: of `omega` from the probes; infinite, which means unknown, for a single
+            probe.
         prior: |s_T|^2, the first value of `product` and `omega`.
         x: the sample.
         pushed: v, of the shape of x.

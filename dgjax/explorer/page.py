@@ -43,7 +43,8 @@ class Exploration(NamedTuple):
     Attributes:
         levels: (S, L, Q, H, W, 1 or 3) uint8 levels of the pictures.
         log_density: (S, L, Q) log-density at t_min of each sample, or of its latent, in nats.
-        standard_error: (S, L, Q) error of `log_density` from the probes in nats; NaN if unknown.
+        standard_error: (S, L, Q) error of `log_density` from the probes in nats; NaN or infinite
+            if unknown.
         solver_error: (S, L, Q) error of `log_density` from the solver in nats; NaN or infinite if
             unknown. The page shows the sum of both errors, as `dgjax.sampling.results.stated_error`
             has it, and says where the solver's is unknown.

@@ -103,6 +103,6 @@ class Coloured:
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(self.repeats))
         return jax.vmap(estimate)(keys)
 
-    def standard_error(self, estimates: Float[Array, " n"], scatter: ArrayLike = jnp.nan) -> Scalar:
+    def standard_error(self, estimates: Float[Array, " n"], scatter: ArrayLike = jnp.inf) -> Scalar:
         """Return the standard error of the mean of `estimates`."""
         return sampled_error(estimates, scatter)

@@ -51,7 +51,7 @@ class Divergence(Protocol):
         """
         ...
 
-    def standard_error(self, estimates: Float[Array, " n"], scatter: ArrayLike = jnp.nan) -> Scalar:
+    def standard_error(self, estimates: Float[Array, " n"], scatter: ArrayLike = jnp.inf) -> Scalar:
         """Return the standard error of the mean of `estimates`.
 
         A linear functional of the estimates, such as their integral over a trajectory, may take
@@ -136,7 +136,7 @@ class Exact:
         entries = jax.lax.map(diagonal, jnp.arange(x.size), batch_size=min(self.chunk, x.size))
         return jnp.sum(entries)[None]
 
-    def standard_error(self, estimates: Float[Array, " 1"], scatter: ArrayLike = jnp.nan) -> Scalar:
+    def standard_error(self, estimates: Float[Array, " 1"], scatter: ArrayLike = jnp.inf) -> Scalar:
         """Return the standard error of the mean of `estimates`."""
         del scatter
         return jnp.zeros((), estimates.dtype)
@@ -156,10 +156,10 @@ class Untracked:
         del jvp, key
         return jnp.full(1, jnp.nan, x.dtype)
 
-    def standard_error(self, estimates: Float[Array, " 1"], scatter: ArrayLike = jnp.nan) -> Scalar:
+    def standard_error(self, estimates: Float[Array, " 1"], scatter: ArrayLike = jnp.inf) -> Scalar:
         """Return the standard error of the mean of `estimates`."""
         del scatter
-        return jnp.full((), jnp.nan, estimates.dtype)
+        return jnp.full((), jnp.inf, estimates.dtype)
 
 
 @register_dataclass
@@ -195,7 +195,7 @@ class Hutchinson:
             return estimate(jax.random.fold_in(key, 0))[None]
         return jax.vmap(estimate)(jax.random.split(key, self.probes))
 
-    def standard_error(self, estimates: Float[Array, " n"], scatter: ArrayLike = jnp.nan) -> Scalar:
+    def standard_error(self, estimates: Float[Array, " n"], scatter: ArrayLike = jnp.inf) -> Scalar:
         """Return the standard error of the mean of `estimates`."""
         return sampled_error(estimates, scatter)
 
@@ -241,7 +241,7 @@ class HutchPP:
         z = z - (z @ basis.T) @ basis
         return captured + jnp.sum(z * jax.vmap(product)(z), axis=-1)
 
-    def standard_error(self, estimates: Float[Array, " n"], scatter: ArrayLike = jnp.nan) -> Scalar:
+    def standard_error(self, estimates: Float[Array, " n"], scatter: ArrayLike = jnp.inf) -> Scalar:
         """Return the standard error of the mean of `estimates`."""
         return sampled_error(estimates, scatter)
 
@@ -267,7 +267,7 @@ class FixedProbe:
         del key
         return self.estimator(jvp, x, self.key)
 
-    def standard_error(self, estimates: Float[Array, " n"], scatter: ArrayLike = jnp.nan) -> Scalar:
+    def standard_error(self, estimates: Float[Array, " n"], scatter: ArrayLike = jnp.inf) -> Scalar:
         """Return the standard error of the mean of `estimates`."""
         del scatter  # the error of one probe is smooth in time
         return self.estimator.standard_error(estimates)

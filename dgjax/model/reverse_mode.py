@@ -86,6 +86,6 @@ class ReverseMode:
         """Return independent unbiased estimates of the trace."""
         return self.estimator(transpose(jvp, x), x, key)
 
-    def standard_error(self, estimates: Float[Array, " n"], scatter: ArrayLike = jnp.nan) -> Scalar:
+    def standard_error(self, estimates: Float[Array, " n"], scatter: ArrayLike = jnp.inf) -> Scalar:
         """Return the standard error of the mean of `estimates`."""
         return self.estimator.standard_error(estimates, scatter)

@@ -22,9 +22,9 @@ class Info(NamedTuple):
     """Diagnostics of one solve.
 
     Attributes:
-        standard_error: of `log_density` from the probes, in nats. For a single estimate it is NaN,
-            which means unknown, unless the solver is `Multistep`: that knows it to about a third,
-            from the scatter over at least 5 grid points.
+        standard_error: of `log_density` from the probes, in nats. For a single estimate it is
+            infinite, which means unknown, unless the solver is `Multistep`: that knows it to about
+            a third, from the scatter over at least 5 grid points.
         solver_error: estimate of the size of the error of `log_density` that is due to the grid, in
             nats. It compares two quadratures through the same evaluations, costs none, and is
             mostly several times too large. Infinite, which means unknown, for `Euler`, thus with
@@ -61,7 +61,7 @@ class Errors(NamedTuple):
     """Errors of a log-density that a solver knows, in nats.
 
     Attributes:
-        scatter: standard error from the scatter of the probes in time; NaN if unknown.
+        scatter: standard error from the scatter of the probes in time; infinite if unknown.
         solver: estimate of the size of the solver's error; infinite if unknown.
     """
 
@@ -103,7 +103,7 @@ def stated_error(standard_error: Scalar, solver_error: Scalar) -> Scalar:
     """Add the errors of a log-density that a solve states, in nats.
 
     Args:
-        standard_error: from the probes; NaN if unknown, and so is the sum.
+        standard_error: from the probes; infinite if unknown, and so is the sum.
         solver_error: from the grid. Solvers that do not know it say infinite; then it is left out,
             and whether the grid is fine enough is for the user to judge.
     """

@@ -260,7 +260,7 @@ def _solve(
         end, scores, trajectory, errors = _by_nodes(run, model.path, grid, state, save, fault)
     else:
         end, scores, trajectory, error = _by_steps(run, grid, state, save)
-        errors = Errors(jnp.nan, error)
+        errors = Errors(jnp.inf, error)
     end = end._replace(log_densities=refuse(fault, end.log_densities))
     info = summarize(model, grid, guides, divergence, end, scores, errors, fault, x)
     sampled = Sampled(end.x, jnp.mean(end.log_densities), info, trajectory)

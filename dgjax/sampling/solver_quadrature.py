@@ -56,7 +56,8 @@ class NodeIntegral(NamedTuple):
     Attributes:
         log_densities: (n+1, m), one by each divergence estimate.
         scatter: standard error of their mean from the scatter of the rates about a smooth curve.
-            It assumes probes that are independent in time. NaN for fewer than 5 points.
+            It assumes probes that are independent in time. Infinite, which means
+            unknown, for fewer than 5 points.
         error: estimate of the size of the quadrature's error.
     """
 
@@ -141,9 +142,11 @@ def integrate_nodes(
     sizes = jnp.abs(dot(moved, nodes.norm_rate)) + jnp.abs(lost)
     gains = dot(integral, rates) + residual[:, None]
     log_densities = cumulative_log_density(path, ts, size, start, gains)
-    total = jnp.zeros_like(us).at[wide].add(integral)
-    errors = total * _deviations(us, jnp.mean(rates, 1))
-    scatter = safe_sqrt(jnp.sum(errors**2))
+    scatter = jnp.asarray(jnp.inf, us.dtype)
+    if count >= NEIGHBOURHOOD:
+        total = jnp.zeros_like(us).at[wide].add(integral)
+        errors = total * _deviations(us, jnp.mean(rates, 1))
+        scatter = safe_sqrt(jnp.sum(errors**2))
     error = jnp.maximum(jnp.abs(jnp.sum(differences)), 0.5 * jnp.sum(sizes))
     return NodeIntegral(log_densities, scatter, error)
 
@@ -152,11 +155,9 @@ def _deviations(us: Float[Array, " n+1"], values: Float[Array, " n+1"]) -> Float
     """Estimate the independent error of each value, up to its sign.
 
     It is the distance from the curve through the neighbours, over what that distance is expected
-    to be for errors of size 1. NaN for fewer than 5 values.
+    to be for errors of size 1. It needs at least 5 values.
     """
     count = us.shape[0]
-    if count < NEIGHBOURHOOD:
-        return jnp.full_like(us, jnp.nan)
     first = np.clip(np.arange(count) - NEIGHBOURHOOD // 2, 0, count - NEIGHBOURHOOD)
     around = first[:, None] + np.arange(NEIGHBOURHOOD)[None]
     others = around[around != np.arange(count)[:, None]].reshape(count, -1)

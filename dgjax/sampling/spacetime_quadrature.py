@@ -40,7 +40,8 @@ class Quadrature(NamedTuple):
 
     Attributes:
         log_density: (n+1,) at each point.
-        standard_error: (n+1,) of `log_density` from the probes; NaN for a single probe.
+        standard_error: (n+1,) of `log_density` from the probes; infinite, which means
+            unknown, for a single probe.
         solver_error: (n+1,) estimate of the error of `log_density` from the quadrature between the
             points, no bound. An error of the log-density given for the first point is not in it.
         log_densities: (n+1, m) by each of the m divergence estimates.
