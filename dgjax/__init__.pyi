@@ -26,6 +26,7 @@ from .evaluation.precision_recall import PrecisionRecall, precision_recall
 from .guidance.classifier_free import autoguidance, classifier_free_guidance
 from .guidance.density import density_guidance, density_guidance_nats, forcing_nats
 from .guidance.high_density import high_density
+from .guidance.hold import hold
 from .guidance.noise import (
     churn,
     level_set_noise,
@@ -34,6 +35,7 @@ from .guidance.noise import (
     reverse_sde,
     reverse_sde_ito,
 )
+from .guidance.parts import band, region
 from .guidance.rate import rate_guidance
 from .guidance.schedules import schedule, window
 from .guidance.target import target_guidance
@@ -133,6 +135,7 @@ __all__ = [
     "align",
     "alignment_statistics",
     "autoguidance",
+    "band",
     "bits_per_dim",
     "chi_quantile",
     "chord",
@@ -165,6 +168,7 @@ __all__ = [
     "h_statistic",
     "heat_residual",
     "high_density",
+    "hold",
     "inconsistency",
     "inconsistency_statistics",
     "jeffreys",
@@ -190,6 +194,7 @@ __all__ = [
     "quadrature",
     "rate_guidance",
     "rectified_flow",
+    "region",
     "register_dataclass",
     "repath",
     "rescale_time",

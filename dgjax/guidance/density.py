@@ -4,6 +4,11 @@ Under p_t the number h = sigma^2 (Lap log p_t + |s|^2)/sqrt(2 D) is nearly stand
 dimension D and the noise are large. Density guidance keeps h at its quantile q. The log-density
 then changes at the rate b = -div u - g^2/2 sqrt(2 D)/sigma^2 Phi^-1(q) (eq. 17). The divergence
 cancels in the guided drift, so the guide needs no Jacobian product.
+
+A part of the sample is a symmetric M with 0 <= M <= 1. The drift u - g^2/2 (eta - 1) M s changes
+the weight of the score in that part only, and the log-density of the whole sample by exactly
+-g^2/2 (eta - 1) <s, M s> more than along u. In place of D stands tr M^2: where the noise is
+large, sigma^2 tr(M (grad^2 log p_t + s s^T)) has the variance 2 tr M^2.
 """
 
 from dataclasses import dataclass
@@ -17,12 +22,21 @@ from jaxtyping import ArrayLike
 from scipy import special
 
 from dgjax.guidance.guide import ScoreWeightGuide
+from dgjax.guidance.parts import Part
 from dgjax.guidance.schedules import Schedule, schedule
 from dgjax.model.faults import require
 from dgjax.model.field import Field
 from dgjax.model.local import Local
 from dgjax.model.paths import logsnr
-from dgjax.typing import Scalar, as_float, concrete, register_dataclass, short_repr
+from dgjax.typing import (
+    Sample,
+    Scalar,
+    as_float,
+    concrete,
+    inner,
+    register_dataclass,
+    short_repr,
+)
 
 __all__ = ["DensityGuidance", "density_guidance", "density_guidance_nats", "forcing_nats"]
 
@@ -32,15 +46,19 @@ __all__ = ["DensityGuidance", "density_guidance", "density_guidance_nats", "forc
 class DensityGuidance(ScoreWeightGuide):
     """Set the score weight eta = 1 + sqrt(2 D) probit / |sigma s|^2, within 1 +- bound.
 
+    In a part M it is 1 + sqrt(2 tr M^2) probit / (sigma^2 <s, M s>), and 1 elsewhere.
+
     Made by `density_guidance` or `density_guidance_nats`.
 
     Attributes:
         probit: Phi^-1(q) as a schedule in log-SNR.
         bound: eta stays in [1 - bound, 1 + bound].
+        part: M, the part of the sample that is guided; None for all of it.
     """
 
     probit: Schedule
     bound: Scalar
+    part: Part | None = None
 
     def __repr__(self) -> str:
         """Return a line with the quantile q, by value where it is one number."""
@@ -48,16 +66,31 @@ class DensityGuidance(ScoreWeightGuide):
         if isinstance(q, Schedule) and isinstance(q.values, jax.Array | np.ndarray):
             probits = concrete(q.values)
             q = q.values if probits is None else np.squeeze(special.ndtr(probits))
-        return f"DensityGuidance(q={short_repr(q)}, bound={short_repr(self.bound)})"
+        part = "" if self.part is None else f", part={self.part!r}"
+        return f"DensityGuidance(q={short_repr(q)}, bound={short_repr(self.bound)}{part})"
+
+    def direction(self, local: Local) -> Sample:
+        """Return M s."""
+        score = super().direction(local)
+        return score if self.part is None else self.part(score)
 
     def weight_change(self, local: Local) -> Scalar:
         """Return eta - 1 before the bound is applied."""
-        forcing = jnp.sqrt(jnp.asarray(2.0 * local.x.size, local.x.dtype))
-        return forcing * self.probit(local.logsnr) / (local.sigma**2 * local.score_norm2)
+        size: ArrayLike = local.x.size
+        norm2 = local.score_norm2
+        if self.part is not None:
+            size = self.part.trace_of_square(local.x)
+            norm2 = inner(local.nonzero_score, self.direction(local))
+        forcing = jnp.sqrt(jnp.asarray(2.0 * size, local.x.dtype))
+        return forcing * self.probit(local.logsnr) / (local.sigma**2 * norm2)
 
 
 def density_guidance(
-    q: ArrayLike, *, knots: ArrayLike | None = None, bound: ArrayLike = 1.0
+    q: ArrayLike,
+    *,
+    knots: ArrayLike | None = None,
+    bound: ArrayLike = 1.0,
+    part: Part | None = None,
 ) -> DensityGuidance:
     """Make a guide that follows the quantile q of the rate of log p_t.
 
@@ -69,6 +102,8 @@ def density_guidance(
         q: a number in (0, 1), or `(n,)` values at `knots` with Phi^-1(q) linear in between.
         knots: `(n,)` increasing log-SNRs.
         bound: eta stays in [1 - bound, 1 + bound]. `jnp.inf` gives the published rule.
+        part: what is guided, such as `region(mask)` or `band(shape, low=0.1)`; None for the whole
+            sample. The rest still moves, since the network couples it to the part: `hold` keeps it.
 
     Returns:
         A guide. Put it last: it keeps only the component of earlier guidance that is
@@ -78,7 +113,7 @@ def density_guidance(
         ValueError: if q is outside (0, 1), or `knots` and q do not match.
     """
     q = require("q", as_float(q), "lie strictly between 0 and 1", lambda q: (q > 0) & (q < 1))
-    return DensityGuidance(schedule(ndtri(q), knots), as_float(bound))
+    return DensityGuidance(schedule(ndtri(q), knots), as_float(bound), part)
 
 
 def density_guidance_nats(

@@ -85,9 +85,9 @@ class Guide(Protocol):
 class ScoreWeightGuide:
     """Base class of guides that set the score weight eta within a bound.
 
-    A subclass is a frozen dataclass with a field `bound` and the method `weight_change`. It keeps
-    the component of the incoming drift perpendicular to the score and replaces the component
-    along the score. So put such a guide last.
+    A subclass is a frozen dataclass with a field `bound` and the method `weight_change`. It adds
+    to the incoming drift what sets the rate of the log-density, along `direction`. The component of
+    earlier guidance perpendicular to the score is kept, so put such a guide last.
 
     Attributes:
         bound: eta stays in [1 - bound, 1 + bound].
@@ -99,10 +99,14 @@ class ScoreWeightGuide:
     def weight_change(self, local: Local) -> Scalar:
         """Return eta - 1 before the bound is applied."""
 
+    def direction(self, local: Local) -> Sample:
+        """Return the direction along which the drift is changed: the score."""
+        return local.nonzero_score
+
     def __call__(self, drift: Sample, local: Local) -> Sample:
         """Return `drift` with the bounded score weight."""
         eta = 1 + jnp.clip(self.weight_change(local), -self.bound, self.bound)
-        return with_score_weight(drift, local, eta)
+        return with_score_weight(drift, local, eta, self.direction(local))
 
     def excess(self, local: Local) -> Scalar:
         """Return how far eta would be outside the bound; 0 where the bound does not act."""
@@ -141,8 +145,19 @@ def score_weight(drift: Sample, local: Local) -> Scalar:
     return 1 - 2 * (inner(steered, local.nonzero_score) / local.score_norm2) / local.g2
 
 
-def with_score_weight(drift: Sample, local: Local, eta: Scalar) -> Sample:
-    """Return `drift` with its component along the score replaced by that of f x - g^2/2 eta s."""
+def with_score_weight(
+    drift: Sample, local: Local, eta: Scalar, direction: Sample | None = None
+) -> Sample:
+    """Return `drift`, changed along d so that log p_t changes at -div u + g^2/2 (1 - eta) <s, d>.
+
+    Args:
+        drift: the drift so far.
+        local: the model at the current point.
+        eta: the score weight.
+        direction: d, with <s, d> > 0. By default the score s: its component of the drift becomes
+            that of f x - g^2/2 eta s.
+    """
     score = local.nonzero_score
-    along = inner(drift - local.velocity, score) / local.score_norm2
-    return drift + (0.5 * local.g2 * (1 - eta) - along) * score
+    direction = score if direction is None else direction
+    along = inner(drift - local.velocity, score) / inner(direction, score)
+    return drift + (0.5 * local.g2 * (1 - eta) - along) * direction
