@@ -1,0 +1,143 @@
+"""Density guidance of a part of an image: does the rest stay, and are the nats all there?
+
+From the same latents: all of the image guided, a disc in the middle, the same disc with the rest
+held on the unguided trajectory, and a band of spatial frequencies, alone and with the other band
+held. Shown are root mean square changes of the denoised image from the unguided one, in the part
+and in the rest, and how far the log-density rises or falls. A guide of a part forces its nats
+exactly; the nats that come by themselves differ, so the gains with and without `hold` are compared.
+
+    python experiments/parts.py
+    python experiments/parts.py --model photo-patches
+"""
+
+from functools import partial
+
+import claims
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+import dgjax
+from dgjax.pictures.quantization import to_uint8
+
+QUANTILES = (0.3, 0.7)
+SHOWN = 8
+EDGE = 0.125  # cycles per pixel between the bands
+DIVERGENCE = dgjax.Coloured()
+KINDS = ("all", "disc", "disc, rest held", "high band", "high band, low held")
+
+
+def disc(shape):
+    """The disc in the middle with half of the area of the image, as (H, W, 1) weights."""
+    height, width = shape[:2]
+    rows, columns = np.ogrid[:height, :width]
+    middle = (height - 1) / 2, (width - 1) / 2
+    far = ((rows - middle[0]) / height) ** 2 + ((columns - middle[1]) / width) ** 2
+    return (far < 0.5 / np.pi).astype(np.float32)[..., None]
+
+
+def make_parts(shape):
+    """The part and whether the rest is held, by kind."""
+    middle, fine = dgjax.region(disc(shape)), dgjax.band(shape, low=EDGE)
+    return {
+        "all": (None, False),
+        **dict(
+            zip(
+                KINDS[1:],
+                [(middle, False), (middle, True), (fine, False), (fine, True)],
+                strict=True,
+            )
+        ),
+    }
+
+
+def run(field, x, key, *, grid, parts):
+    """Return denoised images (1 + kinds * quantiles, ...), their log p and errors in nats."""
+    options = {"key": key, "divergence": DIVERGENCE}
+    free = dgjax.sample(field, x, grid, save=dgjax.Trajectory, **options)
+    found = [free]
+    for part, held in parts.values():
+        before = ()
+        if held:
+            course = free.trajectory
+            before = (dgjax.hold(part.rest(), field, course.t, course.x),)
+        for q in QUANTILES:
+            guides = (*before, dgjax.density_guidance(q, part=part))
+            found.append(dgjax.sample(field, x, grid, guides=guides, **options))
+    stack = lambda values: jnp.stack(list(values))
+    return (
+        stack(dgjax.denoise(field, grid[-1], a.x) for a in found),
+        stack(a.log_density for a in found),
+        stack(a.info.solver_error for a in found),
+    )
+
+
+def rows_of(setup, parts, images, log_density):
+    """One row for each kind and quantile."""
+    shape = images.shape[2:]
+    change = np.asarray(images - images[:, :1], np.float64)
+    gain = np.asarray(log_density - log_density[:, :1], np.float64)
+    names = [(kind, q) for kind in parts for q in QUANTILES]
+    rms = lambda a, size: float(np.sqrt(np.sum(a**2) / size / len(images)))
+    for i, (kind, q) in enumerate(names, 1):
+        part = parts[kind][0] or dgjax.region(disc(shape))
+        inside = jax.vmap(part)(jnp.asarray(change[:, i], jnp.float32))
+        sizes = [float(p.trace_of_square(jnp.zeros(shape))) for p in (part, part.rest())]
+        moved = rms(np.asarray(inside), sizes[0]), rms(change[:, i] - inside, sizes[1])
+        alone = names.index((kind.split(",")[0], q)) + 1
+        kept = "" if alone == i else f"{gain[:, i].mean() / gain[:, alone].mean():.1%}"
+        nats = f"{gain[:, i].mean():+.1f} +- {gain[:, i].std(ddof=1) / len(gain) ** 0.5:.1f}"
+        yield [
+            kind,
+            str(q),
+            f"{moved[0]:.4f}",
+            f"{moved[1]:.4f}",
+            f"{moved[1] / moved[0]:.3f}",
+            nats,
+            kept,
+        ]
+
+
+def draw(setup, parts, images):
+    """Draw the first latents: unguided, and every kind at both quantiles."""
+    lines = [("unguided", "")] + [(kind, f"q = {q}") for kind in parts for q in QUANTILES]
+    shown = to_uint8(np.asarray(images[:SHOWN]), setup.model.meta.data_range)
+    figure = Figure(figsize=(1.0 * shown.shape[0] + 2.2, 1.0 * len(lines)), layout="constrained")
+    axes = figure.subplots(len(lines), shown.shape[0])
+    for i, (line, label) in enumerate(zip(axes, lines, strict=True)):
+        for axis, image in zip(line, shown[:, i], strict=True):
+            axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        line[0].set_ylabel("\n".join(label), rotation=0, ha="right", va="center", fontsize=9)
+    claims.save(figure, f"parts-{setup.model.name}")
+
+
+def main():
+    setup = claims.start(__doc__)
+    field, (count, steps, _) = setup.model.field, setup.preset
+    shape = setup.model.meta.shape
+    parts = make_parts(shape)
+    keys = claims.keys(setup, count)
+    latents = jax.vmap(lambda key: dgjax.prior_sample(field, key, shape))(keys)
+    one = partial(run, grid=dgjax.grid_logsnr(field, steps), parts=parts)
+    images, log_density, error = claims.each(
+        "parts", one, setup, latents, claims.keys(setup, count, 1)
+    )
+    header = [
+        "guided",
+        "q",
+        "RMS change in the part",
+        "in the rest",
+        "ratio",
+        "gain, nats",
+        "of the gain without hold",
+    ]
+    claims.report(f"parts-{setup.model.name}", header, rows_of(setup, parts, images, log_density))
+    print(f"solver's error, nats: median {np.median(error):.2g}, largest {error.max():.2g}")
+    draw(setup, parts, images)
+
+
+if __name__ == "__main__":
+    main()
