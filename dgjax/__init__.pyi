@@ -89,6 +89,7 @@ from .sampling.sample import sample
 from .sampling.shooting import Shot, pilot, shoot
 from .sampling.solvers import RK4, LevelSetEuler, Multistep
 from .sampling.spacetime_quadrature import chord, quadrature
+from .sampling.superposition import Superposed, intersection, mixture, superpose
 from .sampling.time_grids import grid_karras, grid_logsnr, grid_uniform
 from .typing import register_dataclass
 
@@ -127,6 +128,7 @@ __all__ = [
     "Sampled",
     "ScorePrediction",
     "Shot",
+    "Superposed",
     "Trajectory",
     "Untracked",
     "VPrediction",
@@ -171,6 +173,7 @@ __all__ = [
     "hold",
     "inconsistency",
     "inconsistency_statistics",
+    "intersection",
     "jeffreys",
     "kernel_density",
     "level_set_noise",
@@ -179,6 +182,7 @@ __all__ = [
     "log_density",
     "log_prior",
     "logsnr",
+    "mixture",
     "node_quadrature",
     "noise_matched",
     "normality",
@@ -205,6 +209,7 @@ __all__ = [
     "score",
     "shoot",
     "sub_vp",
+    "superpose",
     "target_guidance",
     "temperature",
     "torch_network",

@@ -17,7 +17,6 @@ from jaxtyping import Array, Float
 
 from dgjax.sampling.adjoints import Adjoint
 from dgjax.sampling.solvers import Controller, FixedSteps, Progress, Solver
-from dgjax.sampling.state import State
 from dgjax.typing import Scalar
 
 __all__ = ["Integrated", "integrate"]
@@ -34,7 +33,7 @@ class Integrated(NamedTuple):
         solver_state: of the solver at the end.
     """
 
-    end: State
+    end: Any
     saved: Any
     solver_state: Any
 
@@ -42,10 +41,10 @@ class Integrated(NamedTuple):
 def integrate(
     term: diffrax.AbstractTerm,
     solver: Solver,
-    state: State,
+    state: Any,
     grid: Float[Array, " n+1"],
     args: Any,
-    save: Callable[[Scalar, State, Any], Any],
+    save: Callable[[Scalar, Any, Any], Any],
     *,
     controller: Controller | None = None,
     adjoint: Adjoint | None = None,
@@ -56,7 +55,7 @@ def integrate(
     Args:
         term: the increment of the state.
         solver: any solver of diffrax.
-        state: at `grid[0]`.
+        state: at `grid[0]`, a pytree such as `State`.
         grid: (n + 1,) strictly monotone times, the ends of the steps if there is no controller.
         args: diffrax's `args`: all arrays that gradients may be taken of.
         save: `(t, state, args) -> anything`, collected at every grid point.
@@ -98,7 +97,7 @@ def integrate(
     return Integrated(jax.tree.map(lambda a: a[0], end), saved, found.solver_state)
 
 
-def _scan(term, solver, state: State, grid, args, save, meter: Progress) -> Integrated:
+def _scan(term, solver, state, grid, args, save, meter: Progress) -> Integrated:
     def step(state, solver_state, t0, t1):
         state, _, _, solver_state, _ = solver.step(
             term, t0, t1, state, args, solver_state, made_jump=False
