@@ -66,6 +66,15 @@ def test_a_mixture_of_models_is_the_joint_mixture():
 
 
 @pytest.mark.slow
+def test_single_precision(float32):
+    models, latent = [model_of(FIRST), model_of(SECOND)], jnp.asarray(LATENT, jnp.float32)
+    for combination in (dgjax.mixture(WEIGHTS), dgjax.intersection()):
+        found = run(models, combination, x=latent)
+        assert {a.dtype for a in found[:-1]} == {jnp.dtype(jnp.float32)}
+        np.testing.assert_allclose(found.log_densities, truths(found.x), atol=2e-3)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [diffrax.Heun(), dgjax.RK4()])
 def test_order_of_the_mixture(solver):
     errors = [
@@ -96,14 +105,13 @@ def test_along_an_intersection_the_difference_stays():
         )
 
 
-def test_one_model_is_sampled_as_it_is(float32):
-    model = model_of(FIRST)
+@pytest.mark.slow
+def test_one_model_is_sampled_as_it_is():
+    model, grid = MODELS[0], dgjax.grid_logsnr(MODELS[0], 16)
+    alone = dgjax.sample(model, LATENT, grid, key=KEY, solver=dgjax.RK4())
     for combination in (dgjax.mixture([2.0]), dgjax.intersection()):
         found = run((model,), combination, 16)
-        alone = dgjax.sample(
-            model, LATENT, dgjax.grid_logsnr(model, 16), key=KEY, solver=dgjax.RK4()
-        )
-        np.testing.assert_allclose(found.x, alone.x, rtol=1e-4)
+        np.testing.assert_allclose(found.x, alone.x, rtol=1e-9)
 
 
 @pytest.mark.slow
@@ -134,7 +142,7 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="explicit Runge-Kutta"):
         run(MODELS, dgjax.intersection(), 8, solver=dgjax.Multistep())
     narrow = dgjax.closed_form(dgjax.gaussian([0.0] * 3, 1.0), dgjax.edm(), t_min=0.1, t_max=9.0)
-    with pytest.raises(ValueError, match="outside the model's range|out of range|range"):
+    with pytest.raises(ValueError, match="range"):
         dgjax.superpose([MODELS[0], narrow], LATENT, grid, dgjax.intersection(), key=KEY)
     with pytest.raises(ValueError, match="at least one model"):
         dgjax.superpose([], LATENT, grid, dgjax.intersection(), key=KEY)
