@@ -1,5 +1,6 @@
 """Un-jitted calls compile once per structure of their arguments, and never give stale results."""
 
+import re
 import time
 from functools import partial
 from itertools import pairwise
@@ -103,9 +104,9 @@ def test_results_are_those_of_an_outer_jit(model):
 def test_an_outer_jit_has_no_inner_call(model):
     """The operations are part of the outer program, as if nothing had been compiled before."""
     for name in ("sample", "likelihood", "quadrature", "align"):
-        jaxpr = jax.make_jaxpr(lambda call=calls(model)[name]: call(1))()
-        names = {str(e.params["name"]) for e in jaxpr.eqns if "name" in e.params}
-        assert not names & {"run", "_solve", "_quadrature", "_align"}
+        program = jax.jit(lambda call=calls(model)[name]: call(1)).lower().as_text()
+        called = set(re.findall(r"call @([a-z_]+)", program))
+        assert not called & {"run", "_solve", "_quadrature", "_align"}
 
 
 def test_concrete_checks_still_raise(model):
@@ -180,7 +181,7 @@ def test_parameters_that_a_function_reads_and_training_changes():
         return np.asarray(dgjax.chord(model, 1.0, jnp.ones(2), 2 * jnp.ones(2)).difference)
 
     found = [end()]
-    net.bias[...] = jnp.ones(2)
+    net.bias[...] = jnp.ones(2, jnp.float32)
     found.append(end())
     numbers["scale"] = jnp.full((), 2.0)
     found.append(end())
