@@ -15,7 +15,7 @@ from dgjax.importing import import_model
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 training_utils = pytest.importorskip("diffusers.training_utils")
-weights = pytest.importorskip("safetensors.torch")
+safetensors = pytest.importorskip("safetensors.torch")
 pytestmark = pytest.mark.usefixtures("float32")
 
 SMALL = {
@@ -130,8 +130,8 @@ def test_wrapped_and_mixed_weights_are_read(prefix, unet, scheduler, tmp_path, r
     """Half precision with normalizations in float32, and names as a wrapper writes them."""
     unet.save_pretrained(tmp_path / "unet")
     file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
-    weights = {k: w if "norm" in k else w.half() for k, w in weights.load_file(file).items()}
-    weights.save_file({prefix + k: w for k, w in weights.items()}, file)
+    weights = {k: w if "norm" in k else w.half() for k, w in safetensors.load_file(file).items()}
+    safetensors.save_file({prefix + k: w for k, w in weights.items()}, file)
     found = import_model(tmp_path / "unet", scheduler=scheduler)
     assert_same_weights(found, unet)
     if prefix != "module.":
