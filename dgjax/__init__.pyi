@@ -23,6 +23,7 @@ from .evaluation.inconsistency import (
 from .evaluation.intervals import Estimate
 from .evaluation.normality import Normality, h_statistic, normality
 from .evaluation.precision_recall import PrecisionRecall, precision_recall
+from .evaluation.reweighting import effective_sample_size, importance_weights, weighted_mean
 from .guidance.classifier_free import autoguidance, classifier_free_guidance
 from .guidance.density import density_guidance, density_guidance_nats, forcing_nats
 from .guidance.high_density import high_density
@@ -86,6 +87,7 @@ from .sampling.likelihood import Likelihood, likelihood
 from .sampling.node_quadrature import node_quadrature
 from .sampling.results import Info, Sampled, Trajectory
 from .sampling.sample import sample
+from .sampling.sampler_law import SamplerLaw, sampler_law
 from .sampling.shooting import Shot, pilot, shoot
 from .sampling.solvers import RK4, LevelSetEuler, Multistep
 from .sampling.spacetime_quadrature import chord, quadrature
@@ -126,6 +128,7 @@ __all__ = [
     "PrecisionRecall",
     "ReverseMode",
     "Sampled",
+    "SamplerLaw",
     "ScorePrediction",
     "Shot",
     "Superposed",
@@ -153,6 +156,7 @@ __all__ = [
     "dequantize",
     "discrete_time",
     "edm",
+    "effective_sample_size",
     "evaluate",
     "field",
     "find_grid",
@@ -171,6 +175,7 @@ __all__ = [
     "heat_residual",
     "high_density",
     "hold",
+    "importance_weights",
     "inconsistency",
     "inconsistency_statistics",
     "intersection",
@@ -205,6 +210,7 @@ __all__ = [
     "reverse_sde",
     "reverse_sde_ito",
     "sample",
+    "sampler_law",
     "schedule",
     "score",
     "shoot",
@@ -216,6 +222,7 @@ __all__ = [
     "ve",
     "velocity",
     "vp",
+    "weighted_mean",
     "window",
     "with_norm",
 ]

@@ -6,7 +6,6 @@ returns is integrated by `solver_quadrature`, which needs no evaluation of its o
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from dgjax.model.divergence import Divergence, Hutchinson, check_count
@@ -19,6 +18,7 @@ from dgjax.sampling.compiled import compile_once
 from dgjax.sampling.quadrature_error import score_gains
 from dgjax.sampling.spacetime_identity import cumulative_log_density, log_density_gain
 from dgjax.sampling.spacetime_quadrature import Quadrature
+from dgjax.sampling.stencils import difference_stencils, integrate_points
 from dgjax.sampling.traced_numbers import check_model
 from dgjax.typing import Cond, Key, as_float, inner
 
@@ -96,8 +96,8 @@ def _node_quadrature(
     count = ts.shape[0]
     log_w = -0.5 * jax.vmap(lambda t: logsnr(model.path, t))(ts)
     alphas = jax.vmap(model.path.alpha)(ts)
-    differences = _differences(DIFFERENCE_POINTS, count)
-    fewer_differences = _differences(DIFFERENCE_POINTS - 1, count)
+    stencils = difference_stencils(DIFFERENCE_POINTS, count)
+    fewer_stencils = difference_stencils(DIFFERENCE_POINTS - 1, count)
 
     def rate(i):
         def slopes(near, difference):
@@ -105,44 +105,17 @@ def _node_quadrature(
             dy = jnp.einsum("k,k...->...", difference[i], ys, precision="highest")
             return dy, inner(difference[i], log_w[near[i]])
 
-        dy, dlog_w = slopes(*differences)
+        dy, dlog_w = slopes(*stencils)
         probe = jax.random.fold_in(key, i)
         local = evaluate(model, ts[i], xs[i], divergence=divergence, key=probe)
         c = coefficients(model.path, ts[i])
         rates = log_density_gain(c, local.score, local.divergences, dy, dlog_w)
         parts = score_gains(c, local.score, dy, dlog_w)
-        return rates, parts, score_gains(c, local.score, *slopes(*fewer_differences))
+        return rates, parts, score_gains(c, local.score, *slopes(*fewer_stencils))
 
     rates, parts, fewer = jax.lax.map(rate, jnp.arange(count), batch_size=min(batch, count))
-    gains = _integrate(INTEGRAL_POINTS, rates)
+    gains = integrate_points(INTEGRAL_POINTS, rates)
     log_densities = cumulative_log_density(model.path, ts, xs[0].size, start, gains)
-    lost = _integrate(INTEGRAL_POINTS, parts) - _integrate(INTEGRAL_POINTS - 1, fewer)
+    lost = integrate_points(INTEGRAL_POINTS, parts) - integrate_points(INTEGRAL_POINTS - 1, fewer)
     errors = jnp.sum(jnp.abs(lost), -1)
     return Quadrature.from_estimates(divergence, log_densities, errors, fault)
-
-
-def _differences(width: int, count: int) -> tuple[Array, Array]:
-    """Stencils of d/du at each of `count` points."""
-    return _stencils(count, count, np.eye(width)[1])
-
-
-def _integrate(width: int, rates: Float[Array, "n+1 m"]) -> Float[Array, "n m"]:
-    """Integrate rates over each interval between consecutive points."""
-    count = rates.shape[0]
-    near, integral = _stencils(count - 1, count, 1 / np.arange(1.0, width + 1))
-    return jnp.einsum("ik,ikm->im", integral, rates[near], precision="highest")
-
-
-def _stencils(targets: int, count: int, moments: np.ndarray) -> tuple[Array, Array]:
-    """Indices and weights, both (targets, width), of a linear functional near each target.
-
-    `moments` are its `width` values on 1, u, u^2, ... with u = 0 at the target. The weights are
-    exact on polynomials through the `width` nearest of `count` points.
-    """
-    width = len(moments)
-    first = np.clip(np.arange(targets) - (width - 1) // 2, 0, count - width)
-    index = first[:, None] + np.arange(width)[None]
-    offsets = index - np.arange(targets)[:, None]
-    powers = offsets[:, None].astype(float) ** np.arange(width)[None, :, None]
-    values = np.broadcast_to(moments, index.shape)[..., None]
-    return jnp.asarray(index), as_float(np.linalg.solve(powers, values)[..., 0])
