@@ -30,6 +30,7 @@ from dgjax.networks import (
     SongUNet,
     UNet,
     UNet2D,
+    UNet2DCondition,
     VQModel,
     identity_autoencoder,
 )
@@ -52,6 +53,7 @@ NETWORKS: dict[str, Callable[..., Any]] = {
     "mlp": MLP,
     "unet": UNet,
     "unet2d": UNet2D,
+    "unet2d_condition": UNet2DCondition,
     "dit": DiT,
     "song_unet": SongUNet,
     "dhariwal_unet": DhariwalUNet,

@@ -16,6 +16,8 @@ from dgjax.importing.diffusers_dit import read_dit, stored_positions
 from dgjax.importing.diffusers_parts import BRIDGE, Parts, find_parts
 from dgjax.importing.diffusers_schedulers import Process, read_scheduler
 from dgjax.importing.diffusers_unet2d import RENAMES, read_unet2d
+from dgjax.importing.diffusers_unet2d_condition import RENAMES as CONDITION_RENAMES
+from dgjax.importing.diffusers_unet2d_condition import read_unet2d_condition
 from dgjax.importing.model_folder import Imported, card_licence, read_json
 from dgjax.importing.state_dict import load_state_dict
 from dgjax.importing.weights import open_weights
@@ -42,6 +44,7 @@ class Architecture(NamedTuple):
 
 ARCHITECTURES: dict[str, Architecture] = {
     "UNet2DModel": Architecture(read_unet2d, RENAMES),
+    "UNet2DConditionModel": Architecture(read_unet2d_condition, CONDITION_RENAMES),
     "DiTTransformer2DModel": Architecture(read_dit, constants=stored_positions),
     "Transformer2DModel": Architecture(read_dit, constants=stored_positions),  # its older name
 }
@@ -88,7 +91,7 @@ def import_diffusers(
     parts = find_parts(folder)
     config = read_json(parts.network / "config.json")
     kind = str(config.get("_class_name"))
-    if config.get("cross_attention_dim") is not None:
+    if config.get("cross_attention_dim") is not None and kind != "UNet2DConditionModel":
         raise ValueError(
             f"{kind} attends to a text or another sequence (cross_attention_dim), and only models "
             f"without a condition or with class labels are imported; {BRIDGE}"
@@ -147,7 +150,7 @@ def _with_size(config: Mapping[str, Any], shape: tuple[int, ...] | None) -> Mapp
     """Return the config with another size of the samples."""
     if shape is None:
         return config
-    if config.get("_class_name") != "UNet2DModel":
+    if config.get("_class_name") not in ("UNet2DModel", "UNet2DConditionModel"):
         raise ValueError(
             f"{config.get('_class_name')} works at the size of its config only: leave out shape"
         )

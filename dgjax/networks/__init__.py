@@ -7,12 +7,14 @@ what `out` predicts; `dgjax.field` combines the three into a model:
     net = dgjax.networks.UNet((28, 28, 1), rngs=nnx.Rngs(0))
     model = dgjax.field(net, dgjax.edm(), dgjax.preconditioned(0.5), t_min=0.002, t_max=80.0)
 
-`MLP` and `UNet` are this library's own. `UNet2D`, `DiT`, `AutoencoderKL` and `VQModel` take the
-weights of diffusers, `SongUNet`, `DhariwalUNet` and `EDM2UNet` those of EDM and EDM2;
-`dgjax.importing` reads them. `torch_network` makes a network of any PyTorch module.
+`MLP` and `UNet` are this library's own. `UNet2D`, `UNet2DCondition` (Stable Diffusion), `DiT`,
+`AutoencoderKL` and `VQModel` take the weights of diffusers, `CLIPText` those of transformers,
+`SongUNet`, `DhariwalUNet` and `EDM2UNet` those of EDM and EDM2; `dgjax.importing` reads them.
+`torch_network` makes a network of any PyTorch module.
 """
 
 from dgjax.networks.autoencoder import AutoencoderKL
+from dgjax.networks.clip_text import CLIPText
 from dgjax.networks.dit import DiT
 from dgjax.networks.edm2 import EDM2UNet
 from dgjax.networks.edm_dhariwal import DhariwalUNet
@@ -22,11 +24,13 @@ from dgjax.networks.mlp import MLP
 from dgjax.networks.torch_network import TorchNetwork, torch_network
 from dgjax.networks.unet import UNet
 from dgjax.networks.unet2d import UNet2D
+from dgjax.networks.unet2d_condition import UNet2DCondition
 from dgjax.networks.vq_autoencoder import VQModel
 
 __all__ = [
     "MLP",
     "AutoencoderKL",
+    "CLIPText",
     "DhariwalUNet",
     "DiT",
     "EDM2UNet",
@@ -35,6 +39,7 @@ __all__ = [
     "TorchNetwork",
     "UNet",
     "UNet2D",
+    "UNet2DCondition",
     "VQModel",
     "identity_autoencoder",
     "torch_network",

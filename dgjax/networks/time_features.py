@@ -4,6 +4,7 @@ The modules that have weights name them as the library does whose checkpoints th
 are two modules of random Fourier features.
 """
 
+from collections.abc import Callable
 from math import log
 
 import jax
@@ -77,18 +78,27 @@ class EDMFourier(nnx.Module):
 
 
 class TimestepEmbedding(nnx.Module):
-    """Two linear layers with SiLU in between, named as in diffusers.
+    """Two linear layers with an activation in between, named as in diffusers.
 
     Args:
         inputs: number of features.
         outputs: length of the result.
+        activation: the activation.
         rngs: draws the initial weights.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        activation: Callable[[Array], Array] = nnx.silu,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.activation = activation
         self.linear_1 = nnx.Linear(inputs, outputs, rngs=rngs)
         self.linear_2 = nnx.Linear(outputs, outputs, rngs=rngs)
 
     def __call__(self, features: Array) -> Array:
         """Return the embedding of the features."""
-        return self.linear_2(nnx.silu(self.linear_1(features)))
+        return self.linear_2(self.activation(self.linear_1(features)))

@@ -1,4 +1,4 @@
-"""Levels of `UNet2D`: the way down, the middle and the way up.
+"""Levels of `UNet2D` and `UNet2DCondition`: the way down, the middle and the way up.
 
 The attributes that hold weights have the names of diffusers' modules, because checkpoints are
 read by these names.
@@ -28,6 +28,7 @@ from dgjax.networks.unet2d_parts import (
     mean_down,
     repeat_up,
 )
+from dgjax.networks.unet2d_transformer import Context, Transformer2D, TransformerSettings
 
 __all__ = ["DOWN", "UP", "BlockKind", "DownBlock", "MidBlock", "UpBlock", "default_groups"]
 
@@ -37,7 +38,7 @@ class BlockKind:
     """The variant of a level.
 
     Attributes:
-        attention: whether residual blocks are followed by self-attention.
+        attention: whether residual blocks are followed by attention.
         resample: layer that changes the resolution: "conv", "resnet", "pool" (means on the way
             down, repetition on the way up, without weights), or None for the network's choice. Not
             used with `auxiliary`.
@@ -46,11 +47,14 @@ class BlockKind:
             this resolution, added to the features. On the way up each level adds to the auxiliary
             image, which becomes the output. These levels resample by a smoothing filter and divide
             residual sums by sqrt(2), to keep the variance.
+        transformer: settings of the transformers that are the attention; None for plain
+            self-attention.
     """
 
     attention: bool = False
     resample: str | None = "conv"
     auxiliary: bool = False
+    transformer: TransformerSettings | None = None
 
     @property
     def scale(self) -> float:
@@ -63,8 +67,13 @@ class BlockKind:
             return default_groups(inputs), default_groups(outputs)
         return settings.groups, settings.groups
 
-    def make_attention(self, channels: int, settings: BlockSettings, rngs: nnx.Rngs) -> Attention:
+    def make_attention(
+        self, channels: int, settings: BlockSettings, rngs: nnx.Rngs
+    ) -> Attention | Transformer2D:
         """Make an attention layer for a level of this kind."""
+        if self.transformer is not None:
+            groups = self.groups(channels, channels, settings)[0]
+            return Transformer2D(channels, groups, self.transformer, rngs=rngs)
         groups = 32 if self.auxiliary else settings.groups
         return Attention(channels, settings, groups, self.scale, rngs=rngs)
 
@@ -145,7 +154,11 @@ class DownBlock(nnx.Module):
             )
 
     def __call__(
-        self, h: Image, auxiliary: Image, embedding: Array | None
+        self,
+        h: Image,
+        auxiliary: Image,
+        embedding: Array | None,
+        context: Context | None = None,
     ) -> tuple[Image, Image, list[Image]]:
         """Apply the level.
 
@@ -154,6 +167,7 @@ class DownBlock(nnx.Module):
             auxiliary: the network's input at this level's resolution, if blocks before this one
                 resampled it.
             embedding: vector of time and class, or None in a network without one.
+            context: what transformers attend to.
 
         Returns:
             The features, the auxiliary image, and the skip connections to the way up.
@@ -162,7 +176,7 @@ class DownBlock(nnx.Module):
         for i, resnet in enumerate(self.resnets):
             h = resnet(h, embedding)
             if self.attentions:
-                h = self.attentions[i](h)
+                h = self.attentions[i](h, context)
             skips.append(h)
         if self.resnet_down is not None:
             auxiliary = fir_down(auxiliary)
@@ -184,6 +198,9 @@ class MidBlock(nnx.Module):
         attention_groups: groups of the attention's normalization, or None for those of the
             residual blocks (for no normalization with `settings.scale_shift`, as in diffusers).
         scale: residual sums are divided by this.
+        transformer: settings of the transformer that is the attention; None for plain
+            self-attention.
+        single: whether there is one residual block only, and no attention.
         rngs: draws the initial weights.
     """
 
@@ -194,6 +211,8 @@ class MidBlock(nnx.Module):
         attention: bool,
         attention_groups: int | None,
         scale: float,
+        transformer: TransformerSettings | None = None,
+        single: bool = False,
         *,
         rngs: nnx.Rngs,
     ):
@@ -202,18 +221,31 @@ class MidBlock(nnx.Module):
             attention_groups = groups
         self.resnets = nnx.List(
             Resnet(channels, channels, settings, (groups, groups), scale=scale, rngs=rngs)
-            for _ in range(2)
+            for _ in range(1 if single else 2)
         )
-        self.attentions = nnx.List(
-            [Attention(channels, settings, attention_groups, scale, rngs=rngs)] if attention else []
-        )
+        self.attentions: nnx.List = nnx.List()
+        if transformer is not None:
+            self.attentions.append(Transformer2D(channels, groups, transformer, rngs=rngs))
+        elif attention and not single:
+            self.attentions.append(Attention(channels, settings, attention_groups, scale, rngs=rngs))
 
-    def __call__(self, h: Image, embedding: Array | None) -> Image:
-        """Apply the level; `embedding` is None in a network without one."""
-        h = self.resnets[0](h, embedding)
+    def __call__(
+        self, h: Image, embedding: Array | None, context: Context | None = None
+    ) -> Image:
+        """Apply the level.
+
+        Args:
+            h: the features.
+            embedding: vector of time and class, or None in a network without one.
+            context: what a transformer attends to.
+        """
+        first, *more = self.resnets
+        h = first(h, embedding)
         for attention in self.attentions:
-            h = attention(h)
-        return self.resnets[1](h, embedding)
+            h = attention(h, context)
+        for resnet in more:
+            h = resnet(h, embedding)
+        return h
 
 
 class UpBlock(nnx.Module):
@@ -272,7 +304,12 @@ class UpBlock(nnx.Module):
             )
 
     def __call__(
-        self, h: Image, auxiliary: Image | None, skips: list[Image], embedding: Array
+        self,
+        h: Image,
+        auxiliary: Image | None,
+        skips: list[Image],
+        embedding: Array,
+        context: Context | None = None,
     ) -> tuple[Image, Image | None]:
         """Apply the level.
 
@@ -281,6 +318,7 @@ class UpBlock(nnx.Module):
             auxiliary: the auxiliary output so far, or None if no level has added to it.
             skips: skip connections; those merged here are taken off the end of the list.
             embedding: vector of time and class.
+            context: what transformers attend to.
 
         Returns:
             The features and the auxiliary output.
@@ -288,7 +326,7 @@ class UpBlock(nnx.Module):
         for i, resnet in enumerate(self.resnets):
             h = resnet(jnp.concatenate([h, skips.pop()], -1), embedding)
             if self.attentions and not self.auxiliary:
-                h = self.attentions[i](h)
+                h = self.attentions[i](h, context)
         if self.auxiliary and self.attentions:
             h = self.attentions[0](h)
         if self.auxiliary and auxiliary is not None:

@@ -192,8 +192,8 @@ class Attention(nnx.Module):
         self.to_out = nnx.List([nnx.Linear(inner, channels, rngs=rngs)])
         self.scale = scale
 
-    def __call__(self, h: Image) -> Image:
-        """Apply the layer."""
+    def __call__(self, h: Image, context: object = None) -> Image:
+        """Apply the layer; like a transformer it is called with a context, which is not used."""
         _, height, width, channels = h.shape
         tokens = (h if self.group_norm is None else self.group_norm(h)).reshape(1, -1, channels)
         query, key, value = (

@@ -1,0 +1,128 @@
+"""UNet2DCondition is diffusers' UNet2DConditionModel, as in Stable Diffusion 1, 2 and XL."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dgjax.checkpoints.spec import NETWORKS, construct
+from dgjax.importing.diffusers_unet2d_condition import RENAMES, read_unet2d_condition
+from dgjax.importing.state_dict import load_state_dict
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.usefixtures("float32")
+
+SMALL = {
+    "sample_size": 8,
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "attention_head_dim": 2,
+    "cross_attention_dim": 12,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}
+CONFIGS = {
+    # Convolutions project; one number of heads for all levels.
+    "1.5": {},
+    # Linear layers project; heads of one size, so a number for each level.
+    "2.1": {
+        "use_linear_projection": True,
+        "attention_head_dim": (2, 4),
+        "upcast_attention": True,
+        "layers_per_block": 2,
+        "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        "sample_size": (8, 4),
+    },
+    # The first level has no transformers, the others have several blocks; pooled text and sizes.
+    "xl": {
+        "use_linear_projection": True,
+        "attention_head_dim": (2, 4),
+        "transformer_layers_per_block": (1, 3),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 4,
+        "projection_class_embeddings_input_dim": 6 * 4 + 10,
+    },
+    "other": {
+        "layers_per_block": (1, 2),
+        "transformer_layers_per_block": (2, 1),
+        "reverse_transformer_layers_per_block": (1, 3),
+        "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        "mid_block_type": "UNetMidBlock2D",
+        "mid_block_scale_factor": 1.5,
+        "resnet_time_scale_shift": "scale_shift",
+        "act_fn": "gelu",
+        "freq_shift": 1,
+        "flip_sin_to_cos": False,
+        "downsample_padding": 0,
+        "center_input_sample": True,
+        "time_embedding_dim": 24,
+    },
+    "no middle": {"mid_block_type": None},
+}
+
+
+def randomize(network):
+    """Change all weights, also those that start as zero or one."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weights in network.parameters():
+            size = weights.abs().mean() + 0.1
+            weights.add_(0.3 * size * torch.randn_like(weights))
+    return network.eval()
+
+
+def original(**config):
+    torch.manual_seed(1)
+    return randomize(diffusers.UNet2DConditionModel(**(SMALL | config)))
+
+
+def copied(network):
+    """The same network here, and the shape of its samples."""
+    config = json.loads(network.to_json_string())
+    shape, spec, time = read_unet2d_condition(config)
+    assert time == "time_step"
+    make = lambda: construct("network", NETWORKS, spec, shape=shape, rngs=nnx.Rngs(0))
+    weights = {name: value.numpy() for name, value in network.state_dict().items()}
+    loaded = load_state_dict(nnx.eval_shape(make), weights, "it", renames=RENAMES)
+    return jax.tree.map(jnp.asarray, loaded), shape
+
+
+def inputs(shape, added=False):
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+    cond = {"encoder_hidden_states": draw(2, 7, 12)}
+    if added:
+        sizes = np.array([[64, 48, 0, 3, 64, 64], [32, 16, 8, 0, 64, 48]], np.float32)
+        cond["added_cond_kwargs"] = {"text_embeds": draw(2, 10), "time_ids": sizes}
+    return draw(2, *shape), np.array([3.0, 700.0], np.float32), cond
+
+
+def torch_output(network, x, t, cond):
+    as_torch = lambda tree: jax.tree.map(torch.from_numpy, tree)
+    with torch.no_grad():
+        x = torch.from_numpy(x).movedim(-1, 1).contiguous()
+        return network(x, torch.from_numpy(t), **as_torch(cond)).sample.movedim(1, -1).numpy()
+
+
+def ours(network, x, t, cond):
+    return np.asarray(jax.vmap(network)(x, t, cond))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_outputs_are_equal(name):
+    network = original(**CONFIGS[name])
+    here, shape = copied(network)
+    x, t, cond = inputs(shape, name == "xl")
+    expected = torch_output(network, x, t, cond)
+    assert np.abs(expected).max() > 0.1
+    found = ours(here, x, t, cond)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
