@@ -1,7 +1,7 @@
 """Specify a model in plain numbers and names, as configurations and checkpoints hold it.
 
 Each of `network`, `path`, `parametrization` and `autoencoder` is `{"kind": name, ...arguments}`:
-the name of a constructor and its arguments. The four tables below list all names.
+the name of a constructor and its arguments. The tables below list all names.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,6 +24,7 @@ from dgjax.model.parametrization import Network
 from dgjax.networks import (
     MLP,
     AutoencoderKL,
+    CLIPText,
     DhariwalUNet,
     DiT,
     EDM2UNet,
@@ -41,6 +42,7 @@ __all__ = [
     "NETWORKS",
     "PARAMETRIZATIONS",
     "PATHS",
+    "TEXT_ENCODERS",
     "Autoencoder",
     "ModelSpec",
     "build",
@@ -82,6 +84,7 @@ AUTOENCODERS: dict[str, Callable[..., Any]] = {
     "autoencoder_kl": AutoencoderKL,
     "vq_model": VQModel,
 }
+TEXT_ENCODERS: dict[str, Callable[..., Any]] = {"clip_text": CLIPText}
 # Arguments of `affine_time`.
 CLOCK = ("rate", "offset")
 

@@ -131,7 +131,10 @@ def _constant(name: str, constants: Mapping[str, ArrayLike]) -> Any:
 
 def _compare(name: str, stored: Any, value: np.ndarray, what: str) -> None:
     found = np.asarray(stored).astype(value.dtype)
-    precision = max(float(jnp.finfo(d).eps) for d in (np.float32, np.dtype(stored.dtype)))
+    dtype = np.dtype(stored.dtype)
+    exact = np.dtype(np.float32)  # integers are compared as closely as these
+    rounded = dtype if jnp.issubdtype(dtype, jnp.floating) else exact
+    precision = max(float(jnp.finfo(d).eps) for d in (exact, rounded))
     size = float(np.max(np.abs(value)))
     if found.shape != value.shape or not np.allclose(
         found, value, rtol=0, atol=4 * precision * size
