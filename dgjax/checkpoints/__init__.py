@@ -1,8 +1,17 @@
 """Save and load models: weights and facts in one folder, and the models that come with dgjax."""
 
-from dgjax.checkpoints.checkpoint import Meta, digest, load, load_autoencoder, save, weight_bytes
+from dgjax.checkpoints.checkpoint import (
+    Meta,
+    digest,
+    load,
+    load_autoencoder,
+    load_prompt_encoder,
+    save,
+    weight_bytes,
+)
 from dgjax.checkpoints.opened import Model, condition_on_class, find_label, open_model
 from dgjax.checkpoints.pretrained import load_pretrained, pretrained_models
+from dgjax.checkpoints.prompts import PromptEncoder
 from dgjax.checkpoints.spec import Autoencoder, ModelSpec, build, build_autoencoder, build_network
 
 __all__ = [
@@ -10,6 +19,7 @@ __all__ = [
     "Meta",
     "Model",
     "ModelSpec",
+    "PromptEncoder",
     "build",
     "build_autoencoder",
     "build_network",
@@ -19,6 +29,7 @@ __all__ = [
     "load",
     "load_autoencoder",
     "load_pretrained",
+    "load_prompt_encoder",
     "open_model",
     "pretrained_models",
     "save",

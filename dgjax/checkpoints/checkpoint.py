@@ -1,7 +1,8 @@
 """A trained model as a folder: `config.json`, and its weights in `weights.safetensors`.
 
 The folder holds everything that rebuilds the `Field`. A model of latents has its autoencoder in
-the same folder, in `autoencoder.safetensors`. Folders are replaced as a whole, so a reader never
+the same folder, in `autoencoder.safetensors`, and a model of prompts its text encoders and
+tokenizers, in `text_encoder.safetensors` and `tokenizer.json`. Each part is loaded alone. Folders are replaced as a whole, so a reader never
 meets half a checkpoint.
 
 Folders of the older format "dgjax-checkpoint-1" have orbax folders `weights` and `autoencoder` in
@@ -26,6 +27,13 @@ from dgjax.checkpoints import orbax_folder
 from dgjax.checkpoints.arrays import WeightSharding, as_dtype, first_line, to_named
 from dgjax.checkpoints.checksums import check_files, hash_files
 from dgjax.checkpoints.configuration import check_names
+from dgjax.checkpoints.prompts import (
+    PromptEncoder,
+    check_text,
+    is_text_file,
+    read_prompt_encoder,
+    write_prompt_encoder,
+)
 from dgjax.checkpoints.spec import (
     Autoencoder,
     ModelSpec,
@@ -40,7 +48,16 @@ from dgjax.model.field import Field
 from dgjax.model.parametrization import Network
 from dgjax.typing import short_fields
 
-__all__ = ["PIXELS", "Meta", "digest", "load", "load_autoencoder", "save", "weight_bytes"]
+__all__ = [
+    "PIXELS",
+    "Meta",
+    "digest",
+    "load",
+    "load_autoencoder",
+    "load_prompt_encoder",
+    "save",
+    "weight_bytes",
+]
 
 FORMAT, ORBAX_FORMAT = "dgjax-checkpoint-2", "dgjax-checkpoint-1"
 WEIGHTS, AUTOENCODER = "weights", "autoencoder"  # names of the files
@@ -49,7 +66,7 @@ OWN_FILES |= {WEIGHTS, AUTOENCODER}  # folders of the older format
 CHECKSUMS = "sha256"  # key of config.json
 PIXELS = {"kind": "pixels"}  # the autoencoder of a model whose samples are pixels
 # Values of fields that checkpoints of older versions lack.
-DEFAULTS = {"held_out": 0.0, "source": "", "autoencoder": PIXELS, "labels": ()}
+DEFAULTS = {"held_out": 0.0, "source": "", "autoencoder": PIXELS, "labels": (), "text": {}}
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,6 +87,8 @@ class Meta:
             `{"kind": name, ...arguments}`; of kind "pixels" where samples are images already.
         labels: names of the classes in the order of their labels, synonyms separated by commas;
             empty if the classes have no names.
+        text: specification of what turns prompts into conditions, see
+            `dgjax.checkpoints.prompts`; empty for a model without text encoders.
     """
 
     model: ModelSpec
@@ -82,6 +101,7 @@ class Meta:
     source: str = ""
     autoencoder: Mapping[str, Any] = field(default_factory=lambda: dict(PIXELS))
     labels: tuple[str, ...] = ()
+    text: Mapping[str, Any] = field(default_factory=dict)
 
     __repr__ = short_fields
 
@@ -95,6 +115,13 @@ class Meta:
         """Shape of one sample."""
         return self.model.shape
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the facts as plain lists, numbers and names for JSON."""
+        values = {**asdict(self), "model": self.model.to_dict()}
+        if not self.text:  # checkpoints and digests of other models stay as they were
+            del values["text"]
+        return values
+
 
 def save(
     folder: str | os.PathLike,
@@ -102,6 +129,7 @@ def save(
     meta: Meta,
     *,
     autoencoder: Autoencoder | None = None,
+    prompts: PromptEncoder | None = None,
     dtype: Any = jnp.float16,
 ) -> None:
     """Write a model to a folder, replacing a checkpoint that is there and no other files.
@@ -113,25 +141,30 @@ def save(
         model: the model; its weights are on devices of this host.
         meta: facts about it. `meta.model` must describe `model`.
         autoencoder: of a model of latents, as `meta.autoencoder` describes it.
+        prompts: text encoders and tokenizers of a model of prompts, as `meta.text` describes them.
         dtype: of the weights in the file. float16 moves a log-density of a shipped model by about
             0.4 nats, bfloat16 by about 3. None keeps each weight's own dtype.
 
     Raises:
         ValueError: if `folder` holds anything but a checkpoint or cannot be written, a weight is
-            not finite in `dtype`, or the autoencoder is missing.
+            not finite in `dtype`, or the autoencoder or the text encoders are missing.
     """
     if meta.latent and autoencoder is None:
         raise ValueError("a model of latents is saved with its autoencoder: pass autoencoder")
+    if meta.text and prompts is None:
+        raise ValueError("a model of prompts is saved with its text encoders: pass prompts")
     folder = Path(folder).absolute()
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         _read_config(folder)  # raises unless it is a checkpoint, which may be replaced
     weights = {WEIGHTS: as_dtype(model.network, dtype)}
     if meta.latent:
         weights[AUTOENCODER] = as_dtype(autoencoder, dtype)
-    with replace_folder(folder, keep=lambda name: name not in OWN_FILES) as new:
+    with replace_folder(folder, keep=lambda name: not _is_own(name)) as new:
         for name, arrays in weights.items():
             write_weights(new / f"{name}.safetensors", arrays)
-        config = {"format": FORMAT, **asdict(meta), "model": meta.model.to_dict()}
+        if meta.text and prompts is not None:
+            write_prompt_encoder(new, prompts, dtype)
+        config = {"format": FORMAT, **meta.to_dict()}
         config[CHECKSUMS] = hash_files(new)
         write_json(new / "config.json", config)
 
@@ -193,6 +226,34 @@ def load_autoencoder(
     return _read(folder, form, AUTOENCODER, like, f"the autoencoder in {folder}", sharding)
 
 
+def load_prompt_encoder(
+    folder: str | os.PathLike, sharding: WeightSharding | None = None, *, verify: bool = True
+) -> PromptEncoder:
+    """Load the text encoders and tokenizers that turn prompts into conditions of a model.
+
+    Args:
+        folder: as of `load`.
+        sharding: as of `load`.
+        verify: as of `load`.
+
+    Returns:
+        A function from a prompt to a condition.
+
+    Raises:
+        ValueError: as of `load`; if the checkpoint has no text encoders.
+    """
+    folder = Path(folder).absolute()
+    _, meta, checksums = _read_config(folder)
+    if not meta.text:
+        raise ValueError(
+            f"the checkpoint {folder} has no text encoder, so it takes no prompts: pass the "
+            "embeddings of a prompt as cond in Python, or choose another model"
+        )
+    if verify:
+        check_files(folder, {k: v for k, v in checksums.items() if is_text_file(k)})
+    return read_prompt_encoder(folder, meta.text, sharding)
+
+
 def weight_bytes(folder: str | os.PathLike) -> int:
     """Return the bytes of the float32 weights that `load` makes, without reading them.
 
@@ -205,13 +266,17 @@ def weight_bytes(folder: str | os.PathLike) -> int:
 
 def digest(model: Field, meta: Meta, autoencoder: Autoencoder | None = None) -> str:
     """Return the SHA-256 of a model's weights and facts, which copies of a checkpoint share."""
-    values = {**asdict(meta), "model": meta.model.to_dict()}
-    content = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+    content = hashlib.sha256(json.dumps(meta.to_dict(), sort_keys=True).encode())
     for name, leaf in sorted(to_named((model.network, autoencoder)).items()):
         value = np.asarray(leaf)
         content.update(f"{name} {value.dtype} {value.shape}".encode())
         content.update(value.tobytes())
     return content.hexdigest()
+
+
+def _is_own(name: str) -> bool:
+    """Return whether a checkpoint writes a file or folder of this name."""
+    return name in OWN_FILES or is_text_file(name)
 
 
 def _abstract_network(meta: Meta) -> Network:
@@ -256,6 +321,7 @@ def _read_config(folder: Path) -> tuple[str, Meta, dict[str, str]]:
         check_names("config", config, [f.name for f in fields(Meta)], required=True)
         model = ModelSpec.from_dict(config["model"])
         check_autoencoder(config["autoencoder"])
+        check_text(config["text"])
         low, high = config["data_range"]
         labels = tuple(map(str, config["labels"]))
         meta = Meta(**{**config, "model": model, "data_range": (low, high), "labels": labels})

@@ -1,0 +1,219 @@
+"""Turn prompts into conditions: tokenizers and text encoders of a model, and their files.
+
+A text is specified in plain numbers and names, as checkpoints hold it:
+
+    {"condition": {"kind": name, ...arguments},     a kind of `CONDITIONS`
+     "encoders": [{"kind": name, ...arguments}],    a kind of `TEXT_ENCODERS` each
+     "tokenizers": [{"length": ..., "begin": ..., "end": ..., "pad": ...}]}   one per encoder
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dgjax.checkpoints.arrays import WeightSharding, as_dtype
+from dgjax.checkpoints.configuration import check_kind, check_names, check_types, construct
+from dgjax.checkpoints.spec import TEXT_ENCODERS
+from dgjax.checkpoints.tokenizer import Tokenizer
+from dgjax.checkpoints.weights_file import read_weights, write_weights
+from dgjax.networks.clip_text import EncodedText
+from dgjax.typing import Cond
+
+__all__ = [
+    "CONDITIONS",
+    "PromptEncoder",
+    "build_text_encoder",
+    "check_text",
+    "is_text_file",
+    "read_prompt_encoder",
+    "stable_diffusion",
+    "stable_diffusion_xl",
+    "write_prompt_encoder",
+]
+
+ENCODER, TOKENIZER = "text_encoder", "tokenizer"  # names of the files, the second with _2
+FILES = re.compile(rf"({ENCODER}(_\d+)?\.safetensors|{TOKENIZER}(_\d+)?\.json)")
+FACTS = [f.name for f in fields(Tokenizer) if f.name != "content"]
+MakeCondition = Callable[[Sequence[EncodedText]], Cond]
+
+
+def stable_diffusion() -> MakeCondition:
+    """Make the condition of Stable Diffusion 1 and 2: the vectors of the last layer."""
+    return lambda encoded: {"encoder_hidden_states": encoded[0].last}
+
+
+def stable_diffusion_xl(size: tuple[int, ...]) -> MakeCondition:
+    """Make the condition of Stable Diffusion XL (arXiv 2307.01952, sections 2.1 and 2.2).
+
+    The vectors are those before the last layer, of all encoders side by side. The pooled text is
+    that of the last encoder. The network is told that the picture was not resized or cropped.
+
+    Args:
+        size: height and width of the picture in pixels.
+    """
+    height, width = size
+    sizes = (height, width, 0, 0, height, width)
+
+    def make(encoded: Sequence[EncodedText]) -> Cond:
+        return {
+            "encoder_hidden_states": jnp.concatenate([e.penultimate for e in encoded], axis=-1),
+            "added_cond_kwargs": {
+                "text_embeds": encoded[-1].pooled,
+                "time_ids": jnp.asarray(sizes, jnp.float32),
+            },
+        }
+
+    return make
+
+
+CONDITIONS: dict[str, Callable[..., MakeCondition]] = {
+    "stable_diffusion": stable_diffusion,
+    "stable_diffusion_xl": stable_diffusion_xl,
+}
+
+
+@dataclass(frozen=True)
+class PromptEncoder:
+    """What turns the prompts of a model into conditions.
+
+    Attributes:
+        condition: `{"kind": name, ...arguments}`, a kind of `CONDITIONS`.
+        tokenizers: one per encoder.
+        encoders: the text encoders.
+        zero_negative: whether the model takes vectors of zeros as no text, not the empty prompt.
+    """
+
+    condition: Mapping[str, Any]
+    tokenizers: tuple[Tokenizer, ...]
+    encoders: tuple[Callable[..., EncodedText], ...]
+    zero_negative: bool = False
+
+    def __call__(self, prompt: str) -> Cond:
+        """Encode a prompt as the condition of the model's network.
+
+        Raises:
+            ValueError: as of `Tokenizer`; if a token is unknown to its encoder.
+        """
+        make = construct("text.condition", CONDITIONS, self.condition)
+        pairs = zip(self.tokenizers, self.encoders, strict=True)
+        return make([encoder(jnp.asarray(tokenizer(prompt))) for tokenizer, encoder in pairs])
+
+    def negative(self, prompt: str | None = None) -> Cond:
+        """Encode what classifier-free guidance leads away from.
+
+        Args:
+            prompt: a text; None for no text, which is the empty prompt or, where the model was
+                trained so, zeros in place of all vectors of a text.
+
+        Raises:
+            ValueError: as of a call.
+        """
+        cond = self(prompt or "")
+        if prompt is not None or not self.zero_negative:
+            return cond
+        # The sizes of the picture are no part of the text.
+        keep = lambda path: getattr(path[-1], "key", None) == "time_ids"
+        return jax.tree.map_with_path(
+            lambda path, leaf: leaf if keep(path) else jnp.zeros_like(leaf), cond
+        )
+
+
+def check_text(values: Any) -> None:
+    """Check that `values` specify tokenizers and text encoders, or are empty for none.
+
+    Raises:
+        ValueError: if a kind, a name or a number is unknown, missing or wrong.
+    """
+    if values == {}:
+        return
+    check_names(
+        "text",
+        values,
+        ("condition", "encoders", "tokenizers", "zero_negative"),
+        required=True,
+    )
+    check_kind("text.condition", CONDITIONS, values["condition"], ())
+    for name in ("encoders", "tokenizers"):
+        if not isinstance(values[name], list | tuple):
+            raise ValueError(f"text: {name} must be a list, got {values[name]!r}")
+    if not len(values["encoders"]) == len(values["tokenizers"]) > 0:
+        raise ValueError("text: there must be a tokenizer for each encoder")
+    for one in values["encoders"]:
+        check_kind("text.encoders", TEXT_ENCODERS, one, ("rngs",))
+    for one in values["tokenizers"]:
+        check_names("text.tokenizers", one, FACTS, required=True)
+        check_types("text.tokenizers", one, dict.fromkeys(FACTS, int))
+
+
+def is_text_file(name: str) -> bool:
+    """Return whether a file of a checkpoint is of its text encoders or tokenizers."""
+    return FILES.fullmatch(name) is not None
+
+
+def write_prompt_encoder(folder: Path, prompts: PromptEncoder, dtype: Any) -> None:
+    """Write the files of tokenizers and text encoders.
+
+    Args:
+        folder: of the checkpoint.
+        prompts: the tokenizers and encoders.
+        dtype: of the weights, as of `dgjax.checkpoints.save`.
+    """
+    for i, (tokenizer, encoder) in enumerate(
+        zip(prompts.tokenizers, prompts.encoders, strict=True)
+    ):
+        write_weights(folder / _file(ENCODER, i, "safetensors"), as_dtype(encoder, dtype))
+        (folder / _file(TOKENIZER, i, "json")).write_text(tokenizer.content)
+
+
+def read_prompt_encoder(
+    folder: Path, values: Mapping[str, Any], sharding: WeightSharding | None
+) -> PromptEncoder:
+    """Read the files of tokenizers and text encoders.
+
+    Args:
+        folder: of the checkpoint.
+        values: the specification, as `check_text` accepts it.
+        sharding: of the weights, as of `dgjax.checkpoints.load`.
+
+    Raises:
+        ValueError: if a file is missing, damaged or does not fit `values`.
+    """
+    encoders = []
+    for i, spec in enumerate(values["encoders"]):
+        file = folder / _file(ENCODER, i, "safetensors")
+        like = nnx.eval_shape(lambda spec=spec: build_text_encoder(spec))
+        encoders.append(read_weights(file, like, f"the text encoder in {folder}", sharding))
+    tokenizers = []
+    for i, facts in enumerate(values["tokenizers"]):
+        file = folder / _file(TOKENIZER, i, "json")
+        try:
+            tokenizers.append(Tokenizer(file.read_text(), **facts))
+        except OSError as error:
+            raise ValueError(f"{file} cannot be read: {error.strerror or error}") from error
+    return PromptEncoder(
+        values["condition"], tuple(tokenizers), tuple(encoders), values["zero_negative"]
+    )
+
+
+def build_text_encoder(values: Mapping[str, Any], seed: int = 0) -> Callable[..., EncodedText]:
+    """Build a text encoder with fresh weights.
+
+    Args:
+        values: `{"kind": name, ...arguments}`, a kind of `TEXT_ENCODERS`.
+        seed: of the weights.
+
+    Raises:
+        ValueError: if `values` specify no text encoder, or the constructor refuses its arguments.
+    """
+    return construct("text.encoders", TEXT_ENCODERS, values, rngs=nnx.Rngs(seed))
+
+
+def _file(stem: str, i: int, ending: str) -> str:
+    """Return the name of a file of encoder i, in the manner of pipelines of diffusers."""
+    return f"{stem}.{ending}" if i == 0 else f"{stem}_{i + 1}.{ending}"

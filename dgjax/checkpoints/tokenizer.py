@@ -1,0 +1,83 @@
+"""Turn prompts into the numbers that a text encoder reads."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Tokenizer", "import_tokenizers"]
+
+
+def import_tokenizers() -> Any:
+    """Return the library tokenizers.
+
+    Raises:
+        ValueError: if it is not installed.
+    """
+    try:
+        import tokenizers
+    except ImportError:
+        raise ValueError(
+            "prompts need the library tokenizers: pip install 'dgjax[text]'"
+        ) from None
+    return tokenizers
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer of one text encoder.
+
+    Attributes:
+        content: the tokenizer as JSON, in the format of the library tokenizers.
+        length: number of tokens that a prompt is padded to.
+        begin: the token that begins a text.
+        end: the token that ends a text.
+        pad: the token that fills up what is left.
+    """
+
+    content: str
+    length: int
+    begin: int
+    end: int
+    pad: int
+
+    def __call__(self, prompt: str) -> np.ndarray:
+        """Return the tokens of a prompt, begun, ended and padded.
+
+        Args:
+            prompt: any text; the empty one stands for no text.
+
+        Returns:
+            `length` whole numbers.
+
+        Raises:
+            ValueError: if the prompt has more tokens than there is room for, or the library
+                tokenizers is missing. Nothing is cut off silently: the samples and their
+                log-densities would be those of another prompt.
+        """
+        found = self._tokenizer.encode(prompt, add_special_tokens=False)
+        room = self.length - 2
+        if len(found.ids) > room:
+            rest = prompt[found.offsets[room][0] :]
+            raise ValueError(
+                f"the prompt has {len(found.ids)} tokens and this model reads {room}: shorten it; "
+                f"what does not fit begins with {rest[:40]!r}"
+            )
+        tokens = np.full(self.length, self.pad, np.int32)
+        text = [self.begin, *found.ids, self.end]
+        tokens[: len(text)] = text
+        return tokens
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        try:
+            made = import_tokenizers().Tokenizer.from_str(self.content)
+        except ValueError:
+            raise
+        except Exception as error:  # the library raises bare exceptions
+            first = str(error).splitlines()[0]
+            raise ValueError(f"the tokenizer of this model cannot be read: {first}") from error
+        made.no_padding()
+        made.no_truncation()
+        return made
