@@ -63,7 +63,14 @@ def command(
         found = import_model(
             source, scheduler=scheduler, shape=shape, autoencoder=autoencoder, licence=licence
         )
-    save(out, found.model, found.meta, autoencoder=found.autoencoder, dtype=None)
+    save(
+        out,
+        found.model,
+        found.meta,
+        autoencoder=found.autoencoder,
+        prompts=found.prompts,
+        dtype=None,
+    )
     table(f"{source} as {out}", ["", ""], [list(row) for row in _facts(found).items()])
     for note in found.notes:
         console.print(note, style="yellow", markup=False)
@@ -76,11 +83,13 @@ def _advice(found: Imported, out: Path) -> str:
     sample = f"dgjax sample --model {folder}"
     if takes_no_condition(found.model):
         return sample
+    if found.prompts is not None:
+        return f'{sample} --prompt "..."'
     if found.meta.model.network.get("num_classes"):
         return f"{sample} --class 0"
     return (
         f"in Python, model, meta = dgjax.checkpoints.load({folder!r}), and pass cond to dgjax."
-        "sample: commands cannot give this network's condition, a number or vector"
+        "sample: commands cannot give this network's condition, a number, vector or embeddings"
     )
 
 
@@ -99,10 +108,16 @@ def _facts(found: Imported) -> dict[str, str]:
             "autoencoder": _weights(autoencoder),
         }
     )
+    prompts = (
+        {}
+        if found.prompts is None
+        else {"text encoders": " and ".join(map(_weights, found.prompts.encoders))}
+    )
     return {
         "architecture": found.architecture,
         "samples": f"{_size(meta.shape)}, from {low:g} to {high:g}",
         **latents,
+        **prompts,
         "parameters": _weights(model.network),
         "schedule": f"{found.scheduler}: {meta.model.path['kind']}",
         "prediction": meta.model.parametrization["kind"],

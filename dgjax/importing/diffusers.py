@@ -15,6 +15,7 @@ from dgjax.importing.diffusers_autoencoder import read_autoencoder
 from dgjax.importing.diffusers_dit import read_dit, stored_positions
 from dgjax.importing.diffusers_parts import BRIDGE, Parts, find_parts
 from dgjax.importing.diffusers_schedulers import Process, read_scheduler
+from dgjax.importing.diffusers_text import TextParts, load_text, read_text
 from dgjax.importing.diffusers_unet2d import RENAMES, read_unet2d
 from dgjax.importing.diffusers_unet2d_condition import RENAMES as CONDITION_RENAMES
 from dgjax.importing.diffusers_unet2d_condition import read_unet2d_condition
@@ -111,6 +112,7 @@ def import_diffusers(
         sides, network, process.path, process.parametrization, process.t_min, process.t_max
     )
     autoencoder_spec = _read_autoencoder_spec(parts.autoencoder, sides)
+    texts, text_notes = _read_texts(parts, network, autoencoder_spec, sides)
     like = nnx.eval_shape(lambda: build_network(spec))
     loaded = load_state_dict(
         like,
@@ -127,6 +129,7 @@ def import_diffusers(
             f"the autoencoder in {parts.autoencoder}",
             renames=RENAMES,
         )
+    prompts = None if texts is None else load_text(texts, weights)
     meta = Meta(
         model=spec,
         dataset="not stated",
@@ -136,14 +139,16 @@ def import_diffusers(
         source=source or str(folder),
         autoencoder=autoencoder_spec,
         labels=_read_labels(parts.pipeline, network.get("num_classes")),
+        text={} if texts is None else texts.spec,
     )
     notes = (
         *parts.notes,
         *process.notes,
+        *text_notes,
         *_size_notes(config, sides, autoencoder is None),
         *_scale_notes(parts.autoencoder),
     )
-    return Imported(build(spec, loaded), autoencoder, meta, kind, name, notes)
+    return Imported(build(spec, loaded), autoencoder, meta, kind, name, notes, prompts)
 
 
 def _with_size(config: Mapping[str, Any], shape: tuple[int, ...] | None) -> Mapping[str, Any]:
@@ -198,6 +203,30 @@ def _read_autoencoder_spec(folder: Path | None, shape: tuple[int, ...]) -> dict[
             f"{shape[-1]}: they do not belong together"
         )
     return spec
+
+
+def _read_texts(
+    parts: Parts,
+    network: Mapping[str, Any],
+    autoencoder: Mapping[str, Any],
+    shape: tuple[int, ...],
+) -> tuple[TextParts | None, tuple[str, ...]]:
+    """Return the pipeline's text encoders, or None and a note if there are none."""
+    prompted = network["kind"] == "unet2d_condition"
+    if not parts.texts:
+        missing = "there is no text encoder: pass the embeddings of prompts as cond in Python"
+        return None, (missing,) if prompted else ()
+    if not prompted:
+        part = parts.texts[0][0].name
+        raise ValueError(
+            f"the pipeline {parts.pipeline.get('_class_name')} has a part {part!r} "
+            f"({parts.pipeline[part][-1]}), and its network takes no prompts here; {BRIDGE}"
+        )
+    scale = 1
+    if autoencoder["kind"] != PIXELS["kind"]:
+        scale = 2 ** (len(autoencoder["channels"]) - 1)
+    size = (scale * shape[0], scale * shape[1])
+    return read_text(parts.pipeline, parts.texts, network, size), ()
 
 
 def _read_process(folder: Path, parts: Parts, scheduler: Path | None) -> tuple[str, Process]:

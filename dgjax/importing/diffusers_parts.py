@@ -1,4 +1,4 @@
-"""Find the parts of a model that diffusers saved: network, autoencoder and scheduler."""
+"""Find the parts of a model that diffusers saved: network, autoencoder, texts and scheduler."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,10 @@ __all__ = ["BRIDGE", "Parts", "find_parts", "is_diffusers"]
 BRIDGE = "dgjax.torch_network takes its network as it is"
 NETWORKS = ("unet", "transformer")  # names of the network in pipelines
 AUTOENCODERS = ("vae", "vqvae")
-OTHER_PARTS = ("scheduler", *AUTOENCODERS)
+TEXTS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+# They look at pictures before or after sampling, and are no part of the model.
+LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
+OTHER_PARTS = ("scheduler", *AUTOENCODERS, *TEXTS, *TEXTS.values(), *LEFT_OUT)
 AVERAGE = "unet_ema"  # in the folders of training runs, beside the last weights in `unet`
 SCHEDULER = "scheduler_config.json"
 ALONE = (
@@ -29,6 +32,7 @@ class Parts(NamedTuple):
         weights: file or folder of the network's weights.
         autoencoder: the autoencoder's folder, or None for a model without one.
         scheduler: the scheduler's config, or None if there is none.
+        texts: the folders of each text encoder and its tokenizer.
         notes: lines on how the parts were chosen.
     """
 
@@ -37,6 +41,7 @@ class Parts(NamedTuple):
     weights: Path
     autoencoder: Path | None
     scheduler: Path | None
+    texts: tuple[tuple[Path, Path], ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -85,7 +90,7 @@ def find_parts(path: Path) -> Parts:
             f"{folder} is the network of a pipeline of latents, which needs its autoencoder: "
             f"import {folder.parent}"
         )
-    return Parts({}, folder, path, None, _existing(folder / SCHEDULER), (ALONE,))
+    return Parts({}, folder, path, None, _existing(folder / SCHEDULER), notes=(ALONE,))
 
 
 def _of_pipeline(folder: Path, index: Mapping[str, Any]) -> Parts:
@@ -106,12 +111,16 @@ def _of_pipeline(folder: Path, index: Mapping[str, Any]) -> Parts:
     network = inside if inside.is_dir() else folder  # the oldest ones have no folders
     autoencoders = [folder / part for part in AUTOENCODERS if any(index.get(part) or ())]
     scheduler = folder / "scheduler"
+    texts = [(one, other) for one, other in TEXTS.items() if any(index.get(one) or ())]
+    left_out = [part for part in LEFT_OUT if any(index.get(part) or ())]
     return Parts(
         index,
         network,
         network,
         autoencoders[0] if autoencoders else None,
         _existing((scheduler if scheduler.is_dir() else folder) / SCHEDULER),
+        tuple((folder / encoder, folder / tokenizer) for encoder, tokenizer in texts),
+        (f"left out, as no part of the model: {', '.join(left_out)}",) if left_out else (),
     )
 
 
@@ -123,7 +132,7 @@ def _of_run(folder: Path) -> Parts:
     network = folder / found[0]
     choice = (f"of {' and '.join(found)} the first is read",) if len(found) > 1 else ()
     scheduler = _existing(folder / "scheduler" / SCHEDULER)
-    return Parts({}, network, network, None, scheduler, (*choice, ALONE))
+    return Parts({}, network, network, None, scheduler, notes=(*choice, ALONE))
 
 
 def _existing(file: Path) -> Path | None:

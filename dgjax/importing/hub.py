@@ -11,8 +11,9 @@ from dgjax.importing.weights_files import choose_file, is_index
 
 __all__ = ["HubModel", "is_hub_name", "local_snapshot", "open_hub"]
 
-# Kilobytes, and all that is needed to see whether a model can be read.
+# Small, and all that is needed to see whether a model can be read.
 CONFIGS = ["model_index.json", "*config.json", "*.index.json", "*.index.*.json", "README.md"]
+CONFIGS += [f"tokenizer*/{name}" for name in ("*.json", "merges.txt")]  # a few megabytes
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 CACHE = "models--"  # with it begin the folders of the hub's cache
 

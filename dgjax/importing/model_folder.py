@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dgjax.checkpoints.checkpoint import Meta
+from dgjax.checkpoints.prompts import PromptEncoder
 from dgjax.checkpoints.spec import Autoencoder
 from dgjax.model.field import Field
 
@@ -22,6 +23,7 @@ class Imported(NamedTuple):
         architecture: the source's name of the network's class.
         scheduler: the source's name of the scheduler or preconditioning.
         notes: lines on how the model differs from its source.
+        prompts: tokenizers and text encoders of a model of prompts, or None.
     """
 
     model: Field
@@ -30,6 +32,7 @@ class Imported(NamedTuple):
     architecture: str
     scheduler: str
     notes: tuple[str, ...]
+    prompts: PromptEncoder | None = None
 
 
 def read_json(file: Path) -> dict[str, Any]:

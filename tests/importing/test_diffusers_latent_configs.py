@@ -167,8 +167,8 @@ BAD = {
     ),
     "attention to text": (
         "transformer/config.json",
-        {"_class_name": "UNet2DConditionModel", "cross_attention_dim": 768},
-        "UNet2DConditionModel attends to a text",
+        {"_class_name": "UNet3DConditionModel", "cross_attention_dim": 768},
+        "UNet3DConditionModel attends to a text",
     ),
     "another norm": (
         "transformer/config.json",

@@ -1,0 +1,120 @@
+"""Read the tokenizer of CLIP from a folder that the library transformers saved."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dgjax.checkpoints.tokenizer import Tokenizer, import_tokenizers
+from dgjax.importing.model_folder import read_json
+
+__all__ = ["read_tokenizer"]
+
+BEGIN, END = "<|startoftext|>", "<|endoftext|>"
+# Words, numbers and other signs of CLIP (arXiv 2103.00020).
+PIECES = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
+TOKENS = {"bos_token": BEGIN, "eos_token": END, "pad_token": END, "unk_token": END}
+
+
+def read_tokenizer(folder: Path, length: int) -> Tokenizer:
+    """Read a tokenizer.
+
+    Args:
+        folder: folder of a `CLIPTokenizer`, with tokenizer.json, or with vocab.json and merges.txt.
+        length: most tokens that its text encoder takes.
+
+    Returns:
+        The tokenizer; prompts are padded to `model_max_length` of its config, at most `length`.
+
+    Raises:
+        ValueError: if a file is missing or damaged, the tokenizer is of another class, a special
+            token is unknown to it, or the library tokenizers is missing.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder} of a tokenizer")
+    config = _optional(folder / "tokenizer_config.json")
+    kind = str(config.get("tokenizer_class", "CLIPTokenizer")).removesuffix("Fast")
+    if kind != "CLIPTokenizer":
+        raise ValueError(
+            f"the tokenizer {kind} in {folder} is not supported; supported: CLIPTokenizer"
+        )
+    names = _special_tokens(folder, config)
+    if (folder / "tokenizer.json").is_file():
+        content = json.dumps(read_json(folder / "tokenizer.json"))
+    else:
+        content = _assemble(folder, names)
+    try:
+        made = import_tokenizers().Tokenizer.from_str(content)
+    except ValueError:
+        raise
+    except Exception as error:  # the library raises bare exceptions
+        first = str(error).splitlines()[0]
+        raise ValueError(f"the tokenizer in {folder} cannot be read: {first}") from error
+    ids = {what: made.token_to_id(names[what]) for what in TOKENS}
+    for what, number in ids.items():
+        if number is None:
+            raise ValueError(f"the tokenizer in {folder} has no token {names[what]!r} ({what})")
+    stated = config.get("model_max_length")
+    return Tokenizer(
+        content,
+        length=min(stated, length) if isinstance(stated, int) else length,
+        begin=ids["bos_token"],
+        end=ids["eos_token"],
+        pad=ids["pad_token"],
+    )
+
+
+def _special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the special tokens; in older folders special_tokens_map.json has the last word."""
+    older = "added_tokens_decoder" not in config
+    last = _optional(folder / "special_tokens_map.json") if older else {}
+    found = {}
+    for what, default in TOKENS.items():
+        token = last.get(what, config.get(what)) or default
+        found[what] = token["content"] if isinstance(token, dict) else str(token)
+    return found
+
+
+def _assemble(folder: Path, names: Mapping[str, str]) -> str:
+    """Make a tokenizer of vocabulary and merges, as JSON."""
+    library = import_tokenizers()
+    vocabulary = read_json(folder / "vocab.json")
+    try:
+        lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ValueError(
+            f"{folder} has neither tokenizer.json nor merges.txt: {error.strerror or error}"
+        ) from error
+    merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
+    try:
+        made = library.Tokenizer(
+            library.models.BPE(
+                vocab=vocabulary,
+                merges=merges,
+                continuing_subword_prefix="",
+                end_of_word_suffix="</w>",
+                unk_token=names["unk_token"],
+            )
+        )
+    except Exception as error:  # the library raises bare exceptions
+        first = str(error).splitlines()[0]
+        raise ValueError(f"the tokenizer in {folder} cannot be read: {first}") from error
+    normal, before = library.normalizers, library.pre_tokenizers
+    made.normalizer = normal.Sequence(
+        [normal.NFC(), normal.Replace(library.Regex(r"\s+"), " "), normal.Lowercase()]
+    )
+    made.pre_tokenizer = before.Sequence(
+        [
+            before.Split(library.Regex(PIECES), behavior="removed", invert=True),
+            before.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    special = sorted({names["bos_token"], names["eos_token"], names["unk_token"]} & {*vocabulary})
+    made.add_special_tokens([library.AddedToken(token, special=True) for token in special])
+    return made.to_str()
+
+
+def _optional(file: Path) -> dict[str, Any]:
+    return read_json(file) if file.is_file() else {}
