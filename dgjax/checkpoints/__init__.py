@@ -9,6 +9,7 @@ from dgjax.checkpoints.checkpoint import (
     save,
     weight_bytes,
 )
+from dgjax.checkpoints.conditions import Condition, condition_model, find_condition
 from dgjax.checkpoints.opened import Model, condition_on_class, find_label, open_model
 from dgjax.checkpoints.pretrained import load_pretrained, pretrained_models
 from dgjax.checkpoints.prompts import PromptEncoder
@@ -16,6 +17,7 @@ from dgjax.checkpoints.spec import Autoencoder, ModelSpec, build, build_autoenco
 
 __all__ = [
     "Autoencoder",
+    "Condition",
     "Meta",
     "Model",
     "ModelSpec",
@@ -23,8 +25,10 @@ __all__ = [
     "build",
     "build_autoencoder",
     "build_network",
+    "condition_model",
     "condition_on_class",
     "digest",
+    "find_condition",
     "find_label",
     "load",
     "load_autoencoder",

@@ -17,6 +17,8 @@ from dgjax.devices.placement import choose_weight_sharding
 from dgjax.model.field import Field, condition, repath
 from dgjax.model.paths import edm
 
+SHOWN = 40  # characters of a prompt in a title
+
 __all__ = ["Model", "condition_on_class", "density_title", "find_label", "open_model"]
 
 
@@ -30,6 +32,7 @@ class Model(NamedTuple):
         name: name of a shipped model, or the model's folder.
         autoencoder: maps between samples and images; the identity if samples are images.
         label: the class the field is conditioned on, or None.
+        prompt: the text the field is conditioned on, or None.
     """
 
     field: Field
@@ -37,6 +40,7 @@ class Model(NamedTuple):
     name: str
     autoencoder: Autoencoder
     label: int | None = None
+    prompt: str | None = None
 
     @property
     def size(self) -> int:
@@ -70,6 +74,7 @@ class Model(NamedTuple):
             "shape": list(self.meta.shape),
             "latent": self.meta.latent,
             "class": self.label,
+            **({} if self.prompt is None else {"prompt": self.prompt}),
             "t_min": ratio[0],
             "t_max": ratio[1],
         }
@@ -109,7 +114,10 @@ def density_title(facts: Mapping[str, Any]) -> str:
     Args:
         facts: as of `Model.facts`.
     """
-    what = "log p" if facts["class"] is None else f"log p(x | class {facts['class']})"
+    given = None if facts["class"] is None else f"class {facts['class']}"
+    if (prompt := facts.get("prompt")) is not None:
+        given = repr(prompt if len(prompt) <= SHOWN else f"{prompt[: SHOWN - 3]}...")
+    what = "log p" if given is None else f"log p(x | {given})"
     of = " of the latent" if facts["latent"] else ""
     return f"{what}{of} at t_min = {facts['t_min']:g}"
 

@@ -18,9 +18,7 @@ def import_tokenizers() -> Any:
     try:
         import tokenizers
     except ImportError:
-        raise ValueError(
-            "prompts need the library tokenizers: pip install 'dgjax[text]'"
-        ) from None
+        raise ValueError("prompts need the library tokenizers: pip install 'dgjax[text]'") from None
     return tokenizers
 
 

@@ -10,6 +10,7 @@ from dgjax.cli.options import (
     JSON,
     MODEL,
     PROBES,
+    PROMPT,
     SEED,
     SOLVER,
     STEPS,
@@ -28,6 +29,7 @@ __all__ = ["command"]
 def command(
     model: MODEL = "fashion-mnist",
     class_: CLASS = None,
+    prompt: PROMPT = None,
     num: Annotated[int, typer.Option(min=1, help="Number of latents.")] = 64,
     confidence: Annotated[
         float, typer.Option(help="Confidence of the interval, in (0, 1).")
@@ -41,7 +43,7 @@ def command(
 ) -> None:
     """Measure score alignment: the share of latents with <score, pushed prior score> > 0."""
     check_confidence(confidence)
-    chosen = choose_conditioned(model, class_)
+    chosen = choose_conditioned(model, class_, prompt)
     settings = SolverSettings(steps, make_solver(solver), probes, batch, seed)
     found = measure_alignments(chosen, num, None, settings)
     statistics = alignment_statistics(found, confidence=confidence)
@@ -51,6 +53,7 @@ def command(
         print(as_json(summary))
         return
     of = "" if chosen.label is None else f" of class {chosen.label}"
+    of = of if chosen.prompt is None else f" with the prompt {chosen.prompt!r}"
     table(
         f"{chosen.name}: score alignment{of} from t_max = {summary['t_max']:g} "
         f"to t_min = {summary['t_min']:g}",

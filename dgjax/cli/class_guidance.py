@@ -1,29 +1,44 @@
-"""Options `--guidance` and `--guidance-model`: guide away from a second score."""
+"""Options `--guidance`, `--guidance-model` and `--negative`: guide away from a second score."""
 
 from typing import Annotated, NamedTuple
 
 import typer
 
 from dgjax.checkpoints.checkpoint import digest
-from dgjax.checkpoints.opened import Model, find_label
+from dgjax.checkpoints.conditions import Condition, condition_model, find_condition
+from dgjax.checkpoints.opened import Model
 from dgjax.cli.options import check_class, choose_model, takes_no_condition
 from dgjax.guidance.classifier_free import Contrast, autoguidance, classifier_free_guidance
-from dgjax.model.field import Field, condition
+from dgjax.model.field import Field
 
-__all__ = ["GUIDANCE", "GUIDANCE_MODEL", "Weaker", "choose_weaker", "class_guides"]
+__all__ = [
+    "GUIDANCE",
+    "GUIDANCE_MODEL",
+    "NEGATIVE",
+    "Weaker",
+    "check_negative",
+    "choose_weaker",
+    "class_guides",
+]
 
 GUIDANCE = Annotated[
     float,
     typer.Option(
-        help="Guidance weight; 1 is none. Classifier-free guidance for --class, or autoguidance "
-        "with --guidance-model."
+        help="Guidance weight; 1 is none. Classifier-free guidance for --class or --prompt, or "
+        "autoguidance with --guidance-model."
+    ),
+]
+NEGATIVE = Annotated[
+    str | None,
+    typer.Option(
+        help="Text that --guidance leads away from, for --prompt.", show_default="no text"
     ),
 ]
 GUIDANCE_MODEL = Annotated[
     str | None,
     typer.Option(
         help="Autoguidance: guide away from this weaker model of the same data, given as for "
-        "--model. It takes the class too, if it has classes."
+        "--model. It takes the class or the prompt too, if it has classes or text encoders."
     ),
 ]
 
@@ -32,7 +47,7 @@ class Weaker(NamedTuple):
     """The weaker model of autoguidance.
 
     Attributes:
-        field: the model, conditioned on the class if it has classes.
+        field: the model, conditioned on the class or the prompt if it takes them.
         sha256: digest of its weights and facts.
     """
 
@@ -40,15 +55,36 @@ class Weaker(NamedTuple):
     sha256: str
 
 
+def check_negative(
+    negative: str | None, prompt: str | None, weight: float, name: str | None
+) -> None:
+    """Check that the option --negative has an effect.
+
+    Args:
+        negative: the option.
+        prompt: the option --prompt.
+        weight: the option --guidance.
+        name: the option --guidance-model.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    if negative is not None and (prompt is None or weight == 1 or name is not None):
+        raise ValueError(
+            "--negative is what --guidance leads away from: it needs --prompt and a --guidance "
+            "other than 1, and no --guidance-model"
+        )
+
+
 def choose_weaker(
-    name: str | None, chosen: Model, label: int | None, weight: float
+    name: str | None, chosen: Model, given: Condition, weight: float
 ) -> Weaker | None:
     """Open the model named by the option --guidance-model.
 
     Args:
         name: the option; None for no model.
         chosen: the model that is sampled.
-        label: the class that is sampled, or None.
+        given: what the sampled model is conditioned on.
         weight: the option --guidance.
 
     Raises:
@@ -71,42 +107,44 @@ def choose_weaker(
                 f"the models {chosen.name} and {name} differ in their {what} ({one} and {other}): "
                 "choose a --guidance-model of the same data"
             )
-    given = None if label is None or _classes(weak) is None else str(label)
-    field = condition(weak.field, find_label(check_class(weak, given), given))
+    label = None if given.label is None or _classes(weak) is None else str(given.label)
+    prompt = given.prompt if weak.meta.text else None
+    if prompt is None:
+        check_class(weak, label)
+    field = condition_model(weak, find_condition(weak, label, prompt)).field
     return Weaker(field, digest(weak.field, weak.meta, weak.autoencoder))
 
 
 def class_guides(
-    chosen: Model, weaker: Field | None, label: int | None, weight: float
+    chosen: Model, weaker: Field | None, given: Condition, weight: float
 ) -> tuple[Contrast, ...]:
     """Return the guides away from a second score; none for weight 1.
 
     Args:
         chosen: the model that is sampled.
         weaker: field of `Weaker`, or None for classifier-free guidance.
-        label: the class that is sampled, or None.
+        given: what the sampled model is conditioned on.
         weight: the option --guidance.
 
     Raises:
-        ValueError: if there is neither a weaker model nor a class, the model has no prediction
+        ValueError: if there is neither a weaker model nor a condition, the model has no prediction
             without a class, or the weight is not finite.
     """
     if weight == 1:
         return ()
     if weaker is not None:
         return (autoguidance(weight, weaker),)
-    if label is None:
-        raise ValueError(
-            "--guidance strengthens a class: add --class or --guidance-model, or leave it out"
-        )
-    if not takes_no_condition(chosen.field):
+    if given.cond is None:
+        what = "a prompt: add --prompt" if chosen.meta.text else "a class: add --class"
+        raise ValueError(f"--guidance strengthens {what} or --guidance-model, or leave it out")
+    if given.null is None and not takes_no_condition(chosen.field):
         raise ValueError(
             f"--guidance needs a prediction without a class, and the model {chosen.name} has none: "
             "it was trained with a class for every image; leave --guidance out, or add "
             "--guidance-model (in Python, classifier_free_guidance takes a label that was trained "
             "as no class)"
         )
-    return (classifier_free_guidance(weight, chosen.field),)
+    return (classifier_free_guidance(weight, chosen.field, null=given.null),)
 
 
 def _classes(model: Model) -> int | None:

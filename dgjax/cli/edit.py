@@ -18,6 +18,7 @@ from dgjax.cli.options import (
     MODEL,
     OUT,
     PROBES,
+    PROMPT,
     SEED,
     SOLVER,
     choose_conditioned,
@@ -54,6 +55,7 @@ def command(
         typer.Option(help="Quantile in (0, 1), repeatable; 0.5 is the reconstruction."),
     ] = None,
     class_: CLASS = None,
+    prompt: PROMPT = None,
     steps: STEPS_OR_AUTO = 32,
     tolerance: TOLERANCE = None,
     solver: SOLVER = "multistep",
@@ -64,7 +66,7 @@ def command(
 ) -> None:
     """Encode a picture to its latent and decode it at other log-densities."""
     chosen, method = (
-        choose_conditioned(model, class_),
+        choose_conditioned(model, class_, prompt),
         make_solver(solver),
     )
     tolerance = set_tolerance(steps, tolerance, chosen.size)

@@ -24,6 +24,7 @@ from dgjax.cli.options import (
     JSON,
     MODEL,
     PROBES_HELP,
+    PROMPT,
     SEED,
     SOLVER,
     choose_conditioned,
@@ -54,6 +55,7 @@ def command(
     ],
     model: MODEL = "fashion-mnist",
     class_: CLASS = None,
+    prompt: PROMPT = None,
     batch: BATCH = 8,
     steps: STEPS_OR_AUTO = 32,
     tolerance: TOLERANCE = None,
@@ -65,10 +67,11 @@ def command(
     """Compute log-density (nats) and bits per dimension of data, by the probability-flow ODE.
 
     A latent model encodes pictures to the mean of their latent first; the log-density is that of
-    the latent, without bits per dimension. With --class it is the conditional log p(x | class).
+    the latent, without bits per dimension. With --class or --prompt it is the conditional
+    log p(x | class) or log p(x | prompt).
     """
     chosen, method = (
-        choose_conditioned(model, class_),
+        choose_conditioned(model, class_, prompt),
         make_solver(solver),
     )
     tolerance = set_tolerance(steps, tolerance, chosen.size)

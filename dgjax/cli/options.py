@@ -11,8 +11,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from dgjax.checkpoints.conditions import Condition, condition_model, find_condition
 from dgjax.checkpoints.configuration import unknown_name
-from dgjax.checkpoints.opened import Model, condition_on_class, open_model
+from dgjax.checkpoints.opened import Model, open_model
 from dgjax.checkpoints.pretrained import pretrained_models
 from dgjax.devices.progress import console
 from dgjax.model.field import Field
@@ -26,11 +27,13 @@ __all__ = [
     "OUT",
     "PROBES",
     "PROBES_HELP",
+    "PROMPT",
     "SEED",
     "SOLVER",
     "SOLVER_HELP",
     "STEPS",
     "check_class",
+    "choose_condition",
     "choose_conditioned",
     "choose_model",
     "make_solver",
@@ -57,6 +60,10 @@ PROBES = Annotated[int, typer.Option(min=1, help=PROBES_HELP)]
 CLASS = Annotated[
     str | None,
     typer.Option("--class", help="Condition on this class, by number or name."),
+]
+PROMPT = Annotated[
+    str | None,
+    typer.Option(help='Condition on this text, for a model of prompts; "" is no text.'),
 ]
 # JAX makes equal keys of numbers that are equal modulo 2^32.
 SEED = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")]
@@ -86,9 +93,39 @@ def choose_model(name: str) -> Model:
     return open_model(name)
 
 
-def choose_conditioned(name: str, class_: str | None) -> Model:
-    """Open the model named by --model, conditioned on --class; raises a ValueError like both."""
-    return condition_on_class(check_class(choose_model(name), class_), class_)
+def choose_conditioned(name: str, class_: str | None, prompt: str | None = None) -> Model:
+    """Open the model named by --model, conditioned on --class or --prompt.
+
+    Raises:
+        ValueError: as of `choose_model` and `choose_condition`.
+    """
+    chosen = choose_model(name)
+    return condition_model(chosen, choose_condition(chosen, class_, prompt))
+
+
+def choose_condition(
+    chosen: Model,
+    class_: str | None,
+    prompt: str | None,
+    *,
+    negative: str | None = None,
+    guided: bool = False,
+) -> Condition:
+    """Find what the options --class, --prompt and --negative name.
+
+    Args:
+        chosen: the model.
+        class_: the option --class.
+        prompt: the option --prompt.
+        negative: the option --negative.
+        guided: whether classifier-free guidance is asked for.
+
+    Raises:
+        ValueError: as of `find_condition`; if the model needs one of the options.
+    """
+    if prompt is None:
+        check_class(chosen, class_)
+    return find_condition(chosen, class_, prompt, negative=negative, guided=guided)
 
 
 def make_solver(name: str) -> Any:
@@ -103,11 +140,17 @@ def make_solver(name: str) -> Any:
 
 
 def check_class(chosen: Model, name: str | None) -> Model:
-    """Return the model, or raise an error if it needs a class and the option --class is missing.
+    """Return the model, or raise an error if it needs a condition and --class is missing.
 
     Raises:
-        ValueError: if `name` is None and the model has no prediction without a class.
+        ValueError: if `name` is None and the model has no prediction without a class, or needs a
+            prompt.
     """
+    if name is None and chosen.meta.text:
+        raise ValueError(
+            f"the model {chosen.name} was trained with a prompt for every image: add --prompt "
+            '(--prompt "" for no text)'
+        )
     classes = chosen.meta.model.network.get("num_classes")
     if name is None and classes and not takes_no_condition(chosen.field):
         raise ValueError(

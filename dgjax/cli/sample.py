@@ -9,7 +9,6 @@ import numpy as np
 import typer
 
 from dgjax.checkpoints.checkpoint import digest
-from dgjax.checkpoints.opened import find_label
 from dgjax.cli.auto_steps import (
     AUTO,
     STEPS_OPTION,
@@ -21,6 +20,8 @@ from dgjax.cli.auto_steps import (
 from dgjax.cli.class_guidance import (
     GUIDANCE,
     GUIDANCE_MODEL,
+    NEGATIVE,
+    check_negative,
     choose_weaker,
     class_guides,
 )
@@ -31,9 +32,10 @@ from dgjax.cli.options import (
     MODEL,
     OUT,
     PROBES,
+    PROMPT,
     SEED,
     SOLVER_HELP,
-    check_class,
+    choose_condition,
     choose_model,
     make_solver,
 )
@@ -92,6 +94,8 @@ def command(
         typer.Option(help="Rescale the latents to this quantile of the prior log-density."),
     ] = None,
     class_: CLASS = None,
+    prompt: PROMPT = None,
+    negative: NEGATIVE = None,
     guidance: GUIDANCE = 1.0,
     guidance_model: GUIDANCE_MODEL = None,
     noise: Annotated[
@@ -144,10 +148,12 @@ def command(
         solver = default_name(by_target, term)
     chosen, method = choose_model(model), make_solver(solver)
     tolerance = set_tolerance(steps, tolerance, chosen.size)
-    label = find_label(check_class(chosen, class_), class_)
-    weaker = choose_weaker(guidance_model, chosen, label, guidance)
+    check_negative(negative, prompt, guidance, guidance_model)
+    guided = guidance != 1 and guidance_model is None
+    given = choose_condition(chosen, class_, prompt, negative=negative, guided=guided)
+    weaker = choose_weaker(guidance_model, chosen, given, guidance)
     other = None if weaker is None else weaker.field
-    before = class_guides(chosen, other, label, guidance)
+    before = class_guides(chosen, other, given, guidance)
     if prior_quantile is not None:
         chi_quantile(prior_quantile, chosen.size)  # raises now, before anything is computed
     keys = jax.random.split(jax.random.key(seed), 3)
@@ -157,7 +163,7 @@ def command(
         return x if prior_quantile is None else prior_guidance(field, x, prior_quantile)
 
     divergence = default_divergence(probes, method, chosen.size)
-    common: dict[str, Any] = {"divergence": divergence, "cond": label, "solver": method}
+    common: dict[str, Any] = {"divergence": divergence, "cond": given.cond, "solver": method}
 
     def pilots(field):
         return jax.vmap(lambda i: latent(field, keys, i))(jnp.arange(PILOTS))
@@ -175,7 +181,7 @@ def command(
 
         def at_all_dials(other, field, x, grid, *, key):
             guide = make_guide(field, grid)
-            before = class_guides(chosen._replace(field=field), other, label, guidance)
+            before = class_guides(chosen._replace(field=field), other, given, guidance)
             options = {"key": key, "noise": term, **common}
             return jax.lax.map(
                 lambda dial: sample(field, x, grid, guides=(*before, guide(dial)), **options),
@@ -215,7 +221,9 @@ def command(
         return sample_arrays(chosen, dials, by_target, found, levels), levels
 
     settings = {"num": num, "seed": seed, "steps": steps, "solver": solver, "noise": noise}
-    settings |= {"class": label, "guidance": guidance, "guidance_model": guidance_model}
+    settings |= {"class": given.label, "guidance": guidance, "guidance_model": guidance_model}
+    if prompt is not None:
+        settings |= {"prompt": prompt, "negative": negative}
 
     def finish(folder, measured, levels):
         rows = summarize(chosen, dials, by_target, measured)

@@ -91,9 +91,7 @@ def read_unet2d_condition(
     for key, choices in SUPPORTED.items():
         if given.get(key, choices[0]) not in choices:
             names = ", ".join(map(str, choices))
-            raise ValueError(
-                f"{key} {given[key]!r} of {kind} is not supported; supported: {names}"
-            )
+            raise ValueError(f"{key} {given[key]!r} of {kind} is not supported; supported: {names}")
     c = {**DEFAULTS, **given}
     if c["in_channels"] != c["out_channels"]:
         raise ValueError(

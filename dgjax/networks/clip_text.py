@@ -164,9 +164,7 @@ class CLIPText(nnx.Module):
         )
         self.final_layer_norm = _norm(size, eps, rngs)
         self.text_projection = (
-            None
-            if projection is None
-            else nnx.Linear(size, projection, use_bias=False, rngs=rngs)
+            None if projection is None else nnx.Linear(size, projection, use_bias=False, rngs=rngs)
         )
         self.end = end
 

@@ -227,11 +227,11 @@ class MidBlock(nnx.Module):
         if transformer is not None:
             self.attentions.append(Transformer2D(channels, groups, transformer, rngs=rngs))
         elif attention and not single:
-            self.attentions.append(Attention(channels, settings, attention_groups, scale, rngs=rngs))
+            self.attentions.append(
+                Attention(channels, settings, attention_groups, scale, rngs=rngs)
+            )
 
-    def __call__(
-        self, h: Image, embedding: Array | None, context: Context | None = None
-    ) -> Image:
+    def __call__(self, h: Image, embedding: Array | None, context: Context | None = None) -> Image:
         """Apply the level.
 
         Args:

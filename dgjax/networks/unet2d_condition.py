@@ -135,7 +135,11 @@ class UNet2DCondition(nnx.Module):
                 )
         if (added_size is None) != (added_inputs is None):
             raise ValueError("added_size and added_inputs are given together")
-        self.shape, self.context, self.center = tuple(shape), cross_attention_dim, center_input_sample
+        self.shape, self.context, self.center = (
+            tuple(shape),
+            cross_attention_dim,
+            center_input_sample,
+        )
         size = 4 * widths[0] if time_embedding_dim is None else time_embedding_dim
         settings = BlockSettings(
             embedding=size,
