@@ -2,8 +2,8 @@
 
 The folder holds everything that rebuilds the `Field`. A model of latents has its autoencoder in
 the same folder, in `autoencoder.safetensors`, and a model of prompts its text encoders and
-tokenizers, in `text_encoder.safetensors` and `tokenizer.json`. Each part is loaded alone. Folders are replaced as a whole, so a reader never
-meets half a checkpoint.
+tokenizers, in `text_encoder.safetensors` and `tokenizer.json`. Each part is loaded alone. Folders
+are replaced as a whole, so a reader never meets half a checkpoint.
 
 Folders of the older format "dgjax-checkpoint-1" have orbax folders `weights` and `autoencoder` in
 place of the two files. They are read, and no longer written.

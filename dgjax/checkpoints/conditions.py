@@ -55,7 +55,7 @@ def find_condition(
         raise ValueError("a model is conditioned on a class or on a prompt, not on both")
     if not chosen.meta.text:
         raise ValueError(
-            f"the model {chosen.name} takes no prompts: it was imported without a text encoder"
+            f"the model {chosen.name} takes no prompts: it has no text encoder"
         )
     encode = load_prompt_encoder(chosen.name)
     null = encode.negative(negative) if guided else None

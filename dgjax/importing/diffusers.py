@@ -222,6 +222,12 @@ def _read_texts(
             f"the pipeline {parts.pipeline.get('_class_name')} has a part {part!r} "
             f"({parts.pipeline[part][-1]}), and its network takes no prompts here; {BRIDGE}"
         )
+    for one, other in parts.texts:
+        if not any(parts.pipeline.get(other.name) or ()):
+            raise ValueError(
+                f"the pipeline {parts.pipeline.get('_class_name')} has a part {one.name!r} and no "
+                f"{other.name!r}"
+            )
     scale = 1
     if autoencoder["kind"] != PIXELS["kind"]:
         scale = 2 ** (len(autoencoder["channels"]) - 1)

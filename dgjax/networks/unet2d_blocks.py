@@ -67,13 +67,11 @@ class BlockKind:
             return default_groups(inputs), default_groups(outputs)
         return settings.groups, settings.groups
 
-    def make_attention(
-        self, channels: int, settings: BlockSettings, rngs: nnx.Rngs
-    ) -> Attention | Transformer2D:
-        """Make an attention layer for a level of this kind."""
+    def make_attention(self, channels: int, settings: BlockSettings, rngs: nnx.Rngs) -> Any:
+        """Make an attention layer for a level of this kind, an `Attention` or `Transformer2D`."""
         if self.transformer is not None:
-            groups = self.groups(channels, channels, settings)[0]
-            return Transformer2D(channels, groups, self.transformer, rngs=rngs)
+            shared = self.groups(channels, channels, settings)[0]
+            return Transformer2D(channels, shared, self.transformer, rngs=rngs)
         groups = 32 if self.auxiliary else settings.groups
         return Attention(channels, settings, groups, self.scale, rngs=rngs)
 
@@ -227,9 +225,8 @@ class MidBlock(nnx.Module):
         if transformer is not None:
             self.attentions.append(Transformer2D(channels, groups, transformer, rngs=rngs))
         elif attention and not single:
-            self.attentions.append(
-                Attention(channels, settings, attention_groups, scale, rngs=rngs)
-            )
+            own = (settings, attention_groups, scale)
+            self.attentions.append(Attention(channels, *own, rngs=rngs))
 
     def __call__(self, h: Image, embedding: Array | None, context: Context | None = None) -> Image:
         """Apply the level.

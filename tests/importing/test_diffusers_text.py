@@ -5,7 +5,9 @@ The pipelines are tiny ones with random weights, which diffusers itself saves.
 
 import json
 import shutil
+from dataclasses import replace
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +15,16 @@ import pytest
 
 import dgjax
 from dgjax.checkpoints.checkpoint import load, load_autoencoder, load_prompt_encoder, save
+from dgjax.checkpoints.opened import open_model
+from dgjax.checkpoints.spec import build
+from dgjax.guidance.classifier_free import classifier_free_guidance
 from dgjax.importing import import_model
 from dgjax.importing.tokenizer_folder import read_tokenizer
+from dgjax.model.divergence import Untracked
+from dgjax.model.field import repath
+from dgjax.model.paths import edm
+from dgjax.sampling.sample import sample
+from dgjax.sampling.solvers import SOLVERS, default_divergence
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -22,7 +32,7 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
 pytestmark = pytest.mark.usefixtures("float32")
 
-LENGTH = 12
+LENGTH = 16
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 PROMPTS = ("a cat's Hat,  12 tea", "", "Ünïçode! 猫", f"cat {END} hat")
 
@@ -140,15 +150,54 @@ def pipeline_xl():
     )
 
 
+PIPELINES = {"1.5": pipeline, "2.1": lambda: pipeline("v_prediction"), "xl": pipeline_xl}
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sd")
-    pipeline().save_pretrained(folder)
-    return folder
+def folders(tmp_path_factory):
+    """Each pipeline of diffusers, and its folder."""
+    made = {name: (make(), tmp_path_factory.mktemp("pipeline")) for name, make in PIPELINES.items()}
+    for one, folder in made.values():
+        one.save_pretrained(folder)
+    return made
 
 
-def as_numpy(tensor):
-    return tensor.detach().numpy()
+def to_torch(x):
+    return torch.from_numpy(np.array(x, np.float32)).movedim(-1, 0)[None]
+
+
+def to_numpy(images):
+    return images[0].movedim(0, -1).detach().numpy()
+
+
+def conditions(original, prompt, negative=None):
+    """The conditions with and without the prompt that a pipeline itself makes."""
+    size = (16, 16)
+    with torch.no_grad():
+        made = original.encode_prompt(
+            prompt=prompt,
+            device="cpu",
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=True,
+            negative_prompt=negative,
+        )
+    if len(made) == 2:
+        return [{"encoder_hidden_states": one} for one in made]
+    ids = original._get_add_time_ids(size, (0, 0), size, torch.float32, 10)
+    return [
+        {
+            "encoder_hidden_states": made[i],
+            "added_cond_kwargs": {"text_embeds": made[i + 2], "time_ids": ids},
+        }
+        for i in (0, 1)
+    ]
+
+
+def close(found, wanted, rtol=1e-4):
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        b = np.asarray(b)[0]
+        assert np.abs(np.asarray(a) - b).max() <= rtol * np.abs(b).max()
 
 
 def older_files(folder, pad=END):
@@ -182,5 +231,235 @@ def test_a_prompt_that_is_too_long_is_refused(tmp_path):
     tokenizer().save_pretrained(tmp_path)
     found = read_tokenizer(tmp_path, 8)
     assert len(found("cat hat " * 3)) == 8
-    with pytest.raises(ValueError, match="has 7 tokens and this model reads 6.*begins with 'tea'"):
-        found("cat hat " * 2 + "1 tea".replace("1 ", "cat cat "))
+    rest = r"has 8 tokens and this model reads 6.*what does not fit begins with 'tea'$"
+    with pytest.raises(ValueError, match=rest):
+        found("cat hat cat cat cat cat tea")
+
+
+def test_other_tokenizers_are_refused(tmp_path):
+    folder = tmp_path / "tokenizer"
+    with pytest.raises(ValueError, match="there is no folder"):
+        read_tokenizer(folder, 8)
+    older_files(folder, "<pad>")
+    with pytest.raises(ValueError, match=r"has no token '<pad>' \(pad_token\)"):
+        read_tokenizer(folder, 8)
+    (folder / "merges.txt").write_text("c a\nx yy\n")
+    with pytest.raises(ValueError, match="cannot be read: .*xyy"):
+        read_tokenizer(folder, 8)
+    (folder / "merges.txt").unlink()
+    with pytest.raises(ValueError, match=r"neither tokenizer.json nor merges.txt"):
+        read_tokenizer(folder, 8)
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "T5TokenizerFast"}')
+    with pytest.raises(ValueError, match="tokenizer T5Tokenizer in .* is not supported"):
+        read_tokenizer(folder, 8)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_checkpoint_of_a_pipeline_is_the_pipeline(name, folders, tmp_path):
+    """Prompts, predictions and pictures are equal; each part is loaded alone."""
+    original, folder = folders[name]
+    found = import_model(str(folder))
+    save(
+        tmp_path / "it",
+        found.model,
+        found.meta,
+        autoencoder=found.autoencoder,
+        prompts=found.prompts,
+        dtype=None,
+    )
+    encode = load_prompt_encoder(tmp_path / "it")
+    for prompt, negative in (("a cat's Hat", "tea"), ("12 tea", None)):
+        with_prompt, without = conditions(original, prompt, negative)
+        close(encode(prompt), with_prompt)
+        close(encode.negative(negative), without)
+    model, meta = load(tmp_path / "it")
+    assert meta.shape == (8, 8, 4)
+    assert meta.model.parametrization["kind"] == ("v" if name == "2.1" else "noise")
+    x, t = np.random.default_rng(0).standard_normal((8, 8, 4)).astype(np.float32), 300.0
+    with torch.no_grad():
+        wanted = to_numpy(original.unet(to_torch(x), t, **with_prompt).sample)
+        scale = original.vae.config.scaling_factor
+        picture = to_numpy(original.vae.decode(to_torch(x) / scale).sample)
+    out = model.network(jnp.asarray(x), jnp.float32(t), encode(prompt))
+    assert np.abs(out - wanted).max() < 1e-4 * np.abs(wanted).max()
+    decoded = load_autoencoder(tmp_path / "it").decode(jnp.asarray(x))
+    assert np.abs(decoded - picture).max() < 1e-4 * np.abs(picture).max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PIPELINES)
+def test_guided_samples_are_those_of_diffusers_own_ddim(name, folders):
+    """From the same noise; DDIM is Euler's method for x/alpha in the clock sigma/alpha."""
+    original, folder = folders[name]
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    kind = original.scheduler.config.prediction_type
+    sampler = diffusers.DDIMScheduler(
+        **betas, prediction_type=kind, clip_sample=False, set_alpha_to_one=False
+    )
+    sampler.set_timesteps(10)
+    x = np.random.default_rng(2).standard_normal((8, 8, 4)).astype(np.float32)
+    latents, weight = to_torch(x), 3.0
+    prompt, negative = "a cat", "tea"
+    given, null = conditions(original, prompt, negative)
+    with torch.no_grad():
+        for t in sampler.timesteps:
+            plain = original.unet(latents, t, **null).sample
+            guided = plain + weight * (original.unet(latents, t, **given).sample - plain)
+            latents = sampler.step(guided, t, latents).prev_sample
+    wanted = to_numpy(latents)
+
+    found = import_model(str(folder))
+    spec = replace(found.meta.model, t_max=900.0)  # where this sampler starts
+    model = build(spec, jax.tree.map(jnp.asarray, found.model.network))
+    moved, path = repath(model, edm()), model.path
+    grid = jnp.stack([path.sigma(t) / path.alpha(t) for t in jnp.arange(900.0, -1, -100)])
+    grid = grid.at[0].set(moved.t_max).at[-1].set(moved.t_min)
+    cond, null = found.prompts(prompt), found.prompts.negative(negative)
+
+    @jax.jit
+    def draw(model, x, cond, null):
+        guide = classifier_free_guidance(weight, model, null=null)
+        options = {"key": jax.random.key(0), "solver": diffrax.Euler(), "guides": guide}
+        return sample(model, x, grid, cond=cond, divergence=Untracked(), **options).x
+
+    start = x / path.alpha(model.t_max)
+    drawn = draw(moved, start, cond, null) * path.alpha(model.t_min)
+    assert np.abs(drawn - wanted).max() < 1e-3 * np.abs(wanted).max()
+    unguided = draw(moved, start, cond, cond) * path.alpha(model.t_min)
+    assert np.abs(unguided - wanted).max() > 1e-2 * np.abs(wanted).max()
+
+
+@pytest.mark.slow
+def test_log_density_is_that_of_the_network_in_pytorch(folders):
+    """The same condition serves the bridge to PyTorch, so the same solve runs on both networks."""
+    original, folder = folders["xl"]
+    found = import_model(str(folder))
+    model = jax.tree.map(jnp.asarray, found.model)
+    bridged = replace(model, network=dgjax.torch_network(original.unet))
+    grid = dgjax.grid_logsnr(model, 4)
+    x = dgjax.prior_sample(model, jax.random.key(0), (8, 8, 4))
+    cond = found.prompts("a cat")
+    options = {"key": jax.random.key(1), "cond": cond, "guides": dgjax.density_guidance(0.3)}
+    ours, theirs = (dgjax.sample(one, x, grid, **options) for one in (model, bridged))
+    np.testing.assert_allclose(ours.log_density, theirs.log_density, rtol=1e-4)
+    np.testing.assert_allclose(ours.x, theirs.x, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_sample_takes_a_prompt(folders, tmp_path, run):
+    original, folder = folders["1.5"]
+    status, out, _ = run("import", folder, tmp_path / "sd")
+    assert status == 0 and '--prompt "..."' in out
+    options = ("--num", 1, "--steps", 3, "--q", 0.3, "--q", 0.7, "--seed", 3)
+    options = ("sample", "--model", tmp_path / "sd", "--out", tmp_path / "out", *options)
+    status, out, _ = run(*options, "--prompt", "a cat", "--negative", "tea", "--guidance", 4)
+    assert status == 0 and "log p(x | 'a cat') of the latent" in out
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["prompt"], summary["negative"], summary["guidance"]) == ("a cat", "tea", 4)
+    drawn = np.load(tmp_path / "out" / "samples.npz")["log_density"]
+    given, null = (
+        {"encoder_hidden_states": c["encoder_hidden_states"][0].numpy()}
+        for c in conditions(original, "a cat", "tea")
+    )
+    chosen = open_model(str(tmp_path / "sd"))
+    keys = jax.random.split(jax.random.key(3), 3)
+    wanted = [
+        sample(
+            chosen.field,
+            dgjax.prior_sample(chosen.field, jax.random.fold_in(keys[0], 0), (8, 8, 4)),
+            dgjax.grid_logsnr(chosen.field, 3),
+            key=jax.random.fold_in(keys[1], 0),
+            cond=given,
+            guides=(
+                classifier_free_guidance(4.0, chosen.field, null=null),
+                dgjax.density_guidance(q),
+            ),
+            divergence=default_divergence(2, SOLVERS["multistep"](), 256),
+            solver=SOLVERS["multistep"](),
+        ).log_density
+        for q in (0.3, 0.7)
+    ]
+    np.testing.assert_allclose(drawn[:, 0], wanted, rtol=1e-4)
+
+
+def test_prompts_that_cannot_be_taken_are_refused_in_one_line(folders, tmp_path, run):
+    found = import_model(str(folders["1.5"][1]))
+    facts = {"autoencoder": found.autoencoder, "dtype": None}
+    with pytest.raises(ValueError, match="saved with its text encoders: pass prompts"):
+        save(tmp_path / "sd", found.model, found.meta, **facts)
+    save(tmp_path / "sd", found.model, found.meta, prompts=found.prompts, **facts)
+    blind = replace(found.meta, text={})
+    save(tmp_path / "blind", found.model, blind, **facts)
+    for folder, options, message in (
+        ("sd", (), "add --prompt"),
+        ("sd", ("--prompt", "cat " * 15), "has 15 tokens and this model reads 14"),
+        ("sd", ("--prompt", "cat", "--class", "1"), "on a class or on a prompt, not on both"),
+        ("sd", ("--prompt", "cat", "--negative", "tea"), "--negative is what --guidance leads"),
+        ("blind", ("--prompt", "cat"), "takes no prompts: it has no text encoder"),
+    ):
+        status, _, complaint = run("sample", "--model", tmp_path / folder, *options)
+        assert status == 1 and message in complaint and complaint.count("\n") == 1
+    (tmp_path / "sd" / "tokenizer.json").write_text("{}")
+    status, _, complaint = run("sample", "--model", tmp_path / "sd", "--prompt", "cat")
+    assert status == 1 and "tokenizer.json is not as it was written" in complaint
+
+
+CHANGES = {
+    "a tokenizer that is missing": (
+        "model_index.json",
+        {"tokenizer": [None, None]},
+        "a part 'text_encoder' and no 'tokenizer'",
+    ),
+    "an encoder of another size": (
+        "unet/config.json",
+        {"cross_attention_dim": 32},
+        "give vectors of length 16 and the network takes 32",
+    ),
+    "another encoder": (
+        "text_encoder/config.json",
+        {"architectures": ["T5EncoderModel"]},
+        "the text encoder T5EncoderModel is not supported",
+    ),
+    "a picture beside the noise": (
+        "unet/config.json",
+        {"in_channels": 9},
+        "takes 9 channels and returns 4.*inpainting",
+    ),
+    "guidance as an input": (
+        "unet/config.json",
+        {"time_cond_proj_dim": 256},
+        "time_cond_proj_dim 256 of UNet2DConditionModel is not supported",
+    ),
+    "a refiner": (
+        "model_index.json",
+        {"requires_aesthetics_score": True},
+        "refiner of Stable Diffusion XL",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_what_is_not_read_is_refused(case, folders, tmp_path):
+    file, changes, message = CHANGES[case]
+    shutil.copytree(folders["xl" if case == "a refiner" else "1.5"][1], tmp_path / "it")
+    changed = tmp_path / "it" / file
+    changed.write_text(json.dumps(json.loads(changed.read_text()) | changes))
+    with pytest.raises(ValueError, match=message):
+        import_model(str(tmp_path / "it"))
+
+
+def test_text_encoders_may_be_left_out(folders, tmp_path):
+    """Then embeddings of prompts are conditions, as for the network in PyTorch."""
+    original, folder = folders["1.5"]
+    shutil.copytree(folder, tmp_path / "it")
+    index = tmp_path / "it" / "model_index.json"
+    nothing = dict.fromkeys(("text_encoder", "tokenizer"), [None, None])
+    checker = {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
+    index.write_text(json.dumps(json.loads(index.read_text()) | nothing | checker))
+    found = import_model(str(tmp_path / "it"))
+    assert found.prompts is None and found.meta.text == {}
+    assert "text" not in found.meta.to_dict()
+    assert any("there is no text encoder" in note for note in found.notes)
+    assert any("left out, as no part of the model: safety_checker" in n for n in found.notes)
+    with pytest.raises(ValueError, match="trained with a prompt for every image: pass cond"):
+        found.model.pair(3.0, jnp.zeros((8, 8, 4)))
