@@ -54,9 +54,7 @@ def find_condition(
     if name is not None:
         raise ValueError("a model is conditioned on a class or on a prompt, not on both")
     if not chosen.meta.text:
-        raise ValueError(
-            f"the model {chosen.name} takes no prompts: it has no text encoder"
-        )
+        raise ValueError(f"the model {chosen.name} takes no prompts: it has no text encoder")
     encode = load_prompt_encoder(chosen.name)
     null = encode.negative(negative) if guided else None
     return Condition(encode(prompt), null, None, prompt)

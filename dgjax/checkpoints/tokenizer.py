@@ -69,10 +69,9 @@ class Tokenizer:
 
     @cached_property
     def _tokenizer(self) -> Any:
+        library = import_tokenizers()
         try:
-            made = import_tokenizers().Tokenizer.from_str(self.content)
-        except ValueError:
-            raise
+            made = library.Tokenizer.from_str(self.content)
         except Exception as error:  # the library raises bare exceptions
             first = str(error).splitlines()[0]
             raise ValueError(f"the tokenizer of this model cannot be read: {first}") from error

@@ -45,10 +45,9 @@ def read_tokenizer(folder: Path, length: int) -> Tokenizer:
         content = json.dumps(read_json(folder / "tokenizer.json"))
     else:
         content = _assemble(folder, names)
+    library = import_tokenizers()
     try:
-        made = import_tokenizers().Tokenizer.from_str(content)
-    except ValueError:
-        raise
+        made = library.Tokenizer.from_str(content)
     except Exception as error:  # the library raises bare exceptions
         first = str(error).splitlines()[0]
         raise ValueError(f"the tokenizer in {folder} cannot be read: {first}") from error
@@ -56,9 +55,12 @@ def read_tokenizer(folder: Path, length: int) -> Tokenizer:
     for what, number in ids.items():
         if number is None:
             raise ValueError(f"the tokenizer in {folder} has no token {names[what]!r} ({what})")
+    # They are whole wherever they come in a text. With the padding "!" so is this sign.
+    special = sorted(set(names.values()))
+    made.add_special_tokens([library.AddedToken(token, special=True) for token in special])
     stated = config.get("model_max_length")
     return Tokenizer(
-        content,
+        made.to_str(),
         length=min(stated, length) if isinstance(stated, int) else length,
         begin=ids["bos_token"],
         end=ids["eos_token"],
@@ -111,8 +113,6 @@ def _assemble(folder: Path, names: Mapping[str, str]) -> str:
             before.ByteLevel(add_prefix_space=False),
         ]
     )
-    special = sorted({names["bos_token"], names["eos_token"], names["unk_token"]} & {*vocabulary})
-    made.add_special_tokens([library.AddedToken(token, special=True) for token in special])
     return made.to_str()
 
 

@@ -119,7 +119,12 @@ def ours(network, x, t, cond):
     return np.stack([one(i) for i in range(len(x))])
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+SLOW = ("2.1", "other")  # in the time they take
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CONFIGS]
+)
 def test_outputs_are_equal(name):
     network = original(**CONFIGS[name])
     here, shape = copied(network)
@@ -128,3 +133,84 @@ def test_outputs_are_equal(name):
     assert np.abs(expected).max() > 0.1
     found = ours(here, x, t, cond)
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
+
+
+@pytest.mark.slow
+def test_products_with_the_jacobian_are_those_of_pytorch():
+    network = original(**CONFIGS["xl"])
+    here, shape = copied(network)
+    x, t, cond = (jax.tree.map(lambda a: a[:1], one) for one in inputs(shape, True))
+    direction = np.random.default_rng(1).standard_normal(x.shape).astype(np.float32)
+    as_torch = lambda a: torch.from_numpy(a)
+    given = jax.tree.map(as_torch, cond)
+    call = lambda x: network(x, as_torch(t), **given).sample
+    channels_first = lambda a: as_torch(a).movedim(-1, 1).contiguous()
+    wanted = torch.func.jvp(call, (channels_first(x),), (channels_first(direction),))[1]
+    wanted = wanted.movedim(1, -1)[0].detach().numpy()
+    run = lambda x: here(x, t[0], jax.tree.map(lambda a: a[0], cond))
+    limit = 1e-4 * np.abs(wanted).max()
+    value, product = jax.jvp(run, (x[0],), (direction[0],))
+    np.testing.assert_allclose(product, wanted, rtol=0, atol=limit)
+    linear = jax.linearize(run, x[0])[1]
+    np.testing.assert_allclose(linear(direction[0]), wanted, rtol=0, atol=limit)
+    cotangent = np.asarray(value)
+    (back,) = jax.vjp(run, x[0])[1](cotangent)
+    np.testing.assert_allclose(np.vdot(back, direction[0]), np.vdot(cotangent, wanted), rtol=1e-3)
+
+
+def test_masked_tokens_are_not_attended_to():
+    network = original(mid_block_type=None)
+    here, shape = copied(network)
+    x, t, cond = (jax.tree.map(lambda a: a[:1], one) for one in inputs(shape))
+    mask = np.array([[1, 1, 1, 0, 0, 1, 0]])
+    wanted = torch_output(network, x, t, {**cond, "encoder_attention_mask": mask})
+    for given in (mask, mask > 0):
+        found = ours(here, x, t, {**cond, "encoder_attention_mask": given})
+        np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max(), rtol=0)
+    prompt = cond["encoder_hidden_states"]
+    assert np.abs(ours(here, x, t, cond) - wanted).max() > 1e-2
+    np.testing.assert_array_equal(ours(here, x, t, cond), ours(here, x, t, prompt))
+
+
+def test_conditions_that_do_not_fit_are_refused():
+    plain, shape = copied(original(mid_block_type=None))
+    xl, _ = copied(original(**CONFIGS["xl"]))
+    x = jnp.zeros(shape)
+    prompt = {"encoder_hidden_states": jnp.zeros((7, 12))}
+    short = {"text_embeds": jnp.zeros(9), "time_ids": jnp.zeros(6)}
+    for network, cond, message in (
+        (plain, None, "trained with a prompt for every image: pass cond"),
+        (plain, jnp.zeros((7, 13)), r"shape \(7, 13\), and this network takes \(tokens, 12\)"),
+        (plain, {**prompt, "encoder_attention_mask": jnp.ones(6)}, r"shape \(6,\) for 7 tokens"),
+        (plain, {**prompt, "added_cond_kwargs": short}, "'added_cond_kwargs', which this network"),
+        (xl, prompt, "no 'added_cond_kwargs', which this network needs"),
+        (xl, {**prompt, "added_cond_kwargs": {}}, "a mapping of text_embeds and time_ids"),
+        (xl, {**prompt, "added_cond_kwargs": short}, "together they must give 34 numbers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            network(x, jnp.float32(1), cond)
+
+
+BAD = {
+    "an unknown setting": ({"spectral": True}, "the setting 'spectral'"),
+    "other blocks": ({"down_block_types": ["SimpleCrossAttnDownBlock2D"] * 2}, "is unknown"),
+    "levels of other numbers": ({"layers_per_block": [1, 2, 3]}, "as many layers_per_block, got 3"),
+    "transformers of several depths": (
+        {"transformer_layers_per_block": [1, [2, 3]]},
+        "one whole number, or one for each level",
+    ),
+    "tokens of several lengths": ({"cross_attention_dim": [12, 16]}, "differs between levels"),
+    "heads that do not divide": ({"attention_head_dim": 3}, "3 attention heads do not divide 8"),
+    "a class": ({"num_class_embeds": 10}, "num_class_embeds 10 .* is not supported"),
+    "a size that does not divide": ({"sample_size": 9}, "multiples of 2"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_other_configs_are_refused(case):
+    changes, message = BAD[case]
+    config = {**SMALL, **changes}
+    with pytest.raises(ValueError, match=message):
+        shape, spec, _ = read_unet2d_condition(config)
+        make = lambda: construct("network", NETWORKS, spec, shape=shape, rngs=nnx.Rngs(0))
+        nnx.eval_shape(make)
