@@ -8,8 +8,19 @@ import numpy as np
 import typer
 
 from dgjax import __version__
-from dgjax.checkpoints.opened import Model, find_label
-from dgjax.cli.options import BATCH, CLASS, MODEL, PROBES, SEED, STEPS, check_class, choose_model
+from dgjax.checkpoints.conditions import Condition
+from dgjax.checkpoints.opened import Model
+from dgjax.cli.options import (
+    BATCH,
+    CLASS,
+    MODEL,
+    PROBES,
+    PROMPT,
+    SEED,
+    STEPS,
+    choose_condition,
+    choose_model,
+)
 from dgjax.devices.batches import batch_runner
 from dgjax.devices.progress import console, progress
 from dgjax.explorer import Exploration, Setting, check_images, render_page
@@ -40,6 +51,7 @@ def command(
         ),
     ] = None,
     class_: CLASS = None,
+    prompt: PROMPT = None,
     noise: Annotated[
         float,
         typer.Option(
@@ -59,7 +71,7 @@ def command(
     """Write an HTML page in which q can be changed and samples compared."""
     chosen = choose_model(model)
     check_images(chosen.image_shape)
-    label = find_label(check_class(chosen, class_), class_)
+    given = choose_condition(chosen, class_, prompt)
     if out.is_dir():
         raise ValueError(f"{out} is a folder: name a file in it, such as {out / 'explorer.html'}")
     dials = np.asarray(sorted(set(q or QUANTILES)), np.float32)
@@ -86,7 +98,7 @@ def command(
                 guides=(density_guidance(dial),),
                 noise=term,
                 divergence=divergence,
-                cond=label,
+                cond=given.cond,
                 solver=method,
                 save=lambda t, x, log_density: log_density,
             )
@@ -137,7 +149,7 @@ def command(
             how += (
                 f"; noise {noise:g} g, by LevelSetEuler, early below log-SNR {split:g}, late above"
             )
-        text = render_page(found, chosen.name, _about(chosen, label, how))
+        text = render_page(found, chosen.name, _about(chosen, given, how))
         (folder / out.name).write_text(text, "utf-8")
     console.print(f"wrote {out} ({len(text) / 1e6:.1f} MB): open it in a browser")
 
@@ -163,16 +175,22 @@ def _noisy(split: float, logsnrs: np.ndarray) -> list[Setting]:
     ]
 
 
-def _about(chosen: Model, label: int | None, how: str) -> dict[str, str]:
+def _about(chosen: Model, given: Condition, how: str) -> dict[str, str]:
     """Describe how the samples were made."""
     height, width, channels = chosen.image_shape
     t_min = chosen.facts()["t_min"]
-    condition = "" if label is None else f" for class {label}, log p(x | {label})"
+    what, condition = "no class", ""
+    if given.label is not None:
+        what = f"class {given.label}"
+        condition = f" for {what}, log p(x | {given.label})"
+    if given.prompt is not None:
+        what = f"prompt {given.prompt!r}"
+        condition = f" for the {what}, log p(x | prompt)"
     return {
         "Model": f"{chosen.name}; images {height} \u00d7 {width}, "
         f"{'grey' if channels == 1 else 'RGB'}, D = {chosen.size:,} elements"
         + (" of the latent; " if chosen.meta.latent else "; ")
-        + ("no class" if label is None else f"class {label}"),
+        + what,
         "Which density": f"The model's own{condition}, at its smallest noise level "
         f"t_min = {t_min:g}, of the {'latent' if chosen.meta.latent else 'sample'} as it is "
         "there, not denoised. It is not the density of the data, and it can be compared only with "
