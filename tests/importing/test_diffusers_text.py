@@ -294,7 +294,7 @@ def test_a_checkpoint_of_a_pipeline_is_the_pipeline(name, folders, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", ["2.1", "xl"])
 def test_guided_samples_are_those_of_diffusers_own_ddim(name, folders):
     """From the same noise; DDIM is Euler's method for x/alpha in the clock sigma/alpha."""
     original, folder = folders[name]
