@@ -11,9 +11,9 @@ from dgjax.importing.weights_files import choose_file, is_index
 
 __all__ = ["HubModel", "is_hub_name", "local_snapshot", "open_hub"]
 
-# Small, and all that is needed to see whether a model can be read.
+# Kilobytes, and all that is needed to see whether a model can be read.
 CONFIGS = ["model_index.json", "*config.json", "*.index.json", "*.index.*.json", "README.md"]
-CONFIGS += [f"tokenizer*/{name}" for name in ("*.json", "merges.txt")]  # a few megabytes
+TOKENIZERS = ["tokenizer*/*.json", "tokenizer*/merges.txt"]  # a few megabytes
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 CACHE = "models--"  # with it begin the folders of the hub's cache
 
@@ -69,6 +69,8 @@ def open_hub(name: str) -> HubModel:
 
     folder = download(CONFIGS)
     commit = {"revision": folder.name} if folder.parent.name == "snapshots" else {}
+    if _names_tokenizer(folder / "model_index.json"):
+        download(TOKENIZERS, **commit)
     where = "on the Hugging Face hub"
     try:
         files = hub.list_repo_files(name, **commit)
@@ -113,6 +115,15 @@ def local_snapshot(path: Path) -> Path:
             f"in its snapshots ({names})"
         )
     return found[0]
+
+
+def _names_tokenizer(index: Path) -> bool:
+    """Return whether a pipeline has a tokenizer; a damaged index is reported by its reader."""
+    try:
+        parts = json.loads(index.read_text())
+        return any(name.startswith("tokenizer") and any(part) for name, part in parts.items())
+    except (OSError, ValueError, TypeError, AttributeError):
+        return False
 
 
 def _shards(index: Path) -> list[str]:

@@ -134,6 +134,20 @@ def test_what_is_not_read_is_refused_before_any_weights_are_downloaded(file, cha
     assert set(hub.downloaded) == CONFIGS
 
 
+def test_a_tokenizer_comes_before_the_weights(hub):
+    folder = write(hub.remote)
+    (folder / "tokenizer").mkdir()
+    files = {f"tokenizer/{name}" for name in ("vocab.json", "merges.txt")}
+    for name in (*files, "tokenizer/notes.txt"):
+        (folder / name).write_text("{}")
+    parts = {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "X"]}
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | parts))
+    with pytest.raises(ValueError, match="its network takes no prompts here"):
+        import_model(NAME)
+    assert set(hub.downloaded) == CONFIGS | files
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
