@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from dgjax._version import __version__
+from dgjax.cli.explain import explain
 
 __all__ = ["COMMANDS", "app", "main"]
 
@@ -104,10 +105,7 @@ def _options(
 def main() -> None:
     """Run the `dgjax` command."""
     try:
-        app()
-    except ValueError as error:
-        first, *_ = str(error).splitlines() or ["bad value"]
-        # Some errors bring code that the user can run, such as to convert a file.
-        code = getattr(error, "code", None)
-        print(f"dgjax: {first}", *([code] if code else []), sep="\n", file=sys.stderr)
-        sys.exit(1)
+        status = app(standalone_mode=False)
+    except Exception as error:
+        status = explain(error)
+    sys.exit(status if isinstance(status, int) else 0)

@@ -109,7 +109,7 @@ def open_reference_data(
         source = DataConfig(name, 1.0)
     elif Path(name).suffix == ".npz":
         source = DataConfig("npz", 1.0, path=name)
-    elif Path(name).is_dir():
+    elif os.path.isdir(name):
         source = DataConfig("folder", 1.0, path=name, held_out=held_out)
     else:
         source = DataConfig(name, 1.0)
