@@ -6,10 +6,10 @@ MOST = 1000  # characters
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    """Replace characters that control a terminal by their escapes, and shorten a very long line.
+    r"""Replace characters that control a terminal by their escapes, and shorten a very long line.
 
     Colours, links, cursor movements, line breaks and reversed writing become visible text, such
-    as `\\x1b[31m`.
+    as `\x1b[31m`.
 
     Args:
         text: any text.

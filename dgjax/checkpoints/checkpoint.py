@@ -291,7 +291,7 @@ def _check_facts(config: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _written_by_newer(config: Any) -> str:
-    """Return a hint if a later version of dgjax wrote a config that cannot be read; else nothing."""
+    """Return a hint if a later version of dgjax wrote this config, else nothing."""
     version = config.get("version") if isinstance(config, dict) else None
 
     def numbers(text):

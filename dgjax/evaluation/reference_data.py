@@ -1,5 +1,6 @@
 """Data with which a model is compared, and samples of the model in the same form."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple

@@ -97,7 +97,8 @@ def _read_exact(file: Path, model: Model) -> np.ndarray:
 
 def _read_npz(file: Path, model: Model) -> np.ndarray:
     try:
-        with np.load(file) as arrays:
+        # NumPy does not close a damaged file if it has opened it itself.
+        with file.open("rb") as stream, np.load(stream) as arrays:
             x = arrays["x"]
     except FileNotFoundError:
         raise ValueError(f"there is no file {file}") from None
