@@ -7,6 +7,7 @@ a user can fix are one line on standard error with exit status 1; a wrong option
 
 import importlib
 import sys
+from collections.abc import Iterator
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -16,6 +17,9 @@ from dgjax._version import __version__
 from dgjax.cli.explain import explain
 
 __all__ = ["COMMANDS", "app", "main"]
+
+
+WINDOW = "--noise-window"
 
 
 class Command(NamedTuple):
@@ -69,7 +73,21 @@ class _Commands(TyperGroup):
 
     def resolve_command(self, ctx, args):
         name, _, rest = super().resolve_command(ctx, args)
-        return name, None if name is None else _load(name), rest
+        return name, None if name is None else _load(name), list(_split_windows(rest))
+
+
+def _split_windows(arguments: list[str]) -> Iterator[str]:
+    """Yield arguments, with `--noise-window LOW,HIGH` as the two numbers that the parser takes."""
+    before = ""
+    for argument in arguments:
+        option, _, value = argument.partition("=")
+        if option == WINDOW and value.count(",") == 1:
+            yield from (WINDOW, *value.split(","))
+        elif before == WINDOW and argument.count(",") == 1:
+            yield from argument.split(",")
+        else:
+            yield argument
+        before = argument
 
 
 def _load(name: str) -> Any:

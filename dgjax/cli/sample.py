@@ -106,7 +106,7 @@ def command(
     ] = 0.0,
     noise_window: Annotated[
         tuple[float, float],
-        typer.Option(help="Log-SNRs between which this noise is added."),
+        typer.Option(help="Log-SNRs LOW,HIGH between which this noise is added, such as -inf,0."),
     ] = EVERYWHERE,
     num: Annotated[int, typer.Option(min=1, max=MOST_LATENTS, help="Number of latents.")] = 8,
     shard_size: Annotated[

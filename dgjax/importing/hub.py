@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dgjax.extras import install_line
 from dgjax.importing.weights import open_weights
 from dgjax.importing.weights_files import choose_file, is_index
 
@@ -61,7 +62,7 @@ def open_hub(name: str) -> HubModel:
     except ImportError:
         raise ValueError(
             f"there is no file or folder {name}; as a name on the Hugging Face hub it needs "
-            "pip install 'dgjax[hub]'"
+            f"{install_line('hub')}"
         ) from None
 
     def download(patterns: list[str], **options: Any) -> Path:
