@@ -6,6 +6,7 @@ Formulas become MathML when built, `<s, v>` is no HTML tag, and "(A)" in the ref
 import html
 import re
 from functools import partial
+from pathlib import Path
 
 import griffe
 from latex2mathml.converter import convert
@@ -13,6 +14,8 @@ from markdown import Extension
 from mkdocs.plugins import event_priority
 from mkdocs.utils import get_relative_url
 
+# The address of the repository stands in README.md alone.
+CLONE = re.compile(r"^git clone (\S+?)(?:\.git)?$", re.MULTILINE)
 # What arithmatex makes of $...$ and $$...$$, and what notebooks leave of them.
 ARITHMATEX = re.compile(
     r'<(span|div) class="arithmatex">\\([(\[])(?P<tex>.*?)\\[)\]]</\1>', re.DOTALL
@@ -64,6 +67,10 @@ class PublicFirst(griffe.Extension):
 @event_priority(100)  # before mkdocstrings looks at the extensions
 def on_config(config):
     config.markdown_extensions.append(PlainText())
+    readme = Path(config.config_file_path).parent / "README.md"
+    address = CLONE.search(readme.read_text("utf-8"))[1]
+    config.repo_url, config.repo_name = address, "Repository"
+    config.edit_uri = f"{address}/edit/main/docs/"
 
 
 def on_page_markdown(markdown, page, **_):
