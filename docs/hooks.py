@@ -24,6 +24,11 @@ DOLLARS = re.compile(r"\$\$(?P<block>.+?)\$\$|(?<![\\$\w])\$(?P<inline>[^$]+?)\$
 VERBATIM = re.compile(r"(<(pre|code|script|style|svg|a)\b.*?</\2>|<[^>]*>)", re.DOTALL)
 # The identities that docstrings cite, as in "(A) or (B)".
 IDENTITY = re.compile(r"\(([ABC])\)")
+# What opens and closes a group in a formula, and before what it may be broken.
+TOKEN = re.compile(r"\\[A-Za-z]+|[{}()\[\]+=]")
+OPENING = {"{", "(", "[", r"\langle"}
+CLOSING = {"}", ")", "]", r"\rangle"}
+BREAKS = {r"\qquad", r"\Rightarrow", "+"}
 TAG = re.compile(r"\\tag\{(.*?)\}")
 # What browsers would space or slant otherwise than printers do.
 ROOM = 'lspace="0.16em" rspace="0.16em"'
@@ -83,13 +88,36 @@ def mathml(tex: str, block: bool) -> str:
     """MathML of a formula; its \\tag is the number beside it."""
     tex = html.unescape(tex).strip()
     tag = TAG.search(tex)
-    formula = convert(TAG.sub("", tex).strip(), display="block" if block else "inline")
+    tex = TAG.sub("", tex).strip()
+    if not block:
+        return _typeset(tex, "inline")
+    parts = (f'<span class="part">{_typeset(part, "block")}</span>' for part in _parts(tex))
+    number = f"<span>({tag[1]})</span>" if tag else ""
+    return f'<div class="formula"><span class="parts">{"".join(parts)}</span>{number}</div>'
+
+
+def _typeset(tex: str, display: str) -> str:
+    formula = convert(tex, display=display)
     for pattern, replacement in TYPESET:
         formula = pattern.sub(replacement, formula)
-    if not block:
-        return formula
-    number = f"<span>({tag[1]})</span>" if tag else ""
-    return f'<div class="formula">{formula}{number}</div>'
+    # A sum that goes on in a new part: its sign keeps the spaces of one between two terms.
+    return re.sub(r"(<math[^>]*><mrow>)<mo>(&#x0002B;)", r'\1<mo form="infix">\2', formula)
+
+
+def _parts(tex: str) -> list[str]:
+    """Split a formula where a narrow screen may break it: at wide spaces, and before a sum's +."""
+    parts, start, depth = [], 0, 0
+    for token in TOKEN.finditer(tex):
+        text = token[0]
+        if text in OPENING:
+            depth += 1
+        elif text in CLOSING:
+            depth -= 1
+        elif depth == 0 and text in BREAKS:
+            parts.append(tex[start : token.start()])
+            start = token.start()
+    parts.append(tex[start:])
+    return [part for part in parts if part.strip()]
 
 
 def on_page_content(content, page, **_):

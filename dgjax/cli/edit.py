@@ -51,7 +51,10 @@ def command(
     model: MODEL = "fashion-mnist",
     q: Annotated[
         list[float] | None,
-        typer.Option(help="Quantile in (0, 1), repeatable; 0.5 is the reconstruction."),
+        typer.Option(
+            help="Quantile in (0, 1), repeatable; 0.5 is the reconstruction.",
+            show_default="0.3, 0.4, 0.5, 0.6, 0.7",
+        ),
     ] = None,
     class_: CLASS = None,
     steps: STEPS_OR_AUTO = 32,

@@ -70,7 +70,9 @@ PROBES_HELP = "Hutchinson probes per step; with the solver multistep, one per co
 PROBES = Annotated[int, typer.Option(min=1, max=MOST_PROBES, help=PROBES_HELP)]
 CLASS = Annotated[
     str | None,
-    typer.Option("--class", help="Condition on this class, by number or name."),
+    typer.Option(
+        "--class", help="Condition on this class, by number or name.", show_default="no class"
+    ),
 ]
 # JAX makes equal keys of numbers that are equal modulo 2^32.
 SEED = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")]

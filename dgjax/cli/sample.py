@@ -84,7 +84,8 @@ def command(
     q: Annotated[
         list[float] | None,
         typer.Option(
-            help="Quantile in (0, 1), repeatable: above 0.5 smoother, below 0.5 more detail."
+            help="Quantile in (0, 1), repeatable: above 0.5 smoother, below 0.5 more detail.",
+            show_default="0.2, 0.35, 0.5, 0.65, 0.8",
         ),
     ] = None,
     target_log_density: Annotated[

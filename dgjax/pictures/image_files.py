@@ -27,7 +27,7 @@ def read_image(file: Path) -> Image.Image:
         raise ValueError(f"there is no file {file}") from None
     except UnidentifiedImageError:
         formats = ", ".join(FORMATS)
-        raise ValueError(f"{file} is no image of {formats}, or it is empty") from None
+        raise ValueError(f"{file} is not an image ({formats}), or it is empty") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"{file} cannot be read as an image: {error}") from error
 
