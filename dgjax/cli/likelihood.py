@@ -23,6 +23,7 @@ from dgjax.cli.options import (
     CLASS,
     JSON,
     MODEL,
+    MOST_PROBES,
     PROBES_HELP,
     PROMPT,
     SEED,
@@ -60,7 +61,7 @@ def command(
     steps: STEPS_OR_AUTO = 32,
     tolerance: TOLERANCE = None,
     solver: SOLVER = "multistep",
-    probes: Annotated[int, typer.Option(min=2, help=PROBES_HELP)] = 5,
+    probes: Annotated[int, typer.Option(min=2, max=MOST_PROBES, help=PROBES_HELP)] = 5,
     seed: SEED = 0,
     json: JSON = False,
 ) -> None:

@@ -30,6 +30,8 @@ from dgjax.cli.options import (
     CLASS,
     JSON,
     MODEL,
+    MOST_BATCH,
+    MOST_LATENTS,
     OUT,
     PROBES,
     PROMPT,
@@ -56,8 +58,8 @@ from dgjax.cli.shards import (
 )
 from dgjax.cli.stated_errors import note_coarse
 from dgjax.devices.batches import batch_runner
-from dgjax.devices.progress import console, progress
-from dgjax.files import as_json, output_folder, write_json
+from dgjax.devices.progress import progress, say
+from dgjax.files import as_json, output_folder, write_arrays, write_json
 from dgjax.guidance.density import density_guidance
 from dgjax.guidance.noise import level_set_noise
 from dgjax.guidance.schedules import window
@@ -75,6 +77,8 @@ QUANTILES = [0.2, 0.35, 0.5, 0.65, 0.8]
 # Always this many pilot latents, so that a sample does not depend on the number of samples drawn.
 # `--steps auto` takes the same.
 PILOTS = TRIALS
+EVERYWHERE = (-float("inf"), float("inf"))
+MOST_BYTES = 2**36  # of all samples, without shards
 
 
 def command(
@@ -82,7 +86,8 @@ def command(
     q: Annotated[
         list[float] | None,
         typer.Option(
-            help="Quantile in (0, 1), repeatable: above 0.5 smoother, below 0.5 more detail."
+            help="Quantile in (0, 1), repeatable: above 0.5 smoother, below 0.5 more detail.",
+            show_default="0.2, 0.35, 0.5, 0.65, 0.8",
         ),
     ] = None,
     target_log_density: Annotated[
@@ -106,13 +111,14 @@ def command(
     ] = 0.0,
     noise_window: Annotated[
         tuple[float, float],
-        typer.Option(help="Log-SNRs between which this noise is added."),
-    ] = (-float("inf"), float("inf")),
-    num: Annotated[int, typer.Option(min=1, help="Number of latents.")] = 8,
+        typer.Option(help="Log-SNRs LOW,HIGH between which this noise is added, such as -inf,0."),
+    ] = EVERYWHERE,
+    num: Annotated[int, typer.Option(min=1, max=MOST_LATENTS, help="Number of latents.")] = 8,
     shard_size: Annotated[
         int | None,
         typer.Option(
             min=1,
+            max=MOST_BATCH,
             help="Write files OUT/shards/00000.npz, ... with this many latents each, as soon as "
             "they are computed. To continue a stopped run, run the same command again.",
         ),
@@ -141,6 +147,10 @@ def command(
         raise ValueError(f"targets must be finite (in nats), got {dials.tolist()}")
     if steps is None:
         steps = 48 if by_target else 32
+    if not np.isfinite(noise):
+        raise ValueError(f"--noise must be a finite number, got {noise:g}")
+    if noise == 0 and noise_window != EVERYWHERE:
+        raise ValueError("--noise-window needs --noise: add it, or leave --noise-window out")
     term = None
     if noise > 0:
         term = level_set_noise(window(noise, low=noise_window[0], high=noise_window[1]))
@@ -148,6 +158,11 @@ def command(
         solver = default_name(by_target, term)
     chosen, method = choose_model(model), make_solver(solver)
     tolerance = set_tolerance(steps, tolerance, chosen.size)
+    if shard_size is None and 4 * num * len(dials) * chosen.size > MOST_BYTES:
+        raise ValueError(
+            f"{num:,} latents at {len(dials)} values are more samples than fit in memory: add "
+            "--shard-size, such as 1000"
+        )
     check_negative(negative, prompt, guidance, guidance_model)
     guided = guidance != 1 and guidance_model is None
     given = choose_condition(chosen, class_, prompt, negative=negative, guided=guided)
@@ -225,22 +240,22 @@ def command(
     if prompt is not None:
         settings |= {"prompt": prompt, "negative": negative}
 
-    def finish(folder, measured, levels):
+    def finish(measured, levels, arrays):
         rows = summarize(chosen, dials, by_target, measured)
         summary = {**chosen.facts(), "rows": rows, **settings}
+        write_json(out / "summary.json", summary)
         if levels is not None:
-            write_figure(folder / "samples.png", chosen, summary, levels)
-        write_json(folder / "summary.json", summary)
+            complete = f"{arrays} and summary.json are"
+            write_figure(out / "samples.png", chosen, summary, levels, complete)
         note_coarse(rows, chosen.size, steps)
         return summary
 
     if shard_size is None:
-        with output_folder(out) as folder:
-            with progress("sampling", num * len(dials)) as show:
-                arrays, levels = draw(0, num, show)
-            np.savez_compressed(folder / "samples.npz", **arrays)
-            summary = finish(folder, measure(arrays), levels)
+        with output_folder(out), progress("sampling", num * len(dials)) as show:
+            arrays, levels = draw(0, num, show)
+        write_arrays(out / "samples.npz", arrays)
         made = "samples.npz"
+        summary = finish(measure(arrays), levels, made)
     else:
         sha = digest(chosen.field, chosen.meta, chosen.autoencoder)
         options = {"model": chosen.name, "sha256": sha, **settings}
@@ -250,13 +265,13 @@ def command(
         shards = Shards(out / "shards", num, shard_size, len(dials), chosen.meta.shape)
         record_options(shards, {**options, "shard_size": shard_size})
         write_missing(shards, lambda start, stop, show: draw(start, stop, show)[0])
-        with output_folder(out) as folder:
-            levels = shown_levels(chosen, read_shard(shards, 0))
-            summary = finish(folder, measure_shards(shards), levels)
         made = f"{shards.files} shards in shards/"
+        summary = finish(measure_shards(shards), shown_levels(chosen, read_shard(shards, 0)), made)
     if json:
         print(as_json(summary))
     else:
         show_table(summary)
     made += ", samples.png" if chosen.has_pictures else ""
-    console.print(f"wrote {made} and summary.json to {out}/")
+    say(f"wrote {made} and summary.json to {out}/")
+    if chosen.has_pictures:
+        say(f"next: dgjax explore --model {model}, a page in which you turn q")

@@ -8,7 +8,7 @@ import jax
 import typer
 
 from dgjax.cli.options import note_shadowed
-from dgjax.devices.progress import console
+from dgjax.devices.progress import say
 from dgjax.training import ema, export, fit, load_config, plan_average
 from dgjax.training.checkpointing import is_finished
 from dgjax.training.config import CONFIGS, shipped_configs
@@ -68,11 +68,11 @@ def command(
         model = folder / f"model-{ema_width:g}"
         plan = plan_average(folder, width=ema_width)
         export(folder, model, width=ema_width)
-        console.print(
+        say(
             f"EMA width {ema_width:g} at step {plan.step}, made of {len(plan.steps)} "
             f"snapshots; its profile is off by {plan.error:.2%}"
         )
-    console.print(f"{state} at step {steps}; sample it: dgjax sample --model {model}")
+    say(f"{state} at step {steps}; sample it: dgjax sample --model {model}")
     if not finished:
         raise typer.Exit(STOPPED)  # so that `dgjax train ... && dgjax evaluate ...` ends here
 

@@ -5,25 +5,29 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ["convert_colours", "cover_image", "fit_image", "image_shape", "read_image"]
+__all__ = ["FORMATS", "convert_colours", "cover_image", "fit_image", "image_shape", "read_image"]
+
+# Others are left to their programs: Pillow hands PostScript to Ghostscript, which runs it.
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP")
 
 
 def read_image(file: Path) -> Image.Image:
     """Read an image file and apply the rotation in its EXIF data.
 
     Args:
-        file: an image in any format that Pillow reads.
+        file: an image in one of `FORMATS`.
 
     Raises:
         ValueError: if the file is missing, empty, damaged or not an image.
     """
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
             return ImageOps.exif_transpose(image).copy()
     except FileNotFoundError:
         raise ValueError(f"there is no file {file}") from None
     except UnidentifiedImageError:
-        raise ValueError(f"{file} is not an image that can be read (or it is empty)") from None
+        formats = ", ".join(FORMATS)
+        raise ValueError(f"{file} is not an image ({formats}), or it is empty") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"{file} cannot be read as an image: {error}") from error
 
