@@ -40,7 +40,16 @@ from dgjax.model.field import Field
 from dgjax.model.parametrization import Network
 from dgjax.typing import short_fields
 
-__all__ = ["PIXELS", "Meta", "digest", "load", "load_autoencoder", "save", "weight_bytes"]
+__all__ = [
+    "PIXELS",
+    "Meta",
+    "digest",
+    "load",
+    "load_autoencoder",
+    "load_meta",
+    "save",
+    "weight_bytes",
+]
 
 FORMAT, ORBAX_FORMAT = "dgjax-checkpoint-2", "dgjax-checkpoint-1"
 WEIGHTS, AUTOENCODER = "weights", "autoencoder"  # names of the files
@@ -191,6 +200,15 @@ def load_autoencoder(
     if not meta.latent:
         return like
     return _read(folder, form, AUTOENCODER, like, f"the autoencoder in {folder}", sharding)
+
+
+def load_meta(folder: str | os.PathLike) -> Meta:
+    """Return the facts about a checkpoint, without reading its weights.
+
+    Raises:
+        ValueError: if the folder is missing or no checkpoint.
+    """
+    return _read_config(Path(folder).absolute())[1]
 
 
 def weight_bytes(folder: str | os.PathLike) -> int:

@@ -47,8 +47,9 @@ FORMER_KEYS = {
 class TrainConfig:
     """The configuration of one training run.
 
-    A resumed run must have the configuration that it was started with, except for `execution`,
-    `records` and `data.licence`.
+    A resumed run may have other values of `steps`, `batch`, `ema_snapshots`, `data.path` and
+    `data.licence`, and of the sections `optimiser`, `execution` and `records`. All others must be
+    those that it was started with.
 
     Attributes:
         model: the model without its weights.
@@ -68,6 +69,8 @@ class TrainConfig:
             per weight and width.
         label_dropout: probability that a sample is trained on without its label, in [0, 1).
         seed: of weights, order of the data, noise levels, noise and label dropout, in [0, 2^32).
+        init_from: the weights to start from: a checkpoint, a run folder or the name of a shipped
+            model; None for fresh weights.
         execution: how steps are computed.
         records: checkpoints, logs and validation.
 
@@ -87,6 +90,7 @@ class TrainConfig:
     ema_snapshots: int = 32
     label_dropout: float = 0.0
     seed: int = 0
+    init_from: str | None = None
     execution: Execution = field(default_factory=Execution)
     records: Records = field(default_factory=Records)
 
