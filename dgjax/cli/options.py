@@ -22,6 +22,7 @@ __all__ = [
     "BATCH",
     "CLASS",
     "JSON",
+    "LEVELS",
     "MODEL",
     "OUT",
     "PROBES",
@@ -57,6 +58,14 @@ PROBES = Annotated[int, typer.Option(min=1, help=PROBES_HELP)]
 CLASS = Annotated[
     str | None,
     typer.Option("--class", help="Condition on this class, by number or name."),
+]
+LEVELS = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        "--data-range",
+        help="Levels of pictures of 16 bits that are black and white: 0 4095 for 12 bits.",
+        show_default="0 65535",
+    ),
 ]
 # JAX makes equal keys of numbers that are equal modulo 2^32.
 SEED = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")]

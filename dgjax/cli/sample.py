@@ -105,6 +105,15 @@ def command(
         typer.Option(help="Log-SNRs between which this noise is added."),
     ] = (-float("inf"), float("inf")),
     num: Annotated[int, typer.Option(min=1, help="Number of latents.")] = 8,
+    start: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=2**31 - 1,
+            help="Number of the first latent: --start 40 --num 1 draws the sample with index 40 of "
+            "a larger --num alone, equal up to rounding.",
+        ),
+    ] = 0,
     shard_size: Annotated[
         int | None,
         typer.Option(
@@ -205,9 +214,10 @@ def command(
     per_call = min(batch, len(dials) * min(num, shard_size or num))
     run_batches = batch_runner(run, per_call, chosen.field, before, term, keys)
 
-    def draw(start, stop, show):
+    def draw(first, stop, show):
         # All latents at the first dial, then all latents at the next dial, and so on.
-        items = np.tile(np.arange(start, stop), len(dials)), np.repeat(dials, stop - start)
+        latents = np.arange(start + first, start + stop)
+        items = np.tile(latents, len(dials)), np.repeat(dials, len(latents))
         found = jax.tree.map(
             lambda a: a.reshape(len(dials), -1, *a.shape[1:]), run_batches(items, show)
         )
@@ -215,6 +225,8 @@ def command(
         return sample_arrays(chosen, dials, by_target, found, levels), levels
 
     settings = {"num": num, "seed": seed, "steps": steps, "solver": solver, "noise": noise}
+    if start:  # left out otherwise, so that shards of earlier versions are continued
+        settings["start"] = start
     settings |= {"class": label, "guidance": guidance, "guidance_model": guidance_model}
 
     def finish(folder, measured, levels):

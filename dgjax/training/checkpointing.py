@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import orbax.checkpoint as ocp
@@ -13,6 +14,7 @@ from dgjax.training.config import TrainConfig
 from dgjax.training.run_folder import (
     config_changes,
     is_recorded,
+    read_config,
     record_config,
     with_recorded_start,
 )
@@ -90,8 +92,8 @@ def latest_step(run_dir: Path) -> int:
 def is_finished(run_dir: Path, config: TrainConfig) -> bool:
     """Return whether a run has reached its last step, so that only export is left to do.
 
-    Records changes of the configuration of a finished run, so only one host may call it. Nothing
-    is written if nothing changed.
+    Records another `data.licence` of a finished run, so only one host may call it. Nothing else is
+    written.
 
     Args:
         run_dir: the run folder.
@@ -103,8 +105,11 @@ def is_finished(run_dir: Path, config: TrainConfig) -> bool:
     if not is_recorded(run_dir):
         return False
     config, step = with_recorded_start(run_dir, config), latest_step(run_dir)
-    if config_changes(run_dir, config) and step == config.steps:
-        record_config(run_dir, config, step)
+    config_changes(run_dir, config)  # raises if the run is another
+    recorded = read_config(run_dir)
+    if step == config.steps and recorded.data.licence != config.data.licence:
+        stated = replace(recorded.data, licence=config.data.licence)
+        record_config(run_dir, replace(recorded, data=stated), step)
     return step == config.steps
 
 
