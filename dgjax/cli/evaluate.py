@@ -47,7 +47,7 @@ from dgjax.evaluation.reference_data import (
     prepare_sets,
 )
 from dgjax.files import as_json, output_folder, write_json
-from dgjax.pictures.image_files import FULL
+from dgjax.pictures.image_files import FULL, check_levels
 
 __all__ = ["command"]
 
@@ -155,6 +155,7 @@ def command(
     space = features or ("vgg16" if makes_images(chosen) else "pixels")
     vectors = make_features(space) if {"frechet", "precision-recall"} & names else pixels
     range_ = data_range or FULL
+    check_levels(range_)
     given = load_samples(samples, chosen, num, seed, range_) if samples else None
     num = num or (256 if given is None else len(given))
     few = num_density or min(num, 64)

@@ -37,6 +37,7 @@ from dgjax.cli.options import (
     choose_model,
     make_solver,
 )
+from dgjax.cli.other_figures import is_drawn, write_other_figure
 from dgjax.cli.report import (
     measure,
     sample_arrays,
@@ -229,11 +230,13 @@ def command(
         settings["start"] = start
     settings |= {"class": label, "guidance": guidance, "guidance_model": guidance_model}
 
-    def finish(folder, measured, levels):
+    def finish(folder, measured, levels, x):
         rows = summarize(chosen, dials, by_target, measured)
         summary = {**chosen.facts(), "rows": rows, **settings}
         if levels is not None:
             write_figure(folder / "samples.png", chosen, summary, levels)
+        elif is_drawn(chosen):
+            write_other_figure(folder / "samples.png", chosen, summary, x)
         write_json(folder / "summary.json", summary)
         note_coarse(rows, chosen.size, steps)
         return summary
@@ -243,7 +246,7 @@ def command(
             with progress("sampling", num * len(dials)) as show:
                 arrays, levels = draw(0, num, show)
             np.savez_compressed(folder / "samples.npz", **arrays)
-            summary = finish(folder, measure(arrays), levels)
+            summary = finish(folder, measure(arrays), levels, arrays["x"])
         made = "samples.npz"
     else:
         sha = digest(chosen.field, chosen.meta, chosen.autoencoder)
@@ -255,12 +258,13 @@ def command(
         record_options(shards, {**options, "shard_size": shard_size})
         write_missing(shards, lambda start, stop, show: draw(start, stop, show)[0])
         with output_folder(out) as folder:
-            levels = shown_levels(chosen, read_shard(shards, 0))
-            summary = finish(folder, measure_shards(shards), levels)
+            first = read_shard(shards, 0)
+            levels = shown_levels(chosen, first)
+            summary = finish(folder, measure_shards(shards), levels, first["x"])
         made = f"{shards.files} shards in shards/"
     if json:
         print(as_json(summary))
     else:
         show_table(summary)
-    made += ", samples.png" if chosen.has_pictures else ""
+    made += ", samples.png" if chosen.has_pictures or is_drawn(chosen) else ""
     console.print(f"wrote {made} and summary.json to {out}/")

@@ -142,6 +142,9 @@ def _fit(
         rows = host_rows(config.batch, mesh)
         model, shapes = model_shapes(config), state_shapes(config)
         where = state_shardings(shapes, mesh, config.execution.parameters)
+        start = None
+        if config.init_from is not None and not latest_step(run_dir):
+            start = read_initial_weights(config.init_from, config.model, shapes.network)
     # Only once all hosts have their data: a recorded folder accepts no other configuration.
     with raise_on_all_hosts():
         if is_first_host():
@@ -154,12 +157,9 @@ def _fit(
         check_recorded_run(run_dir, config, data)
         validation = _validation(config, model, mesh) if config.records.validate_every else None
         restored = restore_latest(run_dir, shapes)
-        start = None
-        if restored is None and config.init_from is not None:
-            start = read_initial_weights(config.init_from, config.model, shapes.network)
-            if is_first_host():
-                start.record(run_dir)
-            if is_first_host() and progress:
+        if start is not None and is_first_host():
+            start.record(run_dir)
+            if progress:
                 say(start.summary, *start.notes)
     step = 0 if restored is None else int(restored.step)
     check_same_step(run_dir, step)

@@ -309,7 +309,7 @@ def test_a_licence_may_be_stated_after_the_run(gaussian_npz, tmp_path):
     assert export(tmp_path / "run", tmp_path / "model").licence == "CC-BY-4.0"
     assert load(tmp_path / "model")[1].licence == "CC-BY-4.0"
     other = replace(chosen, data=replace(chosen.data, flip=True))
-    with pytest.raises(ValueError, match="data.flip was False and is True"):
+    with pytest.raises(ValueError, match=r"data\.flip was False and is True"):
         is_finished(tmp_path / "run", other)
 
 
