@@ -150,10 +150,7 @@ def _decode(file: Path, shape: tuple[int, ...], crop: str, dark: DarkPictures) -
         raise ValueError(f"{error}; replace it, or take it out of the folder") from error
     dark.look(image)
     try:
-        return (
-            fit_image(image, shape, dark.levels)
-            if crop == "centre"
-            else cover_image(image, shape, dark.levels)
-        )
+        resize = fit_image if crop == "centre" else cover_image
+        return resize(image, shape, dark.levels)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error

@@ -43,7 +43,7 @@ OF_HOST = ("data.path", "data.licence", "execution", "records")
 CHANGEABLE = (*OF_HOST, "steps", "batch", "optimiser", "ema_snapshots")
 # Largest difference of projections of the same data, relative to their range.
 SAME_CONTENT = 0.02
-LONGEST = 60  # characters of a value in a message
+LONGEST = 200  # characters of a value in a message
 
 # Changed keys, with dots between a section and its key: the values before and now.
 Changes = dict[str, tuple[Any, Any]]
