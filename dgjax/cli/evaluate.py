@@ -175,13 +175,13 @@ def command(
     with output_folder(out) as folder:
         if "bits" in names:
             found["bits_per_dim"] = measure_bits_per_dim(chosen, reference, few, *common)
-        if {"frechet", "precision-recall", "png"} & names or export is not None:
-            if given is None:
-                given = sample_model(chosen, num, reference.conditions(num), settings)
-            if export is not None:
-                labelled = reference.conditions(num)
-                export_samples(chosen, given, labelled, settings, export, export_denoised)
-        if {"frechet", "precision-recall", "png"} & names:
+        compared = {"frechet", "precision-recall", "png"} & names
+        if given is None and (compared or export):
+            given = sample_model(chosen, num, reference.conditions(num), settings)
+        if given is not None and export:
+            conditions = reference.conditions(num)
+            export_samples(chosen, given, conditions, settings, export, export_denoised)
+        if given is not None and compared:
             sets = prepare_sets(chosen, given, reference, seed)
             found |= measure_distances(sets, vectors, names, *common)
             if "png" in names:

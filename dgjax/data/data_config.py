@@ -20,8 +20,8 @@ class DataConfig:
         flip: whether to mirror half of the images left-right.
         crop: "centre" or "random", for a folder of images.
         held_out: fraction of a folder of images that training does not see, in [0, 1).
-        levels: [black, white], the levels of pictures of 16 bits in a folder that become black and
-            white: [0, 4095] for pictures of 12 bits. None for [0, 65535].
+        levels: (black, white), the levels of pictures of 16 bits in a folder that become black and
+            white: (0, 4095) for pictures of 12 bits. None for (0, 65535).
         licence: of the data, in one line, for the metadata of the model. It may change when a run
             is resumed.
 
@@ -39,8 +39,6 @@ class DataConfig:
     licence: str | None = None
 
     def __post_init__(self):
-        if isinstance(self.levels, list):  # as TOML and JSON have it
-            object.__setattr__(self, "levels", tuple(self.levels))
         check_fields("data", self)
         if not self.sigma_data > 0:
             raise ValueError(f"data: sigma_data must be positive, got {self.sigma_data}")

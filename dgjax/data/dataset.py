@@ -107,10 +107,10 @@ class Dataset:
             sample = np.asarray(values[index], np.float64).reshape(-1)
             signs = np.random.default_rng(0).choice([-1.0, 1.0], sample.size)
             projections.append(float(signs @ sample * self.scale / np.sqrt(sample.size)))
-        labels = self.labels
-        if labels is not None:
-            labels = hashlib.sha256(np.asarray(labels, "<i8").tobytes()).hexdigest()
-        return {"labels": labels, "projections": projections}
+        digest = None
+        if self.labels is not None:
+            digest = hashlib.sha256(np.asarray(self.labels, "<i8").tobytes()).hexdigest()
+        return {"labels": digest, "projections": projections}
 
     def batch(
         self,

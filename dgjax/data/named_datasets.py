@@ -62,8 +62,14 @@ def load_data(data: DataConfig, shape: tuple[int, ...], part: str = "train") -> 
         return load_dataset(data.dataset, data.path, part)
     if part == "held-out" and not data.held_out:
         raise NoHeldOut(f"{data.path} has no held-out part: set held_out to a fraction above 0")
-    options = {"crop": data.crop, "held_out": data.held_out, "part": part}
-    return load_folder(data.path, shape, levels=data.levels or FULL, **options)
+    return load_folder(
+        data.path,
+        shape,
+        crop=data.crop,
+        held_out=data.held_out,
+        part=part,
+        levels=data.levels or FULL,
+    )
 
 
 def load_dataset(name: str, path: str | os.PathLike | None = None, part: str = "train") -> Dataset:

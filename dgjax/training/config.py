@@ -138,11 +138,11 @@ class TrainConfig:
         """
         values = _check_section("config", cls, values)
         values["model"] = ModelSpec.from_dict(values["model"])
-        if isinstance(values.get("ema_widths"), list):
-            values["ema_widths"] = tuple(values["ema_widths"])
         for name, kind in SECTIONS.items():
             if name in values:
-                values[name] = kind(**_check_section(name, kind, values[name]))
+                values[name] = kind(**_tuples(_check_section(name, kind, values[name])))
+        if isinstance(values.get("ema_widths"), list):
+            values["ema_widths"] = tuple(values["ema_widths"])
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -160,6 +160,11 @@ def _check_section(where: str, kind: type, values: Any) -> dict[str, Any]:
         if f.name not in values and not optional:
             raise ValueError(f"{where}: {f.name} missing")
     return values
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with tuples in place of lists, which TOML and JSON have."""
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
 
 
 def _by_present_keys(where: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -319,7 +319,7 @@ def _append(file: Path, line: str) -> None:
 
 def _flat(values: dict[str, Any], section: str = "") -> dict[str, Any]:
     """Return all keys with their sections before them, separated by dots."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{section}{key}"
         nested = isinstance(value, dict) and value  # an empty section is a value of its own

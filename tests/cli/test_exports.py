@@ -47,6 +47,7 @@ def test_exported_samples_are_the_levels_as_array_and_as_files(tmp_path):
         export_levels(tmp_path / "b", levels)
 
 
+@pytest.mark.slow
 def test_evaluate_exports_what_it_compares(pixels, tmp_path, run):
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "data.npz", x=rng.integers(0, 256, (20, 4, 4, 1), np.uint8))
@@ -75,6 +76,7 @@ def test_denoised_samples_are_those_of_the_gaussian(pixels):
     np.testing.assert_allclose(denoise_samples(chosen, x, None, settings), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_sample_of_many_is_drawn_alone(pixels, tmp_path, run):
     common = ("--model", pixels, "--steps", 4, "--q", 0.4, "--seed", 3)
     assert run("sample", *common, "--num", 5, "--out", tmp_path / "all")[0] == 0
@@ -85,6 +87,7 @@ def test_one_sample_of_many_is_drawn_alone(pixels, tmp_path, run):
     assert json.loads((tmp_path / "two/summary.json").read_text())["start"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sequences", "volumes"])
 def test_sequences_and_volumes_are_drawn_and_measured(kind, tmp_path, run, request):
     folder = request.getfixturevalue(kind)
@@ -137,7 +140,7 @@ def test_the_range_of_twelve_bits_gives_all_levels(pixels, tmp_path, run):
     data = load_folder(tmp_path / "photos", (4, 4, 1), levels=(0, 4095))
     np.testing.assert_array_equal(data.values[0], expected)
     assert data.notes == ()
-    source = DataConfig("folder", 1.0, path=str(tmp_path / "photos"), levels=[0, 4095])
+    source = DataConfig("folder", 1.0, path=str(tmp_path / "photos"), levels=(0, 4095))
     np.testing.assert_array_equal(load_data(source, (4, 4, 1)).values[0], expected)
     clipped = convert_colours(Image.fromarray(deep), (4, 4, 1), (1000, 2000))
     np.testing.assert_array_equal(
@@ -155,8 +158,8 @@ def test_the_range_of_twelve_bits_gives_all_levels(pixels, tmp_path, run):
     assert "levels" not in said
     values = [json.loads(text)["rows"][0]["log_density"] for text in (printed, other)]
     assert abs(values[0] - values[1]) > 1
-    for bad in ([4095, 0], [0, 70000], [-1, 5]):
+    for bad in ((4095, 0), (0, 70000), (-1, 5)):
         with pytest.raises(ValueError, match="levels of black and white"):
             DataConfig("folder", 1.0, path="photos", levels=bad)
     with pytest.raises(ValueError, match="levels is for folders"):
-        DataConfig("digits", 1.0, levels=[0, 4095])
+        DataConfig("digits", 1.0, levels=(0, 4095))
