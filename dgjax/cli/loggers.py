@@ -39,7 +39,9 @@ def open_logger(name: str | None, run_dir: Path, config: TrainConfig) -> Iterato
     try:
         import wandb
     except ImportError as error:
-        raise ValueError("--logger wandb needs Weights & Biases: `pip install wandb`") from error
+        raise ValueError(
+            f"--logger wandb needs Weights & Biases ({error}): `pip install wandb`"
+        ) from error
     run_dir.mkdir(parents=True, exist_ok=True)
     run = wandb.init(
         project="dgjax",

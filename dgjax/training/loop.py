@@ -252,6 +252,8 @@ def _validate(
     if losses is not None:
         names = [f"held_out_loss/w={w:.3g}" for w in validation.w]
         recorder.scalars(step, dict(zip(names, map(float, losses), strict=True)))
+    if samples.ndim == 5:  # volumes, of which the middle slice is shown
+        samples = samples[:, samples.shape[1] // 2]
     if samples.ndim == 4 and samples.shape[-1] in (1, 3):
         recorder.picture(step, samples, data.data_range)
 

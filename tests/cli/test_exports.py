@@ -131,7 +131,7 @@ def test_a_folder_without_samples_is_named(pixels, tmp_path, run):
     assert "there are no samples in the folder" in said
 
 
-def test_the_range_of_twelve_bits_gives_all_levels(pixels, tmp_path, run):
+def test_the_range_of_twelve_bits_gives_all_levels(pixels, tmp_path):
     deep = np.linspace(0, 4095, 16).round().reshape(4, 4).astype(np.uint16)
     (tmp_path / "photos").mkdir()
     for name in "ab":
@@ -149,6 +149,18 @@ def test_the_range_of_twelve_bits_gives_all_levels(pixels, tmp_path, run):
     chosen = open_model(str(pixels))
     read = load_samples([tmp_path / "photos"], chosen, None, 0, (0, 4095))
     np.testing.assert_array_equal(read[0], expected)
+    for bad in ((4095, 0), (0, 70000), (-1, 5)):
+        with pytest.raises(ValueError, match="levels of black and white"):
+            DataConfig("folder", 1.0, path="photos", levels=bad)
+    with pytest.raises(ValueError, match="levels is for folders"):
+        DataConfig("digits", 1.0, levels=(0, 4095))
+
+
+@pytest.mark.slow
+def test_likelihood_takes_the_range_of_twelve_bits(pixels, tmp_path, run):
+    (tmp_path / "photos").mkdir()
+    deep = np.linspace(0, 4095, 16).round().reshape(4, 4).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "photos/a.png")
     common = ("likelihood", tmp_path / "photos", "--model", pixels, "--steps", 4, "--json")
     code, printed, said = run(*common)
     assert code == 0
@@ -158,8 +170,3 @@ def test_the_range_of_twelve_bits_gives_all_levels(pixels, tmp_path, run):
     assert "levels" not in said
     values = [json.loads(text)["rows"][0]["log_density"] for text in (printed, other)]
     assert abs(values[0] - values[1]) > 1
-    for bad in ((4095, 0), (0, 70000), (-1, 5)):
-        with pytest.raises(ValueError, match="levels of black and white"):
-            DataConfig("folder", 1.0, path="photos", levels=bad)
-    with pytest.raises(ValueError, match="levels is for folders"):
-        DataConfig("digits", 1.0, levels=(0, 4095))
