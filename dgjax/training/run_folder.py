@@ -56,12 +56,12 @@ def read_config(run_dir: Path) -> TrainConfig:
         run_dir: the run folder.
 
     Raises:
-        ValueError: if the folder is not a run, or of an incompatible version of dgjax.
+        ValueError: if the folder is not a run, is damaged, or is of an incompatible version of dgjax.
     """
     file = run_dir / CONFIG_FILE
     if not file.is_file():
         raise ValueError(f"{run_dir} is not a training run: it has no {CONFIG_FILE}")
-    return TrainConfig.from_dict(json.loads(file.read_text()))
+    return TrainConfig.from_dict(_read(run_dir, CONFIG_FILE, _complete))
 
 
 def is_recorded(run_dir: Path) -> bool:
