@@ -56,7 +56,7 @@ def read_config(run_dir: Path) -> TrainConfig:
         run_dir: the run folder.
 
     Raises:
-        ValueError: if the folder is not a run, is damaged, or is of an incompatible version of dgjax.
+        ValueError: if the folder is not a run, damaged, or of an incompatible version of dgjax.
     """
     file = run_dir / CONFIG_FILE
     if not file.is_file():
