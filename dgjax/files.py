@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,7 +18,15 @@ from uuid import uuid4
 
 import numpy as np
 
-__all__ = ["as_json", "output_folder", "replace_file", "replace_folder", "write_json"]
+__all__ = [
+    "as_json",
+    "output_folder",
+    "replace_file",
+    "replace_folder",
+    "rescue",
+    "write_arrays",
+    "write_json",
+]
 
 
 def replace_file(file: Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -118,7 +126,7 @@ def output_folder(folder: Path) -> Iterator[Path]:
     with _explain(folder):
         folder.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.TemporaryDirectory(dir=folder, prefix=".dgjax-")
-    with temporary as name:
+    with temporary as name, _explain(folder):
         yield Path(name)
         with _explain(folder):
             files = sorted(Path(name).iterdir())
@@ -127,6 +135,38 @@ def output_folder(folder: Path) -> Iterator[Path]:
             for file in files:
                 os.replace(file, folder / file.name)
             _sync(folder)
+
+
+def write_arrays(file: Path, arrays: Mapping[str, Any]) -> None:
+    """Write an npz file atomically, or save it elsewhere if that fails.
+
+    Raises:
+        ValueError: if the file cannot be written. The old content stays. If there is room in the
+            folder for temporary files, the arrays are there, and the message says where.
+    """
+    rescue(file, lambda stream: np.savez_compressed(stream, **arrays))
+
+
+def rescue(file: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Write a file like `replace_file`, or into the folder for temporary files if that fails.
+
+    Args:
+        file: the file to make or to replace.
+        write: writes the content to the open binary stream that it is given.
+
+    Raises:
+        ValueError: if the file cannot be written; the message says where its content is.
+    """
+    try:
+        replace_file(file, write)
+    except ValueError as error:
+        saved = Path(tempfile.mkdtemp(prefix="dgjax-")) / file.name
+        try:
+            replace_file(saved, write)
+        except ValueError:
+            saved.parent.rmdir()
+            raise error from None
+        raise ValueError(f"{error}; what was computed is in {saved}") from error
 
 
 def write_json(file: Path, value: Any) -> None:

@@ -6,6 +6,7 @@ Formulas become MathML when built, `<s, v>` is no HTML tag, and "(A)" in the ref
 import html
 import re
 from functools import partial
+from pathlib import Path
 
 import griffe
 from latex2mathml.converter import convert
@@ -13,6 +14,8 @@ from markdown import Extension
 from mkdocs.plugins import event_priority
 from mkdocs.utils import get_relative_url
 
+# The address of the repository stands in README.md alone.
+CLONE = re.compile(r"^git clone (\S+?)(?:\.git)?$", re.MULTILINE)
 # What arithmatex makes of $...$ and $$...$$, and what notebooks leave of them.
 ARITHMATEX = re.compile(
     r'<(span|div) class="arithmatex">\\([(\[])(?P<tex>.*?)\\[)\]]</\1>', re.DOTALL
@@ -21,6 +24,11 @@ DOLLARS = re.compile(r"\$\$(?P<block>.+?)\$\$|(?<![\\$\w])\$(?P<inline>[^$]+?)\$
 VERBATIM = re.compile(r"(<(pre|code|script|style|svg|a)\b.*?</\2>|<[^>]*>)", re.DOTALL)
 # The identities that docstrings cite, as in "(A) or (B)".
 IDENTITY = re.compile(r"\(([ABC])\)")
+# What opens and closes a group in a formula, and before what it may be broken.
+TOKEN = re.compile(r"\\[A-Za-z]+|[{}()\[\]+=]")
+OPENING = {"{", "(", "[", r"\langle"}
+CLOSING = {"}", ")", "]", r"\rangle"}
+BREAKS = {r"\qquad", r"\Rightarrow", "+"}
 TAG = re.compile(r"\\tag\{(.*?)\}")
 # What browsers would space or slant otherwise than printers do.
 ROOM = 'lspace="0.16em" rspace="0.16em"'
@@ -64,6 +72,10 @@ class PublicFirst(griffe.Extension):
 @event_priority(100)  # before mkdocstrings looks at the extensions
 def on_config(config):
     config.markdown_extensions.append(PlainText())
+    readme = Path(config.config_file_path).parent / "README.md"
+    address = CLONE.search(readme.read_text("utf-8"))[1]
+    config.repo_url, config.repo_name = address, "Repository"
+    config.edit_uri = f"{address}/edit/main/docs/"
 
 
 def on_page_markdown(markdown, page, **_):
@@ -76,13 +88,36 @@ def mathml(tex: str, block: bool) -> str:
     """MathML of a formula; its \\tag is the number beside it."""
     tex = html.unescape(tex).strip()
     tag = TAG.search(tex)
-    formula = convert(TAG.sub("", tex).strip(), display="block" if block else "inline")
+    tex = TAG.sub("", tex).strip()
+    if not block:
+        return _typeset(tex, "inline")
+    parts = (f'<span class="part">{_typeset(part, "block")}</span>' for part in _parts(tex))
+    number = f"<span>({tag[1]})</span>" if tag else ""
+    return f'<div class="formula"><span class="parts">{"".join(parts)}</span>{number}</div>'
+
+
+def _typeset(tex: str, display: str) -> str:
+    formula = convert(tex, display=display)
     for pattern, replacement in TYPESET:
         formula = pattern.sub(replacement, formula)
-    if not block:
-        return formula
-    number = f"<span>({tag[1]})</span>" if tag else ""
-    return f'<div class="formula">{formula}{number}</div>'
+    # A sum that goes on in a new part: its sign keeps the spaces of one between two terms.
+    return re.sub(r"(<math[^>]*><mrow>)<mo>(&#x0002B;)", r'\1<mo form="infix">\2', formula)
+
+
+def _parts(tex: str) -> list[str]:
+    """Split a formula where a narrow screen may break it: at wide spaces, and before a sum's +."""
+    parts, start, depth = [], 0, 0
+    for token in TOKEN.finditer(tex):
+        text = token[0]
+        if text in OPENING:
+            depth += 1
+        elif text in CLOSING:
+            depth -= 1
+        elif depth == 0 and text in BREAKS:
+            parts.append(tex[start : token.start()])
+            start = token.start()
+    parts.append(tex[start:])
+    return [part for part in parts if part.strip()]
 
 
 def on_page_content(content, page, **_):

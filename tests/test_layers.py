@@ -9,7 +9,7 @@ import dgjax
 
 # From the ground up. Modules of one package may import each other; packages on one floor may not.
 FLOORS = [
-    {"_version", "typing", "files"},
+    {"_version", "typing", "files", "printable", "extras"},
     {"model", "devices"},
     {"networks", "guidance"},
     {"sampling", "checkpoints"},

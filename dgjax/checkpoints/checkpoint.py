@@ -11,6 +11,7 @@ place of the two files. They are read, and no longer written.
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -25,7 +26,7 @@ from dgjax._version import __version__
 from dgjax.checkpoints import orbax_folder
 from dgjax.checkpoints.arrays import WeightSharding, as_dtype, first_line, to_named
 from dgjax.checkpoints.checksums import check_files, hash_files
-from dgjax.checkpoints.configuration import check_names
+from dgjax.checkpoints.configuration import check_names, check_types
 from dgjax.checkpoints.spec import (
     Autoencoder,
     ModelSpec,
@@ -57,6 +58,9 @@ OWN_FILES = {"config.json", *(f"{name}.safetensors" for name in (WEIGHTS, AUTOEN
 OWN_FILES |= {WEIGHTS, AUTOENCODER}  # folders of the older format
 CHECKSUMS = "sha256"  # key of config.json
 PIXELS = {"kind": "pixels"}  # the autoencoder of a model whose samples are pixels
+# Types of the fields of `Meta` that hold plain values.
+FACTS = {"dataset": str, "licence": str, "version": str, "source": str, "steps": int}
+FACTS |= {"held_out": float, "labels": tuple[str, ...], "data_range": tuple[float, ...]}
 # Values of fields that checkpoints of older versions lack.
 DEFAULTS = {"held_out": 0.0, "source": "", "autoencoder": PIXELS, "labels": ()}
 
@@ -223,7 +227,8 @@ def weight_bytes(folder: str | os.PathLike) -> int:
 
 def digest(model: Field, meta: Meta, autoencoder: Autoencoder | None = None) -> str:
     """Return the SHA-256 of a model's weights and facts, which copies of a checkpoint share."""
-    values = {**asdict(meta), "model": meta.model.to_dict()}
+    # Names of classes do not change a sample.
+    values = {**asdict(meta), "labels": (), "model": meta.model.to_dict()}
     content = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
     for name, leaf in sorted(to_named((model.network, autoencoder)).items()):
         value = np.asarray(leaf)
@@ -253,30 +258,67 @@ def _read(
 def _read_config(folder: Path) -> tuple[str, Meta, dict[str, str]]:
     """Return the format of a checkpoint, the facts about its model, and its files' checksums."""
     file = folder / "config.json"
-    if not folder.is_dir():
+    try:
+        there = stat.S_ISDIR(folder.stat().st_mode)
+    except (OSError, ValueError):  # also of names that no file can have
+        there = False
+    if not there:
         raise ValueError(f"{folder} is no checkpoint: there is no such folder")
     try:
         config = json.loads(file.read_text())
     except FileNotFoundError:
         raise ValueError(f"{folder} is no dgjax checkpoint: it has no config.json") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} cannot be read as JSON: {first_line(error)}") from error
     if not isinstance(config, dict) or config.get("format") not in (FORMAT, ORBAX_FORMAT):
         raise ValueError(
             f"{file} is not of a dgjax checkpoint: its format is neither {FORMAT!r} nor "
-            f"{ORBAX_FORMAT!r}"
+            f"{ORBAX_FORMAT!r}{_written_by_newer(config)}"
         )
     form, checksums = config.pop("format"), config.pop(CHECKSUMS, {})
     if not isinstance(checksums, dict):
-        raise ValueError(f"{file}: {CHECKSUMS} must be a table of files, got {checksums!r}")
+        raise ValueError(
+            f"{file}: {CHECKSUMS} must be a table of files, got {str(checksums)[:80]!r}"
+        )
     config = {**DEFAULTS, **config}
     try:
         check_names("config", config, [f.name for f in fields(Meta)], required=True)
         model = ModelSpec.from_dict(config["model"])
         check_autoencoder(config["autoencoder"])
-        low, high = config["data_range"]
-        labels = tuple(map(str, config["labels"]))
+        check_types("config", {name: config[name] for name in FACTS}, FACTS)
+        low, high = _check_facts(config)
+        labels = tuple(config["labels"])
         meta = Meta(**{**config, "model": model, "data_range": (low, high), "labels": labels})
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{file}: {first_line(error)}") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: {first_line(error)}{_written_by_newer(config)}") from error
     return form, meta, checksums
+
+
+def _check_facts(config: Mapping[str, Any]) -> tuple[float, float]:
+    """Check the values of facts whose types are right; return the data range."""
+    if len(config["data_range"]) != 2 or not config["data_range"][0] < config["data_range"][1]:
+        raise ValueError(
+            f"data_range must be two numbers, the lower one first, got {config['data_range']}"
+        )
+    if config["steps"] < 0 or not 0 <= config["held_out"] < 1:
+        raise ValueError(
+            "steps must not be negative and held_out must lie in [0, 1), got "
+            f"{config['steps']} and {config['held_out']}"
+        )
+    return config["data_range"]
+
+
+def _written_by_newer(config: Any) -> str:
+    """Return a hint if a later version of dgjax wrote this config, else nothing."""
+    version = config.get("version") if isinstance(config, dict) else None
+
+    def numbers(text):
+        return [int(part) for part in text.split(".")[:3]]
+
+    try:
+        newer = numbers(version) > numbers(__version__)
+    except (AttributeError, ValueError):
+        return ""
+    if not newer:
+        return ""
+    return f"; dgjax {version} wrote it and this is dgjax {__version__}: upgrade dgjax"

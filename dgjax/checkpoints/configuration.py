@@ -12,6 +12,8 @@ from dataclasses import fields
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
 
+from jaxtyping import ArrayLike
+
 __all__ = [
     "check_fields",
     "check_kind",
@@ -57,9 +59,9 @@ def check_names(where: str, values: Any, names: Iterable[str], *, required: bool
 def check_types(where: str, values: Mapping[str, Any], types: Mapping[str, Any]) -> None:
     """Check each value against its annotated type.
 
-    int, float, bool, str, None, unions and tuples of these are checked, at any depth. An int is a
-    float too; true and false are neither. Values with other annotations (an array, a table) are
-    not checked here.
+    int, float, bool, str, None, arrays (numbers and lists of them), unions and tuples of these are
+    checked, at any depth. An int is a float too; true and false are neither. Values with other
+    annotations (a table) are not checked here.
 
     Args:
         where: the place in the configuration, for the error message.
@@ -158,6 +160,8 @@ def _fits(value: Any, kind: Any) -> bool:
     if get_origin(kind) is tuple:
         one = get_args(kind)[0]
         return isinstance(value, tuple | list) and all(_fits(v, one) for v in value)
+    if kind == ArrayLike:
+        return _are_numbers(value)
     if kind is float:
         return is_number(value)
     if kind is int:
@@ -165,11 +169,19 @@ def _fits(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) if kind in (bool, str, NoneType) else True
 
 
+def _are_numbers(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return len(value) > 0 and all(map(_are_numbers, value))
+    return is_number(value)
+
+
 def _in_words(kind: Any) -> str:
     if isinstance(kind, UnionType):
         return " or ".join(_in_words(one) for one in get_args(kind) if one is not NoneType)
     if get_origin(kind) is tuple:
         return f"a list, each {_in_words(get_args(kind)[0])}"
+    if kind == ArrayLike:
+        return "a finite number, or a list of them"
     names = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false"}
     return names[kind]
 

@@ -3,7 +3,6 @@
 import difflib
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -92,7 +91,7 @@ def open_model(name: str) -> Model:
         field, meta = load_code(name)
         autoencoder = build_autoencoder(PIXELS, meta.shape)
         return Model(repath(field, edm(7.0)), meta, name, autoencoder)
-    is_folder = name not in pretrained_models() and (os.sep in name or Path(name).is_dir())
+    is_folder = name not in pretrained_models() and (os.sep in name or os.path.isdir(name))
     if is_folder:
         sharding = choose_weight_sharding(lambda: weight_bytes(name), jax.local_devices())
         field, meta = load(name, sharding)

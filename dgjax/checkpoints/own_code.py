@@ -1,5 +1,6 @@
 """Open a model that a Python file of the user makes. This runs the code in that file."""
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ def load_code(name: str) -> tuple[Field, Meta]:
     """
     stem, _, function = name.rpartition(SEPARATOR)
     file = Path(f"{stem}.py")
-    if not file.is_file():
+    if not os.path.isfile(file):  # False for names that no file can have, too
         raise ValueError(f"there is no file {file}: a model of your own is FILE.py:FUNCTION")
     loader = SourceFileLoader(file.stem, str(file.resolve()))
     module = ModuleType(file.stem)

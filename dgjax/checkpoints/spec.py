@@ -6,6 +6,7 @@ the name of a constructor and its arguments. The four tables below list all name
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from math import prod
 from typing import Any, Protocol
 
 from flax import nnx
@@ -80,6 +81,10 @@ AUTOENCODERS: dict[str, Callable[..., Any]] = {
     "autoencoder_kl": AutoencoderKL,
     "vq_model": VQModel,
 }
+# Names of arguments that count layers, and the largest numbers of layers, of anything else that
+# sizes a network, and of elements of one sample.
+LAYERS = ("depth", "blocks", "num_blocks", "num_layers", "layers_per_block")
+MOST_LAYERS, MOST_UNITS, MOST_ELEMENTS = 1000, 10**6, 10**9
 # Arguments of `affine_time`.
 CLOCK = ("rate", "offset")
 
@@ -134,12 +139,20 @@ class ModelSpec:
     def __post_init__(self):
         if not (self.shape and all(isinstance(n, int) and n > 0 for n in self.shape)):
             raise ValueError(f"model: shape must be positive whole numbers, got {self.shape}")
+        if prod(self.shape) > MOST_ELEMENTS:
+            raise ValueError(
+                f"model: samples of shape {self.shape} have more than {MOST_ELEMENTS:,} elements"
+            )
         for name in ("t_min", "t_max"):
             if not is_number(getattr(self, name)):
                 raise ValueError(f"model: {name} must be a number, got {getattr(self, name)!r}")
         check_kind("model.network", NETWORKS, self.network, ("shape", "rngs"))
+        _check_sizes("model.network", self.network)
         check_kind("model.path", PATHS, self.path, ())
         check_kind("model.parametrization", PARAMETRIZATIONS, self.parametrization, ())
+        spread = self.parametrization.get("sigma_data", 1.0)
+        if not is_number(spread):
+            raise ValueError(f"model.parametrization: sigma_data must be a number, got {spread!r}")
         if self.clock != {}:
             check_names("model.clock", self.clock, CLOCK, required=True)
             check_types("model.clock", self.clock, dict.fromkeys(CLOCK, float))
@@ -164,6 +177,17 @@ class ModelSpec:
         if not self.clock:
             del values["clock"]
         return values
+
+
+def _check_sizes(where: str, values: Mapping[str, Any]) -> None:
+    """Raise a ValueError for sizes with which building the network would never end."""
+    for name, value in values.items():
+        most = MOST_LAYERS if name in LAYERS else MOST_UNITS
+        for number in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(number, int) and number > most:
+                raise ValueError(f"{where}: {name} must be at most {most:,}, got {number:,}")
+    if values.get("num_classes", 1) == 0:
+        raise ValueError(f"{where}: num_classes must be positive, or left out for no classes")
 
 
 def build(spec: ModelSpec, network: Network | None = None, *, seed: int = 0) -> Field:
@@ -206,6 +230,7 @@ def check_autoencoder(values: Any) -> None:
             type.
     """
     check_kind("autoencoder", AUTOENCODERS, values, ("shape", "rngs"))
+    _check_sizes("autoencoder", values)
 
 
 def build_autoencoder(

@@ -7,14 +7,19 @@ a user can fix are one line on standard error with exit status 1; a wrong option
 
 import importlib
 import sys
+from collections.abc import Iterator
 from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from dgjax._version import __version__
+from dgjax.cli.explain import explain
 
 __all__ = ["COMMANDS", "app", "main"]
+
+
+WINDOW = "--noise-window"
 
 
 class Command(NamedTuple):
@@ -68,7 +73,21 @@ class _Commands(TyperGroup):
 
     def resolve_command(self, ctx, args):
         name, _, rest = super().resolve_command(ctx, args)
-        return name, None if name is None else _load(name), rest
+        return name, None if name is None else _load(name), list(_split_windows(rest))
+
+
+def _split_windows(arguments: list[str]) -> Iterator[str]:
+    """Yield arguments, with `--noise-window LOW,HIGH` as the two numbers that the parser takes."""
+    before = ""
+    for argument in arguments:
+        option, _, value = argument.partition("=")
+        if option == WINDOW and value.count(",") == 1:
+            yield from (WINDOW, *value.split(","))
+        elif before == WINDOW and argument.count(",") == 1:
+            yield from argument.split(",")
+        else:
+            yield argument
+        before = argument
 
 
 def _load(name: str) -> Any:
@@ -104,10 +123,7 @@ def _options(
 def main() -> None:
     """Run the `dgjax` command."""
     try:
-        app()
-    except ValueError as error:
-        first, *_ = str(error).splitlines() or ["bad value"]
-        # Some errors bring code that the user can run, such as to convert a file.
-        code = getattr(error, "code", None)
-        print(f"dgjax: {first}", *([code] if code else []), sep="\n", file=sys.stderr)
-        sys.exit(1)
+        status = app(standalone_mode=False)
+    except Exception as error:
+        status = explain(error)
+    sys.exit(status if isinstance(status, int) else 0)

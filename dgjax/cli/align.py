@@ -9,6 +9,7 @@ from dgjax.cli.options import (
     CLASS,
     JSON,
     MODEL,
+    MOST_LATENTS,
     PROBES,
     SEED,
     SOLVER,
@@ -28,7 +29,7 @@ __all__ = ["command"]
 def command(
     model: MODEL = "fashion-mnist",
     class_: CLASS = None,
-    num: Annotated[int, typer.Option(min=1, help="Number of latents.")] = 64,
+    num: Annotated[int, typer.Option(min=1, max=MOST_LATENTS, help="Number of latents.")] = 64,
     confidence: Annotated[
         float, typer.Option(help="Confidence of the interval, in (0, 1).")
     ] = 0.95,

@@ -7,8 +7,9 @@ import numpy as np
 import typer
 from jaxtyping import Array, Float
 
+from dgjax.cli.options import MOST_STEPS
 from dgjax.cli.stated_errors import error_cell
-from dgjax.devices.progress import console
+from dgjax.devices.progress import console, say
 from dgjax.model.field import Field
 from dgjax.sampling.find_grid import find_grid
 from dgjax.sampling.likelihood import Likelihood
@@ -35,8 +36,11 @@ TRIALS = 4  # samples at most that stand for all others
 def _parse(text: str | int) -> Steps:
     if text == AUTO:
         return AUTO
-    if not str(text).isdecimal() or int(text) < 1:
-        raise typer.BadParameter(f"{text!r} is neither {AUTO} nor a whole number above 0")
+    digits = str(text)
+    if not digits.isdecimal() or len(digits) > 9 or not 1 <= int(digits) <= MOST_STEPS:
+        raise typer.BadParameter(
+            f"{text!r} is neither {AUTO} nor a whole number from 1 to {MOST_STEPS}"
+        )
     return int(text)
 
 
@@ -105,10 +109,8 @@ def find_steps(
             f"--steps {AUTO}: {what}; give a number of steps, a larger --tolerance or another "
             "--solver"
         ) from error
-    console.print(
+    say(
         f"{found.steps} steps: error from the solver {error_cell(found.error)} nats, "
-        f"tolerance {error_cell(tolerance)}",
-        markup=False,
-        soft_wrap=True,
+        f"tolerance {error_cell(tolerance)}"
     )
     return found.steps

@@ -6,7 +6,7 @@ from rich.progress import track
 
 from dgjax.check import CHECKS
 from dgjax.cli.options import JSON, table
-from dgjax.devices.progress import console
+from dgjax.devices.progress import console, say
 from dgjax.files import as_json
 
 __all__ = ["command"]
@@ -30,7 +30,7 @@ def command(json: JSON = False) -> None:
         )
     if failed:
         names = "; ".join(f.claim for f in failed)
-        console.print(f"{len(failed)} of {len(findings)} checks failed: {names}")
+        say(f"{len(failed)} of {len(findings)} checks failed: {names}")
         for fix in dict.fromkeys(f.fix for f in failed if f.fix):
-            console.print(f"warning: {fix}", style="yellow", markup=False, soft_wrap=True)
+            say(f"warning: {fix}", warning=True)
         raise typer.Exit(1)

@@ -26,10 +26,10 @@ from dgjax.cli.options import (
 )
 from dgjax.cli.stated_errors import ERROR_COLUMNS, error_cell, error_entries, note_coarse
 from dgjax.devices.batches import map_batches
-from dgjax.devices.progress import console
-from dgjax.files import as_json, output_folder, write_json
+from dgjax.devices.progress import say
+from dgjax.files import as_json, output_folder, write_arrays, write_json
 from dgjax.guidance.density import density_guidance
-from dgjax.pictures.grid import image_grid
+from dgjax.pictures.grid import image_grid, save_figure
 from dgjax.pictures.image_files import fit_image, read_image
 from dgjax.pictures.latents import from_levels, to_pictures
 from dgjax.pictures.png import encode_png
@@ -51,7 +51,10 @@ def command(
     model: MODEL = "fashion-mnist",
     q: Annotated[
         list[float] | None,
-        typer.Option(help="Quantile in (0, 1), repeatable; 0.5 is the reconstruction."),
+        typer.Option(
+            help="Quantile in (0, 1), repeatable; 0.5 is the reconstruction.",
+            show_default="0.3, 0.4, 0.5, 0.6, 0.7",
+        ),
     ] = None,
     class_: CLASS = None,
     steps: STEPS_OR_AUTO = 32,
@@ -107,7 +110,7 @@ def command(
     def decode(field, latent, batch):
         return jax.vmap(partial(decode_one, field, latent, grid))(batch)
 
-    with output_folder(out) as folder:
+    with output_folder(out):
         code = map_batches("encoding", encode, x[None], 1, field)
         found = map_batches(
             "decoding", decode, dials, len(dials), field, jnp.asarray(code.latent[0])
@@ -155,16 +158,17 @@ def command(
         }
         if chosen.meta.latent:
             arrays["pixels"] = levels
-        np.savez_compressed(folder / "edit.npz", **arrays)
-        texts = [f"original\n{summary['log_density']:,.0f} nats"]
-        texts += [f"q = {row['q']:g}\n{row['log_density']:,.0f} nats" for row in rows]
-        image_grid(
-            levels[None],
-            [image.name if len(image.name) < 22 else f"{image.name[:20]}…"],
-            column_labels=texts,
-            caption=f"{chosen.name}; {density_title(summary)}",
-        ).savefig(folder / "edit.png")
-        write_json(folder / "edit.json", summary)
+    write_arrays(out / "edit.npz", arrays)
+    write_json(out / "edit.json", summary)
+    texts = [f"original\n{summary['log_density']:,.0f} nats"]
+    texts += [f"q = {row['q']:g}\n{row['log_density']:,.0f} nats" for row in rows]
+    figure = image_grid(
+        levels[None],
+        [image.name if len(image.name) < 22 else f"{image.name[:20]}…"],
+        column_labels=texts,
+        caption=f"{chosen.name}; {density_title(summary)}",
+    )
+    save_figure(out / "edit.png", figure, "edit.npz and edit.json are")
     note_coarse([summary, *rows], chosen.size, steps)
     if json:
         print(as_json(summary))
@@ -192,7 +196,7 @@ def command(
                 for row in rows
             ],
         )
-    console.print(f"wrote edit.png, edit.npz and edit.json to {out}/")
+    say(f"wrote edit.png, edit.npz and edit.json to {out}/")
 
 
 def _error_cells(row: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,8 @@ from dgjax.cli.options import (
     JSON,
     LEVELS,
     MODEL,
+    MOST_LATENTS,
+    MOST_PROBES,
     OUT,
     PROBES_HELP,
     SEED,
@@ -25,7 +27,7 @@ from dgjax.cli.options import (
     note_shadowed,
 )
 from dgjax.data.named_datasets import DATASETS
-from dgjax.devices.progress import console, say
+from dgjax.devices.progress import say
 from dgjax.evaluation.batched import SolverSettings, sample_model
 from dgjax.evaluation.features import make_features, pixels
 from dgjax.evaluation.inconsistency import InconsistencyStatistics
@@ -112,19 +114,26 @@ def command(
     num: Annotated[
         int | None,
         typer.Option(
-            min=4, help="Number of samples compared.", show_default="256, or all of --samples"
+            min=4,
+            max=MOST_LATENTS,
+            help="Number of samples compared.",
+            show_default="256, or all of --samples",
         ),
     ] = None,
     num_density: Annotated[
         int | None,
         typer.Option(
             min=3,
+            max=MOST_LATENTS,
             help="Number of images and latents for log-densities.",
             show_default="--num, at most 64",
         ),
     ] = None,
     levels: Annotated[
-        int, typer.Option(min=1, help="Number of noise levels for normality and inconsistency.")
+        int,
+        typer.Option(
+            min=1, max=1000, help="Number of noise levels for normality and inconsistency."
+        ),
     ] = 5,
     confidence: Annotated[
         float, typer.Option(help="Confidence of the intervals, in (0, 1).")
@@ -132,7 +141,7 @@ def command(
     batch: BATCH = 16,
     steps: STEPS = 32,
     solver: SOLVER = "multistep",
-    probes: Annotated[int, typer.Option(min=4, help=PROBES_HELP)] = 5,
+    probes: Annotated[int, typer.Option(min=4, max=MOST_PROBES, help=PROBES_HELP)] = 5,
     seed: SEED = 0,
     out: OUT = Path("dgjax-out"),
     json: JSON = False,
@@ -217,7 +226,7 @@ def command(
         print(as_json(summary))
     else:
         show(summary)
-    console.print(f"wrote evaluation.json and evaluation.md to {out}/")
+    say(f"wrote evaluation.json and evaluation.md to {out}/")
 
 
 def _sections(only: list[str] | None) -> set[str]:

@@ -11,9 +11,9 @@ from dgjax import __version__
 from dgjax.checkpoints.opened import Model, find_label
 from dgjax.cli.options import BATCH, CLASS, MODEL, PROBES, SEED, STEPS, check_class, choose_model
 from dgjax.devices.batches import batch_runner
-from dgjax.devices.progress import console, progress
+from dgjax.devices.progress import progress, say
 from dgjax.explorer import Exploration, Setting, check_images, render_page
-from dgjax.files import output_folder
+from dgjax.files import output_folder, rescue
 from dgjax.guidance.density import density_guidance
 from dgjax.guidance.noise import level_set_noise
 from dgjax.guidance.schedules import window
@@ -49,7 +49,7 @@ def command(
     split: Annotated[
         float, typer.Option(help="Log-SNR at which early noise ends and late noise begins.")
     ] = 0.0,
-    num: Annotated[int, typer.Option(min=1, help="Number of latents.")] = 8,
+    num: Annotated[int, typer.Option(min=1, max=1000, help="Number of latents.")] = 8,
     batch: BATCH = 16,
     steps: STEPS = 32,
     probes: PROBES = 2,
@@ -62,6 +62,8 @@ def command(
     label = find_label(check_class(chosen, class_), class_)
     if out.is_dir():
         raise ValueError(f"{out} is a folder: name a file in it, such as {out / 'explorer.html'}")
+    if not np.isfinite(noise):
+        raise ValueError(f"--noise must be a finite number, got {noise:g}")
     dials = np.asarray(sorted(set(q or QUANTILES)), np.float32)
     for dial in dials:  # raises now, before anything is computed
         density_guidance(dial)
@@ -103,7 +105,7 @@ def command(
 
     items = np.repeat(np.arange(num), len(dials)), np.tile(dials, num)
     parts = []
-    with output_folder(out.parent) as folder:
+    with output_folder(out.parent):
         with progress("sampling", len(settings) * num * len(dials)) as show:
             for setting in settings:
                 term = None
@@ -130,7 +132,7 @@ def command(
             latent=chosen.meta.latent,
         )
         if not (np.isfinite(x).all() and np.isfinite(found.log_density).all()):
-            console.print("[yellow]some samples are not finite; the page says which[/yellow]")
+            say("some samples are not finite; the page says which", warning=True)
         how = f"{steps} steps, uniform in log-SNR from {logsnrs[0]:.2f} to {logsnrs[-1]:.2f}"
         how += f", by Multistep; seed {seed}; probes {probes}"
         if noise > 0:
@@ -138,8 +140,8 @@ def command(
                 f"; noise {noise:g} g, by LevelSetEuler, early below log-SNR {split:g}, late above"
             )
         text = render_page(found, chosen.name, _about(chosen, label, how))
-        (folder / out.name).write_text(text, "utf-8")
-    console.print(f"wrote {out} ({len(text) / 1e6:.1f} MB): open it in a browser")
+    rescue(out, lambda stream: stream.write(text.encode()))
+    say(f"wrote {out} ({len(text) / 1e6:.1f} MB): open it in a browser")
 
 
 def _noisy(split: float, logsnrs: np.ndarray) -> list[Setting]:

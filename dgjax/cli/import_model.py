@@ -1,5 +1,6 @@
 """`dgjax import`: make a checkpoint of a model that another library trained."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,8 +9,10 @@ import typer
 
 from dgjax.checkpoints.checkpoint import save
 from dgjax.cli.options import table, takes_no_condition
-from dgjax.devices.progress import console
+from dgjax.devices.progress import say
 from dgjax.importing import Imported, import_model
+from dgjax.importing.hub import is_hub_name
+from dgjax.printable import printable
 from dgjax.training import import_edm2_average
 
 __all__ = ["command"]
@@ -60,14 +63,16 @@ def command(
             source, ema_width, autoencoder=autoencoder, licence=licence, source=source
         )
     else:
+        if not os.path.exists(source) and is_hub_name(source):
+            say(f"there is no file or folder {source} here: asking the Hugging Face hub for it")
         found = import_model(
             source, scheduler=scheduler, shape=shape, autoencoder=autoencoder, licence=licence
         )
     save(out, found.model, found.meta, autoencoder=found.autoencoder, dtype=None)
     table(f"{source} as {out}", ["", ""], [list(row) for row in _facts(found).items()])
     for note in found.notes:
-        console.print(note, style="yellow", markup=False)
-    print(f"next: {_advice(found, out)}")
+        say(note, warning=True)
+    print(printable(f"next: {_advice(found, out)}"))
 
 
 def _advice(found: Imported, out: Path) -> str:

@@ -24,6 +24,7 @@ from dgjax.cli.options import (
     JSON,
     LEVELS,
     MODEL,
+    MOST_PROBES,
     PROBES_HELP,
     SEED,
     SOLVER,
@@ -66,7 +67,7 @@ def command(
     steps: STEPS_OR_AUTO = 32,
     tolerance: TOLERANCE = None,
     solver: SOLVER = "multistep",
-    probes: Annotated[int, typer.Option(min=2, help=PROBES_HELP)] = 5,
+    probes: Annotated[int, typer.Option(min=2, max=MOST_PROBES, help=PROBES_HELP)] = 5,
     seed: SEED = 0,
     json: JSON = False,
 ) -> None:

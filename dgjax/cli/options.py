@@ -1,8 +1,9 @@
 """Options that several commands share, and the tables that commands print."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
-from textwrap import wrap
+from textwrap import fill, wrap
 from typing import Annotated, Any
 
 import jax
@@ -14,8 +15,9 @@ from rich.table import Table
 from dgjax.checkpoints.configuration import unknown_name
 from dgjax.checkpoints.opened import Model, condition_on_class, open_model
 from dgjax.checkpoints.pretrained import pretrained_models
-from dgjax.devices.progress import console
+from dgjax.devices.progress import say
 from dgjax.model.field import Field
+from dgjax.printable import printable
 from dgjax.sampling.solvers import SOLVERS
 
 __all__ = [
@@ -24,6 +26,10 @@ __all__ = [
     "JSON",
     "LEVELS",
     "MODEL",
+    "MOST_BATCH",
+    "MOST_LATENTS",
+    "MOST_PROBES",
+    "MOST_STEPS",
     "OUT",
     "PROBES",
     "PROBES_HELP",
@@ -47,17 +53,27 @@ MODEL = Annotated[
         "FILE.py:FUNCTION, your own code that makes a model."
     ),
 ]
-STEPS = Annotated[int, typer.Option(min=1, help="Solver steps, uniform in log-SNR.")]
+# Beyond these limits a command would not end, or not fit any memory.
+MOST_STEPS, MOST_PROBES, MOST_BATCH = 100_000, 10_000, 1_000_000
+MOST_LATENTS = 10**9
+STEPS = Annotated[
+    int, typer.Option(min=1, max=MOST_STEPS, help="Solver steps, uniform in log-SNR.")
+]
 SOLVER_HELP = f"One of {', '.join(SOLVERS)}."
 SOLVER = Annotated[str, typer.Option(help=SOLVER_HELP)]
 BATCH = Annotated[
-    int, typer.Option(min=1, help="Samples in one compiled call, on all devices together.")
+    int,
+    typer.Option(
+        min=1, max=MOST_BATCH, help="Samples in one compiled call, on all devices together."
+    ),
 ]
 PROBES_HELP = "Hutchinson probes per step; with the solver multistep, one per colour of pixels."
-PROBES = Annotated[int, typer.Option(min=1, help=PROBES_HELP)]
+PROBES = Annotated[int, typer.Option(min=1, max=MOST_PROBES, help=PROBES_HELP)]
 CLASS = Annotated[
     str | None,
-    typer.Option("--class", help="Condition on this class, by number or name."),
+    typer.Option(
+        "--class", help="Condition on this class, by number or name.", show_default="no class"
+    ),
 ]
 LEVELS = Annotated[
     tuple[float, float] | None,
@@ -84,9 +100,9 @@ def note_shadowed(what: str, name: str, names: Iterable[str]) -> None:
         name: the name that was given. Written as a path, ./NAME, it means the file.
         names: the names that come with dgjax.
     """
-    if name in names and Path(name).exists():
+    if name in names and os.path.exists(name):
         note = f"taking the {what} {name} that comes with dgjax; for the one here write ./{name}"
-        console.print(note, style="yellow", markup=False)
+        say(note, warning=True)
 
 
 def choose_model(name: str) -> Model:
@@ -138,12 +154,14 @@ def takes_no_condition(field: Field) -> bool:
     return True
 
 
-def table(title: str, header: list[str], rows: list[list[str]]) -> None:
+def table(title: str, header: list[str], rows: list[list[str]], legend: str = "") -> None:
     """Print a table on standard output; columns of numbers are right-aligned.
 
     Headers are wrapped to the width of the cells below, so that terminals need not cut any.
+    `legend` is a text below the table.
     """
-    shown = Table(title=title, title_justify="left", header_style="bold")
+    rows = [[printable(cell) for cell in row] for row in rows]
+    shown = Table(title=printable(title), title_justify="left", header_style="bold")
     for i, name in enumerate(header):
         words = any(row[i][:1].isalpha() and row[i] != "unknown" for row in rows)
         width = max(map(len, (row[i] for row in rows)), default=0)
@@ -151,4 +169,6 @@ def table(title: str, header: list[str], rows: list[list[str]]) -> None:
         shown.add_column("\n".join(lines), justify="left" if words else "right")
     for row in rows:
         shown.add_row(*row)
-    Console().print(shown)
+    Console(markup=False, emoji=False, highlight=False).print(shown)
+    if legend:
+        print(fill(legend, 80))

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dgjax.checkpoints.opened import Model, density_title
-from dgjax.pictures.grid import image_grid
+from dgjax.pictures.grid import image_grid, save_figure
 from dgjax.pictures.line_grid import line_grid
 from dgjax.pictures.quantization import to_uint8
 
@@ -23,7 +23,9 @@ def is_drawn(model: Model) -> bool:
     return not model.meta.latent and (len(shape) == 2 or is_volume)
 
 
-def write_other_figure(file: Path, chosen: Model, summary: dict[str, Any], x: np.ndarray) -> None:
+def write_other_figure(
+    file: Path, chosen: Model, summary: dict[str, Any], x: np.ndarray, complete: str
+) -> None:
     """Write a figure of the first latents, with a row for each dial.
 
     Args:
@@ -31,6 +33,10 @@ def write_other_figure(file: Path, chosen: Model, summary: dict[str, Any], x: np
         chosen: the model.
         summary: with the rows of the dials.
         x: samples (dials, n, *shape) for which `is_drawn` holds.
+        complete: which files are written already, for the error message.
+
+    Raises:
+        ValueError: if it cannot be drawn.
     """
     name = "target" if "target_log_density" in summary["rows"][0] else "q"
     labels = [
@@ -48,4 +54,4 @@ def write_other_figure(file: Path, chosen: Model, summary: dict[str, Any], x: np
         middle = to_uint8(shown[:, :, shown.shape[2] // 2], chosen.meta.data_range)
         caption += "; the middle slice of each volume"
         figure = image_grid(middle, labels, title=title, caption=caption)
-    figure.savefig(file)
+    save_figure(file, figure, complete)

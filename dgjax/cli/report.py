@@ -9,9 +9,9 @@ import numpy as np
 from dgjax.checkpoints.opened import Model, density_title
 from dgjax.cli.options import table
 from dgjax.cli.stated_errors import ERROR_COLUMNS, error_cell, error_entries
-from dgjax.devices.progress import console
+from dgjax.devices.progress import say
 from dgjax.evaluation.moments import Moments, moments
-from dgjax.pictures.grid import image_grid
+from dgjax.pictures.grid import image_grid, save_figure
 from dgjax.pictures.latents import to_levels
 from dgjax.pictures.png import encode_png
 from dgjax.pictures.quantization import bits_per_dim
@@ -30,6 +30,11 @@ __all__ = [
 
 ERRORS = ("standard_error", "solver_error")
 MEASURED = ("log_density", "png_bytes", "bound_share", "target_met", "finite", *ERRORS)
+LEGEND = (
+    "+-: stated errors of one sample's log p; spread: standard deviation between samples; at "
+    "bound: share of the log-SNR range on which the guide reached its bound; undenoised: of x as "
+    "it is at t_min, without a last denoising step"
+)
 SHOWN = 12  # latents in the figure, at most
 
 
@@ -113,7 +118,7 @@ def summarize(
     """
     mean = dict(zip(MEASURED, measured.mean, strict=True))
     if (mean["finite"] < 1).any():
-        console.print("[yellow]some samples are not finite: see finite in the npz files[/yellow]")
+        say("some samples are not finite: see finite in the npz files", warning=True)
     deviation = measured.deviation
     rows = []
     for i, dial in enumerate(dials):
@@ -148,20 +153,27 @@ def shown_levels(chosen: Model, arrays: Mapping[str, np.ndarray]) -> np.ndarray 
     return to_levels(chosen, arrays["x"][:, :SHOWN])
 
 
-def write_figure(file: Path, chosen: Model, summary: dict[str, Any], levels: np.ndarray) -> None:
-    """Write a figure of the first latents in `levels`, with a row for each dial."""
+def write_figure(
+    file: Path, chosen: Model, summary: dict[str, Any], levels: np.ndarray, complete: str
+) -> None:
+    """Write a figure of the first latents in `levels`, with a row for each dial.
+
+    Raises:
+        ValueError: if it cannot be drawn; the message says that `complete` are written.
+    """
     name = "target" if "target_log_density" in summary["rows"][0] else "q"
     labels = [
         f"{name} = {row.get('q', row.get('target_log_density')):g}\n"
         f"{row['log_density_mean']:,.0f} nats\n{row['png_bytes']:.0f} B as PNG"
         for row in summary["rows"]
     ]
-    image_grid(
+    figure = image_grid(
         levels[:, :SHOWN],
         labels,
         title="The same latents at rising log-density: detail above, smoothness below",
         caption=f"{chosen.name}; mean {density_title(summary)}",
-    ).savefig(file)
+    )
+    save_figure(file, figure, complete)
 
 
 def show_table(summary: dict[str, Any]) -> None:
@@ -189,4 +201,5 @@ def show_table(summary: dict[str, Any]) -> None:
         f"{summary['model']}: {density_title(summary)}, undenoised",
         [header for _, header, _ in columns],
         [[cell(row, name, form) for name, _, form in columns] for row in summary["rows"]],
+        LEGEND,
     )

@@ -29,6 +29,8 @@ from dgjax.cli.options import (
     CLASS,
     JSON,
     MODEL,
+    MOST_BATCH,
+    MOST_LATENTS,
     OUT,
     PROBES,
     SEED,
@@ -55,8 +57,8 @@ from dgjax.cli.shards import (
 )
 from dgjax.cli.stated_errors import note_coarse
 from dgjax.devices.batches import batch_runner
-from dgjax.devices.progress import console, progress
-from dgjax.files import as_json, output_folder, write_json
+from dgjax.devices.progress import progress, say
+from dgjax.files import as_json, output_folder, write_arrays, write_json
 from dgjax.guidance.density import density_guidance
 from dgjax.guidance.noise import level_set_noise
 from dgjax.guidance.schedules import window
@@ -74,6 +76,8 @@ QUANTILES = [0.2, 0.35, 0.5, 0.65, 0.8]
 # Always this many pilot latents, so that a sample does not depend on the number of samples drawn.
 # `--steps auto` takes the same.
 PILOTS = TRIALS
+EVERYWHERE = (-float("inf"), float("inf"))
+MOST_BYTES = 2**36  # of all samples, without shards
 
 
 def command(
@@ -81,7 +85,8 @@ def command(
     q: Annotated[
         list[float] | None,
         typer.Option(
-            help="Quantile in (0, 1), repeatable: above 0.5 smoother, below 0.5 more detail."
+            help="Quantile in (0, 1), repeatable: above 0.5 smoother, below 0.5 more detail.",
+            show_default="0.2, 0.35, 0.5, 0.65, 0.8",
         ),
     ] = None,
     target_log_density: Annotated[
@@ -103,9 +108,9 @@ def command(
     ] = 0.0,
     noise_window: Annotated[
         tuple[float, float],
-        typer.Option(help="Log-SNRs between which this noise is added."),
-    ] = (-float("inf"), float("inf")),
-    num: Annotated[int, typer.Option(min=1, help="Number of latents.")] = 8,
+        typer.Option(help="Log-SNRs LOW,HIGH between which this noise is added, such as -inf,0."),
+    ] = EVERYWHERE,
+    num: Annotated[int, typer.Option(min=1, max=MOST_LATENTS, help="Number of latents.")] = 8,
     start: Annotated[
         int,
         typer.Option(
@@ -119,6 +124,7 @@ def command(
         int | None,
         typer.Option(
             min=1,
+            max=MOST_BATCH,
             help="Write files OUT/shards/00000.npz, ... with this many latents each, as soon as "
             "they are computed. To continue a stopped run, run the same command again.",
         ),
@@ -147,6 +153,10 @@ def command(
         raise ValueError(f"targets must be finite (in nats), got {dials.tolist()}")
     if steps is None:
         steps = 48 if by_target else 32
+    if not np.isfinite(noise):
+        raise ValueError(f"--noise must be a finite number, got {noise:g}")
+    if noise == 0 and noise_window != EVERYWHERE:
+        raise ValueError("--noise-window needs --noise: add it, or leave --noise-window out")
     term = None
     if noise > 0:
         term = level_set_noise(window(noise, low=noise_window[0], high=noise_window[1]))
@@ -154,6 +164,11 @@ def command(
         solver = default_name(by_target, term)
     chosen, method = choose_model(model), make_solver(solver)
     tolerance = set_tolerance(steps, tolerance, chosen.size)
+    if shard_size is None and 4 * num * len(dials) * chosen.size > MOST_BYTES:
+        raise ValueError(
+            f"{num:,} latents at {len(dials)} values are more samples than fit in memory: add "
+            "--shard-size, such as 1000"
+        )
     label = find_label(check_class(chosen, class_), class_)
     weaker = choose_weaker(guidance_model, chosen, label, guidance)
     other = None if weaker is None else weaker.field
@@ -230,24 +245,26 @@ def command(
         settings["start"] = start
     settings |= {"class": label, "guidance": guidance, "guidance_model": guidance_model}
 
-    def finish(folder, measured, levels, x):
+    def finish(measured, levels, x, arrays):
         rows = summarize(chosen, dials, by_target, measured)
         summary = {**chosen.facts(), "rows": rows, **settings}
+        write_json(out / "summary.json", summary)
+        complete = f"{arrays} and summary.json are"
         if levels is not None:
-            write_figure(folder / "samples.png", chosen, summary, levels)
+            write_figure(out / "samples.png", chosen, summary, levels, complete)
         elif is_drawn(chosen):
-            write_other_figure(folder / "samples.png", chosen, summary, x)
-        write_json(folder / "summary.json", summary)
+            write_other_figure(
+                out / "samples.png", chosen, summary, x, f"{arrays} and summary.json are"
+            )
         note_coarse(rows, chosen.size, steps)
         return summary
 
     if shard_size is None:
-        with output_folder(out) as folder:
-            with progress("sampling", num * len(dials)) as show:
-                arrays, levels = draw(0, num, show)
-            np.savez_compressed(folder / "samples.npz", **arrays)
-            summary = finish(folder, measure(arrays), levels, arrays["x"])
+        with output_folder(out), progress("sampling", num * len(dials)) as show:
+            arrays, levels = draw(0, num, show)
+        write_arrays(out / "samples.npz", arrays)
         made = "samples.npz"
+        summary = finish(measure(arrays), levels, arrays["x"], made)
     else:
         sha = digest(chosen.field, chosen.meta, chosen.autoencoder)
         options = {"model": chosen.name, "sha256": sha, **settings}
@@ -257,14 +274,15 @@ def command(
         shards = Shards(out / "shards", num, shard_size, len(dials), chosen.meta.shape)
         record_options(shards, {**options, "shard_size": shard_size})
         write_missing(shards, lambda start, stop, show: draw(start, stop, show)[0])
-        with output_folder(out) as folder:
-            first = read_shard(shards, 0)
-            levels = shown_levels(chosen, first)
-            summary = finish(folder, measure_shards(shards), levels, first["x"])
         made = f"{shards.files} shards in shards/"
+        first = read_shard(shards, 0)
+        levels = shown_levels(chosen, first)
+        summary = finish(measure_shards(shards), levels, first["x"], made)
     if json:
         print(as_json(summary))
     else:
         show_table(summary)
     made += ", samples.png" if chosen.has_pictures or is_drawn(chosen) else ""
-    console.print(f"wrote {made} and summary.json to {out}/")
+    say(f"wrote {made} and summary.json to {out}/")
+    if chosen.has_pictures:
+        say(f"next: dgjax explore --model {model}, a page in which you turn q")

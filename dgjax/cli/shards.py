@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dgjax.cli.report import MEASURED, measure, measured_values
-from dgjax.devices.progress import Show, console, progress
+from dgjax.devices.progress import Show, progress, say
 from dgjax.evaluation.moments import Moments
 from dgjax.files import as_json, replace_file, write_json
 
@@ -108,7 +108,7 @@ def write_missing(shards: Shards, draw: Callable[[int, int, Show], dict[str, Any
     left = sum(stop - start for start, stop in map(shards.span, missing))
     done = shards.num - left
     if done:
-        console.print(f"{done} of {shards.num} latents are there already")
+        say(f"{done} of {shards.num} latents are there already")
     with progress("sampling", shards.num * shards.dials, done * shards.dials) as show:
         for i in missing:
             arrays = draw(*shards.span(i), show)
@@ -144,5 +144,5 @@ def _is_complete(shards: Shards, i: int) -> bool:
             return True
     except Exception:  # NumPy and zipfile raise a handful of kinds on damaged files
         pass
-    console.print(f"{shards.file(i)} is damaged and made again", style="yellow", markup=False)
+    say(f"{shards.file(i)} is damaged and made again", warning=True)
     return False

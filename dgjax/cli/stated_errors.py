@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from dgjax.devices.progress import console
+from dgjax.devices.progress import say
 
 __all__ = ["ERROR_COLUMNS", "error_cell", "error_entries", "known", "note_coarse"]
 
@@ -62,10 +62,8 @@ def note_coarse(rows: list[dict[str, Any]], size: int, steps: int) -> None:
         elif spread is not None and error > spread:
             worst, meaning = error, f"more than the {spread:.2g} nats between samples"
     if meaning:
-        console.print(
+        say(
             f"the solver's error is about {error_cell(worst)} nats, {meaning}: take more steps, "
             f"such as --steps {2 * steps}",
-            style="yellow",
-            markup=False,
-            soft_wrap=True,
+            warning=True,
         )

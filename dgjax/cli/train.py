@@ -10,7 +10,7 @@ import typer
 
 from dgjax.cli.loggers import LOGGERS, open_logger
 from dgjax.cli.options import note_shadowed
-from dgjax.devices.progress import console
+from dgjax.devices.progress import say
 from dgjax.training import ema, export, fit, load_config, plan_average
 from dgjax.training.checkpointing import is_finished, latest_step
 from dgjax.training.config import CONFIGS, shipped_configs
@@ -96,11 +96,11 @@ def command(
         model = folder / f"model-{ema_width:g}"
         plan = plan_average(folder, width=ema_width)
         export(folder, model, width=ema_width)
-        console.print(
+        say(
             f"EMA width {ema_width:g} at step {plan.step}, made of {len(plan.steps)} "
             f"snapshots; its profile is off by {plan.error:.2%}"
         )
-    console.print(f"{state} at step {steps}; sample it: dgjax sample --model {model}")
+    say(f"{state} at step {steps}; sample it: dgjax sample --model {model}")
     if not finished:
         raise typer.Exit(STOPPED)  # so that `dgjax train ... && dgjax evaluate ...` ends here
 

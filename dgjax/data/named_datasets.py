@@ -11,6 +11,7 @@ from dgjax.checkpoints.configuration import unknown_name
 from dgjax.data.data_config import DataConfig
 from dgjax.data.dataset import Dataset
 from dgjax.data.image_folder import PARTS, load_folder
+from dgjax.extras import install_line
 from dgjax.pictures.image_files import FULL
 
 __all__ = ["DATASETS", "NoHeldOut", "load_data", "load_dataset", "read_idx"]
@@ -126,7 +127,7 @@ def _download(name: str, sha256: str) -> Path:
         raise ValueError(
             f"Fashion-MNIST is not on this machine and cannot be downloaded ({error}): "
             f"`apt install dataset-fashion-mnist`, or put {name} and the other files in a folder "
-            'and set data.path to it, or `pip install "dgjax[train]"`'
+            f"and set data.path to it, or `{install_line('train')}`"
         ) from error
 
 
@@ -157,7 +158,7 @@ def _digits(part: str) -> Dataset:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ValueError('digits needs scikit-learn: `pip install "dgjax[train]"`') from error
+        raise ValueError(f"digits needs scikit-learn: `{install_line('train')}`") from error
     data = load_digits()
     licence = "UCI optical recognition of handwritten digits (Alpaydin, Kaynak), CC BY 4.0"
     images = data.images[..., None].astype(np.uint8)

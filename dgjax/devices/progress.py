@@ -6,21 +6,25 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dgjax.printable import printable
+
 __all__ = ["Show", "console", "progress", "say"]
 
 Show = Callable[[int], None]  # advances a progress bar by a number of samples
 
-console = Console(stderr=True)
+# Square brackets and colons in names of files are text, no markup.
+console = Console(stderr=True, markup=False, emoji=False, highlight=False)
 
 
-def say(*lines: str) -> None:
-    """Print lines as they are on standard error, without markup or colours.
+def say(*lines: str, warning: bool = False) -> None:
+    """Print lines on standard error, without markup; control characters are shown as escapes.
 
     Args:
-        *lines: without line breaks.
+        *lines: without line breaks, which are escaped too.
+        warning: whether they are yellow.
     """
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(line), style="yellow" if warning else None, soft_wrap=True)
 
 
 @contextmanager

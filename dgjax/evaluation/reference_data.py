@@ -1,5 +1,6 @@
 """Data with which a model is compared, and samples of the model in the same form."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -118,7 +119,7 @@ def open_reference_data(
         source = DataConfig(name, 1.0)
     elif Path(name).suffix == ".npz":
         source = DataConfig("npz", 1.0, path=name)
-    elif Path(name).is_dir():
+    elif os.path.isdir(name):
         source = DataConfig("folder", 1.0, path=name, held_out=held_out, levels=levels)
     else:
         source = DataConfig(name, 1.0)

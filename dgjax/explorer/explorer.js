@@ -9,6 +9,21 @@ const MIDDLE = nearest(0.5);
 // Everything the user can choose. The state of panel B is kept while it is hidden.
 const state = { latent: 0, compare: false, panels: [{ q: MIDDLE, setting: 0 }, { q: nearest(0.75), setting: 0 }] };
 const LETTERS = ["A", "B"];
+
+// The choice is kept in the address, so that a reload, a bookmark or a copied address shows it again.
+function remember() {
+  const numbers = [state.latent, Number(state.compare), ...state.panels.flatMap(({ q, setting }) => [q, setting])];
+  try { history.replaceState(null, "", "#" + numbers.join(",")); } catch { /* some viewers of files have no history */ }
+}
+function recall() {
+  const found = location.hash.slice(1).split(",").map(Number);
+  const sizes = [data.samples[0].length, 2, data.q.length, data.settings.length, data.q.length, data.settings.length];
+  if (found.length !== sizes.length || !found.every((v, k) => Number.isInteger(v) && v >= 0 && v < sizes[k])) return;
+  const [latent, compare, ...rest] = found;
+  Object.assign(state, { latent, compare: compare === 1 });
+  state.panels.forEach((panel, i) => Object.assign(panel, { q: rest[2 * i], setting: rest[2 * i + 1] }));
+}
+recall();
 const shown = () => (state.compare ? [0, 1] : [0]);
 const sampleOf = ({ q, setting }) => data.samples[setting][state.latent][q];
 
@@ -149,7 +164,7 @@ function drawChart() {
     root.append(svg("polyline", { class: `bold ${kind}`, points: points(sample.course) }));
     if (end === null) continue;
     root.append(svg("circle", { class: `end ${kind}`, cx: x(last), cy: y(end), r: 5 }));
-    ends.push({ kind, at: y(end), text: `${state.compare ? LETTERS[i] + " " : ""}${minus(thousands(end))}` });
+    ends.push({ kind, at: y(end), text: `${state.compare ? LETTERS[i] + " " : ""}${minus(thousands(sample.nats ?? end))}` });
   }
   ends.sort((one, other) => one.at - other.at);
   if (ends.length === 2) {
@@ -195,6 +210,7 @@ function update() {
   drawChart();
   drawTable();
   say();
+  remember();
 }
 
 // Latents, comparison, theme

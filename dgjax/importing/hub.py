@@ -1,11 +1,13 @@
 """Read models of the Hugging Face hub: configs first, then only the weights that are needed."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dgjax.extras import install_line
 from dgjax.importing.weights import open_weights
 from dgjax.importing.weights_files import choose_file, is_index
 
@@ -14,6 +16,8 @@ __all__ = ["HubModel", "is_hub_name", "local_snapshot", "open_hub"]
 # Kilobytes, and all that is needed to see whether a model can be read.
 CONFIGS = ["model_index.json", "*config.json", "*.index.json", "*.index.*.json", "README.md"]
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+LONGEST = 193  # characters: two names of 96, and the slash
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".json", ".npz")
 CACHE = "models--"  # with it begin the folders of the hub's cache
 
 
@@ -32,8 +36,13 @@ class HubModel(NamedTuple):
 
 
 def is_hub_name(source: str) -> bool:
-    """Return whether a text has the form of a name on the hub, owner/name."""
-    return NAME.fullmatch(source) is not None
+    """Return whether a text has the form of a name on the hub, owner/name, and not of a path.
+
+    The name of a file, and a path into a folder that is here, are no names on the hub.
+    """
+    if len(source) > LONGEST or NAME.fullmatch(source) is None or ".." in source:
+        return False
+    return not (source.lower().endswith(SUFFIXES) or os.path.exists(source.partition("/")[0]))
 
 
 def open_hub(name: str) -> HubModel:
@@ -53,7 +62,7 @@ def open_hub(name: str) -> HubModel:
     except ImportError:
         raise ValueError(
             f"there is no file or folder {name}; as a name on the Hugging Face hub it needs "
-            "pip install 'dgjax[hub]'"
+            f"{install_line('hub')}"
         ) from None
 
     def download(patterns: list[str], **options: Any) -> Path:

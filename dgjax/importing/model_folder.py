@@ -1,7 +1,6 @@
 """Shared parts of the importers: their result, JSON configs, the licence of a model card."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +9,9 @@ from dgjax.checkpoints.spec import Autoencoder
 from dgjax.model.field import Field
 
 __all__ = ["Imported", "card_licence", "read_json"]
+
+
+LARGEST_CARD = 2**20  # characters of a model card that are read
 
 
 class Imported(NamedTuple):
@@ -48,7 +50,7 @@ def read_json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text())
     except FileNotFoundError:
         raise ValueError(f"there is no {file.name} in {file.parent}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         first = str(error).splitlines()[0]
         raise ValueError(f"{file} cannot be read as JSON: {first}") from error
     if not isinstance(content, dict):
@@ -66,9 +68,17 @@ def card_licence(folder: Path) -> str | None:
         `license` in the front matter of the card, or None if there is none.
     """
     try:
-        card = (folder / "README.md").read_text(errors="replace")
+        with (folder / "README.md").open(errors="replace") as stream:
+            card = stream.read(LARGEST_CARD)
     except OSError:
         return None
-    front = re.match(r"---\s*\n(.*?)\n---", card, re.DOTALL)
-    stated = re.search(r"^license:\s*(\S.*?)\s*$", front[1], re.MULTILINE) if front else None
-    return stated[1].strip("\"'") if stated else None
+    first, *lines = card.splitlines() or [""]
+    if first.strip() != "---":
+        return None
+    for line in lines:
+        key, _, value = line.partition(":")
+        if line.startswith("---"):
+            break
+        if key == "license" and value.strip():
+            return value.strip().strip("\"'")
+    return None

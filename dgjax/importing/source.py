@@ -63,7 +63,7 @@ def import_model(
     options = {"scheduler": scheduler, "shape": shape, "licence": licence}
     options |= {"autoencoder": autoencoder}
     path = Path(source)
-    if path.exists():
+    if os.path.exists(path):  # False for names that no file can have
         path = local_snapshot(path)
         path = path.parent if path.name in CONFIGS else path
         read = _reader(path)
@@ -76,7 +76,7 @@ def import_model(
     if not is_hub_name(str(source)):
         raise ValueError(
             f"there is no file or folder {source}, and it has not the form owner/name of a name on "
-            "the Hugging Face hub: give the path of a model"
+            "the Hugging Face hub, which was not asked: give the path of a model"
         )
     found = open_hub(str(source))
     read = _reader(found.folder)

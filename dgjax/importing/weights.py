@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from dgjax.extras import install_line
 from dgjax.importing.pickles import is_pickle, refuse_pickle
 from dgjax.importing.weights_files import TORCH_ENDINGS, choose_file, is_index
 
@@ -196,8 +197,7 @@ def _load_torch(file: Path) -> Any:
         import torch
     except ImportError:
         raise ValueError(
-            f"reading {file} needs PyTorch: pip install 'dgjax[torch]', or convert it to "
-            "safetensors"
+            f"reading {file} needs PyTorch: {install_line('torch')}, or convert it to safetensors"
         ) from None
     load = partial(torch.load, file, map_location="cpu", weights_only=True)
     try:

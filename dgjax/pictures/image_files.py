@@ -9,6 +9,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from dgjax.pictures.quantization import to_uint8
 
 __all__ = [
+    "FORMATS",
     "FULL",
     "IMAGE_SUFFIXES",
     "DarkPictures",
@@ -20,6 +21,8 @@ __all__ = [
     "read_image",
 ]
 
+# Others are left to their programs: Pillow hands PostScript to Ghostscript, which runs it.
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp")
 FULL = (0, 65535)  # levels of black and white in pictures of 16 bits
 
@@ -56,18 +59,19 @@ def read_image(file: Path) -> Image.Image:
     """Read an image file and apply the rotation in its EXIF data.
 
     Args:
-        file: an image in any format that Pillow reads.
+        file: an image in one of `FORMATS`.
 
     Raises:
         ValueError: if the file is missing, empty, damaged or not an image.
     """
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
             return ImageOps.exif_transpose(image).copy()
     except FileNotFoundError:
         raise ValueError(f"there is no file {file}") from None
     except UnidentifiedImageError:
-        raise ValueError(f"{file} is not an image that can be read (or it is empty)") from None
+        formats = ", ".join(FORMATS)
+        raise ValueError(f"{file} is not an image ({formats}), or it is empty") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"{file} cannot be read as an image: {error}") from error
 

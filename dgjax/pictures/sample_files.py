@@ -160,8 +160,18 @@ def _read_array(file: Path, model: Model) -> np.ndarray:
             + (f" of {x.dtype}" if model.meta.latent else "")
         )
     x = x.reshape(-1, *shape)
-    if x.dtype != np.uint8 and not (x.dtype.kind == "f" and np.isfinite(x).all()):
-        raise ValueError(f"x in {file} must be uint8 levels or finite floats, got {x.dtype}")
     if not len(x):
         raise ValueError(f"x in {file} has no samples: its shape is {x.shape}")
-    return x if x.dtype == np.uint8 else x.astype(np.float32, copy=False)
+    if x.dtype == np.uint8:
+        return x
+    if x.dtype.kind != "f":
+        raise ValueError(f"x in {file} must be uint8 levels or floats, got {x.dtype}")
+    with np.errstate(over="ignore"):
+        values = x.astype(np.float32, copy=False)
+    bad = np.flatnonzero(~np.isfinite(values).reshape(len(x), -1).all(1))
+    if bad.size:
+        raise ValueError(
+            f"x in {file} has a number that is not finite, or too large for float32, in row "
+            f"{bad[0]}, and {bad.size} such rows of {len(x)}: take these rows out"
+        )
+    return values

@@ -36,6 +36,7 @@ SECTIONS = {
     "execution": Execution,
     "records": Records,
 }
+MOST = {"steps": 10**9, "batch": 10**6, "ema_snapshots": 10**4}
 # Former names of keys, by section, as in configurations and run folders of earlier versions.
 FORMER_KEYS = {
     "config": {"levels": "noise_distribution", "adaptive": "importance_sampling"},
@@ -101,6 +102,8 @@ class TrainConfig:
                 raise ValueError(
                     f"{name} must be a positive whole number, got {getattr(self, name)}"
                 )
+            if getattr(self, name) > MOST[name]:
+                raise ValueError(f"{name} must be at most {MOST[name]:,}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must lie in [0, 2^32), got {self.seed}")
         make_noise_sampler(self)
@@ -204,11 +207,11 @@ def load_config(file: str | os.PathLike) -> TrainConfig:
         raise ValueError(
             f"cannot read the config {file} ({error}); shipped are {', '.join(names)}"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not TOML: {error}") from error
     try:
         return TrainConfig.from_dict(values)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 

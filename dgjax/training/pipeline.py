@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dgjax.data.dataset import Dataset
+from dgjax.extras import install_line
 
 __all__ = ["Augment", "HostBatch", "batch_indices", "training_batches"]
 
@@ -74,7 +75,7 @@ def batch_indices(size: int, batch: int, seed: int) -> Any:
     try:
         import grain
     except ImportError as error:
-        raise ValueError('training needs grain: `pip install "dgjax[train]"`') from error
+        raise ValueError(f"training needs grain: `{install_line('train')}`") from error
     return grain.MapDataset.range(size).seed(seed).shuffle().repeat().batch(batch)
 
 

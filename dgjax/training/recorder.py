@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from dgjax.extras import install_line
 from dgjax.files import replace_file
 from dgjax.pictures.png import to_image
 from dgjax.pictures.quantization import to_uint8
@@ -132,7 +133,7 @@ def open_recorder(run_dir: Path, start: int, log: Log | None = None) -> Iterator
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
-        raise ValueError('training needs tensorboardX: `pip install "dgjax[train]"`') from error
+        raise ValueError(f"training needs tensorboardX: `{install_line('train')}`") from error
     file = run_dir / "metrics.jsonl"
     explained = _write_errors_explained
     with explained(run_dir):

@@ -331,3 +331,33 @@ def test_the_policy_stops_what_would_go_out(chromium, address):
     assert page.evaluate("window.ran") is None
     assert set(failed.values()) == {"csp"}
     page.close()
+
+
+def test_a_reload_shows_the_same_choice(chromium, address):
+    context = chromium.new_context()
+    page = context.new_page()
+    page.goto(address)
+    before = shown(page)
+    page.locator("#latents input").nth(1).check()
+    page.locator("#dial-A").fill("0")
+    page.locator("#compare").check()
+    chosen = shown(page), shown(page, "b")
+    page.reload()
+    again = shown(page), shown(page, "b")
+    for one, other in zip(chosen, again, strict=True):
+        assert one[:2] == other[:2]
+        assert (one[2] == other[2]).all()
+    assert again[0][:2] != before[:2]
+    for wrong in ("#9,9,9,9,9,9", "#0,0,-1,0,0,0", "#<b>", "#1"):
+        page.goto("about:blank")
+        page.goto(address + wrong)
+        assert shown(page)[:2] == before[:2]
+    context.close()
+
+
+def test_the_chart_says_the_same_number_as_the_panel(visit):
+    page = visit()
+    for q in range(int(page.locator("#dial-A").get_attribute("max")) + 1):
+        page.locator("#dial-A").fill(str(q))
+        value = page.locator("#chart .value.a").text_content()
+        assert shown(page)[1][0].split()[0] == value

@@ -1,0 +1,56 @@
+"""Print an error as one line on standard error, and return the exit status that goes with it."""
+
+import errno
+import sys
+
+from dgjax.printable import printable
+
+__all__ = ["explain"]
+
+WRONG, USAGE, STOPPED = 1, 2, 130  # exit statuses, as shells have them
+
+
+def explain(error: Exception) -> int:
+    """Print what a user can do about an error; raise it again if it is none of theirs.
+
+    Args:
+        error: what a command raised.
+
+    Returns:
+        The exit status.
+    """
+    kind = type(error).__name__
+    if kind == "NoArgsIsHelpError":
+        error.show()  # type: ignore[attr-defined]
+        return USAGE
+    # Older releases of typer have the classes of click, newer ones have their own.
+    if hasattr(error, "format_message"):
+        context = getattr(error, "ctx", None)
+        where = f"{context.command_path} --help" if context else "dgjax --help"
+        _print(f"{error.format_message()} (see {where})")
+        return getattr(error, "exit_code", USAGE)
+    if kind == "Abort":  # Ctrl-C
+        _print("stopped")
+        return STOPPED
+    if isinstance(error, ValueError):
+        # Some errors bring code that the user can run, such as to convert a file.
+        code = getattr(error, "code", None)
+        lines = str(error).splitlines() or ["bad value"]
+        _print(lines[0] if code else " ".join(line.strip() for line in lines))
+        if code:
+            print(printable(code, lines=True), file=sys.stderr)
+        return WRONG
+    if isinstance(error, OSError):
+        if error.errno == errno.EPIPE:  # the reader of a pipe has gone, as `| head` does
+            return WRONG
+        at = f": {error.filename}" if error.filename else ""
+        _print(f"{error.strerror or error}{at}")
+        return WRONG
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)[:1000]:
+        _print("not enough memory: take a smaller --batch, or fewer samples at once")
+        return WRONG
+    raise error
+
+
+def _print(text: str) -> None:
+    print(f"dgjax: {printable(text)}", file=sys.stderr)

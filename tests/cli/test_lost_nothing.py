@@ -1,0 +1,134 @@
+"""A full disk, or a figure that cannot be drawn, costs no sample; names are shown as they are."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dgjax.printable import printable
+
+FEW = ["--steps", "2", "--q", "0.4"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, small_model):
+    return small_model(tmp_path_factory.mktemp("model") / "m", (4, 4, 1), spread=0.5)
+
+
+@pytest.fixture
+def commands(tmp_path, model):
+    Image.new("L", (4, 4)).save(tmp_path / "given.png")
+    given, out = tmp_path / "given.png", tmp_path / "out"
+    return {
+        "samples.npz": ["sample", "--model", model, "--num", 2, *FEW, "--out", out],
+        "edit.npz": ["edit", given, "--model", model, *FEW, "--out", out],
+        "page.html": [
+            *("explore", "--model", model, "--num", 1, "--noise", 0),
+            *(*FEW, "--out", out / "page.html"),
+        ],
+    }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the names of open files in /proc")
+@pytest.mark.parametrize("name", ["samples.npz", "edit.npz", "page.html"])
+def test_a_full_disk_costs_no_sample(name, commands, run, tmp_path, monkeypatch):
+    saved = tmp_path / "temporary"
+    saved.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(saved))
+    fsync = os.fsync
+
+    def full(descriptor):
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if path.is_relative_to(tmp_path / "out") and not path.is_dir():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    monkeypatch.setattr("os.fsync", full)
+    status, _, complaint = run(*commands[name])
+    assert status == 1
+    lines = [line for line in complaint.splitlines() if line.startswith("dgjax:")]
+    assert len(lines) == 1
+    assert "No space left" in lines[0]
+    assert "Traceback" not in complaint
+    kept = Path(re.search(r"what was computed is in (\S+)", lines[0])[1])
+    assert kept.name == name
+    assert kept.is_relative_to(saved)
+    if name.endswith("npz"):
+        with np.load(kept) as arrays:
+            assert np.isfinite(arrays["x"]).all()
+    assert not any((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("name", ["samples.npz", "edit.npz"])
+def test_a_figure_that_cannot_be_drawn_costs_no_sample(name, commands, run, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no font\nat all")
+
+    (tmp_path / "out").mkdir()
+    figure = tmp_path / "out" / name.replace("npz", "png")
+    figure.touch()  # of an earlier run: it would not be that of the new samples
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+    status, _, complaint = run(*commands[name])
+    assert status == 1
+    assert re.search(r"dgjax: no font at all \(.* is not drawn, .* are complete\)", complaint)
+    files = {file.name for file in (tmp_path / "out").iterdir()}
+    assert files == {name, "summary.json" if name == "samples.npz" else "edit.json"}
+
+
+def test_names_are_shown_as_they_are(model, run, tmp_path):
+    """Neither mathtext, nor Rich's markup, nor the terminal reads them."""
+    odd = "$x$ \\foo [bold]b[/] [/c] \x1b[31m \x1b]8;;http:link\x07 :smile: \u202e"
+    shutil.copytree(model, tmp_path / odd)
+    out = tmp_path / "[red]out"
+    status, shown, complaint = run(
+        "sample", "--model", tmp_path / odd, "--num", 2, *FEW, "--out", out
+    )
+    assert status == 0, complaint
+    assert f"wrote samples.npz, samples.png and summary.json to {out}/" in complaint
+    written = shown + complaint
+    assert all(c.isprintable() or c == "\n" for c in written)
+    flat = re.sub(r"\s", "", written)
+    assert re.sub(r"\s", "", printable(odd)) in flat
+    assert json.loads((out / "summary.json").read_text())["model"].endswith(odd)
+    assert (out / "samples.png").stat().st_size > 1000
+
+
+def test_text_is_made_printable():
+    assert printable("plain é [b] $x$") == "plain é [b] $x$"
+    assert printable("\x1b[31m\r\n\x9b\u202e\udcff") == r"\x1b[31m\r\n\x9b\u202e\udcff"
+    assert printable("a\nb\x1b", lines=True) == "a\nb\\x1b"
+    assert len(printable("n" * 10**6)) < 1100
+
+
+@pytest.mark.parametrize("name", ["models/none.pt", "a/b/c", "./a", "here/model", f"a/{'n' * 200}"])
+def test_the_hub_is_not_asked_for_paths(name, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.setattr("dgjax.importing.source.open_hub", lambda name: pytest.fail("asked"))
+    status, _, complaint = run("import", name, "out")
+    assert status == 1
+    assert "which was not asked" in complaint
+
+
+def test_asking_the_hub_is_said(run, tmp_path, monkeypatch):
+    def refuse(name):
+        raise ValueError(f"no {name}")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dgjax.importing.source.open_hub", refuse)
+    _, _, complaint = run("import", "owner/name", "out")
+    assert "asking the Hugging Face hub" in complaint
+
+
+def test_classes_of_the_shipped_model_have_names():
+    from dgjax.checkpoints.opened import find_label, open_model
+
+    chosen = open_model("fashion-mnist")
+    assert [find_label(chosen, name) for name in ("Bag", "t-shirt", "ankle boot")] == [8, 0, 9]
