@@ -55,6 +55,7 @@ __all__ = [
     "digest",
     "load",
     "load_autoencoder",
+    "load_meta",
     "load_prompt_encoder",
     "save",
     "weight_bytes",
@@ -256,6 +257,15 @@ def load_prompt_encoder(
     if verify:
         check_files(folder, {k: v for k, v in checksums.items() if is_text_file(k)})
     return read_prompt_encoder(folder, meta.text, sharding)
+
+
+def load_meta(folder: str | os.PathLike) -> Meta:
+    """Return the facts about a checkpoint, without reading its weights.
+
+    Raises:
+        ValueError: if the folder is missing or no checkpoint.
+    """
+    return _read_config(Path(folder).absolute())[1]
 
 
 def weight_bytes(folder: str | os.PathLike) -> int:

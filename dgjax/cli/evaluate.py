@@ -9,9 +9,11 @@ import typer
 import dgjax
 from dgjax.checkpoints.configuration import unknown_name
 from dgjax.cli.evaluation_report import level_entry, markdown, metric_entry, show
+from dgjax.cli.exports import check_export_options, export_samples
 from dgjax.cli.options import (
     BATCH,
     JSON,
+    LEVELS,
     MODEL,
     MOST_LATENTS,
     MOST_PROBES,
@@ -47,6 +49,7 @@ from dgjax.evaluation.reference_data import (
     prepare_sets,
 )
 from dgjax.files import as_json, output_folder, write_json
+from dgjax.pictures.image_files import FULL, check_levels
 
 __all__ = ["command"]
 
@@ -80,6 +83,21 @@ def command(
             help="Files or folders of samples, repeatable.", show_default="drawn from the model"
         ),
     ] = None,
+    data_range: LEVELS = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write the compared samples for other programs: an empty folder for PNG "
+            "files, or a file.npz for the uint8 array arr_0 (n, H, W, 3).",
+            show_default="none",
+        ),
+    ] = None,
+    export_denoised: Annotated[
+        bool,
+        typer.Option(
+            "--export-denoised", help="Export after a last denoising step; figures stay undenoised."
+        ),
+    ] = False,
     labels: Annotated[
         str,
         typer.Option(
@@ -141,16 +159,23 @@ def command(
         if only:
             raise ValueError("the log-density of latents has no bits per dimension: leave bits out")
         names.remove("bits")
+    check_export_options(chosen, export, export_denoised, samples)
     # All arguments are checked before the first solve.
     space = features or ("vgg16" if makes_images(chosen) else "pixels")
     vectors = make_features(space) if {"frechet", "precision-recall"} & names else pixels
-    given = load_samples(samples, chosen, num, seed) if samples else None
+    range_ = data_range or FULL
+    check_levels(range_)
+    given = load_samples(samples, chosen, num, seed, range_) if samples else None
     num = num or (256 if given is None else len(given))
     few = num_density or min(num, 64)
     if data is not None:
         note_shadowed("data set", data, DATASETS)
-    reference = open_reference_data(chosen, data, part, held_out, labels, max(num, few), seed)
+    size = max(num, few)
+    reference = open_reference_data(chosen, data, part, held_out, labels, size, seed, data_range)
     say(f"data: {reference.dataset.summary}", *reference.dataset.notes)
+    if "bits" in names and not reference.has_levels(chosen):
+        say("no bits per dimension, since these data are floats without levels")
+        names.remove("bits")
 
     found: dict[str, Metric] = {}
     h: list[tuple[float, Normality]] = []
@@ -159,9 +184,13 @@ def command(
     with output_folder(out) as folder:
         if "bits" in names:
             found["bits_per_dim"] = measure_bits_per_dim(chosen, reference, few, *common)
-        if {"frechet", "precision-recall", "png"} & names:
-            if given is None:
-                given = sample_model(chosen, num, reference.conditions(num), settings)
+        compared = {"frechet", "precision-recall", "png"} & names
+        if given is None and (compared or export):
+            given = sample_model(chosen, num, reference.conditions(num), settings)
+        if given is not None and export:
+            conditions = reference.conditions(num)
+            export_samples(chosen, given, conditions, settings, export, export_denoised)
+        if given is not None and compared:
             sets = prepare_sets(chosen, given, reference, seed)
             found |= measure_distances(sets, vectors, names, *common)
             if "png" in names:

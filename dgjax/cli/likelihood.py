@@ -22,6 +22,7 @@ from dgjax.cli.options import (
     BATCH,
     CLASS,
     JSON,
+    LEVELS,
     MODEL,
     MOST_PROBES,
     PROBES_HELP,
@@ -40,9 +41,11 @@ from dgjax.cli.stated_errors import (
     note_coarse,
 )
 from dgjax.devices.batches import map_batches
+from dgjax.devices.progress import say
 from dgjax.files import as_json
+from dgjax.pictures.image_files import FULL, check_levels
 from dgjax.pictures.quantization import bits_per_dim, dequantize
-from dgjax.pictures.sample_files import LazySamples, encode_levels, read_samples
+from dgjax.pictures.sample_files import LazySamples, encode_levels, find_samples, read_samples
 from dgjax.sampling.likelihood import likelihood
 from dgjax.sampling.solvers import default_divergence
 from dgjax.sampling.time_grids import grid_logsnr
@@ -52,11 +55,16 @@ __all__ = ["command"]
 
 def command(
     files: Annotated[
-        list[Path], typer.Argument(help="Images of the model's size, or npz files with an array x.")
+        list[Path],
+        typer.Argument(
+            help="Images of the model's size, npy files, npz files with an array x or arr_0, and "
+            "folders of these."
+        ),
     ],
     model: MODEL = "fashion-mnist",
     class_: CLASS = None,
     prompt: PROMPT = None,
+    data_range: LEVELS = None,
     batch: BATCH = 8,
     steps: STEPS_OR_AUTO = 32,
     tolerance: TOLERANCE = None,
@@ -76,7 +84,9 @@ def command(
         make_solver(solver),
     )
     tolerance = set_tolerance(steps, tolerance, chosen.size)
-    read = read_samples(files, chosen)
+    if data_range is not None:
+        check_levels(data_range)
+    read = read_samples(find_samples(files), chosen, data_range or FULL, say)
     latent = chosen.meta.latent
     if latent:
         read = [encode_levels(file, chosen) for file in read]

@@ -25,6 +25,7 @@ __all__ = [
     "BATCH",
     "CLASS",
     "JSON",
+    "LEVELS",
     "MODEL",
     "MOST_BATCH",
     "MOST_LATENTS",
@@ -80,6 +81,14 @@ CLASS = Annotated[
 PROMPT = Annotated[
     str | None,
     typer.Option(help='Condition on this text, for a model of prompts; "" is no text.'),
+]
+LEVELS = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        "--data-range",
+        help="Levels of pictures of 16 bits that are black and white: 0 4095 for 12 bits.",
+        show_default="0 65535",
+    ),
 ]
 # JAX makes equal keys of numbers that are equal modulo 2^32.
 SEED = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")]

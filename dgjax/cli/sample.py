@@ -41,6 +41,7 @@ from dgjax.cli.options import (
     choose_model,
     make_solver,
 )
+from dgjax.cli.other_figures import is_drawn, write_other_figure
 from dgjax.cli.report import (
     measure,
     sample_arrays,
@@ -114,6 +115,15 @@ def command(
         typer.Option(help="Log-SNRs LOW,HIGH between which this noise is added, such as -inf,0."),
     ] = EVERYWHERE,
     num: Annotated[int, typer.Option(min=1, max=MOST_LATENTS, help="Number of latents.")] = 8,
+    start: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=2**31 - 1,
+            help="Number of the first latent: --start 40 --num 1 draws the sample with index 40 of "
+            "a larger --num alone, equal up to rounding.",
+        ),
+    ] = 0,
     shard_size: Annotated[
         int | None,
         typer.Option(
@@ -226,9 +236,10 @@ def command(
     per_call = min(batch, len(dials) * min(num, shard_size or num))
     run_batches = batch_runner(run, per_call, chosen.field, before, term, keys)
 
-    def draw(start, stop, show):
+    def draw(first, stop, show):
         # All latents at the first dial, then all latents at the next dial, and so on.
-        items = np.tile(np.arange(start, stop), len(dials)), np.repeat(dials, stop - start)
+        latents = np.arange(start + first, start + stop)
+        items = np.tile(latents, len(dials)), np.repeat(dials, len(latents))
         found = jax.tree.map(
             lambda a: a.reshape(len(dials), -1, *a.shape[1:]), run_batches(items, show)
         )
@@ -236,17 +247,23 @@ def command(
         return sample_arrays(chosen, dials, by_target, found, levels), levels
 
     settings = {"num": num, "seed": seed, "steps": steps, "solver": solver, "noise": noise}
+    if start:  # left out otherwise, so that shards of earlier versions are continued
+        settings["start"] = start
     settings |= {"class": given.label, "guidance": guidance, "guidance_model": guidance_model}
     if prompt is not None:
         settings |= {"prompt": prompt, "negative": negative}
 
-    def finish(measured, levels, arrays):
+    def finish(measured, levels, x, arrays):
         rows = summarize(chosen, dials, by_target, measured)
         summary = {**chosen.facts(), "rows": rows, **settings}
         write_json(out / "summary.json", summary)
+        complete = f"{arrays} and summary.json are"
         if levels is not None:
-            complete = f"{arrays} and summary.json are"
             write_figure(out / "samples.png", chosen, summary, levels, complete)
+        elif is_drawn(chosen):
+            write_other_figure(
+                out / "samples.png", chosen, summary, x, f"{arrays} and summary.json are"
+            )
         note_coarse(rows, chosen.size, steps)
         return summary
 
@@ -255,7 +272,7 @@ def command(
             arrays, levels = draw(0, num, show)
         write_arrays(out / "samples.npz", arrays)
         made = "samples.npz"
-        summary = finish(measure(arrays), levels, made)
+        summary = finish(measure(arrays), levels, arrays["x"], made)
     else:
         sha = digest(chosen.field, chosen.meta, chosen.autoencoder)
         options = {"model": chosen.name, "sha256": sha, **settings}
@@ -266,12 +283,14 @@ def command(
         record_options(shards, {**options, "shard_size": shard_size})
         write_missing(shards, lambda start, stop, show: draw(start, stop, show)[0])
         made = f"{shards.files} shards in shards/"
-        summary = finish(measure_shards(shards), shown_levels(chosen, read_shard(shards, 0)), made)
+        first = read_shard(shards, 0)
+        levels = shown_levels(chosen, first)
+        summary = finish(measure_shards(shards), levels, first["x"], made)
     if json:
         print(as_json(summary))
     else:
         show_table(summary)
-    made += ", samples.png" if chosen.has_pictures else ""
+    made += ", samples.png" if chosen.has_pictures or is_drawn(chosen) else ""
     say(f"wrote {made} and summary.json to {out}/")
     if chosen.has_pictures:
         say(f"next: dgjax explore --model {model}, a page in which you turn q")

@@ -1,17 +1,20 @@
 """`dgjax train`: train a model from a configuration file, or continue a stopped run."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import jax
 import typer
 
+from dgjax.cli.loggers import LOGGERS, open_logger
 from dgjax.cli.options import note_shadowed
 from dgjax.devices.progress import say
 from dgjax.training import ema, export, fit, load_config, plan_average
-from dgjax.training.checkpointing import is_finished
+from dgjax.training.checkpointing import is_finished, latest_step
 from dgjax.training.config import CONFIGS, shipped_configs
+from dgjax.training.export import is_exported
 
 __all__ = ["command", "join_hosts"]
 
@@ -37,6 +40,19 @@ def command(
             "A finished run only exports."
         ),
     ] = None,
+    init_from: Annotated[
+        str | None,
+        typer.Option(
+            help="Start from the weights of a checkpoint, a run folder or a shipped model.",
+            show_default="fresh weights, or config's init_from",
+        ),
+    ] = None,
+    logger: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Also send curves and pictures to {', '.join(LOGGERS)}.", show_default="none"
+        ),
+    ] = None,
     distributed: Annotated[
         bool,
         typer.Option(
@@ -47,21 +63,33 @@ def command(
         ),
     ] = False,
 ) -> None:
-    """Train a model on all devices. To continue a stopped run, run the same command again."""
+    """Train a model on all devices. To continue a stopped run, run the same command again.
+
+    Length, batch, optimiser and the place of the data may have changed meanwhile.
+    """
     if distributed:
         join_hosts()
     note_shadowed("config", config, shipped_configs())
     settings = load_config(config)
     if ema_width is not None:
         ema.exponent(ema_width)  # raises now, not after hours of training
+    if init_from is not None:
+        place = Path(init_from)
+        named = str(place.absolute()) if place.is_dir() else init_from
+        settings = replace(settings, init_from=named)
     folder = Path("runs") / Path(config).stem if out is None else out
     # `fit` checks that several hosts share the folder, so it always runs there.
-    if jax.process_count() > 1 or not is_finished(folder, settings):
-        fit(settings, folder)
+    trained = jax.process_count() > 1 or not is_finished(folder, settings)
+    if trained:
+        first = jax.process_index() == 0
+        with open_logger(logger if first else None, folder, settings) as log:
+            fit(settings, folder, log=log)
     if jax.process_index() != 0:
         return  # only the first host writes models
     model = folder / "model"
-    steps = export(folder, model).steps
+    # A finished run whose model is there may lie in a folder that cannot be written to.
+    written = not trained and is_exported(folder, model)
+    steps = latest_step(folder) if written else export(folder, model).steps
     finished = steps == settings.steps
     state = "finished" if finished else "stopped; run the same command to go on"
     if ema_width is not None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from dgjax.checkpoints.configuration import check_fields, unknown_name
 from dgjax.data.image_folder import CROPS
+from dgjax.pictures.image_files import check_levels
 
 __all__ = ["DataConfig"]
 
@@ -19,6 +20,8 @@ class DataConfig:
         flip: whether to mirror half of the images left-right.
         crop: "centre" or "random", for a folder of images.
         held_out: fraction of a folder of images that training does not see, in [0, 1).
+        levels: (black, white), the levels of pictures of 16 bits in a folder that become black and
+            white: (0, 4095) for pictures of 12 bits. None for (0, 65535).
         licence: of the data, in one line, for the metadata of the model. It may change when a run
             is resumed.
 
@@ -32,6 +35,7 @@ class DataConfig:
     flip: bool = False
     crop: str = "centre"
     held_out: float = 0.0
+    levels: tuple[float, float] | None = None
     licence: str | None = None
 
     def __post_init__(self):
@@ -44,5 +48,9 @@ class DataConfig:
             raise ValueError(f"data: held_out must be in [0, 1), got {self.held_out}")
         if self.dataset == "folder" and self.path is None:
             raise ValueError("data set folder needs a path: set data.path to the folder of images")
+        if self.levels is not None:
+            check_levels(self.levels)
+            if self.dataset != "folder":
+                raise ValueError(f"data: levels is for folders of images, not for {self.dataset}")
         if self.dataset != "folder" and (self.crop, self.held_out) != ("centre", 0):
             raise ValueError(f"data: crop and held_out are for folders, not for {self.dataset}")

@@ -1,6 +1,8 @@
 """A data set held in memory, and batches of it in the model's coordinates."""
 
+import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import ArrayLike
@@ -8,6 +10,7 @@ from jaxtyping import ArrayLike
 __all__ = ["MOST", "Dataset", "UncroppedImages"]
 
 MOST = 5  # names that a line lists
+COMPARED = 16  # samples by which data are recognized
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,26 @@ class Dataset:
 
     def __len__(self) -> int:
         return self.values.shape[0]
+
+    def content(self) -> dict[str, Any]:
+        """Return numbers that tell these data from others, wherever they are stored.
+
+        Returns:
+            "labels": SHA-256 of all labels, or None; "projections": for some samples at even
+            distances the sum of the values with fixed random signs, over the root of their number.
+            Another decoder of JPEG moves a projection by less than a level, other data by as much
+            as their values vary.
+        """
+        values = self.values if isinstance(self.values, np.ndarray) else self.values.images
+        projections = []
+        for index in np.linspace(0, len(self) - 1, min(COMPARED, len(self))).astype(int):
+            sample = np.asarray(values[index], np.float64).reshape(-1)
+            signs = np.random.default_rng(0).choice([-1.0, 1.0], sample.size)
+            projections.append(float(signs @ sample * self.scale / np.sqrt(sample.size)))
+        digest = None
+        if self.labels is not None:
+            digest = hashlib.sha256(np.asarray(self.labels, "<i8").tobytes()).hexdigest()
+        return {"labels": digest, "projections": projections}
 
     def batch(
         self,

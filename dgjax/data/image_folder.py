@@ -11,15 +11,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from dgjax.checkpoints.configuration import unknown_name
 from dgjax.data.dataset import MOST, Dataset, UncroppedImages
-from dgjax.pictures.image_files import cover_image, fit_image, read_image
+from dgjax.pictures.image_files import (
+    FULL,
+    IMAGE_SUFFIXES,
+    DarkPictures,
+    check_levels,
+    cover_image,
+    fit_image,
+    read_image,
+)
 
-__all__ = ["CROPS", "IMAGE_SUFFIXES", "PARTS", "is_held_out", "load_folder"]
+__all__ = ["CROPS", "PARTS", "is_held_out", "load_folder"]
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp")
 CROPS = ("centre", "random")
 PARTS = ("train", "held-out")
 
@@ -31,6 +37,7 @@ def load_folder(
     crop: str = "centre",
     held_out: float = 0.0,
     part: str = "train",
+    levels: tuple[float, float] = FULL,
 ) -> Dataset:
     """Load all images under a folder, with values in [-1, 1].
 
@@ -48,6 +55,7 @@ def load_folder(
         crop: "centre", or "random" for another position in each batch.
         held_out: fraction of the images that training does not see, chosen by `is_held_out`.
         part: "train" or "held-out".
+        levels: of black and of white in pictures of 16 bits, (0, 4095) for those of 12 bits.
 
     Raises:
         ValueError: if an argument is out of range; the folder is missing; it, or the part, has no
@@ -58,6 +66,7 @@ def load_folder(
             raise unknown_name(what, asked, known)
     if not 0 <= held_out < 1:
         raise ValueError(f"held_out must be in [0, 1), got {held_out}")
+    check_levels(levels)
     if len(shape) != 3 or shape[-1] not in (1, 3):
         raise ValueError(f"a folder of images needs shape (H, W, 1) or (H, W, 3), got {shape}")
     root = Path(path)
@@ -75,7 +84,7 @@ def load_folder(
         classes = tuple(sorted({name.split("/")[0] for name in names}))
         labels = np.array([classes.index(name.split("/")[0]) for name in chosen], np.int32)
     values: np.ndarray | UncroppedImages
-    dark = _DarkPictures()
+    dark = DarkPictures(levels)
     if crop == "centre":
         values = np.empty((len(chosen), *shape), np.uint8)
         for i, name in enumerate(chosen):
@@ -116,24 +125,6 @@ def _list(names: list[str]) -> str:
     return ", ".join(names[:MOST]) + (", ..." if len(names) > MOST else "")
 
 
-class _DarkPictures:
-    """The largest level of the pictures of 16 bits, to find those of detectors with 12 bits."""
-
-    def __init__(self) -> None:
-        self.largest: int | None = None
-
-    def look(self, image: Image.Image) -> None:
-        if image.mode.startswith("I;16"):
-            self.largest = max(self.largest or 0, int(np.asarray(image).max()))
-
-    def notes(self) -> Iterator[str]:
-        if self.largest is not None and self.largest < 2**15:
-            yield (
-                f"pictures of 16 bits have levels up to {self.largest:,} of 65,535, and become "
-                f"{self.largest // 257 + 1} of 256 levels: scale them to the whole range first"
-            )
-
-
 def _image_names(root: Path) -> tuple[list[str], list[str]]:
     """Return the names of images and of other files, relative to the folder and sorted."""
     if not root.is_dir():
@@ -152,13 +143,14 @@ def _image_names(root: Path) -> tuple[list[str], list[str]]:
     return sorted(names), sorted(others)
 
 
-def _decode(file: Path, shape: tuple[int, ...], crop: str, dark: _DarkPictures) -> np.ndarray:
+def _decode(file: Path, shape: tuple[int, ...], crop: str, dark: DarkPictures) -> np.ndarray:
     try:
         image = read_image(file)
     except ValueError as error:
         raise ValueError(f"{error}; replace it, or take it out of the folder") from error
     dark.look(image)
     try:
-        return fit_image(image, shape) if crop == "centre" else cover_image(image, shape)
+        resize = fit_image if crop == "centre" else cover_image
+        return resize(image, shape, dark.levels)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error

@@ -12,6 +12,7 @@ from dgjax.data.data_config import DataConfig
 from dgjax.data.dataset import Dataset
 from dgjax.data.image_folder import PARTS, load_folder
 from dgjax.extras import install_line
+from dgjax.pictures.image_files import FULL
 
 __all__ = ["DATASETS", "NoHeldOut", "load_data", "load_dataset", "read_idx"]
 
@@ -62,7 +63,14 @@ def load_data(data: DataConfig, shape: tuple[int, ...], part: str = "train") -> 
         return load_dataset(data.dataset, data.path, part)
     if part == "held-out" and not data.held_out:
         raise NoHeldOut(f"{data.path} has no held-out part: set held_out to a fraction above 0")
-    return load_folder(data.path, shape, crop=data.crop, held_out=data.held_out, part=part)
+    return load_folder(
+        data.path,
+        shape,
+        crop=data.crop,
+        held_out=data.held_out,
+        part=part,
+        levels=data.levels or FULL,
+    )
 
 
 def load_dataset(name: str, path: str | os.PathLike | None = None, part: str = "train") -> Dataset:

@@ -15,13 +15,20 @@ from dgjax.checkpoints.opened import Model
 from dgjax.devices.batches import map_batches
 from dgjax.evaluation.alignment import Alignment, align
 from dgjax.model.divergence import Untracked
+from dgjax.model.field import denoise
 from dgjax.model.prior import prior_sample
 from dgjax.sampling.likelihood import likelihood
 from dgjax.sampling.sample import sample
 from dgjax.sampling.solvers import Solver, default_divergence
 from dgjax.sampling.time_grids import grid_logsnr
 
-__all__ = ["SolverSettings", "measure_alignments", "measure_log_densities", "sample_model"]
+__all__ = [
+    "SolverSettings",
+    "denoise_samples",
+    "measure_alignments",
+    "measure_log_densities",
+    "sample_model",
+]
 
 
 # (num,), one label for each sample; None without conditions.
@@ -67,6 +74,24 @@ def sample_model(model: Model, num: int, labels: Labels, settings: SolverSetting
 
     items = (_latents(model, keys[0]), keys[1], labels)
     return _in_batches("sampling", one, model, items, settings)
+
+
+def denoise_samples(
+    model: Model, x: np.ndarray, labels: Labels, settings: SolverSettings
+) -> np.ndarray:
+    """Return the mean of the clean data given samples at t_min: one step of the denoiser.
+
+    Args:
+        model: the model.
+        x: samples (n, *shape) at t_min.
+        labels: (n,) class labels, or None.
+        settings: of the solver, of which the batch is used.
+    """
+
+    def one(field, grid, solver, x, label):
+        return denoise(field, field.t_min, x, label)
+
+    return _in_batches("denoising", one, model, (x, labels), settings)
 
 
 def measure_alignments(

@@ -12,11 +12,12 @@ from dgjax.checkpoints.configuration import unknown_name
 from dgjax.checkpoints.opened import Model
 from dgjax.data.data_config import DataConfig
 from dgjax.data.dataset import Dataset
-from dgjax.data.image_folder import IMAGE_SUFFIXES
 from dgjax.data.named_datasets import DATASETS, load_data
+from dgjax.devices.progress import say
+from dgjax.pictures.image_files import FULL
 from dgjax.pictures.latents import from_pictures, to_levels
 from dgjax.pictures.quantization import from_uint8, to_uint8
-from dgjax.pictures.sample_files import read_samples
+from dgjax.pictures.sample_files import find_samples, read_samples
 
 __all__ = [
     "ComparedSets",
@@ -49,6 +50,12 @@ class ReferenceData(NamedTuple):
         They are (stop - start, *image_shape) in float32, with values in the data range.
         """
         return self.dataset.batch(self.order[start:stop])
+
+    def has_levels(self, model: Model) -> bool:
+        """Return whether the data have levels, which bits per dimension count."""
+        values = self.dataset.values
+        is_float = isinstance(values, np.ndarray) and values.dtype.kind == "f"
+        return model.has_levels or not is_float
 
     def conditions(self, num: int) -> np.ndarray | None:
         """Return the labels (num,) of the first `num` samples, or None."""
@@ -83,6 +90,7 @@ def open_reference_data(
     labels: str,
     num: int,
     seed: int,
+    levels: tuple[float, float] | None = None,
 ) -> ReferenceData:
     """Open one part of a data set in an order that depends on the seed alone.
 
@@ -95,6 +103,7 @@ def open_reference_data(
         labels: "data" gives a class-conditional model the labels of the data, "none" no label.
         num: number of samples needed.
         seed: of the order.
+        levels: of black and of white in pictures of 16 bits in a folder; None for (0, 65535).
 
     Raises:
         ValueError: if the data cannot be read, are too few, or do not fit the model.
@@ -111,7 +120,7 @@ def open_reference_data(
     elif Path(name).suffix == ".npz":
         source = DataConfig("npz", 1.0, path=name)
     elif os.path.isdir(name):
-        source = DataConfig("folder", 1.0, path=name, held_out=held_out)
+        source = DataConfig("folder", 1.0, path=name, held_out=held_out, levels=levels)
     else:
         source = DataConfig(name, 1.0)
     dataset = load_data(source, model.image_shape, part)
@@ -144,14 +153,22 @@ def _labels(model: Model, dataset: Dataset, wanted: str) -> np.ndarray | None:
     return dataset.labels.astype(np.int32)
 
 
-def load_samples(paths: Sequence[Path], model: Model, num: int | None, seed: int) -> np.ndarray:
+def load_samples(
+    paths: Sequence[Path],
+    model: Model,
+    num: int | None,
+    seed: int,
+    levels: tuple[float, float] = FULL,
+) -> np.ndarray:
     """Load all samples in files and folders, or `num` of them drawn at random.
 
     Args:
-        paths: image files, npz files with an array `x`, and folders of such files.
+        paths: image files, npy files, npz files with an array `x` or `arr_0`, and folders of such
+            files.
         model: the model that the samples are for.
         num: number of samples; None for all.
         seed: of the draw.
+        levels: of black and of white in pictures of 16 bits.
 
     Returns:
         uint8 levels (n, *image_shape) of images and of uint8 arrays; float32 samples (n, *shape) in
@@ -161,12 +178,7 @@ def load_samples(paths: Sequence[Path], model: Model, num: int | None, seed: int
         ValueError: if there is no sample, there are fewer than `num`, or levels and floats are
             mixed.
     """
-    files: list[Path] = []
-    for path in paths:
-        inside = path.rglob("*") if path.is_dir() else [path]
-        wanted = (*IMAGE_SUFFIXES, ".npz")
-        files += sorted(f for f in inside if f.suffix.lower() in wanted or f == path)
-    loaded = [file.read() for file in read_samples(files, model)]
+    loaded = [file.read() for file in read_samples(find_samples(paths), model, levels, say)]
     if len({values.dtype for values in loaded}) > 1:
         raise ValueError(
             "samples are 8-bit images in one file and floats in another: separate them"

@@ -1,14 +1,58 @@
 """Image files, cropped and resized to a model's shape as 8-bit levels (H, W, C)."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ["FORMATS", "convert_colours", "cover_image", "fit_image", "image_shape", "read_image"]
+from dgjax.pictures.quantization import to_uint8
+
+__all__ = [
+    "FORMATS",
+    "FULL",
+    "IMAGE_SUFFIXES",
+    "DarkPictures",
+    "check_levels",
+    "convert_colours",
+    "cover_image",
+    "fit_image",
+    "image_shape",
+    "read_image",
+]
 
 # Others are left to their programs: Pillow hands PostScript to Ghostscript, which runs it.
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp")
+FULL = (0, 65535)  # levels of black and white in pictures of 16 bits
+
+
+class DarkPictures:
+    """The largest level of the pictures of 16 bits, to find those of detectors with 12 bits.
+
+    Args:
+        levels: of black and of white, as of `convert_colours`.
+    """
+
+    def __init__(self, levels: tuple[float, float] = FULL) -> None:
+        self.levels = levels
+        self.largest: int | None = None
+
+    def look(self, image: Image.Image) -> None:
+        """Take note of the levels of one image."""
+        if image.mode.startswith("I;16"):
+            self.largest = max(self.largest or 0, int(np.asarray(image).max()))
+
+    def notes(self) -> Iterator[str]:
+        """Yield a line if these pictures use less than half of the levels."""
+        low, high = self.levels
+        if self.largest is not None and self.largest - low < (high - low) / 2:
+            count = max(int((self.largest - low) * 255 / (high - low)), 0) + 1
+            yield (
+                f"pictures of 16 bits have levels up to {self.largest:,} of {high:,}, and become "
+                f"{count} of 256 levels: state their range (such as 0 to 4095), or scale them "
+                "first"
+            )
 
 
 def read_image(file: Path) -> Image.Image:
@@ -32,12 +76,28 @@ def read_image(file: Path) -> Image.Image:
         raise ValueError(f"{file} cannot be read as an image: {error}") from error
 
 
-def fit_image(image: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
+def check_levels(levels: tuple[float, float]) -> None:
+    """Check the levels of black and of white, as of `convert_colours`.
+
+    Raises:
+        ValueError: if they are not two numbers from 0 to 65535, black below white.
+    """
+    if not (len(levels) == 2 and 0 <= levels[0] < levels[1] <= 65535):
+        raise ValueError(
+            f"the levels of black and white must rise from 0 to at most 65535, got {levels}; "
+            "pictures of 12 bits have 0 and 4095"
+        )
+
+
+def fit_image(
+    image: Image.Image, shape: tuple[int, ...], levels: tuple[float, float] = FULL
+) -> np.ndarray:
     """Crop an image around its centre and resize it to exactly `shape`.
 
     Args:
         image: a Pillow image of any size and mode.
         shape: (H, W, 1) for grey or (H, W, 3) for RGB.
+        levels: as of `convert_colours`.
 
     Returns:
         uint8 levels of `shape`.
@@ -46,16 +106,20 @@ def fit_image(image: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
         ValueError: if `shape` is not an image's, or the image has 32 bits per level.
     """
     height, width, _ = image_shape(shape)
-    fitted = ImageOps.fit(convert_colours(image, shape), (width, height), Image.Resampling.LANCZOS)
+    colours = convert_colours(image, shape, levels)
+    fitted = ImageOps.fit(colours, (width, height), Image.Resampling.LANCZOS)
     return np.asarray(fitted).reshape(shape)
 
 
-def cover_image(image: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
+def cover_image(
+    image: Image.Image, shape: tuple[int, ...], levels: tuple[float, float] = FULL
+) -> np.ndarray:
     """Resize an image, without cropping, to the smallest size that covers `shape`.
 
     Args:
         image: a Pillow image of any size and mode.
         shape: (H, W, 1) for grey or (H, W, 3) for RGB.
+        levels: as of `convert_colours`.
 
     Returns:
         uint8 levels whose height or width is that of `shape` and whose other side is no smaller.
@@ -64,7 +128,7 @@ def cover_image(image: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
         ValueError: if `shape` is not an image's, or the image has 32 bits per level.
     """
     height, width, channels = image_shape(shape)
-    colours = convert_colours(image, shape)
+    colours = convert_colours(image, shape, levels)
     covering = ImageOps.cover(colours, (width, height), Image.Resampling.LANCZOS)
     return np.asarray(covering).reshape(covering.height, covering.width, channels)
 
@@ -80,19 +144,21 @@ def image_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def convert_colours(image: Image.Image, shape: tuple[int, ...]) -> Image.Image:
+def convert_colours(
+    image: Image.Image, shape: tuple[int, ...], levels: tuple[float, float] = FULL
+) -> Image.Image:
     """Convert an image to 8-bit grey or RGB, as the last axis of `shape` says.
 
     Args:
         image: a Pillow image of any mode. Transparent parts are shown on black.
         shape: (H, W, 1) for grey or (H, W, 3) for RGB.
+        levels: of black and of white in pictures of 16 bits; those beyond are clipped.
 
     Raises:
         ValueError: if the image has 32 bits per level, whose range is unknown.
     """
     if image.mode.startswith("I;16"):  # Pillow would clip all levels above 255
-        levels = (np.asarray(image).astype(np.uint32) + 128) // 257
-        image = Image.fromarray(levels.astype(np.uint8))
+        image = Image.fromarray(to_uint8(np.asarray(image), levels))
     elif image.mode in ("I", "F"):
         raise ValueError("an image has levels of 32 bits; save it with 8 or 16")
     if image.mode in ("RGBA", "LA", "PA", "P"):

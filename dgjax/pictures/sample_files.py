@@ -1,4 +1,4 @@
-"""Samples in users' files: images of the model's size, and npz files with an array `x`.
+"""Samples in users' files: images of the model's size, and arrays in npy and npz files.
 
 uint8 arrays and images are 8-bit levels of pictures; float arrays are samples in the model's
 coordinates. For a latent model, pictures must be encoded before they are samples.
@@ -7,7 +7,7 @@ Every file is checked at first and read again when its samples are used, so that
 a time is in memory.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +15,19 @@ from typing import NamedTuple
 import numpy as np
 
 from dgjax.checkpoints.opened import Model
-from dgjax.pictures.image_files import convert_colours, image_shape, read_image
+from dgjax.pictures.image_files import (
+    FULL,
+    IMAGE_SUFFIXES,
+    DarkPictures,
+    convert_colours,
+    image_shape,
+    read_image,
+)
 from dgjax.pictures.latents import from_levels
 
-__all__ = ["LazySamples", "SampleFile", "encode_levels", "read_samples"]
+__all__ = ["LazySamples", "SampleFile", "encode_levels", "find_samples", "read_samples"]
+
+ARRAYS = (".npz", ".npy")
 
 
 class SampleFile(NamedTuple):
@@ -56,24 +65,57 @@ class LazySamples:
         return np.stack(samples).astype(np.float32)
 
 
-def read_samples(files: list[Path], model: Model) -> list[SampleFile]:
+def find_samples(paths: Sequence[Path]) -> list[Path]:
+    """Return files as they are, and in place of a folder its images and arrays, sorted.
+
+    Args:
+        paths: files, and folders with files at any depth.
+
+    Raises:
+        ValueError: if a folder has neither images nor arrays.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        wanted = (*IMAGE_SUFFIXES, *ARRAYS)
+        inside = sorted(f for f in path.rglob("*") if f.suffix.lower() in wanted)
+        if not inside:
+            raise ValueError(
+                f"there are no samples in the folder {path}: none of its files ends in {wanted}"
+            )
+        files += inside
+    return files
+
+
+def read_samples(
+    files: list[Path],
+    model: Model,
+    levels: tuple[float, float] = FULL,
+    note: Callable[[str], object] = lambda line: None,
+) -> list[SampleFile]:
     """Check files of samples and return them for reading on demand.
 
     Args:
-        files: images of the model's size, or npz files with an array `x` of uint8 levels
-            (..., *image_shape) or floats (..., *shape).
+        files: images of the model's size; npy files, or npz files with an array `x` or `arr_0`, of
+            uint8 levels (..., *image_shape) or floats (..., *shape).
         model: the model that the samples are for.
+        levels: of black and of white in pictures of 16 bits.
+        note: called with one line if these pictures use few of their levels.
 
     Raises:
         ValueError: if a file does not hold samples of the model; the message names the file.
     """
-    found = []
+    found, dark = [], DarkPictures(levels)
     for file in files:
-        npz = file.suffix == ".npz"
-        read = partial(_read_npz if npz else _read_exact, file, model)
+        is_array = file.suffix.lower() in ARRAYS
+        read = partial(_read_array, file, model) if is_array else partial(_read, file, model, dark)
         values = read()
-        names = [f"{file.name}[{i}]" for i in range(len(values))] if npz else [file.name]
+        names = [f"{file.name}[{i}]" for i in range(len(values))] if is_array else [file.name]
         found.append(SampleFile(names, values.dtype == np.uint8, read))
+    for line in dark.notes():
+        note(line)
     return found
 
 
@@ -84,7 +126,7 @@ def encode_levels(file: SampleFile, model: Model) -> SampleFile:
     return file._replace(read=lambda: from_levels(model, file.read()))
 
 
-def _read_exact(file: Path, model: Model) -> np.ndarray:
+def _read(file: Path, model: Model, dark: DarkPictures) -> np.ndarray:
     shape = image_shape(model.image_shape)
     image = read_image(file)
     if (image.height, image.width) != shape[:2]:
@@ -92,20 +134,25 @@ def _read_exact(file: Path, model: Model) -> np.ndarray:
             f"{file} is {image.width}x{image.height} and {model.name} takes "
             f"{shape[1]}x{shape[0]}: resize it first"
         )
-    return np.asarray(convert_colours(image, shape)).reshape(1, *shape)
+    dark.look(image)
+    return np.asarray(convert_colours(image, shape, dark.levels)).reshape(1, *shape)
 
 
-def _read_npz(file: Path, model: Model) -> np.ndarray:
+def _read_array(file: Path, model: Model) -> np.ndarray:
     try:
         # NumPy does not close a damaged file if it has opened it itself.
-        with file.open("rb") as stream, np.load(stream) as arrays:
-            x = arrays["x"]
+        with file.open("rb") as stream:
+            loaded = np.load(stream)
+            if isinstance(loaded, np.ndarray):
+                x = loaded
+            else:
+                x = loaded["x" if "x" in loaded else "arr_0"]
     except FileNotFoundError:
         raise ValueError(f"there is no file {file}") from None
     except KeyError:
-        raise ValueError(f"{file} has no array x") from None
+        raise ValueError(f"{file} has no array x, and no arr_0") from None
     except Exception as error:  # NumPy and zipfile raise a handful of kinds on damaged files
-        raise ValueError(f"{file} cannot be read as npz: {error}") from error
+        raise ValueError(f"{file} cannot be read as {file.suffix[1:]}: {error}") from error
     shape = model.image_shape if x.dtype == np.uint8 else model.meta.shape
     if x.shape[-len(shape) :] != shape:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import orbax.checkpoint as ocp
@@ -10,11 +11,17 @@ from dgjax.checkpoints.arrays import first_line, from_named, to_named
 from dgjax.checkpoints.orbax_folder import read_arrays
 from dgjax.training.cleanup import on_exit
 from dgjax.training.config import TrainConfig
-from dgjax.training.run_folder import is_recorded, record_config
+from dgjax.training.run_folder import (
+    config_changes,
+    is_recorded,
+    read_config,
+    record_config,
+    with_recorded_start,
+)
 from dgjax.training.sections import Records
 from dgjax.training.step import TrainState
 
-__all__ = ["is_finished", "open_checkpoints", "restore_latest"]
+__all__ = ["is_finished", "latest_step", "open_checkpoints", "restore_latest"]
 
 FORMER_FIELDS = {"levels": "noise_sampler"}  # of `TrainState`, in checkpoints of earlier versions
 
@@ -77,10 +84,16 @@ def _saved_steps(run_dir: Path) -> list[int]:
     return [int(f.name) for f in (run_dir / "checkpoints").glob("*") if f.name.isdigit()]
 
 
+def latest_step(run_dir: Path) -> int:
+    """Return the step of a run's latest checkpoint, or 0 if there is none."""
+    return max(_saved_steps(run_dir), default=0)
+
+
 def is_finished(run_dir: Path, config: TrainConfig) -> bool:
     """Return whether a run has reached its last step, so that only export is left to do.
 
-    Writes the keys of the configuration that may change, so only one host may call it.
+    Records another `data.licence` of a finished run, so only one host may call it. Nothing else is
+    written.
 
     Args:
         run_dir: the run folder.
@@ -91,8 +104,13 @@ def is_finished(run_dir: Path, config: TrainConfig) -> bool:
     """
     if not is_recorded(run_dir):
         return False
-    record_config(run_dir, config)
-    return max(_saved_steps(run_dir), default=0) == config.steps
+    config, step = with_recorded_start(run_dir, config), latest_step(run_dir)
+    config_changes(run_dir, config)  # raises if the run is another
+    recorded = read_config(run_dir)
+    if step == config.steps and recorded.data.licence != config.data.licence:
+        stated = replace(recorded.data, licence=config.data.licence)
+        record_config(run_dir, replace(recorded, data=stated), step)
+    return step == config.steps
 
 
 def restore_latest(run_dir: Path, shapes: TrainState) -> TrainState | None:

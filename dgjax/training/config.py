@@ -48,8 +48,9 @@ FORMER_KEYS = {
 class TrainConfig:
     """The configuration of one training run.
 
-    A resumed run must have the configuration that it was started with, except for `execution`,
-    `records` and `data.licence`.
+    A resumed run may have other values of `steps`, `batch`, `ema_snapshots`, `data.path` and
+    `data.licence`, and of the sections `optimiser`, `execution` and `records`. All others must be
+    those that it was started with.
 
     Attributes:
         model: the model without its weights.
@@ -69,6 +70,8 @@ class TrainConfig:
             per weight and width.
         label_dropout: probability that a sample is trained on without its label, in [0, 1).
         seed: of weights, order of the data, noise levels, noise and label dropout, in [0, 2^32).
+        init_from: the weights to start from: a checkpoint, a run folder or the name of a shipped
+            model; None for fresh weights.
         execution: how steps are computed.
         records: checkpoints, logs and validation.
 
@@ -88,6 +91,7 @@ class TrainConfig:
     ema_snapshots: int = 32
     label_dropout: float = 0.0
     seed: int = 0
+    init_from: str | None = None
     execution: Execution = field(default_factory=Execution)
     records: Records = field(default_factory=Records)
 
@@ -137,11 +141,11 @@ class TrainConfig:
         """
         values = _check_section("config", cls, values)
         values["model"] = ModelSpec.from_dict(values["model"])
-        if isinstance(values.get("ema_widths"), list):
-            values["ema_widths"] = tuple(values["ema_widths"])
         for name, kind in SECTIONS.items():
             if name in values:
-                values[name] = kind(**_check_section(name, kind, values[name]))
+                values[name] = kind(**_tuples(_check_section(name, kind, values[name])))
+        if isinstance(values.get("ema_widths"), list):
+            values["ema_widths"] = tuple(values["ema_widths"])
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -159,6 +163,11 @@ def _check_section(where: str, kind: type, values: Any) -> dict[str, Any]:
         if f.name not in values and not optional:
             raise ValueError(f"{where}: {f.name} missing")
     return values
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with tuples in place of lists, which TOML and JSON have."""
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
 
 
 def _by_present_keys(where: str, values: Mapping[str, Any]) -> dict[str, Any]:

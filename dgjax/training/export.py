@@ -4,8 +4,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from dgjax.checkpoints.checkpoint import Meta, save
-from dgjax.training.checkpointing import restore_latest
+from dgjax.checkpoints.checkpoint import Meta, load_meta, save
+from dgjax.training.checkpointing import latest_step, restore_latest
 from dgjax.training.components import model_shapes, state_shapes
 from dgjax.training.ema_snapshots import (
     Reconstruction,
@@ -15,7 +15,7 @@ from dgjax.training.ema_snapshots import (
 )
 from dgjax.training.run_folder import model_meta, read_config
 
-__all__ = ["export", "plan_average"]
+__all__ = ["export", "is_exported", "plan_average"]
 
 
 def export(
@@ -62,6 +62,24 @@ def export(
     meta = model_meta(run_dir, config, last)
     save(folder, replace(model, network=network), meta)
     return meta
+
+
+def is_exported(run_dir: Path, folder: Path) -> bool:
+    """Return whether a folder has the model of a run as its latest checkpoint has it.
+
+    Args:
+        run_dir: the run folder.
+        folder: that `export` may have written, without `width` and `step`.
+
+    Raises:
+        ValueError: if `run_dir` is not a run.
+    """
+    meta = model_meta(run_dir, read_config(run_dir), latest_step(run_dir))
+    try:
+        found = load_meta(folder)
+    except ValueError:
+        return False
+    return replace(found, version=meta.version) == meta
 
 
 def plan_average(

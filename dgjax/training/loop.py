@@ -3,6 +3,8 @@
 A run folder holds
 
 * `config.json` and `data.json`: the configuration and facts of the data,
+* `changes.jsonl`: what was changed when the run was resumed, and `start.json`: the checkpoint whose
+  weights it started from,
 * `metrics.jsonl` and `tensorboard`: curves,
 * `samples`: pictures of samples,
 * `checkpoints`: the latest training states, and those to keep for ever,
@@ -32,7 +34,7 @@ from dgjax.data.named_datasets import NoHeldOut, load_data
 from dgjax.devices.progress import say
 from dgjax.devices.sharding import device_mesh
 from dgjax.model.field import Field
-from dgjax.training.checkpointing import open_checkpoints, restore_latest
+from dgjax.training.checkpointing import latest_step, open_checkpoints, restore_latest
 from dgjax.training.components import (
     check_data,
     create_state,
@@ -57,9 +59,17 @@ from dgjax.training.hosts import (
     raise_on_all_hosts,
     stop_on_signal,
 )
+from dgjax.training.initial_weights import read_initial_weights
 from dgjax.training.pipeline import training_batches
-from dgjax.training.recorder import Recorder, open_recorder
-from dgjax.training.run_folder import check_recorded_run, lock_run, model_meta, record_run
+from dgjax.training.recorder import Log, Recorder, open_recorder
+from dgjax.training.run_folder import (
+    check_recorded_run,
+    describe_changes,
+    lock_run,
+    model_meta,
+    record_run,
+    with_recorded_start,
+)
 from dgjax.training.step import Metrics, TrainState
 from dgjax.training.validation import Validation, make_validation
 
@@ -82,7 +92,13 @@ class Fit(NamedTuple):
     finished: bool
 
 
-def fit(config: TrainConfig, run_dir: str | os.PathLike, *, progress: bool = True) -> Fit:
+def fit(
+    config: TrainConfig,
+    run_dir: str | os.PathLike,
+    *,
+    progress: bool = True,
+    log: Log | None = None,
+) -> Fit:
     """Train until the last step, or until SIGINT (Ctrl-C) or SIGTERM, and save a checkpoint.
 
     A run that exists in `run_dir` is resumed from its latest checkpoint. All devices are used;
@@ -91,25 +107,33 @@ def fit(config: TrainConfig, run_dir: str | os.PathLike, *, progress: bool = Tru
     Args:
         config: of the run.
         run_dir: the run folder; made if missing.
-        progress: whether to show a progress bar, and what the data are.
+        progress: whether to show a progress bar, what the data are, and what changed.
+        log: called on the first host with what is recorded, for a logger of your own:
+            `log(step, values)`, where values are numbers by their names ("loss", "gradient_norm",
+            "held_out_loss/w=..."), or "samples", a picture (H, W, 3) in uint8. Steps that a
+            stopped run takes again are logged again.
 
     Returns:
         Model, metadata and state after the last step taken.
 
     Raises:
-        ValueError: if the run was started with another configuration or other data; the data are
+        ValueError: if the run was started with other data, or with another value of a key that may
+            not change; the weights to start from do not fit; the data are
             not available or do not fit the model; the devices do not divide the batch; hosts do not
             share the folder, or one of them cannot start; another process trains in the folder; it
             cannot be written; or the loss or its gradient is not finite.
     """
     run_dir = Path(run_dir).absolute()
     with ExitStack() as held:
-        return _fit(config, run_dir, progress, held)
+        return _fit(config, run_dir, progress, log, held)
 
 
-def _fit(config: TrainConfig, run_dir: Path, progress: bool, held: ExitStack) -> Fit:
+def _fit(
+    config: TrainConfig, run_dir: Path, progress: bool, log: Log | None, held: ExitStack
+) -> Fit:
     mesh = device_mesh()
     with raise_on_all_hosts():
+        config = with_recorded_start(run_dir, config)
         check_batch(config.batch, config.execution.accumulate, mesh)
         data = load_data(config.data, config.model.shape)
         check_data(config, data)
@@ -118,19 +142,31 @@ def _fit(config: TrainConfig, run_dir: Path, progress: bool, held: ExitStack) ->
         rows = host_rows(config.batch, mesh)
         model, shapes = model_shapes(config), state_shapes(config)
         where = state_shardings(shapes, mesh, config.execution.parameters)
+        start = None
+        if config.init_from is not None and not latest_step(run_dir):
+            start = read_initial_weights(config.init_from, config.model, shapes.network)
     # Only once all hosts have their data: a recorded folder accepts no other configuration.
     with raise_on_all_hosts():
         if is_first_host():
             held.enter_context(lock_run(run_dir))
-            record_run(run_dir, config, data)
+            step = latest_step(run_dir)
+            changes = record_run(run_dir, config, data, step)
+            if changes and progress:
+                say(f"resumed at step {step} with changes: {describe_changes(changes)}")
     with raise_on_all_hosts():
         check_recorded_run(run_dir, config, data)
         validation = _validation(config, model, mesh) if config.records.validate_every else None
         restored = restore_latest(run_dir, shapes)
+        if start is not None and is_first_host():
+            start.record(run_dir)
+            if progress:
+                say(start.summary, *start.notes)
     step = 0 if restored is None else int(restored.step)
     check_same_step(run_dir, step)
     state = create_state(config, where) if restored is None else to_devices(restored, where)
-    del restored  # as large as the state
+    if start is not None:
+        state = start.replace_weights(state, where)
+    del restored, start  # as large as the state
     train_step = jit_train_step(config, model, mesh, where)
     every, snapshots = config.records, snapshot_steps(config.steps, config.ema_snapshots)
     key = jax.random.key(config.seed)
@@ -147,7 +183,7 @@ def _fit(config: TrainConfig, run_dir: Path, progress: bool, held: ExitStack) ->
     with (
         stop_on_signal(every.log_every) as should_stop,  # outermost: pending writes finish too
         open_checkpoints(run_dir, every) as save,
-        _first_host_recorder(run_dir, step) as recorder,
+        _first_host_recorder(run_dir, step, log) as recorder,
         _progress_bar(config, step, progress and is_first_host()) as show,
     ):
         saved = step
@@ -216,6 +252,8 @@ def _validate(
     if losses is not None:
         names = [f"held_out_loss/w={w:.3g}" for w in validation.w]
         recorder.scalars(step, dict(zip(names, map(float, losses), strict=True)))
+    if samples.ndim == 5:  # volumes, of which the middle slice is shown
+        samples = samples[:, samples.shape[1] // 2]
     if samples.ndim == 4 and samples.shape[-1] in (1, 3):
         recorder.picture(step, samples, data.data_range)
 
@@ -239,12 +277,12 @@ def _check_finite(step: int, metrics: Metrics) -> None:
 
 
 @contextmanager
-def _first_host_recorder(run_dir: Path, start: int) -> Iterator[Recorder | None]:
+def _first_host_recorder(run_dir: Path, start: int, log: Log | None) -> Iterator[Recorder | None]:
     """Open the recorder on the first host; yield None on the others."""
     with ExitStack() as opened:
         with raise_on_all_hosts():
             first = is_first_host()
-            recorder = opened.enter_context(open_recorder(run_dir, start)) if first else None
+            recorder = opened.enter_context(open_recorder(run_dir, start, log)) if first else None
         yield recorder
 
 

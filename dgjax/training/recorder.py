@@ -7,7 +7,7 @@ later steps are then removed, because those steps are taken again.
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,10 @@ from dgjax.pictures.png import to_image
 from dgjax.pictures.quantization import to_uint8
 from dgjax.training.cleanup import on_exit
 
-__all__ = ["Recorder", "open_recorder"]
+__all__ = ["Log", "Recorder", "open_recorder"]
+
+# A logger of the user's: `log(step, values)` with numbers and uint8 pictures (H, W, 3) by name.
+Log = Callable[[int, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,13 @@ class Recorder:
         run_dir: the run folder.
         log: the open `metrics.jsonl`.
         events: the TensorBoard writer.
+        also: further logger, or None.
     """
 
     run_dir: Path
     log: TextIO
     events: Any
+    also: Log | None = None
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Append one line to `metrics.jsonl`, and one point to each TensorBoard curve.
@@ -54,6 +59,8 @@ class Recorder:
             self.log.flush()
             for name, value in values.items():
                 self.events.add_scalar(name, value, step)
+        if self.also is not None:
+            self.also(step, dict(values))
 
     def picture(self, step: int, x: np.ndarray, data_range: tuple[float, float]) -> None:
         """Write images as one grid to `samples/STEP.png` and to TensorBoard.
@@ -72,6 +79,8 @@ class Recorder:
             folder.mkdir(exist_ok=True)
             grid.save(folder / f"{step}.png")
             self.events.add_image("samples", shown, step, dataformats="HWC")
+        if self.also is not None:
+            self.also(step, {"samples": shown})
 
 
 def _tile(x: np.ndarray) -> np.ndarray:
@@ -105,7 +114,7 @@ def _write_errors_explained(run_dir: Path) -> Iterator[None]:
 
 
 @contextmanager
-def open_recorder(run_dir: Path, start: int) -> Iterator[Recorder]:
+def open_recorder(run_dir: Path, start: int, log: Log | None = None) -> Iterator[Recorder]:
     """Open the records of a run, and close them at the end of the block.
 
     An error that ends the block is raised unchanged.
@@ -113,6 +122,7 @@ def open_recorder(run_dir: Path, start: int) -> Iterator[Recorder]:
     Args:
         run_dir: the run folder.
         start: step from which the run continues; records of later steps are removed.
+        log: also called with every number and picture.
 
     Yields:
         The recorder.
@@ -128,9 +138,9 @@ def open_recorder(run_dir: Path, start: int) -> Iterator[Recorder]:
     explained = _write_errors_explained
     with explained(run_dir):
         _remove_later_lines(file, start)
-        log = file.open("a")
-    with on_exit(explained(run_dir)(log.close)):
+        lines = file.open("a")
+    with on_exit(explained(run_dir)(lines.close)):
         with explained(run_dir):
             events = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1)
         with on_exit(explained(run_dir)(events.close)):
-            yield Recorder(run_dir, log, events)
+            yield Recorder(run_dir, lines, events, log)

@@ -1,15 +1,20 @@
 """Records of a run in its folder: the configuration it was started with, and facts of its data.
 
-A run can only be resumed with the configuration and the data that it was started with. Keys that
-change neither the model nor its training (see `CHANGEABLE`) may differ.
+A run is resumed with the model and the data that it was started with. The keys in `CHANGEABLE`,
+such as the length, the learning rate and the batch, may have other values; `changes.jsonl` records
+them.
+Data are recognized by their content, so they may be at another place.
 """
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from dgjax.checkpoints.checkpoint import Meta
@@ -19,29 +24,29 @@ from dgjax.training.config import TrainConfig
 
 __all__ = [
     "check_recorded_run",
+    "config_changes",
+    "describe_changes",
     "is_recorded",
     "lock_run",
     "model_meta",
     "read_config",
     "record_config",
     "record_run",
+    "with_recorded_start",
 ]
 
 CONFIG_FILE, DATA_FILE, LOCK_FILE = "config.json", "data.json", ".lock"
-# Keys at any depth of the configuration that may change when a run is resumed.
-CHANGEABLE = ("execution", "records", "licence")
+CHANGES_FILE = "changes.jsonl"
+# Keys, or sections, that hosts of one run may set differently.
+OF_HOST = ("data.path", "data.licence", "execution", "records")
+# Keys, or sections, that may change when a run is resumed.
+CHANGEABLE = (*OF_HOST, "steps", "batch", "optimiser", "ema_snapshots")
+# Largest difference of projections of the same data, relative to their range.
+SAME_CONTENT = 0.02
+LONGEST = 200  # characters of a value in a message
 
-
-class _Record(NamedTuple):
-    """One JSON file of the run folder.
-
-    `with_defaults` adds to the values of a file what an earlier version of dgjax did not write.
-    """
-
-    file: str
-    title: str
-    values: dict[str, Any]
-    with_defaults: Callable[[dict[str, Any]], dict[str, Any]]
+# Changed keys, with dots between a section and its key: the values before and now.
+Changes = dict[str, tuple[Any, Any]]
 
 
 def read_config(run_dir: Path) -> TrainConfig:
@@ -51,12 +56,12 @@ def read_config(run_dir: Path) -> TrainConfig:
         run_dir: the run folder.
 
     Raises:
-        ValueError: if the folder is not a run, or of an incompatible version of dgjax.
+        ValueError: if the folder is not a run, damaged, or of an incompatible version of dgjax.
     """
     file = run_dir / CONFIG_FILE
     if not file.is_file():
         raise ValueError(f"{run_dir} is not a training run: it has no {CONFIG_FILE}")
-    return TrainConfig.from_dict(json.loads(file.read_text()))
+    return TrainConfig.from_dict(_read(run_dir, CONFIG_FILE, _complete))
 
 
 def is_recorded(run_dir: Path) -> bool:
@@ -93,32 +98,102 @@ def lock_run(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def record_config(run_dir: Path, config: TrainConfig) -> None:
+def with_recorded_start(run_dir: Path, config: TrainConfig) -> TrainConfig:
+    """Return the configuration with the `init_from` that the run has, unless it states one.
+
+    Args:
+        run_dir: the run folder.
+        config: of the run.
+
+    Raises:
+        ValueError: as of `read_config`.
+    """
+    if config.init_from is not None or not is_recorded(run_dir):
+        return config
+    return replace(config, init_from=read_config(run_dir).init_from)
+
+
+def config_changes(
+    run_dir: Path, config: TrainConfig, changeable: tuple[str, ...] = CHANGEABLE
+) -> Changes:
+    """Return the keys that differ from the configuration in the run folder.
+
+    Args:
+        run_dir: the run folder.
+        config: of the run.
+        changeable: keys, or sections, that may differ.
+
+    Raises:
+        ValueError: if another key differs, or the folder cannot be read.
+    """
+    now = _flat(_as_json_values(config.to_dict()))
+    then = _flat(_as_json_values(_read(run_dir, CONFIG_FILE, _complete)))
+    names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    changes = {name: (then.get(name), now.get(name)) for name in names}
+    for name, values in changes.items():
+        if not any(name == key or name.startswith(f"{key}.") for key in changeable):
+            raise ValueError(
+                f"the run in {run_dir} was started with another configuration: "
+                f"{_describe(name, *values)}; restore it, or choose another folder"
+            )
+    return changes
+
+
+def record_config(run_dir: Path, config: TrainConfig, step: int) -> Changes:
     """Write the configuration into the run folder, after comparing it with the one there.
+
+    What changed is appended to `changes.jsonl`. Nothing is written if nothing changed.
 
     Args:
         run_dir: the run folder; made if missing.
         config: of the run.
+        step: number of steps taken.
+
+    Returns:
+        The keys that changed.
 
     Raises:
-        ValueError: if the run was started with another configuration, or the folder cannot be used.
+        ValueError: if a key differs that may not change, the run is longer than `config.steps`, or
+            the folder cannot be used.
     """
-    _write(run_dir, _config_record(config))
+    file = run_dir / CONFIG_FILE
+    if not file.exists():
+        write_json(file, config.to_dict())
+        return {}
+    changes = config_changes(run_dir, config)
+    if config.steps < step:
+        raise ValueError(
+            f"the run in {run_dir} is at step {step} and steps is {config.steps}: set steps to "
+            f"{step} or more, or choose another folder"
+        )
+    if changes:
+        line = {"step": step, "changed": changes, "time": round(time.time(), 3)}
+        _append(run_dir / CHANGES_FILE, json.dumps(line))
+        write_json(file, config.to_dict())
+    return changes
 
 
-def record_run(run_dir: Path, config: TrainConfig, data: Dataset) -> None:
+def record_run(run_dir: Path, config: TrainConfig, data: Dataset, step: int) -> Changes:
     """Write configuration and facts of the data, after comparing them with those in the folder.
 
     Args:
         run_dir: the run folder; made if missing.
         config: of the run.
         data: the training data.
+        step: number of steps taken.
+
+    Returns:
+        The keys of the configuration that changed.
 
     Raises:
-        ValueError: if the run was started with others, or the folder cannot be used.
+        ValueError: as of `record_config`, or if the run was started with other data.
     """
-    for record in (_config_record(config), _data_record(data)):
-        _write(run_dir, record)
+    if (run_dir / CONFIG_FILE).exists():
+        config_changes(run_dir, config)  # raises before the data are compared
+    _check_same_data(run_dir, data)
+    changes = record_config(run_dir, config, step)
+    write_json(run_dir / DATA_FILE, _data_facts(data))
+    return changes
 
 
 def check_recorded_run(run_dir: Path, config: TrainConfig, data: Dataset) -> None:
@@ -132,12 +207,19 @@ def check_recorded_run(run_dir: Path, config: TrainConfig, data: Dataset) -> Non
     Raises:
         ValueError: if a record is missing, so that this is not the first host's folder, or differs.
     """
-    for record in (_config_record(config), _data_record(data)):
-        if not _compare(run_dir, record):
+    for name in (CONFIG_FILE, DATA_FILE):
+        if not (run_dir / name).exists():
             raise ValueError(
-                f"{run_dir} on this host lacks the {record.file} that the first host has just "
+                f"{run_dir} on this host lacks the {name} that the first host has just "
                 "written: it must be one folder that all hosts share"
             )
+    config_changes(run_dir, config, OF_HOST)
+    _check_same_data(run_dir, data)
+
+
+def describe_changes(changes: Changes) -> str:
+    """Say in one line which keys changed."""
+    return ", ".join(_describe(name, *values) for name, values in changes.items())
 
 
 def model_meta(run_dir: Path, config: TrainConfig, steps: int) -> Meta:
@@ -172,54 +254,77 @@ def model_meta(run_dir: Path, config: TrainConfig, steps: int) -> Meta:
         ) from error
 
 
-def _config_record(config: TrainConfig) -> _Record:
-    complete = lambda values: TrainConfig.from_dict(values).to_dict()
-    return _Record(CONFIG_FILE, "configuration", _as_json_values(config.to_dict()), complete)
+def _describe(name: str, then: Any, now: Any) -> str:
+    if max(len(str(then)), len(str(now))) > LONGEST:
+        return f"{name} differs"
+    return f"{name} was {then} and is {now}"
 
 
-def _data_record(data: Dataset) -> _Record:
+def _data_facts(data: Dataset) -> dict[str, Any]:
     facts = {
         "samples": len(data),
         "shape": data.shape,
         "data_range": data.data_range,
         "licence": data.licence,
         "classes": data.classes,
+        **data.content(),
     }
-    return _Record(DATA_FILE, "data", _as_json_values(facts), lambda values: values)
+    return _as_json_values(facts)
 
 
-def _write(run_dir: Path, record: _Record) -> None:
-    """Write a record; raise if the folder has one that differs."""
-    _compare(run_dir, record)
-    write_json(run_dir / record.file, record.values)
+def _check_same_data(run_dir: Path, data: Dataset) -> None:
+    """Raise if the folder has facts of other data than these."""
+    if not (run_dir / DATA_FILE).exists():
+        return
+    then, now = _read(run_dir, DATA_FILE), _data_facts(data)
+    for name in now:
+        if name in ("licence", "projections") or name not in then:  # earlier versions wrote fewer
+            continue
+        if then[name] != now[name]:
+            what = _describe(name, then[name], now[name])
+            break
+    else:
+        low, high = data.data_range
+        apart = np.subtract(then.get("projections", now["projections"]), now["projections"])
+        if np.abs(apart).max() <= SAME_CONTENT * (high - low):
+            return
+        what = "their number and shape are the same, and their values differ"
+    raise ValueError(
+        f"the run in {run_dir} was started with other data: {what}; set data.path to the data it "
+        "was started with, or choose another folder"
+    )
 
 
-def _compare(run_dir: Path, record: _Record) -> bool:
-    """Return whether the folder has this record; raise if the one there differs."""
-    file, now = run_dir / record.file, record.values
+def _complete(values: dict[str, Any]) -> dict[str, Any]:
+    """Add to a configuration what an earlier version of dgjax did not write."""
+    return TrainConfig.from_dict(values).to_dict()
+
+
+def _read(
+    run_dir: Path, name: str, complete: Callable[[Any], dict[str, Any]] = dict
+) -> dict[str, Any]:
     try:
-        if not file.exists():
-            return False
-        then = _as_json_values(record.with_defaults(json.loads(file.read_text())))
-    except (OSError, ValueError) as error:
+        return complete(json.loads((run_dir / name).read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"cannot use the run folder {run_dir}: {error}") from error
-    fixed_then, fixed_now = _without_changeable(then), _without_changeable(now)
-    changed = [key for key in fixed_now if fixed_now[key] != fixed_then.get(key)]
-    if changed:
-        key = changed[0]
-        raise ValueError(
-            f"the run in {run_dir} was started with another {record.title}: {key} was "
-            f"{then.get(key)} and is {now[key]}; restore it, or choose another folder"
-        )
-    return True
 
 
-def _without_changeable(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: _without_changeable(value) if isinstance(value, dict) else value
-        for key, value in values.items()
-        if key not in CHANGEABLE
-    }
+def _append(file: Path, line: str) -> None:
+    try:
+        with file.open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+    except OSError as error:
+        raise ValueError(f"cannot write {file}: {error.strerror or error}") from error
+
+
+def _flat(values: dict[str, Any], section: str = "") -> dict[str, Any]:
+    """Return all keys with their sections before them, separated by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{section}{key}"
+        nested = isinstance(value, dict) and value  # an empty section is a value of its own
+        flat |= _flat(value, f"{name}.") if nested else {name: value}
+    return flat
 
 
 def _as_json_values(values: dict[str, Any]) -> dict[str, Any]:

@@ -315,7 +315,7 @@ def test_trouble_is_one_clear_line_and_nothing_is_written(folder, data, tmp_path
         (("--labels", "dta"), "did you mean 'data'"),
         (("--samples", tmp_path / "few.npz"), "there are 3 samples"),
         (("--samples", tmp_path / "nan.npz"), "finite"),
-        (("--samples", tmp_path / "empty"), "there are 0 samples"),
+        (("--samples", tmp_path / "empty"), "there are no samples in the folder"),
         (
             ("--samples", tmp_path / "few.npz", "--samples", tmp_path / "levels.npz"),
             "separate them",

@@ -351,7 +351,7 @@ def test_a_run_keeps_what_is_known_of_the_data_and_exports_without_them(folder, 
     assert facts["classes"] == ["a", "b"]
     assert facts["samples"] == 20
     write(folder / "a/new.png", levels(4, 4, 3))
-    with pytest.raises(ValueError, match="another data: samples was 20 and is 21"):
+    with pytest.raises(ValueError, match="other data: samples was 20 and is 21"):
         fit(chosen, tmp_path / "run", progress=False)
     shutil.rmtree(folder)
     meta = export(tmp_path / "run", tmp_path / "model")

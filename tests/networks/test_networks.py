@@ -146,7 +146,7 @@ def test_wrong_use_is_refused(make):
 
 def test_wrong_sizes_are_refused():
     with pytest.raises(ValueError, match=r"\(H, W, C\)"):
-        unet((8, 8))()
+        unet((8,))()
     with pytest.raises(ValueError, match="multiples"):
         unet(channels=(8, 100))()
     with pytest.raises(ValueError, match="positive"):
