@@ -20,8 +20,10 @@ from safetensors import SafetensorError, safe_open
 from dgjax.importing.pickles import is_pickle, refuse_pickle
 from dgjax.importing.weights_files import TORCH_ENDINGS, choose_file, is_index
 
-__all__ = ["StoredArray", "open_weights", "training_run"]
+__all__ = ["StoredArray", "load_torch", "open_weights", "torch_array", "training_run"]
 
+# Makes a number of NumPy from its bytes; NumPy writes such numbers as calls of it.
+SCALAR: Any = np.float64(0).__reduce__()[0]
 # Prefixes that PyTorch's wrappers (data parallel, compiled) put before all names.
 WRAPPERS = ("module.", "_orig_mod.")
 # By safetensors' names. Eight-bit weights are not among them: they need scales, too.
@@ -34,6 +36,16 @@ DTYPES: dict[str, np.dtype] = {
     "I32": np.dtype("int32"),
     "BOOL": np.dtype("bool"),
 }
+# Types of training runs that hold values only: their arguments, and numbers of NumPy, such as the
+# learning rate of an optimizer. The module with `scalar` has another name since NumPy 2.
+HARMLESS = (
+    argparse.Namespace,
+    np.dtype,
+    type(np.dtype("float64")),
+    type(np.dtype("float32")),
+    type(np.dtype("int64")),
+    *((SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+)
 
 
 @dataclass(frozen=True)
@@ -181,7 +193,7 @@ def training_run(source: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
     file = _choose(source) if source.is_dir() else source
     if file.suffix not in TORCH_ENDINGS:
         return (), {}
-    content = _load_torch(file)
+    content = load_torch(file)
     if not isinstance(content, Mapping) or _is_weights(content):
         return (), {}
     tables = sorted(_tables(content), key=lambda name: not _is_average(name))
@@ -191,7 +203,7 @@ def training_run(source: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
     return tuple(tables), dict(arguments) if isinstance(arguments, Mapping) else {}
 
 
-def _load_torch(file: Path) -> Any:
+def load_torch(file: Path) -> Any:
     try:
         import torch
     except ImportError:
@@ -201,8 +213,7 @@ def _load_torch(file: Path) -> Any:
         ) from None
     load = partial(torch.load, file, map_location="cpu", weights_only=True)
     try:
-        # The arguments of a training run are such a namespace: names and values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(list(HARMLESS)):
             try:
                 return load(mmap=True)
             except (RuntimeError, ValueError):  # the format before PyTorch 1.6 cannot be mapped
@@ -215,8 +226,8 @@ def _load_torch(file: Path) -> Any:
 
 
 def _open_torch(file: Path) -> dict[str, StoredArray]:
-    content = _load_torch(file)
-    return {name: _torch_array(name, tensor) for name, tensor in _state_dict(file, content).items()}
+    content = load_torch(file)
+    return {name: torch_array(name, tensor) for name, tensor in _state_dict(file, content).items()}
 
 
 def _is_weights(part: Any) -> bool:
@@ -252,7 +263,7 @@ def _state_dict(file: Path, content: Any) -> dict[str, Any]:
     return content[chosen[0]]
 
 
-def _torch_array(name: str, tensor: Any) -> StoredArray:
+def torch_array(name: str, tensor: Any) -> StoredArray:
     import torch
 
     half = tensor.dtype == torch.bfloat16
