@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,9 @@ def import_score_sde(
     if "attn_resolutions" not in settings.values:
         notes.append("attn_resolutions is not stated, and taken as in all that are published: [16]")
     if not modules.averaged:
-        notes.append("there is no moving average (EMA) in the file: the weights themselves are read")
+        notes.append(
+            "there is no moving average (EMA) in the file: the weights themselves are read"
+        )
     meta = Meta(
         model=spec,
         dataset="not stated",
@@ -126,7 +129,7 @@ def _settings(file: Path, structure: Structure) -> tuple[Settings, list[str]]:
     name = values.get("config")
     if name is None:
         parts = [*file.parts[:-1], file.stem]
-        pairs = [f"{a}/{b}" for a, b in zip(parts, parts[1:], strict=False)]
+        pairs = [f"{a}/{b}" for a, b in pairwise(parts)]
         found = [name for name in PUBLISHED if name in pairs]
         if not found and structure.fourier:  # of which all that are published are of one SDE
             found = [name for name in PUBLISHED if name.startswith("ve/") and name[3:] in parts]
@@ -214,9 +217,11 @@ def _exploding(
     sigma: dict[str, float] = {}
     for key in ("sigma_min", "sigma_max"):
         default = stored.get(key, 0.01 if key == "sigma_min" else math.nan)
-        sigma[key] = _number(settings, key, float(default))
+        sigma[key] = _number(settings, key, float(f"{default:.9g}"))  # stored as exp(log(sigma))
         if math.isnan(sigma[key]):
-            raise ValueError(f'weights do not tell the largest noise: add "{key}" to {settings.place}')
+            raise ValueError(
+                f'weights do not tell the largest noise: add "{key}" to {settings.place}'
+            )
         if not math.isclose(sigma[key], stored.get(key, sigma[key]), rel_tol=1e-4):
             raise ValueError(
                 f"{settings.place} has {key} = {sigma[key]:g}, and the file {stored[key]:g}"
@@ -240,7 +245,9 @@ def _exploding(
         "t_min": least if continuous else 0.0,
         "t_max": 1.0,
     }
-    return spec, [] if centered else ["data in [0, 1] there are in [-1, 1] here, with twice the noise"]
+    return spec, [] if centered else [
+        "data in [0, 1] there are in [-1, 1] here, with twice the noise"
+    ]
 
 
 def _negative_output(arrays: Mapping[str, Any]) -> dict[str, Any]:

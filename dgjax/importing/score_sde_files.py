@@ -112,9 +112,9 @@ def _open_flax(file: Path) -> Modules:
         content = serialization.msgpack_restore(file.read_bytes())
     except Exception as error:  # msgpack and NumPy raise many kinds
         first = str(error).splitlines()[:1]
-        raise ValueError(f"{file} is damaged, or not of Flax: {type(error).__name__} {first}") from (
-            error
-        )
+        raise ValueError(
+            f"{file} is damaged, or not of Flax: {type(error).__name__} {first}"
+        ) from (error)
     content = content if isinstance(content, Mapping) else {}
     table = content.get("params_ema")
     averaged = isinstance(table, Mapping)

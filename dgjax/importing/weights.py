@@ -204,6 +204,17 @@ def training_run(source: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
 
 
 def load_torch(file: Path) -> Any:
+    """Load a file of PyTorch by its loader for weights alone, which runs nothing.
+
+    Args:
+        file: the file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        ValueError: if PyTorch is not installed, or the file is damaged or holds more than values.
+    """
     try:
         import torch
     except ImportError:
@@ -264,6 +275,15 @@ def _state_dict(file: Path, content: Any) -> dict[str, Any]:
 
 
 def torch_array(name: str, tensor: Any) -> StoredArray:
+    """Return a tensor of PyTorch as a `StoredArray`.
+
+    Args:
+        name: name of the tensor in error messages.
+        tensor: the tensor.
+
+    Raises:
+        ValueError: if its dtype is not supported.
+    """
     import torch
 
     half = tensor.dtype == torch.bfloat16
