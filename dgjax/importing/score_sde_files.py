@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import serialization
 
-from dgjax.importing.weights import StoredArray, load_torch, torch_array
+from dgjax.importing.torch_files import load_torch
+from dgjax.importing.weights import StoredArray, torch_array
 from dgjax.importing.weights_files import TORCH_ENDINGS
 
 __all__ = ["Modules", "is_score_sde", "open_score_sde"]

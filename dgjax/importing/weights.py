@@ -18,12 +18,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from dgjax.importing.pickles import is_pickle, refuse_pickle
+from dgjax.importing.torch_files import load_torch, one_line
 from dgjax.importing.weights_files import TORCH_ENDINGS, choose_file, is_index
 
-__all__ = ["StoredArray", "load_torch", "open_weights", "torch_array", "training_run"]
+__all__ = ["StoredArray", "open_weights", "torch_array", "training_run"]
 
-# Makes a number of NumPy from its bytes; NumPy writes such numbers as calls of it.
-SCALAR: Any = np.float64(0).__reduce__()[0]
 # Prefixes that PyTorch's wrappers (data parallel, compiled) put before all names.
 WRAPPERS = ("module.", "_orig_mod.")
 # By safetensors' names. Eight-bit weights are not among them: they need scales, too.
@@ -36,16 +35,6 @@ DTYPES: dict[str, np.dtype] = {
     "I32": np.dtype("int32"),
     "BOOL": np.dtype("bool"),
 }
-# Types of training runs that hold values only: their arguments, and numbers of NumPy, such as the
-# learning rate of an optimizer. The module with `scalar` has another name since NumPy 2.
-HARMLESS = (
-    argparse.Namespace,
-    np.dtype,
-    type(np.dtype("float64")),
-    type(np.dtype("float32")),
-    type(np.dtype("int64")),
-    *((SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-)
 
 
 @dataclass(frozen=True)
@@ -126,7 +115,7 @@ def _open_shards(index: Path) -> dict[str, StoredArray]:
         if not all(Path(name).name == name for name in names):
             raise ValueError("it names files outside its folder")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is not an index of weights: {_one_line(error)}") from error
+        raise ValueError(f"{index} is not an index of weights: {one_line(error)}") from error
     found: dict[str, StoredArray] = {}
     for name in names:
         if not (index.parent / name).is_file():
@@ -160,7 +149,7 @@ def _open_safetensors(file: Path) -> dict[str, StoredArray]:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
             facts = {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is damaged or not safetensors: {_one_line(error)}") from error
+        raise ValueError(f"{file} is damaged or not safetensors: {one_line(error)}") from error
     found = {}
     for name, (shape, dtype) in facts.items():
         if dtype not in DTYPES:
@@ -201,39 +190,6 @@ def training_run(source: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
     if isinstance(arguments, argparse.Namespace):
         arguments = vars(arguments)
     return tuple(tables), dict(arguments) if isinstance(arguments, Mapping) else {}
-
-
-def load_torch(file: Path) -> Any:
-    """Load a file of PyTorch by its loader for weights alone, which runs nothing.
-
-    Args:
-        file: the file.
-
-    Returns:
-        Its content.
-
-    Raises:
-        ValueError: if PyTorch is not installed, or the file is damaged or holds more than values.
-    """
-    try:
-        import torch
-    except ImportError:
-        raise ValueError(
-            f"reading {file} needs PyTorch: pip install 'dgjax[torch]', or convert it to "
-            "safetensors"
-        ) from None
-    load = partial(torch.load, file, map_location="cpu", weights_only=True)
-    try:
-        with torch.serialization.safe_globals(list(HARMLESS)):
-            try:
-                return load(mmap=True)
-            except (RuntimeError, ValueError):  # the format before PyTorch 1.6 cannot be mapped
-                return load()
-    except Exception as error:  # pickle, zipfile and torch raise a dozen kinds
-        raise ValueError(
-            f"{file} is damaged, or holds more than weights and is not read for safety: "
-            f"{_one_line(error)}"
-        ) from error
 
 
 def _open_torch(file: Path) -> dict[str, StoredArray]:
@@ -298,7 +254,3 @@ def torch_array(name: str, tensor: Any) -> StoredArray:
     if kind not in known:
         raise ValueError(f"{name} is stored as {kind}, and only {', '.join(known)} are supported")
     return StoredArray(tuple(tensor.shape), known[kind], read)
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

@@ -245,13 +245,13 @@ def test_scores_are_those_of_pytorch(case, tmp_path):
         doubled = 1 if settings.get("centered") else 2
         x = x * sigma * doubled
         expected = output(net, x, own) / (doubled * sigma)
-    got = dgjax.score(found.model, jnp.asarray(t), jnp.asarray(x))
+    got = jax.jit(dgjax.score)(found.model, jnp.asarray(t), jnp.asarray(x))
     np.testing.assert_allclose(got, expected, atol=3e-5 * np.abs(expected).max())
     assert found.architecture == ("DDPM++" if kind == DDPMPP else "NCSN++")
     assert found.meta.data_range == (-1.0, 1.0)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["VP", "VE", "VE of data in [-1, 1]"])
 def test_the_file_of_flax_is_read_as_that_of_pytorch(case, tmp_path):
     kind, settings, _, _ = CASES[case]
     net = Reference(**kind)
@@ -340,7 +340,7 @@ def of_ddpm(state):
 
 
 CHANGES = {
-    "average": (lambda s: s["ema"]["shadow_params"].pop(), "the moving average has 61 arrays"),
+    "average": (lambda s: s["ema"]["shadow_params"].pop(), "the moving average has 153 arrays"),
     "module": (
         lambda s: s["model"].update({"module.all_modules.99.a": torch.ones(1)}),
         r"a module of another network \(99\), which is not read: dgjax.torch_network takes",
