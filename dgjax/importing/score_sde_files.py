@@ -127,7 +127,7 @@ def _open_flax(file: Path) -> Modules:
         for module, parameters in table.items()
         if isinstance(parameters, Mapping)
     }
-    if not any(name.startswith(("ResnetBlockBigGANpp", "ResnetBlockDDPMpp")) for name in arrays):
+    if not any(name.startswith("ResnetBlock") for name in arrays):
         arrays = {}
     return Modules(arrays, False, None, averaged)
 

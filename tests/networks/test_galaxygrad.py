@@ -3,6 +3,7 @@
 Its path is the variance-preserving one with beta = 1 and times up to 10.
 """
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 import dgjax
 
-T_MIN = 1e-3
+T_MIN = 0.01
 
 
 @pytest.fixture(scope="module")
@@ -38,30 +39,29 @@ def galaxies():
 
 @pytest.mark.slow
 def test_samples_are_those_of_its_own_solver(galaxies):
-    from galaxygrad import generate
-
     network, model = galaxies
-    key = jax.random.key(1992)
-    expected = generate.single_sample_fn(network, generate.int_beta, (1, 32, 32), 0.025, 10.0, key)
-    latent = jax.random.normal(key, (1, 32, 32))
-    grid = dgjax.grid_logsnr(model, 256)
-    found = dgjax.sample(model, latent, grid, key=jax.random.key(0))
-    # Its solver goes on to time 0.
-    end = found.x + 0.5 * T_MIN * (found.x + network(found.x, T_MIN))
-    np.testing.assert_allclose(end, expected, atol=0.02 * jnp.std(expected))
+    latent = dgjax.prior_sample(model, jax.random.key(1), (1, 32, 32))
+    # The drift and the solver of its `generate`, to a tolerance and not beyond t_min.
+    own = diffrax.ODETerm(lambda t, y, args: -0.5 * (y + network(y, t)))
+    tolerance = diffrax.PIDController(rtol=1e-5, atol=1e-6)
+    solver = diffrax.Tsit5()
+    expected = diffrax.diffeqsolve(
+        own, solver, 10.0, T_MIN, -0.025, latent, stepsize_controller=tolerance
+    )
+    found = dgjax.sample(model, latent, dgjax.grid_logsnr(model, 64), key=jax.random.key(0))
+    expected = expected.ys[0]
+    np.testing.assert_allclose(found.x, expected, atol=0.01 * jnp.abs(expected).max())
 
 
 @pytest.mark.slow
 def test_log_density_rises_with_q(galaxies):
     _, model = galaxies
-    latents = dgjax.prior_sample(model, jax.random.key(2), (2, 1, 32, 32))
-    grid = dgjax.grid_logsnr(model, 64)
+    latent = dgjax.prior_sample(model, jax.random.key(2), (1, 32, 32))
+    grid = dgjax.grid_logsnr(model, 16)
 
-    @jax.jit
-    def draw(model, latent, q):
+    def draw(q):
         guides = dgjax.density_guidance(q)
         return dgjax.sample(model, latent, grid, key=jax.random.key(0), guides=guides).log_density
 
-    qs = jnp.asarray([0.2, 0.35, 0.5, 0.65, 0.8])
-    found = jax.vmap(jax.vmap(draw, (None, None, 0)), (None, 0, None))(model, latents, qs)
-    assert np.all(np.diff(found, axis=1) > 0)
+    found = jax.vmap(draw)(jnp.asarray([0.2, 0.35, 0.5, 0.65, 0.8]))
+    assert np.all(np.diff(found) > 0)
