@@ -9,17 +9,23 @@ import numpy as np
 
 __all__ = ["load_torch", "one_line"]
 
-# Makes a number of NumPy from its bytes; NumPy writes such numbers as calls of it.
+# Makes a number of NumPy from its bytes; files hold such numbers as calls of it.
 SCALAR: Any = np.float64(0).__reduce__()[0]
+
+
+def _scalar(dtype: np.dtype, data: bytes) -> Any:
+    return SCALAR(dtype, data)
+
+
+# Before NumPy 2 its module had this name, which PyTorch's loader looks up.
+_scalar.__module__ = "numpy.core.multiarray"
+_scalar.__name__ = _scalar.__qualname__ = "scalar"
+
 # Types of training runs that hold values only: their arguments, and numbers of NumPy, such as the
-# learning rate of an optimizer. The module with `scalar` has another name since NumPy 2.
+# learning rate of an optimizer.
 HARMLESS: list[Any] = [
-    argparse.Namespace,
-    np.dtype,
-    type(np.dtype("float64")),
-    type(np.dtype("float32")),
-    type(np.dtype("int64")),
-    *((SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *(argparse.Namespace, SCALAR, _scalar, np.dtype),
+    *(type(np.dtype(name)) for name in ("float64", "float32", "int64")),
 ]
 
 

@@ -196,6 +196,7 @@ CASES = {
         0.01 * 5000**0.6,
     ),
 }
+VP = {**CASES["VP"][1], **OWN}
 
 
 def sample():
@@ -300,11 +301,19 @@ def test_weights_without_an_average_are_read_with_a_note(tmp_path):
     np.testing.assert_array_equal(bias, net.modules[0][1]["bias"] + 1)
 
 
+def test_numbers_of_an_older_numpy_are_read(tmp_path):
+    file = write(tmp_path, net := Reference(), VP)
+    torch.save(net.torch_state(), file, _use_new_zipfile_serialization=False)
+    old = file.read_bytes().replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
+    assert old != file.read_bytes()
+    file.write_bytes(old)
+    assert import_score_sde(file).architecture == "DDPM++"
+
+
 def without(settings, *keys):
     return {key: value for key, value in settings.items() if key not in keys}
 
 
-VP = {**CASES["VP"][1], **OWN}
 REFUSALS = {
     "no SDE": (DDPMPP, without(VP, "sde"), 'its SDE: add "config" to '),
     "no size": (DDPMPP, without(VP, "image_size"), '"image_size" to '),
