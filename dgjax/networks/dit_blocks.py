@@ -4,11 +4,11 @@ The attributes that hold weights have the names of diffusers' modules, because c
 read by these names.
 """
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from dgjax.networks.attention import attend
 from dgjax.networks.dit_embeddings import Conditioning, Tokens
 
 __all__ = ["Block", "layer_norm"]
@@ -69,7 +69,7 @@ class Attention(nnx.Module):
             layer(h).reshape(1, h.shape[1], self.heads, -1)
             for layer in (self.to_q, self.to_k, self.to_v)
         )
-        return self.to_out[0](jax.nn.dot_product_attention(query, key, value).reshape(h.shape))
+        return self.to_out[0](attend(query, key, value).reshape(h.shape))
 
 
 class Projection(nnx.Module):
