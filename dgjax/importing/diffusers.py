@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from dgjax.checkpoints.checkpoint import PIXELS, Meta
 from dgjax.checkpoints.configuration import unknown_name
 from dgjax.checkpoints.spec import ModelSpec, build, build_autoencoder, build_network
 from dgjax.importing.diffusers_autoencoder import read_autoencoder
-from dgjax.importing.diffusers_dit import read_dit, stored_positions
+from dgjax.importing.diffusers_dit import read_dit, share_embedding, stored_positions
 from dgjax.importing.diffusers_parts import BRIDGE, Parts, find_parts
 from dgjax.importing.diffusers_schedulers import Process, read_scheduler
 from dgjax.importing.diffusers_text import TextParts, load_text, read_text
@@ -26,6 +27,10 @@ from dgjax.importing.weights import open_weights
 __all__ = ["ARCHITECTURES", "Architecture", "import_diffusers"]
 
 
+Network = dict[str, Any]
+Share = Callable[[Network, Mapping[str, Any]], tuple[Network, Mapping[str, Any]]]
+
+
 class Architecture(NamedTuple):
     """The import of one network class of diffusers.
 
@@ -34,6 +39,8 @@ class Architecture(NamedTuple):
             `ModelSpec`, and the time that the network takes ("time_step" or "noise_level").
         renames: argument of `load_state_dict`.
         constants: maps shape and network to this argument of `load_state_dict`.
+        share: maps the `network` of a `ModelSpec` and its weights to the same with arrays that are
+            stored several times kept once.
     """
 
     read: Callable[[Mapping[str, Any]], tuple[tuple[int, ...], dict[str, Any], str]]
@@ -41,13 +48,15 @@ class Architecture(NamedTuple):
     constants: Callable[[tuple[int, ...], Mapping[str, Any]], Mapping[str, Any]] = (
         lambda shape, network: {}
     )
+    share: Share = lambda network, weights: (network, weights)
 
 
+DIT = Architecture(read_dit, constants=stored_positions, share=share_embedding)
 ARCHITECTURES: dict[str, Architecture] = {
     "UNet2DModel": Architecture(read_unet2d, RENAMES),
     "UNet2DConditionModel": Architecture(read_unet2d_condition, CONDITION_RENAMES),
-    "DiTTransformer2DModel": Architecture(read_dit, constants=stored_positions),
-    "Transformer2DModel": Architecture(read_dit, constants=stored_positions),  # its older name
+    "DiTTransformer2DModel": DIT,
+    "Transformer2DModel": DIT,  # its older name
 }
 # Settings that training adds to the config of averaged weights (EMA).
 AVERAGE_SETTINGS = {
@@ -113,10 +122,11 @@ def import_diffusers(
     )
     autoencoder_spec = _read_autoencoder_spec(parts.autoencoder, sides)
     texts, text_notes = _read_texts(parts, network, autoencoder_spec, sides)
-    like = nnx.eval_shape(lambda: build_network(spec))
+    network, arrays = architecture.share(network, weights(parts.weights))
+    spec = replace(spec, network=network)
     loaded = load_state_dict(
-        like,
-        weights(parts.weights),
+        nnx.eval_shape(lambda: build_network(spec)),
+        arrays,
         f"the {kind} in {parts.network}",
         renames=architecture.renames,
         constants=architecture.constants(sides, network),

@@ -1,11 +1,14 @@
 """Read the config of diffusers' `DiTTransformer2DModel` as arguments of `dgjax.networks.DiT`."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from dgjax.networks.dit import positions
+import numpy as np
 
-__all__ = ["read_dit", "stored_positions"]
+from dgjax.networks.dit_embeddings import positions
+
+__all__ = ["read_dit", "share_embedding", "stored_positions"]
 
 # diffusers' defaults for what a config leaves out.
 DEFAULTS: dict[str, Any] = {
@@ -98,3 +101,33 @@ def stored_positions(shape: tuple[int, ...], network: Mapping[str, Any]) -> dict
     size = network["num_attention_heads"] * network["attention_head_dim"]
     table = positions(shape[0] // patch, shape[1] // patch, size)
     return {r"pos_embed\.pos_embed": table[None]}
+
+
+def share_embedding(
+    network: dict[str, Any], weights: Mapping[str, Any]
+) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """Keep one embedding of time and label where all blocks have the same.
+
+    diffusers stores one per block. In networks of DiT's authors all blocks share one.
+
+    Args:
+        network: as `read_dit` returns it.
+        weights: the arrays by name; they are read one at a time.
+
+    Returns:
+        Both, changed if all embeddings are equal.
+    """
+    parts: dict[str, list[str]] = {}
+    for name in weights:
+        if match := re.fullmatch(r"transformer_blocks\.\d+\.norm1\.(emb\..+)", name):
+            parts.setdefault(match[1], []).append(name)
+    for names in parts.values():
+        first = np.asarray(weights[names[0]])
+        if len(names) != network["num_layers"] or any(
+            not np.array_equal(first, np.asarray(weights[name])) for name in names[1:]
+        ):
+            return network, weights
+    copies = {name for names in parts.values() for name in names}
+    kept = {name: array for name, array in weights.items() if name not in copies}
+    kept |= {part: weights[names[0]] for part, names in parts.items()}
+    return {**network, "shared_embedding": True}, kept

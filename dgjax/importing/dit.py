@@ -54,6 +54,9 @@ SIT_PREDICTIONS = {"velocity": "velocity", "noise": "noise", "score": "score"}
 REPA_PATHS = {"linear": "rectified_flow", "cosine": "cosine"}
 # diffusers' names, which `dgjax.networks.DiT` has.
 RENAMES = (
+    (r"^t_embedder\.mlp\.0\.", "emb.timestep_embedder.linear_1."),
+    (r"^t_embedder\.mlp\.2\.", "emb.timestep_embedder.linear_2."),
+    (r"^y_embedder\.", "emb.class_embedder."),
     (r"^x_embedder\.", "pos_embed."),
     (r"^pos_embed$", "pos_embed.pos_embed"),
     (r"^blocks\.", "transformer_blocks."),
@@ -65,11 +68,6 @@ RENAMES = (
     (r"\.mlp\.fc1\.", ".ff.net.0.proj."),
     (r"\.mlp\.fc2\.", ".ff.net.2."),
 )
-EMBEDDERS = {
-    "t_embedder.mlp.0.": "timestep_embedder.linear_1.",
-    "t_embedder.mlp.2.": "timestep_embedder.linear_2.",
-    "y_embedder.": "class_embedder.",
-}
 
 
 def is_dit(path: str | os.PathLike) -> bool:
@@ -135,7 +133,7 @@ def import_dit(
     spec = ModelSpec(shape, network, **process.spec)
     loaded = load_state_dict(
         nnx.eval_shape(lambda: build_network(spec)),
-        _renamed(arrays, network["num_layers"]),
+        _split(arrays),
         what,
         renames=RENAMES,
         constants=stored_positions(shape, network),
@@ -237,6 +235,7 @@ def _network(
         "out_channels": outputs,
         "norm_eps": 1e-6,
         "freq_shift": 0.0,  # diffusers' copy of DiT has 1
+        "shared_embedding": True,
     }
     notes = [f"{rows - 1} classes; the last of {rows} labels is taken as that for no class"]
     if outputs == 2 * channels:
@@ -261,15 +260,11 @@ def _process(family: str, settings: Settings) -> RunProcess:
     return found._replace(notes=(*found.notes, note))
 
 
-def _renamed(arrays: Mapping[str, Any], depth: int) -> dict[str, Any]:
-    """Split queries, keys and values, and give each block the embeddings that all share."""
+def _split(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Split queries, keys and values."""
     found: dict[str, Any] = {}
     for name, array in arrays.items():
-        start = next((start for start in EMBEDDERS if name.startswith(start)), None)
-        if start is not None:
-            new = EMBEDDERS[start] + name.removeprefix(start)
-            found |= {f"blocks.{i}.norm1.emb.{new}": array for i in range(depth)}
-        elif ".attn.qkv." in name:
+        if ".attn.qkv." in name:
             for i, letter in enumerate("qkv"):
                 found[name.replace(".qkv.", f".to_{letter}.")] = _third(array, i)
         else:

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml  # type: ignore[import-untyped]
+
 from dgjax.checkpoints.configuration import unknown_name
 from dgjax.importing.model_folder import read_json
 from dgjax.importing.weights import training_run
@@ -124,10 +126,6 @@ def sides(settings: Settings, shape: tuple[int, ...] | None) -> tuple[int, int]:
 def _read(file: Path) -> dict[str, Any]:
     if file.suffix == ".json":
         return _plain(read_json(file))
-    try:
-        import yaml  # type: ignore[import-untyped]
-    except ImportError:
-        raise ValueError(f"reading {file} needs pip install pyyaml, or write it as JSON") from None
     try:
         content = yaml.safe_load(file.read_text())
     except (yaml.YAMLError, OSError, ValueError) as error:

@@ -14,6 +14,7 @@ from dgjax.importing.edm import import_edm, is_edm
 from dgjax.importing.edm2 import import_edm2, is_edm2
 from dgjax.importing.hub import HubModel, is_hub_name, local_snapshot, open_hub
 from dgjax.importing.model_folder import Imported
+from dgjax.importing.score_sde import import_score_sde, is_score_sde
 from dgjax.importing.unknown import explain, lora_notes, only_weights
 
 __all__ = ["READERS", "import_model"]
@@ -26,6 +27,7 @@ READERS: tuple[tuple[Callable[[Path], bool], Callable[..., Imported]], ...] = (
     (is_diffusers, import_diffusers),
     (is_adm, import_adm),
     (is_dit, import_dit),
+    (is_score_sde, import_score_sde),
 )
 CONFIGS = ("config.json", "model_index.json")
 

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from dgjax.extras import install_line
 from dgjax.importing.pickles import is_pickle, refuse_pickle
+from dgjax.importing.torch_files import load_torch, one_line
 from dgjax.importing.weights_files import TORCH_ENDINGS, choose_file, is_index
 
-__all__ = ["StoredArray", "open_weights", "training_run"]
+__all__ = ["StoredArray", "open_weights", "torch_array", "training_run"]
 
 # Prefixes that PyTorch's wrappers (data parallel, compiled) put before all names.
 WRAPPERS = ("module.", "_orig_mod.")
@@ -115,7 +115,7 @@ def _open_shards(index: Path) -> dict[str, StoredArray]:
         if not all(Path(name).name == name for name in names):
             raise ValueError("it names files outside its folder")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is not an index of weights: {_one_line(error)}") from error
+        raise ValueError(f"{index} is not an index of weights: {one_line(error)}") from error
     found: dict[str, StoredArray] = {}
     for name in names:
         if not (index.parent / name).is_file():
@@ -149,7 +149,7 @@ def _open_safetensors(file: Path) -> dict[str, StoredArray]:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
             facts = {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is damaged or not safetensors: {_one_line(error)}") from error
+        raise ValueError(f"{file} is damaged or not safetensors: {one_line(error)}") from error
     found = {}
     for name, (shape, dtype) in facts.items():
         if dtype not in DTYPES:
@@ -182,7 +182,7 @@ def training_run(source: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
     file = _choose(source) if source.is_dir() else source
     if file.suffix not in TORCH_ENDINGS:
         return (), {}
-    content = _load_torch(file)
+    content = load_torch(file)
     if not isinstance(content, Mapping) or _is_weights(content):
         return (), {}
     tables = sorted(_tables(content), key=lambda name: not _is_average(name))
@@ -192,31 +192,9 @@ def training_run(source: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
     return tuple(tables), dict(arguments) if isinstance(arguments, Mapping) else {}
 
 
-def _load_torch(file: Path) -> Any:
-    try:
-        import torch
-    except ImportError:
-        raise ValueError(
-            f"reading {file} needs PyTorch: {install_line('torch')}, or convert it to safetensors"
-        ) from None
-    load = partial(torch.load, file, map_location="cpu", weights_only=True)
-    try:
-        # The arguments of a training run are such a namespace: names and values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            try:
-                return load(mmap=True)
-            except (RuntimeError, ValueError):  # the format before PyTorch 1.6 cannot be mapped
-                return load()
-    except Exception as error:  # pickle, zipfile and torch raise a dozen kinds
-        raise ValueError(
-            f"{file} is damaged, or holds more than weights and is not read for safety: "
-            f"{_one_line(error)}"
-        ) from error
-
-
 def _open_torch(file: Path) -> dict[str, StoredArray]:
-    content = _load_torch(file)
-    return {name: _torch_array(name, tensor) for name, tensor in _state_dict(file, content).items()}
+    content = load_torch(file)
+    return {name: torch_array(name, tensor) for name, tensor in _state_dict(file, content).items()}
 
 
 def _is_weights(part: Any) -> bool:
@@ -252,7 +230,16 @@ def _state_dict(file: Path, content: Any) -> dict[str, Any]:
     return content[chosen[0]]
 
 
-def _torch_array(name: str, tensor: Any) -> StoredArray:
+def torch_array(name: str, tensor: Any) -> StoredArray:
+    """Return a tensor of PyTorch as a `StoredArray`.
+
+    Args:
+        name: name of the tensor in error messages.
+        tensor: the tensor.
+
+    Raises:
+        ValueError: if its dtype is not supported.
+    """
     import torch
 
     half = tensor.dtype == torch.bfloat16
@@ -267,7 +254,3 @@ def _torch_array(name: str, tensor: Any) -> StoredArray:
     if kind not in known:
         raise ValueError(f"{name} is stored as {kind}, and only {', '.join(known)} are supported")
     return StoredArray(tuple(tensor.shape), known[kind], read)
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

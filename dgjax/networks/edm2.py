@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from dgjax.networks.attention import attend
 from dgjax.networks.edm_blocks import check_levels, one_hot
 from dgjax.networks.inputs import check_shape
 from dgjax.networks.resampling import filter_down, filter_up
@@ -146,7 +147,7 @@ class EDM2Block(nnx.Module):
             # EDM2's order of channels: query, key and value of one channel are neighbours.
             qkv = self.attn_qkv(h).reshape(1, -1, self.heads, self.outputs // self.heads, 3)
             qkv = pixel_norm(qkv, axis=-2)
-            out = jax.nn.dot_product_attention(qkv[..., 0], qkv[..., 1], qkv[..., 2])
+            out = attend(qkv[..., 0], qkv[..., 1], qkv[..., 2])
             h = mp_sum(h, self.attn_proj(out.reshape(h.shape)), self.attn_balance)
         return h if self.clip_act is None else jnp.clip(h, -self.clip_act, self.clip_act)
 

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from dgjax.networks import unet2d_parts
+from dgjax.networks.attention import attend
 from dgjax.networks.inputs import check_label
 from dgjax.typing import Cond
 
@@ -206,5 +207,5 @@ class Block(nnx.Module):
         head = channels if self.settings.head_channels is None else self.settings.head_channels
         # EDM's order of channels: query, key and value of one channel are neighbours.
         qkv = self.qkv(self.norm2(h)).reshape(1, height * width, channels // head, head, 3)
-        out = jax.nn.dot_product_attention(qkv[..., 0], qkv[..., 1], qkv[..., 2])
+        out = attend(qkv[..., 0], qkv[..., 1], qkv[..., 2])
         return (h + self.proj(out.reshape(h.shape))) / self.settings.scale

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from dgjax.networks.attention import attend
+from dgjax.networks.normalization import GroupNorm
 from dgjax.networks.resampling import filter_down, filter_up
 
 __all__ = [
@@ -77,9 +79,7 @@ def conv(inputs: int, outputs: int, rngs: nnx.Rngs, size: int = 3) -> nnx.Conv:
 def group_norm(channels: int, groups: int, eps: float, rngs: nnx.Rngs) -> nnx.GroupNorm:
     """Make a group normalization."""
     # The fast variance is a difference of two squares, which cancels where the mean is large.
-    return nnx.GroupNorm(
-        channels, num_groups=groups, epsilon=eps, use_fast_variance=False, rngs=rngs
-    )
+    return GroupNorm(channels, num_groups=groups, epsilon=eps, use_fast_variance=False, rngs=rngs)
 
 
 def mean_down(h: Image) -> Image:
@@ -200,7 +200,7 @@ class Attention(nnx.Module):
             layer(tokens).reshape(1, height * width, -1, self.head)
             for layer in (self.to_q, self.to_k, self.to_v)
         )
-        out = jax.nn.dot_product_attention(query, key, value).reshape(1, height * width, -1)
+        out = attend(query, key, value).reshape(1, height * width, -1)
         return (h + self.to_out[0](out).reshape(h.shape)) / self.scale
 
 

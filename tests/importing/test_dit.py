@@ -294,7 +294,6 @@ def test_other_positions_are_refused(tmp_path):
 
 
 def test_settings_are_read_from_yaml_and_args(tmp_path):
-    pytest.importorskip("yaml")
     file = write(tmp_path, "last.pt", None)
     assert is_dit(file)
     assert is_dit(tmp_path)
