@@ -381,6 +381,52 @@ def test_what_only_some_refuse(model):
             method(model, ts, xs, key=KEY, **{what: 0})
 
 
+def test_the_error_of_a_chord_is_its_last_coefficients_and_rounding():
+    """On a Gaussian the slope is linear in the share of the way, so rounding alone is left."""
+    data = dgjax.gaussian(jnp.array([1.0, -2.0, 0.5]), 0.5)
+    model = dgjax.closed_form(data, dgjax.edm(), t_min=0.1, t_max=10.0)
+    x0, x1 = jnp.array([3.0, -1.0, 2.0]), jnp.array([-1.0, 2.0, 0.5])
+    points, masses = np.polynomial.legendre.leggauss(16)
+    shares = (points + 1) / 2
+    way = np.asarray(x1 - x0)
+    scores = (np.array([1.0, -2.0, 0.5]) - (np.asarray(x0) + shares[:, None] * way)) / (
+        0.5 + 2.0**2
+    )
+    sizes = np.sum(np.abs(scores * way), 1)
+    rounding = np.finfo(np.float64).eps * (masses / 2) @ sizes
+    assert rounding <= float(chord(model, 2.0, x0, x1).error) < 12 * rounding
+    assert rounding <= float(chord(model, 2.0, x0, x1, nodes=4).error) < 12 * rounding
+    # With two nodes the last coefficient is that of the linear part, and the first the mean.
+    slopes = np.sum(scores * way, 1)
+    whole = np.polynomial.legendre.legfit(points, slopes, 1)
+    assert float(chord(model, 2.0, x0, x1, nodes=2).error) == pytest.approx(abs(whole[1]))
+
+
+def test_rounding_of_a_chord():
+    """Where nothing but rounding is left: the terms of every slope cancel."""
+    network = lambda x, t, cond: jnp.array([-1.5, 1.5])  # minus sigma s
+    model = dgjax.field(network, dgjax.edm(), dgjax.NoisePrediction(), t_min=0.1, t_max=9.0)
+    found = chord(model, 2.0, jnp.zeros(2), jnp.array([6.0, 6.0]))
+    assert found.difference == 0
+    size = 2 * 6 * 1.5 / 2.0
+    assert float(found.error) / np.finfo(np.float64).eps == pytest.approx(size)
+
+
+def test_defaults_of_both(mixture2):
+    """Numbers that a caller who gives none relies on."""
+    model = dgjax.closed_form(mixture2.model, dgjax.edm(), t_min=0.05, t_max=40.0)
+    x0, x1 = jnp.array([3.0, -1.0]), jnp.array([-1.0, 4.0])
+    default, found = (chord(model, 0.2, x0, x1, **o).error for o in ({}, {"nodes": 16}))
+    assert default == found
+    assert default != chord(model, 0.2, x0, x1, nodes=24).error
+    ts, xs = curve(model, (2,), 12)
+    errors = [
+        quadrature(model, ts, xs, key=KEY, divergence=EXACT, **options).solver_error[-1]
+        for options in ({}, {"error_every": 4}, {"error_every": 6})
+    ]
+    assert errors[0] == errors[1] != errors[2]
+
+
 def test_bad_chords(model):
     x = jnp.zeros(2)
     with pytest.raises(ValueError, match="one shape"):
