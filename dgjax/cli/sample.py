@@ -1,5 +1,7 @@
 """`dgjax sample`: draw samples from the same latents at several log-densities."""
 
+import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,6 +44,7 @@ from dgjax.cli.options import (
     make_solver,
 )
 from dgjax.cli.other_figures import is_drawn, write_other_figure
+from dgjax.cli.part_guidance import BAND, MASK, choose_part, hold_rest
 from dgjax.cli.report import (
     measure,
     sample_arrays,
@@ -62,6 +65,7 @@ from dgjax.devices.batches import batch_runner
 from dgjax.devices.progress import progress, say
 from dgjax.files import as_json, output_folder, write_arrays, write_json
 from dgjax.guidance.density import density_guidance
+from dgjax.guidance.guide import Guide
 from dgjax.guidance.noise import level_set_noise
 from dgjax.guidance.schedules import window
 from dgjax.guidance.target import target_guidance
@@ -95,6 +99,8 @@ def command(
         list[float] | None,
         typer.Option(help="Target log-density in nats, instead of --q; repeatable."),
     ] = None,
+    mask: MASK = None,
+    band: BAND = None,
     prior_quantile: Annotated[
         float | None,
         typer.Option(help="Rescale the latents to this quantile of the prior log-density."),
@@ -179,6 +185,7 @@ def command(
     weaker = choose_weaker(guidance_model, chosen, given, guidance)
     other = None if weaker is None else weaker.field
     before = class_guides(chosen, other, given, guidance)
+    part = choose_part(chosen, mask, band, noise=noise, by_target=by_target)
     if prior_quantile is not None:
         chi_quantile(prior_quantile, chosen.size)  # raises now, before anything is computed
     keys = jax.random.split(jax.random.key(seed), 3)
@@ -195,7 +202,7 @@ def command(
 
     def make_guide(field, grid):
         if not by_target:
-            return density_guidance
+            return partial(density_guidance, part=part)
         profile = pilot(field, pilots(field), grid, key=keys[2], **common)
         return lambda dial: target_guidance(dial, field, profile)
 
@@ -221,15 +228,12 @@ def command(
     @jax.jit
     def run(field, before, term, keys, batch):
         def one(i, dial):
-            return sample(
-                field,
-                latent(field, keys, i),
-                grid,
-                key=jax.random.fold_in(keys[1], i),
-                guides=(*before, guide(dial)),
-                noise=term,
-                **common,
-            )
+            x, key = latent(field, keys, i), jax.random.fold_in(keys[1], i)
+            held: tuple[Guide, ...] = ()
+            if part is not None:
+                held = (hold_rest(part, field, x, grid, key=key, guides=before, **common),)
+            guides = (*before, *held, guide(dial))
+            return sample(field, x, grid, key=key, guides=guides, noise=term, **common)
 
         return jax.vmap(one)(*batch)
 
@@ -250,6 +254,8 @@ def command(
     if start:  # left out otherwise, so that shards of earlier versions are continued
         settings["start"] = start
     settings |= {"class": given.label, "guidance": guidance, "guidance_model": guidance_model}
+    if part is not None:
+        settings |= {"mask": None if mask is None else str(mask), "band": band}
     if prompt is not None:
         settings |= {"prompt": prompt, "negative": negative}
 
@@ -279,6 +285,8 @@ def command(
         options |= {"target_log_density" if by_target else "q": dials, "probes": probes}
         options |= {"prior_quantile": prior_quantile, "noise_window": noise_window}
         options |= {"guidance_sha256": None if weaker is None else weaker.sha256}
+        if mask is not None:
+            options["mask_sha256"] = hashlib.sha256(mask.read_bytes()).hexdigest()
         shards = Shards(out / "shards", num, shard_size, len(dials), chosen.meta.shape)
         record_options(shards, {**options, "shard_size": shard_size})
         write_missing(shards, lambda start, stop, show: draw(start, stop, show)[0])
