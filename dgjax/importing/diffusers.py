@@ -122,10 +122,13 @@ def import_diffusers(
     )
     autoencoder_spec = _read_autoencoder_spec(parts.autoencoder, sides)
     texts, text_notes = _read_texts(parts, network, autoencoder_spec, sides)
+    abstract = _abstract(spec)  # refuses a config before weights are downloaded
     network, arrays = architecture.share(network, weights(parts.weights))
-    spec = replace(spec, network=network)
+    if network != spec.network:
+        spec = replace(spec, network=network)
+        abstract = _abstract(spec)
     loaded = load_state_dict(
-        nnx.eval_shape(lambda: build_network(spec)),
+        abstract,
         arrays,
         f"the {kind} in {parts.network}",
         renames=architecture.renames,
@@ -159,6 +162,11 @@ def import_diffusers(
         *_scale_notes(parts.autoencoder),
     )
     return Imported(build(spec, loaded), autoencoder, meta, kind, name, notes, prompts)
+
+
+def _abstract(spec: ModelSpec) -> nnx.Module:
+    """Return the network without numbers in its weights."""
+    return nnx.eval_shape(lambda: build_network(spec))
 
 
 def _with_size(config: Mapping[str, Any], shape: tuple[int, ...] | None) -> Mapping[str, Any]:

@@ -338,7 +338,7 @@ def test_truncated_and_missing_arrays_of_orbax_are_refused(folder):
         ({"parametrization": {"kind": "precondition"}}, "did you mean 'preconditioned'"),
         ({"t_min": None}, "t_min must be a number"),
         ({"t_min": 90.0}, "t_min must be below t_max"),
-        ({"shape": [8, 8]}, r"\(H, W, C\)"),
+        ({"shape": [8]}, r"\(H, W, C\)"),
         ({"shape": 8}, "shape must be a list"),
         ({"extra": 1}, "'extra' is unknown"),
     ],

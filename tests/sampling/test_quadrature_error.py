@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import dgjax
-from dgjax.sampling import node_quadrature
+from dgjax.sampling.stencils import difference_stencils, integrate_points
 
 KEY = jax.random.key(0)
 MEAN, VARIANCE = np.array([3.0, -2.0, 0.5]), 1.7
@@ -134,13 +134,13 @@ def test_an_error_that_is_not_read_costs_nothing(model):
 def test_stencils_take_the_nearest_points(width, before):
     """Differences at a point and integrals to the next one are exact on their polynomials."""
     count, power = 15, np.arange(width)
-    index, weights = node_quadrature._differences(width, count)
+    index, weights = difference_stencils(width, count)
     first = np.clip(np.arange(count) - before, 0, count - width)
     np.testing.assert_array_equal(index, first[:, None] + np.arange(width))
     u = np.arange(count) / 4
     found = np.einsum("nk,nkp->np", weights, u[index][..., None] ** power)
     slopes = power * u[:, None] ** np.maximum(power - 1, 0) / 4
     np.testing.assert_allclose(found, slopes, atol=1e-9)
-    gains = node_quadrature._integrate(width, jnp.asarray(u[:, None] ** power))
+    gains = integrate_points(width, jnp.asarray(u[:, None] ** power))
     whole = 4 * u[:, None] ** (power + 1) / (power + 1)
     np.testing.assert_allclose(gains, np.diff(whole, axis=0), atol=1e-9)
