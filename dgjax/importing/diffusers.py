@@ -164,7 +164,7 @@ def import_diffusers(
     return Imported(build(spec, loaded), autoencoder, meta, kind, name, notes, prompts)
 
 
-def _abstract(spec: ModelSpec) -> nnx.Module:
+def _abstract(spec: ModelSpec) -> Any:
     """Return the network without numbers in its weights."""
     return nnx.eval_shape(lambda: build_network(spec))
 
