@@ -131,6 +131,34 @@ def test_guidance_without_its_bound_states_that_it_is_wrong(q):
 
 
 @pytest.mark.slow
+def test_guidance_on_an_interval_off_the_grid_states_its_error():
+    """The drift jumps within a step at both edges."""
+    rng = np.random.default_rng(8)
+    means, scales = rng.normal(size=(4, 8)) * 2, rng.uniform(0.05, 0.6, 4)
+    covariances = jnp.stack([jnp.eye(8) * scale for scale in scales])
+    half = dgjax.gaussian_mixture(jnp.ones(2) / 2, jnp.asarray(means[:2]), covariances[:2])
+    whole = dgjax.gaussian_mixture(jnp.ones(4) / 4, jnp.asarray(means), covariances)
+    model, other = (
+        dgjax.closed_form(mixture, dgjax.edm(), t_min=0.02, t_max=80.0) for mixture in (half, whole)
+    )
+    contrast = dgjax.autoguidance(4.0, other, low=-3.03, high=2.71)
+    guides = (contrast, dgjax.density_guidance(0.65))
+    grid = dgjax.grid_logsnr(model, 32)
+
+    def one(key):
+        x = 80 * jax.random.normal(key, (8,))
+        options = {"guides": guides, "key": key, "divergence": dgjax.Exact()}
+        found = dgjax.sample(model, x, grid, **options)
+        true = dgjax.log_density(model, model.t_min, found.x)
+        return jnp.abs(found.log_density - true), found.info.solver_error
+
+    error, stated = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(1), 32))
+    assert error.max() > 0.2
+    assert np.mean(error <= 3 * stated) >= 0.95
+    assert not np.any((error > 0.1) & (error > 10 * stated))
+
+
+@pytest.mark.slow
 def test_probes_hardly_enter_the_stated_error(mixture16):
     """It would otherwise count their noise twice."""
     model = model_of(mixture16.model)
