@@ -9,7 +9,7 @@ import dgjax
 
 # From the ground up. Modules of one package may import each other; packages on one floor may not.
 FLOORS = [
-    {"_version", "typing", "files", "printable", "extras"},
+    {"_version", "typing", "files", "messages"},
     {"model", "devices"},
     {"networks", "guidance"},
     {"sampling", "checkpoints"},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dgjax.extras import install_line
+from dgjax.messages import install_line
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -69,11 +69,11 @@ def test_both_licences_are_stated():
 @pytest.mark.parametrize("extra", ["train", "evaluate", "hub", "torch"])
 def test_hints_name_the_packages(extra, monkeypatch):
     lines = [f"{package}; extra == '{name}'" for name in EXTRAS for package in EXTRAS[name]]
-    monkeypatch.setattr("dgjax.extras.requires", lambda name: ["jax>=0.8", *lines])
+    monkeypatch.setattr("dgjax.messages.requires", lambda name: ["jax>=0.8", *lines])
     packages = install_line(extra).removeprefix("pip install ").split()
     assert packages == [f"'{package}'" for package in EXTRAS[extra]]
 
 
 def test_hints_without_an_installation(monkeypatch):
-    monkeypatch.setattr("dgjax.extras.requires", lambda name: None)
+    monkeypatch.setattr("dgjax.messages.requires", lambda name: None)
     assert install_line("train") == "pip install '.[train]'"

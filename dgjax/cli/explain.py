@@ -3,7 +3,7 @@
 import errno
 import sys
 
-from dgjax.printable import printable
+from dgjax.messages import printable
 
 __all__ = ["explain"]
 

@@ -12,7 +12,7 @@ from dgjax.cli.options import table, takes_no_condition
 from dgjax.devices.progress import say
 from dgjax.importing import Imported, import_model
 from dgjax.importing.hub import is_hub_name
-from dgjax.printable import printable
+from dgjax.messages import printable
 from dgjax.training import import_edm2_average
 
 __all__ = ["command"]

@@ -17,8 +17,8 @@ from dgjax.checkpoints.configuration import unknown_name
 from dgjax.checkpoints.opened import Model, open_model
 from dgjax.checkpoints.pretrained import pretrained_models
 from dgjax.devices.progress import say
+from dgjax.messages import printable
 from dgjax.model.field import Field
-from dgjax.printable import printable
 from dgjax.sampling.solvers import SOLVERS
 
 __all__ = [

@@ -11,7 +11,7 @@ from dgjax.checkpoints.configuration import unknown_name
 from dgjax.data.data_config import DataConfig
 from dgjax.data.dataset import Dataset
 from dgjax.data.image_folder import PARTS, load_folder
-from dgjax.extras import install_line
+from dgjax.messages import install_line
 from dgjax.pictures.image_files import FULL
 
 __all__ = ["DATASETS", "NoHeldOut", "load_data", "load_dataset", "read_idx"]

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dgjax.printable import printable
+from dgjax.messages import printable
 
 __all__ = ["Show", "console", "progress", "say"]
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dgjax.extras import install_line
+from dgjax.messages import install_line
 from dgjax.typing import register_dataclass
 
 __all__ = ["VGG16", "read_weights", "vgg16"]

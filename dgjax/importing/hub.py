@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dgjax.extras import install_line
 from dgjax.importing.weights import open_weights
 from dgjax.importing.weights_files import choose_file, is_index
+from dgjax.messages import install_line
 
 __all__ = ["HubModel", "is_hub_name", "local_snapshot", "open_hub"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dgjax.extras import install_line
+from dgjax.messages import install_line
 
 __all__ = ["load_torch", "one_line"]
 

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from matplotlib.figure import Figure
 
 from dgjax.files import replace_file
-from dgjax.printable import printable
+from dgjax.messages import printable
 
 __all__ = ["image_grid", "save_figure"]
 

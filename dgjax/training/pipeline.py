@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dgjax.data.dataset import Dataset
-from dgjax.extras import install_line
+from dgjax.messages import install_line
 
 __all__ = ["Augment", "HostBatch", "batch_indices", "training_batches"]
 

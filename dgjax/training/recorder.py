@@ -15,8 +15,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from dgjax.extras import install_line
 from dgjax.files import replace_file
+from dgjax.messages import install_line
 from dgjax.pictures.png import to_image
 from dgjax.pictures.quantization import to_uint8
 from dgjax.training.cleanup import on_exit

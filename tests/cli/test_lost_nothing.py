@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dgjax.printable import printable
+from dgjax.messages import printable
 
 FEW = ["--steps", "2", "--q", "0.4"]
 

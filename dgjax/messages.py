@@ -1,0 +1,47 @@
+"""Texts for people: foreign text made safe for a terminal, and how to install what is missing."""
+
+from importlib.metadata import PackageNotFoundError, requires
+
+__all__ = ["install_line", "printable"]
+
+MOST = 1000  # characters
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    r"""Replace characters that control a terminal by their escapes, and shorten a very long line.
+
+    Colours, links, cursor movements, line breaks and reversed writing become visible text, such
+    as `\x1b[31m`.
+
+    Args:
+        text: any text.
+        lines: whether it has several lines, whose breaks are kept.
+    """
+    if len(text) > MOST and not lines:
+        text = f"{text[:MOST]}... ({len(text):,} characters)"
+    return "".join(c if c.isprintable() or (lines and c == "\n") else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+def install_line(extra: str) -> str:
+    """Return the command that installs what an extra of dgjax stands for.
+
+    It names the packages, so it works for a clone as for a release.
+
+    Args:
+        extra: name of the extra, such as "train".
+    """
+    try:
+        needed = requires("dgjax") or []
+    except PackageNotFoundError:  # run from its folder, without being installed
+        needed = []
+    wanted = f"extra=='{extra}'"
+    found = []
+    for line in needed:
+        package, _, marker = line.partition(";")
+        if wanted in marker.replace(" ", "").replace('"', "'"):
+            found.append(f"'{package.strip()}'")
+    return f"pip install {' '.join(found) or repr(f'.[{extra}]')}"
