@@ -11,7 +11,7 @@ __all__ = ["Condition", "condition_model", "find_condition"]
 
 
 class Condition(NamedTuple):
-    """What a model is conditioned on.
+    """A condition of a model: a class, a prompt or nothing.
 
     Attributes:
         cond: the condition as the network takes it; None for none.

@@ -80,7 +80,7 @@ CONDITIONS: dict[str, Callable[..., MakeCondition]] = {
 
 @dataclass(frozen=True)
 class PromptEncoder:
-    """What turns the prompts of a model into conditions.
+    """A function from prompts to conditions of a model.
 
     Attributes:
         condition: `{"kind": name, ...arguments}`, a kind of `CONDITIONS`.

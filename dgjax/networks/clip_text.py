@@ -27,7 +27,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class EncodedText(NamedTuple):
-    """What a text encoder makes of a prompt.
+    """The result of a text encoder for one prompt.
 
     Attributes:
         last: one vector per token, after all layers and the last normalization.

@@ -21,7 +21,7 @@ Tokens = Float[Array, "1 n c"]  # with the batch axis that attention needs
 
 
 class Context(NamedTuple):
-    """What the pixels attend to, such as the embeddings of a text.
+    """A sequence that the pixels attend to, such as the embeddings of a text.
 
     Attributes:
         tokens: one vector per token.

@@ -43,7 +43,7 @@ class InitialWeights:
 
     @property
     def summary(self) -> str:
-        """What the weights are, in one line."""
+        """Return one line that describes the weights."""
         return f"starting from the weights of {self.source} ({self.steps:,} steps)"
 
     def record(self, run_dir: Path) -> None:
