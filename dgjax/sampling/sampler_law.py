@@ -9,7 +9,9 @@ By (A) the difference to the model's log-density changes at
     d (log p_t - log q_t)/dt = div(v - u) + <v - u, s>,
 
 which is 0 without guidance. exp(log p - log q) is the weight of a guided sample in means under the
-model; under the law its mean is 1.
+model. Under the law its mean is 1 where guided samples reach all that the model does; density
+guidance in a few dimensions leaves out the surroundings of modes or of all else, and its weights
+then have a smaller mean or no finite variance.
 """
 
 from collections.abc import Sequence
