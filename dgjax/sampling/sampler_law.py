@@ -115,31 +115,20 @@ def _law(model, ts, xs, course, guides, key, divergence, batch, fault) -> Sample
     log_w = -0.5 * jax.vmap(lambda t: logsnr(model.path, t))(ts)
     near, weights = difference_stencils(POINTS, count)
     paces = jnp.einsum("ik,ik->i", weights, log_w[near])  # d log w per point
-    estimates = jax.eval_shape(lambda: divergence(lambda z: z, xs[0], key)).shape[0]
 
     def rate(i):
         probe, own = jax.random.split(jax.random.fold_in(key, i))
         c = coefficients(model.path, ts[i])
 
-        def local_at(x, score):
+        def steered(x: Sample):
+            local = evaluate(model, ts[i], x, divergence=divergence, key=own)
             # A guide may read the log-density, a function of x whose gradient is the score.
-            at = course[i] + inner(jax.lax.stop_gradient(score), x - xs[i])
-            return evaluate(
-                model,
-                ts[i],
-                x,
-                divergence=divergence,
-                key=own,
-                log_densities=jnp.broadcast_to(at, (estimates,)),
-            )
+            at = course[i] + inner(jax.lax.stop_gradient(local.score), x - xs[i])
+            log_densities = jnp.broadcast_to(at, local.divergences.shape)
+            drift = apply_guides(guides, local._replace(log_densities=log_densities))
+            return drift - local.velocity, local.score
 
-        score = local_at(xs[i], jnp.zeros_like(xs[i])).score
-
-        def steered(x: Sample) -> Sample:
-            local = local_at(x, score)
-            return apply_guides(guides, local) - local.velocity
-
-        change, push = jax.linearize(steered, xs[i])
+        change, push, score = jax.linearize(steered, xs[i], has_aux=True)
         pace = paces[i] * 2 * c.sigma**2 / c.g2  # dt per point
         along = inner(change, score)
         return pace * (divergence(push, xs[i], probe) + along)
