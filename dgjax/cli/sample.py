@@ -267,9 +267,7 @@ def command(
         if levels is not None:
             write_figure(out / "samples.png", chosen, summary, levels, complete)
         elif is_drawn(chosen):
-            write_other_figure(
-                out / "samples.png", chosen, summary, x, f"{arrays} and summary.json are"
-            )
+            write_other_figure(out / "samples.png", chosen, summary, x, complete)
         note_coarse(rows, chosen.size, steps)
         return summary
 

@@ -68,7 +68,15 @@ class Mixture:
     log_weights: Float[Array, " k"]
 
     def weights(self, locals_: Sequence[Local]) -> Float[Array, " k"]:
-        """Return the posterior probability of each model."""
+        """Return the posterior probability of each model.
+
+        Raises:
+            ValueError: if there are not as many weights as models.
+        """
+        if len(locals_) != self.log_weights.shape[0]:
+            raise ValueError(
+                f"{len(locals_)} models need as many weights, got {self.log_weights.shape[0]}"
+            )
         found = jnp.stack([local.log_density for local in locals_])
         return jax.nn.softmax(self.log_weights.astype(found.dtype) + found)
 
@@ -199,9 +207,6 @@ def superpose(
     conds = [None] * len(models) if conds is None else list(conds)
     if len(conds) != len(models):
         raise ValueError(f"{len(models)} models need as many conditions, got {len(conds)}")
-    given = getattr(combination, "log_weights", None)
-    if given is not None and given.shape != (len(models),):
-        raise ValueError(f"{len(models)} models need as many weights, got {given.shape[0]}")
     path = models[0].path
     on_path = [models[0], *(repath(model, path) for model in models[1:])]
     fields = tuple(condition(model, cond) for model, cond in zip(on_path, conds, strict=True))
