@@ -13,7 +13,7 @@ def attend(query: Heads, key: Heads, value: Heads) -> Heads:
     """Return the softmax-weighted means of values, as `jax.nn.dot_product_attention` does.
 
     The product with the values comes before the division by the sum of the weights, and heads come
-    before tokens. On CPUs, and for a batch of samples, this took a quarter of the time of
+    before tokens: for batches of samples on CPUs XLA computes this faster than
     `jax.nn.dot_product_attention`. Logits and sums are in float32 at least.
 
     Args:
