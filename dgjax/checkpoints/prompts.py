@@ -22,7 +22,7 @@ from dgjax.checkpoints.configuration import check_kind, check_names, check_types
 from dgjax.checkpoints.spec import TEXT_ENCODERS
 from dgjax.checkpoints.tokenizer import Tokenizer
 from dgjax.checkpoints.weights_file import read_weights, write_weights
-from dgjax.networks.clip_text import EncodedText
+from dgjax.networks.encoded_text import EncodedText
 from dgjax.typing import Cond
 
 __all__ = [
@@ -39,7 +39,7 @@ __all__ = [
 
 ENCODER, TOKENIZER = "text_encoder", "tokenizer"  # names of the files, the second with _2
 FILES = re.compile(rf"({ENCODER}(_\d+)?\.safetensors|{TOKENIZER}(_\d+)?\.json)")
-FACTS = [f.name for f in fields(Tokenizer) if f.name != "content"]
+FACTS = {f.name: f.type for f in fields(Tokenizer) if f.name != "content"}
 MakeCondition = Callable[[Sequence[EncodedText]], Cond]
 
 
@@ -148,7 +148,7 @@ def check_text(values: Any) -> None:
         check_kind("text.encoders", TEXT_ENCODERS, one, ("rngs",))
     for one in values["tokenizers"]:
         check_names("text.tokenizers", one, FACTS, required=True)
-        check_types("text.tokenizers", one, dict.fromkeys(FACTS, int))
+        check_types("text.tokenizers", one, FACTS)
 
 
 def is_text_file(name: str) -> bool:

@@ -30,6 +30,7 @@ from dgjax.networks import (
     DiT,
     EDM2UNet,
     SongUNet,
+    T5Text,
     UNet,
     UNet2D,
     UNet2DCondition,
@@ -85,7 +86,7 @@ AUTOENCODERS: dict[str, Callable[..., Any]] = {
     "autoencoder_kl": AutoencoderKL,
     "vq_model": VQModel,
 }
-TEXT_ENCODERS: dict[str, Callable[..., Any]] = {"clip_text": CLIPText}
+TEXT_ENCODERS: dict[str, Callable[..., Any]] = {"clip_text": CLIPText, "t5_text": T5Text}
 # Names of arguments that count layers, and the largest numbers of layers, of anything else that
 # sizes a network, and of elements of one sample.
 LAYERS = ("depth", "blocks", "num_blocks", "num_layers", "layers_per_block")
