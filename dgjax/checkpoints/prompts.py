@@ -8,7 +8,7 @@ A text is specified in plain numbers and names, as checkpoints hold it:
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from flax import nnx
 
 from dgjax.checkpoints.arrays import WeightSharding, as_dtype
 from dgjax.checkpoints.configuration import check_kind, check_names, check_types, construct
+from dgjax.checkpoints.prompt_conditions import CONDITIONS
 from dgjax.checkpoints.spec import TEXT_ENCODERS
 from dgjax.checkpoints.tokenizer import Tokenizer
 from dgjax.checkpoints.weights_file import read_weights, write_weights
@@ -26,56 +27,19 @@ from dgjax.networks.encoded_text import EncodedText
 from dgjax.typing import Cond
 
 __all__ = [
-    "CONDITIONS",
     "PromptEncoder",
     "build_text_encoder",
     "check_text",
     "is_text_file",
     "read_prompt_encoder",
-    "stable_diffusion",
-    "stable_diffusion_xl",
     "write_prompt_encoder",
 ]
 
 ENCODER, TOKENIZER = "text_encoder", "tokenizer"  # names of the files, the second with _2
 FILES = re.compile(rf"({ENCODER}(_\d+)?\.safetensors|{TOKENIZER}(_\d+)?\.json)")
+# Parts of conditions that are no text: sizes of the picture, and the weight of guidance.
+NO_TEXT = ("time_ids", "guidance")
 FACTS = {f.name: f.type for f in fields(Tokenizer) if f.name != "content"}
-MakeCondition = Callable[[Sequence[EncodedText]], Cond]
-
-
-def stable_diffusion() -> MakeCondition:
-    """Make the condition of Stable Diffusion 1 and 2: the vectors of the last layer."""
-    return lambda encoded: {"encoder_hidden_states": encoded[0].last}
-
-
-def stable_diffusion_xl(size: tuple[int, ...]) -> MakeCondition:
-    """Make the condition of Stable Diffusion XL (arXiv 2307.01952, sections 2.1 and 2.2).
-
-    The vectors are those before the last layer, of all encoders side by side. The pooled text is
-    that of the last encoder. The network is told that the picture was not resized or cropped.
-
-    Args:
-        size: height and width of the picture in pixels.
-    """
-    height, width = size
-    sizes = (height, width, 0, 0, height, width)
-
-    def make(encoded: Sequence[EncodedText]) -> Cond:
-        return {
-            "encoder_hidden_states": jnp.concatenate([e.penultimate for e in encoded], axis=-1),
-            "added_cond_kwargs": {
-                "text_embeds": encoded[-1].pooled,
-                "time_ids": jnp.asarray(sizes, jnp.float32),
-            },
-        }
-
-    return make
-
-
-CONDITIONS: dict[str, Callable[..., MakeCondition]] = {
-    "stable_diffusion": stable_diffusion,
-    "stable_diffusion_xl": stable_diffusion_xl,
-}
 
 
 @dataclass(frozen=True)
@@ -117,8 +81,7 @@ class PromptEncoder:
         cond = self(prompt or "")
         if prompt is not None or not self.zero_negative:
             return cond
-        # The sizes of the picture are no part of the text.
-        keep = lambda path: getattr(path[-1], "key", None) == "time_ids"
+        keep = lambda path: getattr(path[-1], "key", None) in NO_TEXT
         return jax.tree.map_with_path(
             lambda path, leaf: leaf if keep(path) else jnp.zeros_like(leaf), cond
         )

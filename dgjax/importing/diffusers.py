@@ -17,6 +17,7 @@ from dgjax.importing.diffusers_dit import read_dit, share_embedding, stored_posi
 from dgjax.importing.diffusers_parts import BRIDGE, Parts, find_parts
 from dgjax.importing.diffusers_schedulers import Process, read_scheduler
 from dgjax.importing.diffusers_text import TextParts, load_text, read_text
+from dgjax.importing.diffusers_text_conditions import PROMPTED
 from dgjax.importing.diffusers_unet2d import RENAMES, read_unet2d
 from dgjax.importing.diffusers_unet2d_condition import RENAMES as CONDITION_RENAMES
 from dgjax.importing.diffusers_unet2d_condition import read_unet2d_condition
@@ -63,6 +64,7 @@ AVERAGE_SETTINGS = {
     *("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step"),
     "use_ema_warmup",
 }
+NO_TEXT = "there is no text encoder: pass the embeddings of prompts as cond in Python"
 TIMES = {"time_step": "time steps", "noise_level": "noise levels"}
 
 
@@ -230,22 +232,24 @@ def _read_texts(
     shape: tuple[int, ...],
 ) -> tuple[TextParts | None, tuple[str, ...]]:
     """Return the pipeline's text encoders, or None and a note if there are none."""
-    prompted = network["kind"] == "unet2d_condition"
-    if not parts.texts:
-        missing = "there is no text encoder: pass the embeddings of prompts as cond in Python"
-        return None, (missing,) if prompted else ()
-    if not prompted:
-        part = parts.texts[0][0].name
+    prompted = PROMPTED.get(network["kind"])
+    names = [one.name for one, _ in parts.texts]
+    kind = parts.pipeline.get("_class_name")
+    if not names:
+        return None, (NO_TEXT,) if prompted else ()
+    if unknown := [name for name in names if prompted is None or name not in prompted.encoders]:
         raise ValueError(
-            f"the pipeline {parts.pipeline.get('_class_name')} has a part {part!r} "
-            f"({parts.pipeline[part][-1]}), and its network takes no prompts here; {BRIDGE}"
+            f"the pipeline {kind} has a part {unknown[0]!r} ({parts.pipeline[unknown[0]][-1]}), "
+            f"and its network takes no prompts here; {BRIDGE}"
         )
+    assert prompted is not None
     for one, other in parts.texts:
         if not any(parts.pipeline.get(other.name) or ()):
-            raise ValueError(
-                f"the pipeline {parts.pipeline.get('_class_name')} has a part {one.name!r} and no "
-                f"{other.name!r}"
-            )
+            raise ValueError(f"the pipeline {kind} has a part {one.name!r} and no {other.name!r}")
+    needed = [name for name in prompted.encoders if name not in prompted.optional]
+    if missing := [name for name in needed if name not in names]:
+        left_out = f"left out: {' and '.join(names)}, as there is no {' and no '.join(missing)}"
+        return None, (left_out, NO_TEXT)
     scale = 1
     if autoencoder["kind"] != PIXELS["kind"]:
         scale = 2 ** (len(autoencoder["channels"]) - 1)
