@@ -7,9 +7,10 @@ A text is specified in plain numbers and names, as checkpoints hold it:
      "tokenizers": [{"length": ..., "begin": ..., "end": ..., "pad": ...}]}   one per encoder
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,32 @@ class PromptEncoder:
         make = construct("text.condition", CONDITIONS, self.condition)
         pairs = zip(self.tokenizers, self.encoders, strict=True)
         return make([encoder(jnp.asarray(tokenizer(prompt))) for tokenizer, encoder in pairs])
+
+    @property
+    def distilled_guidance(self) -> float | None:
+        """Weight of guidance that a distilled network takes as an input, or None for others."""
+        return self.condition.get("guidance")
+
+    def with_distilled_guidance(self, weight: float) -> "PromptEncoder":
+        """Return the same encoder with another weight of guidance for a distilled network.
+
+        A network that was trained on guided predictions takes their weight as an input, as Flux
+        does. Each weight is a model of its own, with its own log-density.
+
+        Args:
+            weight: the weight.
+
+        Raises:
+            ValueError: if the network takes none, or the weight is not finite.
+        """
+        if self.distilled_guidance is None:
+            raise ValueError(
+                "this model takes no guidance weight as an input, as it is not distilled from "
+                "guided predictions: use classifier-free guidance"
+            )
+        if not math.isfinite(weight):
+            raise ValueError(f"the distilled guidance weight must be finite, got {weight}")
+        return replace(self, condition={**self.condition, "guidance": float(weight)})
 
     def negative(self, prompt: str | None = None) -> Cond:
         """Encode what classifier-free guidance leads away from.

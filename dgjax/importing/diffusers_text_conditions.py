@@ -136,7 +136,5 @@ PROMPTED = {
         256,
         _sd3,
     ),
-    "flux_transformer": Prompted(
-        {"text_encoder": "clip", "text_encoder_2": "t5"}, (), 512, _flux
-    ),
+    "flux_transformer": Prompted({"text_encoder": "clip", "text_encoder_2": "t5"}, (), 512, _flux),
 }

@@ -146,7 +146,7 @@ def test_tokens_are_those_of_transformers(tmp_path):
         assert found(prompt).tolist() == wanted, prompt
     shorter = read_tokenizer(tmp_path, 8, T5)
     with pytest.raises(ValueError, match=r"reads 7.*what does not fit begins with 'tea'$"):
-        shorter(7 * 'cat ' + 'tea')
+        shorter(7 * "cat " + "tea")
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"spiece\.model is not read: make it with transformers"):
         read_tokenizer(tmp_path, 8, T5)
