@@ -49,7 +49,7 @@ def stable_diffusion_xl(size: tuple[int, ...]) -> MakeCondition:
 
 
 def stable_diffusion_3(size: int, tokens: int) -> MakeCondition:
-    """Make the condition of Stable Diffusion 3 (arXiv 2403.03206, appendix B.1).
+    """Make the condition of Stable Diffusion 3 (arXiv 2403.03206, section 4).
 
     The vectors of both encoders of CLIP before the last layer stand side by side, filled up with
     zeros. The vectors of T5 follow as further tokens, or zeros where the model has no T5. The
