@@ -14,8 +14,10 @@ from dgjax.checkpoints.configuration import unknown_name
 from dgjax.checkpoints.spec import ModelSpec, build, build_autoencoder, build_network
 from dgjax.importing.diffusers_autoencoder import read_autoencoder
 from dgjax.importing.diffusers_dit import read_dit, share_embedding, stored_positions
+from dgjax.importing.diffusers_flux import read_flux_transformer
 from dgjax.importing.diffusers_parts import BRIDGE, Parts, find_parts
 from dgjax.importing.diffusers_schedulers import Process, read_scheduler
+from dgjax.importing.diffusers_sd3 import read_sd3_transformer, sd3_positions
 from dgjax.importing.diffusers_text import TextParts, load_text, read_text
 from dgjax.importing.diffusers_text_conditions import PROMPTED
 from dgjax.importing.diffusers_unet2d import RENAMES, read_unet2d
@@ -56,8 +58,17 @@ DIT = Architecture(read_dit, constants=stored_positions, share=share_embedding)
 ARCHITECTURES: dict[str, Architecture] = {
     "UNet2DModel": Architecture(read_unet2d, RENAMES),
     "UNet2DConditionModel": Architecture(read_unet2d_condition, CONDITION_RENAMES),
+    "SD3Transformer2DModel": Architecture(read_sd3_transformer, constants=sd3_positions),
+    "FluxTransformer2DModel": Architecture(read_flux_transformer),
     "DiTTransformer2DModel": DIT,
     "Transformer2DModel": DIT,  # its older name
+}
+# The setting of the size of the samples, for networks that work at any.
+SIZES = {
+    "UNet2DModel": "sample_size",
+    "UNet2DConditionModel": "sample_size",
+    "SD3Transformer2DModel": "latent_size",
+    "FluxTransformer2DModel": "latent_size",
 }
 # Settings that training adds to the config of averaged weights (EMA).
 AVERAGE_SETTINGS = {
@@ -175,11 +186,10 @@ def _with_size(config: Mapping[str, Any], shape: tuple[int, ...] | None) -> Mapp
     """Return the config with another size of the samples."""
     if shape is None:
         return config
-    if config.get("_class_name") not in ("UNet2DModel", "UNet2DConditionModel"):
-        raise ValueError(
-            f"{config.get('_class_name')} works at the size of its config only: leave out shape"
-        )
-    return {**config, "sample_size": list(shape)}
+    kind = str(config.get("_class_name"))
+    if kind not in SIZES:
+        raise ValueError(f"{kind} works at the size of its config only: leave out shape")
+    return {**config, SIZES[kind]: list(shape)}
 
 
 def _size_notes(config: Mapping[str, Any], shape: tuple[int, ...], pixels: bool) -> list[str]:

@@ -18,20 +18,23 @@ __all__ = ["Conditioning", "PatchEmbed", "Tokens", "positions"]
 Tokens = Float[Array, "1 n d"]  # with the batch axis that flax's layers need
 
 
-def positions(height: int, width: int, size: int) -> np.ndarray:
+def positions(height: int, width: int, size: int, spacing: float = 1.0) -> np.ndarray:
     """Return the fixed position embedding of each token: sinusoids of its column and its row.
 
     Args:
         height: rows of tokens.
         width: columns of tokens.
         size: length of a token, a multiple of 4.
+        spacing: distance between neighbours.
 
     Returns:
         An array (height * width, size), in float32, with tokens in row-major order.
     """
     rates = 1e4 ** -(np.arange(size // 4) / (size // 4))
     rows, columns = np.divmod(np.arange(height * width), width)
-    angles = [np.outer(index, rates) for index in (columns, rows)]
+    # Places are rounded to float32 before the sinusoids, as in the tables that files hold.
+    places = [(index * np.float32(spacing)).astype(np.float32) for index in (columns, rows)]
+    angles = [np.outer(place, rates) for place in places]
     waves = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
     return np.concatenate(waves, axis=1).astype(np.float32)
 
