@@ -8,8 +8,9 @@ what `out` predicts; `dgjax.field` combines the three into a model:
     model = dgjax.field(net, dgjax.edm(), dgjax.preconditioned(0.5), t_min=0.002, t_max=80.0)
 
 `MLP` and `UNet` are this library's own. `UNet2D`, `UNet2DCondition` (Stable Diffusion),
-`SD3Transformer`, `FluxTransformer`, `DiT`, `AutoencoderKL` and `VQModel` take the weights of diffusers, `CLIPText` those of transformers,
-`SongUNet`, `DhariwalUNet` and `EDM2UNet` those of EDM and EDM2; `dgjax.importing` reads them.
+`SD3Transformer`, `FluxTransformer`, `DiT`, `AutoencoderKL` and `VQModel` take the weights of
+diffusers, `CLIPText` those of transformers, `SongUNet`, `DhariwalUNet` and `EDM2UNet` those of EDM
+and EDM2; `dgjax.importing` reads them.
 `torch_network` makes a network of any PyTorch module.
 """
 
