@@ -100,4 +100,5 @@ def sd3_positions(shape: tuple[int, ...], network: Mapping[str, Any]) -> dict[st
     """
     n = network["pos_embed_max_size"]
     size = network["num_attention_heads"] * network["attention_head_dim"]
-    return {r"pos_embed\.pos_embed": positions(n, n, size, network["base_size"] / n)[None]}
+    table = positions(n, n, size, density=n / network["base_size"])
+    return {r"pos_embed\.pos_embed": table[None]}

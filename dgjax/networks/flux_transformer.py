@@ -44,7 +44,9 @@ def rotation(tokens: int, height: int, width: int, axes: tuple[int, ...]) -> Rot
         rates = 1e4 ** -(np.arange(0, size, 2) / size)
         angles.append(np.outer(np.concatenate([np.zeros(tokens), place]), rates))
     angle = np.concatenate(angles, axis=1)
-    return Rotation(jnp.asarray(np.cos(angle), jnp.float32), jnp.asarray(np.sin(angle), jnp.float32))
+    return Rotation(
+        jnp.asarray(np.cos(angle), jnp.float32), jnp.asarray(np.sin(angle), jnp.float32)
+    )
 
 
 class DoubleBlock(nnx.Module):

@@ -44,7 +44,7 @@ class Modulation(nnx.Module):
     Args:
         size: length of the conditioning and of each part.
         parts: number of parts.
-        rngs: draws the initial weights of other layers; the weights of this one are zeros at first.
+        rngs: not drawn from, since the initial weights are zeros.
     """
 
     def __init__(self, size: int, parts: int, *, rngs: nnx.Rngs):
@@ -108,7 +108,7 @@ class JointAttention(Attention):
         heads: number of heads.
         size: length of a token.
         normalized: whether queries and keys are divided by their root mean square, by heads.
-        text_out: whether the tokens of the text are returned.
+        text_out: whether a linear layer follows for the tokens of the text, too.
         rngs: draws the initial weights.
     """
 
@@ -125,7 +125,7 @@ class JointAttention(Attention):
 
     def both(
         self, text: Tokens, image: Tokens, rotation: Rotation | None = None
-    ) -> tuple[Tokens | None, Tokens]:
+    ) -> tuple[Tokens, Tokens]:
         """Apply the layer.
 
         Args:
@@ -134,7 +134,7 @@ class JointAttention(Attention):
             rotation: the places of the text's tokens, then of the image's.
 
         Returns:
-            Tokens of the text, or None unless `text_out`, and of the image.
+            Tokens of the text and of the image.
         """
         query, key, value = (
             layer(text).reshape(1, text.shape[1], self.heads, -1)
@@ -149,7 +149,7 @@ class JointAttention(Attention):
         out = attend(query, key, value).reshape(1, query.shape[1], -1)
         of_text, of_image = out[:, : text.shape[1]], out[:, text.shape[1] :]
         return (
-            None if self.to_add_out is None else self.to_add_out(of_text),
+            of_text if self.to_add_out is None else self.to_add_out(of_text),
             self.to_out[0](of_image),
         )
 

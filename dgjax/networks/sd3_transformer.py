@@ -43,10 +43,10 @@ class CroppedPatchEmbed(nnx.Module):
         h = self.proj(x)
         _, height, width, size = h.shape
         n = self.largest
-        table = positions(n, n, size, self.base / n).reshape(n, n, size)
-        top, left = (n - height) // 2, (n - width) // 2
-        place = jnp.asarray(table[top : top + height, left : left + width])
-        return (h + place).astype(h.dtype).reshape(1, height * width, size)
+        first = ((n - height) // 2, (n - width) // 2)
+        place = jnp.asarray(positions(height, width, size, first, n / self.base))
+        h = h.reshape(1, height * width, size)
+        return (h + place).astype(h.dtype)
 
 
 class Block(nnx.Module):
@@ -96,7 +96,7 @@ class Block(nnx.Module):
 
 
 class SD3Transformer(nnx.Module):
-    """The transformer of Stable Diffusion 3 and 3.5: `net(x, t, cond) -> out` on a latent (H, W, C).
+    """The transformer of Stable Diffusion 3 and 3.5: `net(x, t, cond) -> out` on one latent.
 
     Patches of the latent and tokens of a text attend to each other in one sequence, with weights of
     their own for each (MMDiT, arXiv 2403.03206). A new network returns zeros.
@@ -112,7 +112,7 @@ class SD3Transformer(nnx.Module):
         pos_embed_max_size: side of the largest grid of patches. Smaller grids are its middle.
         base_size: side of the grid of patches whose neighbours have distance 1; the largest grid
             is that grid with closer neighbours. Unless given, as of a latent of height H.
-        dual_attention_layers: indices of the blocks with a second attention, of the image to itself.
+        dual_attention_layers: indices of blocks with a second attention, of the image alone.
         qk_norm: whether queries and keys are divided by their root mean square.
         rngs: draws the initial weights.
 
