@@ -19,12 +19,14 @@ class Condition(NamedTuple):
             is no argument at all, or if it was not asked for.
         label: the class, or None.
         prompt: the text, or None.
+        distilled: the guidance weight that a distilled network takes as an input, or None.
     """
 
     cond: Cond = None
     null: Cond = None
     label: int | None = None
     prompt: str | None = None
+    distilled: float | None = None
 
 
 def find_condition(
@@ -34,6 +36,7 @@ def find_condition(
     *,
     negative: str | None = None,
     guided: bool = False,
+    distilled: float | None = None,
 ) -> Condition:
     """Find a class of a model, or encode a prompt.
 
@@ -43,12 +46,16 @@ def find_condition(
         prompt: a text; None for no prompt.
         negative: the text that guidance leads away from; None for no text.
         guided: whether classifier-free guidance needs `null`.
+        distilled: the guidance weight that a distilled network takes as an input; None for that
+            of its checkpoint.
 
     Raises:
-        ValueError: as of `find_label`; if there are both a class and a prompt, or the model has no
-            text encoder, or a text is too long for it.
+        ValueError: as of `find_label`; if there are both a class and a prompt, the model has no
+            text encoder, a text is too long for it, or it takes no `distilled`.
     """
     if prompt is None:
+        if distilled is not None:
+            raise ValueError("the distilled guidance weight belongs to a prompt, and there is none")
         label = find_label(chosen, name)
         return Condition(label, None, label)
     if name is not None:
@@ -56,11 +63,15 @@ def find_condition(
     if not chosen.meta.text:
         raise ValueError(f"the model {chosen.name} takes no prompts: it has no text encoder")
     encode = load_prompt_encoder(chosen.name)
+    if distilled is not None:
+        encode = encode.with_distilled_guidance(distilled)
     null = encode.negative(negative) if guided else None
-    return Condition(encode(prompt), null, None, prompt)
+    return Condition(encode(prompt), null, None, prompt, encode.distilled_guidance)
 
 
 def condition_model(chosen: Model, found: Condition) -> Model:
     """Return the conditional model, whose log-density is log p(x | class) or log p(x | prompt)."""
     field = condition(chosen.field, found.cond)
-    return chosen._replace(field=field, label=found.label, prompt=found.prompt)
+    return chosen._replace(
+        field=field, label=found.label, prompt=found.prompt, distilled=found.distilled
+    )

@@ -32,6 +32,7 @@ class Model(NamedTuple):
         autoencoder: maps between samples and images; the identity if samples are images.
         label: the class the field is conditioned on, or None.
         prompt: the text the field is conditioned on, or None.
+        distilled: the guidance weight that a distilled network takes beside the prompt, or None.
     """
 
     field: Field
@@ -40,6 +41,7 @@ class Model(NamedTuple):
     autoencoder: Autoencoder
     label: int | None = None
     prompt: str | None = None
+    distilled: float | None = None
 
     @property
     def size(self) -> int:
@@ -74,6 +76,7 @@ class Model(NamedTuple):
             "latent": self.meta.latent,
             "class": self.label,
             **({} if self.prompt is None else {"prompt": self.prompt}),
+            **({} if self.distilled is None else {"distilled_guidance": self.distilled}),
             "t_min": ratio[0],
             "t_max": ratio[1],
         }

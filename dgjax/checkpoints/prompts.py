@@ -7,9 +7,10 @@ A text is specified in plain numbers and names, as checkpoints hold it:
      "tokenizers": [{"length": ..., "begin": ..., "end": ..., "pad": ...}]}   one per encoder
 """
 
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,63 +20,27 @@ from flax import nnx
 
 from dgjax.checkpoints.arrays import WeightSharding, as_dtype
 from dgjax.checkpoints.configuration import check_kind, check_names, check_types, construct
+from dgjax.checkpoints.prompt_conditions import CONDITIONS
 from dgjax.checkpoints.spec import TEXT_ENCODERS
 from dgjax.checkpoints.tokenizer import Tokenizer
 from dgjax.checkpoints.weights_file import read_weights, write_weights
-from dgjax.networks.clip_text import EncodedText
+from dgjax.networks.encoded_text import EncodedText
 from dgjax.typing import Cond
 
 __all__ = [
-    "CONDITIONS",
     "PromptEncoder",
     "build_text_encoder",
     "check_text",
     "is_text_file",
     "read_prompt_encoder",
-    "stable_diffusion",
-    "stable_diffusion_xl",
     "write_prompt_encoder",
 ]
 
 ENCODER, TOKENIZER = "text_encoder", "tokenizer"  # names of the files, the second with _2
 FILES = re.compile(rf"({ENCODER}(_\d+)?\.safetensors|{TOKENIZER}(_\d+)?\.json)")
-FACTS = [f.name for f in fields(Tokenizer) if f.name != "content"]
-MakeCondition = Callable[[Sequence[EncodedText]], Cond]
-
-
-def stable_diffusion() -> MakeCondition:
-    """Make the condition of Stable Diffusion 1 and 2: the vectors of the last layer."""
-    return lambda encoded: {"encoder_hidden_states": encoded[0].last}
-
-
-def stable_diffusion_xl(size: tuple[int, ...]) -> MakeCondition:
-    """Make the condition of Stable Diffusion XL (arXiv 2307.01952, sections 2.1 and 2.2).
-
-    The vectors are those before the last layer, of all encoders side by side. The pooled text is
-    that of the last encoder. The network is told that the picture was not resized or cropped.
-
-    Args:
-        size: height and width of the picture in pixels.
-    """
-    height, width = size
-    sizes = (height, width, 0, 0, height, width)
-
-    def make(encoded: Sequence[EncodedText]) -> Cond:
-        return {
-            "encoder_hidden_states": jnp.concatenate([e.penultimate for e in encoded], axis=-1),
-            "added_cond_kwargs": {
-                "text_embeds": encoded[-1].pooled,
-                "time_ids": jnp.asarray(sizes, jnp.float32),
-            },
-        }
-
-    return make
-
-
-CONDITIONS: dict[str, Callable[..., MakeCondition]] = {
-    "stable_diffusion": stable_diffusion,
-    "stable_diffusion_xl": stable_diffusion_xl,
-}
+# Parts of conditions that are no text: sizes of the picture, and the weight of guidance.
+NO_TEXT = ("time_ids", "guidance")
+FACTS = {f.name: f.type for f in fields(Tokenizer) if f.name != "content"}
 
 
 @dataclass(frozen=True)
@@ -104,6 +69,32 @@ class PromptEncoder:
         pairs = zip(self.tokenizers, self.encoders, strict=True)
         return make([encoder(jnp.asarray(tokenizer(prompt))) for tokenizer, encoder in pairs])
 
+    @property
+    def distilled_guidance(self) -> float | None:
+        """Weight of guidance that a distilled network takes as an input, or None for others."""
+        return self.condition.get("guidance")
+
+    def with_distilled_guidance(self, weight: float) -> "PromptEncoder":
+        """Return the same encoder with another weight of guidance for a distilled network.
+
+        A network that was trained on guided predictions takes their weight as an input, as Flux
+        does. Each weight is a model of its own, with its own log-density.
+
+        Args:
+            weight: the weight.
+
+        Raises:
+            ValueError: if the network takes none, or the weight is not finite.
+        """
+        if self.distilled_guidance is None:
+            raise ValueError(
+                "this model takes no guidance weight as an input, as it is not distilled from "
+                "guided predictions: use classifier-free guidance"
+            )
+        if not math.isfinite(weight):
+            raise ValueError(f"the distilled guidance weight must be finite, got {weight}")
+        return replace(self, condition={**self.condition, "guidance": float(weight)})
+
     def negative(self, prompt: str | None = None) -> Cond:
         """Encode what classifier-free guidance leads away from.
 
@@ -117,8 +108,7 @@ class PromptEncoder:
         cond = self(prompt or "")
         if prompt is not None or not self.zero_negative:
             return cond
-        # The sizes of the picture are no part of the text.
-        keep = lambda path: getattr(path[-1], "key", None) == "time_ids"
+        keep = lambda path: getattr(path[-1], "key", None) in NO_TEXT
         return jax.tree.map_with_path(
             lambda path, leaf: leaf if keep(path) else jnp.zeros_like(leaf), cond
         )
@@ -148,7 +138,7 @@ def check_text(values: Any) -> None:
         check_kind("text.encoders", TEXT_ENCODERS, one, ("rngs",))
     for one in values["tokenizers"]:
         check_names("text.tokenizers", one, FACTS, required=True)
-        check_types("text.tokenizers", one, dict.fromkeys(FACTS, int))
+        check_types("text.tokenizers", one, FACTS)
 
 
 def is_text_file(name: str) -> bool:

@@ -29,7 +29,10 @@ from dgjax.networks import (
     DhariwalUNet,
     DiT,
     EDM2UNet,
+    FluxTransformer,
+    SD3Transformer,
     SongUNet,
+    T5Text,
     UNet,
     UNet2D,
     UNet2DCondition,
@@ -57,6 +60,8 @@ NETWORKS: dict[str, Callable[..., Any]] = {
     "unet": UNet,
     "unet2d": UNet2D,
     "unet2d_condition": UNet2DCondition,
+    "sd3_transformer": SD3Transformer,
+    "flux_transformer": FluxTransformer,
     "dit": DiT,
     "song_unet": SongUNet,
     "dhariwal_unet": DhariwalUNet,
@@ -85,10 +90,12 @@ AUTOENCODERS: dict[str, Callable[..., Any]] = {
     "autoencoder_kl": AutoencoderKL,
     "vq_model": VQModel,
 }
-TEXT_ENCODERS: dict[str, Callable[..., Any]] = {"clip_text": CLIPText}
+TEXT_ENCODERS: dict[str, Callable[..., Any]] = {"clip_text": CLIPText, "t5_text": T5Text}
 # Names of arguments that count layers, and the largest numbers of layers, of anything else that
 # sizes a network, and of elements of one sample.
-LAYERS = ("depth", "blocks", "num_blocks", "num_layers", "layers_per_block")
+LAYERS = (
+    *("depth", "blocks", "num_blocks", "num_layers", "num_single_layers", "layers_per_block"),
+)
 MOST_LAYERS, MOST_UNITS, MOST_ELEMENTS = 1000, 10**6, 10**9
 # Arguments of `affine_time`.
 CLOCK = ("rate", "offset")

@@ -29,14 +29,14 @@ class Tokenizer:
     Attributes:
         content: the tokenizer as JSON, in the format of the library tokenizers.
         length: number of tokens that a prompt is padded to.
-        begin: the token that begins a text.
+        begin: the token that begins a text, or None for tokenizers without one.
         end: the token that ends a text.
         pad: the token that fills up what is left.
     """
 
     content: str
     length: int
-    begin: int
+    begin: int | None
     end: int
     pad: int
 
@@ -55,7 +55,8 @@ class Tokenizer:
                 log-densities would be those of another prompt.
         """
         found = self._tokenizer.encode(prompt, add_special_tokens=False)
-        room = self.length - 2
+        begin = [] if self.begin is None else [self.begin]
+        room = self.length - len(begin) - 1
         if len(found.ids) > room:
             rest = prompt[found.offsets[room][0] :]
             raise ValueError(
@@ -63,7 +64,7 @@ class Tokenizer:
                 f"what does not fit begins with {rest[:40]!r}"
             )
         tokens = np.full(self.length, self.pad, np.int32)
-        text = [self.begin, *found.ids, self.end]
+        text = [*begin, *found.ids, self.end]
         tokens[: len(text)] = text
         return tokens
 

@@ -7,6 +7,7 @@ import typer
 from dgjax.cli.options import (
     BATCH,
     CLASS,
+    DISTILLED_GUIDANCE,
     JSON,
     MODEL,
     MOST_LATENTS,
@@ -31,6 +32,7 @@ def command(
     model: MODEL = "fashion-mnist",
     class_: CLASS = None,
     prompt: PROMPT = None,
+    distilled_guidance: DISTILLED_GUIDANCE = None,
     num: Annotated[int, typer.Option(min=1, max=MOST_LATENTS, help="Number of latents.")] = 64,
     confidence: Annotated[
         float, typer.Option(help="Confidence of the interval, in (0, 1).")
@@ -44,7 +46,7 @@ def command(
 ) -> None:
     """Measure score alignment: the share of latents with <score, pushed prior score> > 0."""
     check_confidence(confidence)
-    chosen = choose_conditioned(model, class_, prompt)
+    chosen = choose_conditioned(model, class_, prompt, distilled_guidance)
     settings = SolverSettings(steps, make_solver(solver), probes, batch, seed)
     found = measure_alignments(chosen, num, None, settings)
     statistics = alignment_statistics(found, confidence=confidence)

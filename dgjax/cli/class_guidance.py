@@ -111,7 +111,9 @@ def choose_weaker(
     prompt = given.prompt if weak.meta.text else None
     if prompt is None:
         check_class(weak, label)
-    field = condition_model(weak, find_condition(weak, label, prompt)).field
+    takes = weak.meta.text.get("condition", {}).get("guidance") is not None
+    distilled = given.distilled if prompt is not None and takes else None
+    field = condition_model(weak, find_condition(weak, label, prompt, distilled=distilled)).field
     return Weaker(field, digest(weak.field, weak.meta, weak.autoencoder))
 
 

@@ -14,6 +14,7 @@ from dgjax.checkpoints.opened import density_title
 from dgjax.cli.auto_steps import AUTO, STEPS_OR_AUTO, TOLERANCE, find_steps, set_tolerance
 from dgjax.cli.options import (
     CLASS,
+    DISTILLED_GUIDANCE,
     JSON,
     MODEL,
     OUT,
@@ -59,6 +60,7 @@ def command(
     ] = None,
     class_: CLASS = None,
     prompt: PROMPT = None,
+    distilled_guidance: DISTILLED_GUIDANCE = None,
     steps: STEPS_OR_AUTO = 32,
     tolerance: TOLERANCE = None,
     solver: SOLVER = "multistep",
@@ -69,7 +71,7 @@ def command(
 ) -> None:
     """Encode a picture to its latent and decode it at other log-densities."""
     chosen, method = (
-        choose_conditioned(model, class_, prompt),
+        choose_conditioned(model, class_, prompt, distilled_guidance),
         make_solver(solver),
     )
     tolerance = set_tolerance(steps, tolerance, chosen.size)

@@ -13,6 +13,7 @@ from dgjax.checkpoints.opened import Model
 from dgjax.cli.options import (
     BATCH,
     CLASS,
+    DISTILLED_GUIDANCE,
     MODEL,
     PROBES,
     PROMPT,
@@ -52,6 +53,7 @@ def command(
     ] = None,
     class_: CLASS = None,
     prompt: PROMPT = None,
+    distilled_guidance: DISTILLED_GUIDANCE = None,
     noise: Annotated[
         float,
         typer.Option(
@@ -71,7 +73,7 @@ def command(
     """Write an HTML page in which q can be changed and samples compared."""
     chosen = choose_model(model)
     check_images(chosen.image_shape)
-    given = choose_condition(chosen, class_, prompt)
+    given = choose_condition(chosen, class_, prompt, distilled=distilled_guidance)
     if out.is_dir():
         raise ValueError(f"{out} is a folder: name a file in it, such as {out / 'explorer.html'}")
     if not np.isfinite(noise):

@@ -21,6 +21,7 @@ from dgjax.cli.auto_steps import (
 from dgjax.cli.options import (
     BATCH,
     CLASS,
+    DISTILLED_GUIDANCE,
     JSON,
     LEVELS,
     MODEL,
@@ -64,6 +65,7 @@ def command(
     model: MODEL = "fashion-mnist",
     class_: CLASS = None,
     prompt: PROMPT = None,
+    distilled_guidance: DISTILLED_GUIDANCE = None,
     data_range: LEVELS = None,
     batch: BATCH = 8,
     steps: STEPS_OR_AUTO = 32,
@@ -80,7 +82,7 @@ def command(
     log p(x | class) or log p(x | prompt).
     """
     chosen, method = (
-        choose_conditioned(model, class_, prompt),
+        choose_conditioned(model, class_, prompt, distilled_guidance),
         make_solver(solver),
     )
     tolerance = set_tolerance(steps, tolerance, chosen.size)

@@ -24,6 +24,7 @@ from dgjax.sampling.solvers import SOLVERS
 __all__ = [
     "BATCH",
     "CLASS",
+    "DISTILLED_GUIDANCE",
     "JSON",
     "LEVELS",
     "MODEL",
@@ -82,6 +83,13 @@ PROMPT = Annotated[
     str | None,
     typer.Option(help='Condition on this text, for a model of prompts; "" is no text.'),
 ]
+DISTILLED_GUIDANCE = Annotated[
+    float | None,
+    typer.Option(
+        help="Guidance weight that a distilled model (Flux) takes as an input, beside --prompt.",
+        show_default="that of its pipeline, 3.5",
+    ),
+]
 LEVELS = Annotated[
     tuple[float, float] | None,
     typer.Option(
@@ -118,14 +126,16 @@ def choose_model(name: str) -> Model:
     return open_model(name)
 
 
-def choose_conditioned(name: str, class_: str | None, prompt: str | None = None) -> Model:
+def choose_conditioned(
+    name: str, class_: str | None, prompt: str | None = None, distilled: float | None = None
+) -> Model:
     """Open the model named by --model, conditioned on --class or --prompt.
 
     Raises:
         ValueError: as of `choose_model` and `choose_condition`.
     """
     chosen = choose_model(name)
-    return condition_model(chosen, choose_condition(chosen, class_, prompt))
+    return condition_model(chosen, choose_condition(chosen, class_, prompt, distilled=distilled))
 
 
 def choose_condition(
@@ -135,8 +145,9 @@ def choose_condition(
     *,
     negative: str | None = None,
     guided: bool = False,
+    distilled: float | None = None,
 ) -> Condition:
-    """Find what the options --class, --prompt and --negative name.
+    """Find what the options --class, --prompt, --negative and --distilled-guidance name.
 
     Args:
         chosen: the model.
@@ -144,13 +155,16 @@ def choose_condition(
         prompt: the option --prompt.
         negative: the option --negative.
         guided: whether classifier-free guidance is asked for.
+        distilled: the option --distilled-guidance.
 
     Raises:
         ValueError: as of `find_condition`; if the model needs one of the options.
     """
     if prompt is None:
         check_class(chosen, class_)
-    return find_condition(chosen, class_, prompt, negative=negative, guided=guided)
+    return find_condition(
+        chosen, class_, prompt, negative=negative, guided=guided, distilled=distilled
+    )
 
 
 def make_solver(name: str) -> Any:

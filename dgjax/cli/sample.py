@@ -30,6 +30,7 @@ from dgjax.cli.class_guidance import (
 from dgjax.cli.options import (
     BATCH,
     CLASS,
+    DISTILLED_GUIDANCE,
     JSON,
     MODEL,
     MOST_BATCH,
@@ -107,6 +108,7 @@ def command(
     ] = None,
     class_: CLASS = None,
     prompt: PROMPT = None,
+    distilled_guidance: DISTILLED_GUIDANCE = None,
     negative: NEGATIVE = None,
     guidance: GUIDANCE = 1.0,
     guidance_model: GUIDANCE_MODEL = None,
@@ -181,7 +183,14 @@ def command(
         )
     check_negative(negative, prompt, guidance, guidance_model)
     guided = guidance != 1 and guidance_model is None
-    given = choose_condition(chosen, class_, prompt, negative=negative, guided=guided)
+    given = choose_condition(
+        chosen,
+        class_,
+        prompt,
+        negative=negative,
+        guided=guided,
+        distilled=distilled_guidance,
+    )
     weaker = choose_weaker(guidance_model, chosen, given, guidance)
     other = None if weaker is None else weaker.field
     before = class_guides(chosen, other, given, guidance)
@@ -258,6 +267,8 @@ def command(
         settings |= {"mask": None if mask is None else str(mask), "band": band}
     if prompt is not None:
         settings |= {"prompt": prompt, "negative": negative}
+    if given.distilled is not None:
+        settings |= {"distilled_guidance": given.distilled}
 
     def finish(measured, levels, x, arrays):
         rows = summarize(chosen, dials, by_target, measured)

@@ -14,9 +14,12 @@ from dgjax.checkpoints.configuration import unknown_name
 from dgjax.checkpoints.spec import ModelSpec, build, build_autoencoder, build_network
 from dgjax.importing.diffusers_autoencoder import read_autoencoder
 from dgjax.importing.diffusers_dit import read_dit, share_embedding, stored_positions
+from dgjax.importing.diffusers_flux import read_flux_transformer
 from dgjax.importing.diffusers_parts import BRIDGE, Parts, find_parts
 from dgjax.importing.diffusers_schedulers import Process, read_scheduler
+from dgjax.importing.diffusers_sd3 import read_sd3_transformer, sd3_positions
 from dgjax.importing.diffusers_text import TextParts, load_text, read_text
+from dgjax.importing.diffusers_text_conditions import PROMPTED
 from dgjax.importing.diffusers_unet2d import RENAMES, read_unet2d
 from dgjax.importing.diffusers_unet2d_condition import RENAMES as CONDITION_RENAMES
 from dgjax.importing.diffusers_unet2d_condition import read_unet2d_condition
@@ -55,14 +58,24 @@ DIT = Architecture(read_dit, constants=stored_positions, share=share_embedding)
 ARCHITECTURES: dict[str, Architecture] = {
     "UNet2DModel": Architecture(read_unet2d, RENAMES),
     "UNet2DConditionModel": Architecture(read_unet2d_condition, CONDITION_RENAMES),
+    "SD3Transformer2DModel": Architecture(read_sd3_transformer, constants=sd3_positions),
+    "FluxTransformer2DModel": Architecture(read_flux_transformer),
     "DiTTransformer2DModel": DIT,
     "Transformer2DModel": DIT,  # its older name
+}
+# The setting of the size of the samples, for networks that work at any.
+SIZES = {
+    "UNet2DModel": "sample_size",
+    "UNet2DConditionModel": "sample_size",
+    "SD3Transformer2DModel": "latent_size",
+    "FluxTransformer2DModel": "latent_size",
 }
 # Settings that training adds to the config of averaged weights (EMA).
 AVERAGE_SETTINGS = {
     *("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step"),
     "use_ema_warmup",
 }
+NO_TEXT = "there is no text encoder: pass the embeddings of prompts as cond in Python"
 TIMES = {"time_step": "time steps", "noise_level": "noise levels"}
 
 
@@ -173,11 +186,10 @@ def _with_size(config: Mapping[str, Any], shape: tuple[int, ...] | None) -> Mapp
     """Return the config with another size of the samples."""
     if shape is None:
         return config
-    if config.get("_class_name") not in ("UNet2DModel", "UNet2DConditionModel"):
-        raise ValueError(
-            f"{config.get('_class_name')} works at the size of its config only: leave out shape"
-        )
-    return {**config, "sample_size": list(shape)}
+    kind = str(config.get("_class_name"))
+    if kind not in SIZES:
+        raise ValueError(f"{kind} works at the size of its config only: leave out shape")
+    return {**config, SIZES[kind]: list(shape)}
 
 
 def _size_notes(config: Mapping[str, Any], shape: tuple[int, ...], pixels: bool) -> list[str]:
@@ -230,22 +242,24 @@ def _read_texts(
     shape: tuple[int, ...],
 ) -> tuple[TextParts | None, tuple[str, ...]]:
     """Return the pipeline's text encoders, or None and a note if there are none."""
-    prompted = network["kind"] == "unet2d_condition"
-    if not parts.texts:
-        missing = "there is no text encoder: pass the embeddings of prompts as cond in Python"
-        return None, (missing,) if prompted else ()
-    if not prompted:
-        part = parts.texts[0][0].name
+    prompted = PROMPTED.get(network["kind"])
+    names = [one.name for one, _ in parts.texts]
+    kind = parts.pipeline.get("_class_name")
+    if not names:
+        return None, (NO_TEXT,) if prompted else ()
+    if unknown := [name for name in names if prompted is None or name not in prompted.encoders]:
         raise ValueError(
-            f"the pipeline {parts.pipeline.get('_class_name')} has a part {part!r} "
-            f"({parts.pipeline[part][-1]}), and its network takes no prompts here; {BRIDGE}"
+            f"the pipeline {kind} has a part {unknown[0]!r} ({parts.pipeline[unknown[0]][-1]}), "
+            f"and its network takes no prompts here; {BRIDGE}"
         )
+    assert prompted is not None
     for one, other in parts.texts:
         if not any(parts.pipeline.get(other.name) or ()):
-            raise ValueError(
-                f"the pipeline {parts.pipeline.get('_class_name')} has a part {one.name!r} and no "
-                f"{other.name!r}"
-            )
+            raise ValueError(f"the pipeline {kind} has a part {one.name!r} and no {other.name!r}")
+    needed = [name for name in prompted.encoders if name not in prompted.optional]
+    if missing := [name for name in needed if name not in names]:
+        left_out = f"left out: {' and '.join(names)}, as there is no {' and no '.join(missing)}"
+        return None, (left_out, NO_TEXT)
     scale = 1
     if autoencoder["kind"] != PIXELS["kind"]:
         scale = 2 ** (len(autoencoder["channels"]) - 1)

@@ -11,7 +11,11 @@ __all__ = ["BRIDGE", "Parts", "find_parts", "is_diffusers"]
 BRIDGE = "dgjax.torch_network takes its network as it is"
 NETWORKS = ("unet", "transformer")  # names of the network in pipelines
 AUTOENCODERS = ("vae", "vqvae")
-TEXTS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+TEXTS = {
+    "text_encoder": "tokenizer",
+    "text_encoder_2": "tokenizer_2",
+    "text_encoder_3": "tokenizer_3",
+}
 # They look at pictures before or after sampling, and are no part of the model.
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 OTHER_PARTS = ("scheduler", *AUTOENCODERS, *TEXTS, *TEXTS.values(), *LEFT_OUT)

@@ -10,9 +10,11 @@ from flax import nnx
 from dgjax.checkpoints.prompts import PromptEncoder, build_text_encoder
 from dgjax.checkpoints.tokenizer import Tokenizer
 from dgjax.importing.clip_text import RENAMES, positions, read_clip_text
+from dgjax.importing.diffusers_text_conditions import PROMPTED
 from dgjax.importing.model_folder import read_json
 from dgjax.importing.state_dict import load_state_dict
-from dgjax.importing.tokenizer_folder import read_tokenizer
+from dgjax.importing.t5_text import T5_RENAMES, read_t5_text, tied
+from dgjax.importing.tokenizer_folder import CLIP, T5, read_tokenizer
 
 __all__ = ["TextParts", "load_text", "read_text"]
 
@@ -42,52 +44,30 @@ def read_text(
     Args:
         index: the content of model_index.json.
         folders: of each text encoder and its tokenizer.
-        network: `network` of the `ModelSpec`, of kind "unet2d_condition".
+        network: `network` of the `ModelSpec`, of a kind of `PROMPTED`.
         size: height and width of the pictures.
 
     Raises:
         ValueError: if something is missing, damaged or not supported, or the encoders do not fit
             the network.
     """
-    encoders = [read_clip_text(read_json(encoder / "config.json")) for encoder, _ in folders]
-    tokenizers = [
-        read_tokenizer(tokenizer, spec["length"])
-        for (_, tokenizer), spec in zip(folders, encoders, strict=True)
-    ]
-    added = network["added_inputs"] is not None
-    condition: dict[str, Any] = {"kind": "stable_diffusion"}
-    found, pooled = encoders[0]["size"], None
-    if added:
-        condition = {"kind": "stable_diffusion_xl", "size": list(size)}
-        found = sum(spec["size"] for spec in encoders)
-        pooled = encoders[-1]["projection"]
-    if added and (index.get("requires_aesthetics_score") or pooled is None):
-        raise ValueError(
-            "a refiner of Stable Diffusion XL, which is told an aesthetic score, is not supported: "
-            "import the base model"
-        )
-    if not added and len(encoders) != 1:
-        raise ValueError(
-            f"the pipeline has {len(encoders)} text encoders and its network takes the vectors of "
-            "one: they do not belong together"
-        )
-    if found != network["cross_attention_dim"]:
-        raise ValueError(
-            f"the text encoders give vectors of length {found} and the network takes "
-            f"{network['cross_attention_dim']}: they do not belong together"
-        )
-    if added and pooled + 6 * network["added_size"] != network["added_inputs"]:
-        raise ValueError(
-            f"the last text encoder gives a pooled vector of length {pooled}, which does not fit "
-            f"the network's {network['added_inputs']} added numbers"
-        )
-    facts = [{k: v for k, v in asdict(t).items() if k != "content"} for t in tokenizers]
-    zero = bool(added and index.get("force_zeros_for_empty_prompt"))
+    prompted = PROMPTED[network["kind"]]
+    encoders, tokenizers = [], []
+    for folder, tokenizer in folders:
+        config = read_json(folder / "config.json")
+        if prompted.encoders[folder.name] == "clip":
+            spec = read_clip_text(config)
+            tokenizers.append(read_tokenizer(tokenizer, spec["length"], CLIP))
+        else:
+            spec = read_t5_text(config)
+            tokenizers.append(read_tokenizer(tokenizer, prompted.length, T5))
+        encoders.append(spec)
+    made = prompted.condition(index, encoders, network, size)
     spec = {
-        "condition": condition,
+        "condition": made.condition,
         "encoders": encoders,
-        "tokenizers": facts,
-        "zero_negative": zero,
+        "tokenizers": [{k: v for k, v in asdict(t).items() if k != "content"} for t in tokenizers],
+        "zero_negative": made.zero_negative,
     }
     return TextParts(spec, tuple(encoder for encoder, _ in folders), tuple(tokenizers))
 
@@ -103,16 +83,22 @@ def load_text(parts: TextParts, weights: Callable[[Path], Mapping[str, Any]]) ->
         ValueError: if the weights do not fit their config.
     """
     encoders = [
-        load_state_dict(
-            nnx.eval_shape(lambda spec=spec: build_text_encoder(spec)),
-            weights(folder),
-            f"the text encoder in {folder}",
-            renames=RENAMES,
-            constants=positions(spec),
-        )
+        _load(folder, spec, weights(folder))
         for folder, spec in zip(parts.folders, parts.spec["encoders"], strict=True)
     ]
     spec = parts.spec
     return PromptEncoder(
         spec["condition"], parts.tokenizers, tuple(encoders), spec["zero_negative"]
+    )
+
+
+def _load(folder: Path, spec: Mapping[str, Any], arrays: Mapping[str, Any]) -> Any:
+    """Return a text encoder with its weights."""
+    clip = spec["kind"] == "clip_text"
+    return load_state_dict(
+        nnx.eval_shape(lambda: build_text_encoder(spec)),
+        arrays,
+        f"the text encoder in {folder}",
+        renames=RENAMES if clip else T5_RENAMES,
+        constants=positions(spec) if clip else tied(arrays),
     )

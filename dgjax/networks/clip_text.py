@@ -6,39 +6,22 @@ checkpoints are read by these names.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
+from dgjax.networks.encoded_text import EncodedText, Tokens
 from dgjax.typing import concrete
 
-__all__ = ["CLIPText", "EncodedText"]
-
-Tokens = Float[Array, "n c"]
+__all__ = ["CLIPText"]
 
 # OpenAI's CLIP has the first, OpenCLIP the second.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": lambda h: h * jax.nn.sigmoid(1.702 * h),
     "gelu": partial(nnx.gelu, approximate=False),
 }
-
-
-class EncodedText(NamedTuple):
-    """The result of a text encoder for one prompt.
-
-    Attributes:
-        last: one vector per token, after all layers and the last normalization.
-        penultimate: the same before the last layer, and not normalized.
-        pooled: the last vector of the token that ends the text; projected if the encoder has a
-            projection.
-    """
-
-    last: Tokens
-    penultimate: Tokens
-    pooled: Float[Array, " p"]
 
 
 class SelfAttention(nnx.Module):
@@ -175,7 +158,8 @@ class CLIPText(nnx.Module):
             tokens: whole numbers, with those that begin and end the text.
 
         Returns:
-            The vectors of the tokens and of the text.
+            The vectors of the tokens and of the text. `pooled` is the last vector of the token
+            that ends the text; projected if there is a projection.
 
         Raises:
             ValueError: if there are too many tokens, or one is out of range.

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from dgjax.networks.attention import attend
 from dgjax.networks.dit_embeddings import Conditioning, Tokens
 
-__all__ = ["Block", "layer_norm"]
+__all__ = ["Block", "FeedForward", "layer_norm"]
 
 
 def layer_norm(

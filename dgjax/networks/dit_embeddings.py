@@ -18,22 +18,36 @@ __all__ = ["Conditioning", "PatchEmbed", "Tokens", "positions"]
 Tokens = Float[Array, "1 n d"]  # with the batch axis that flax's layers need
 
 
-def positions(height: int, width: int, size: int) -> np.ndarray:
+def positions(
+    height: int,
+    width: int,
+    size: int,
+    first: tuple[int, int] = (0, 0),
+    density: float = 1.0,
+) -> np.ndarray:
     """Return the fixed position embedding of each token: sinusoids of its column and its row.
 
     Args:
         height: rows of tokens.
         width: columns of tokens.
         size: length of a token, a multiple of 4.
+        first: row and column of the first token.
+        density: rows or columns in one unit of length; the angles are proportional to lengths.
 
     Returns:
         An array (height * width, size), in float32, with tokens in row-major order.
     """
     rates = 1e4 ** -(np.arange(size // 4) / (size // 4))
-    rows, columns = np.divmod(np.arange(height * width), width)
-    angles = [np.outer(index, rates) for index in (columns, rows)]
-    waves = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
-    return np.concatenate(waves, axis=1).astype(np.float32)
+
+    def waves(start: int, count: int) -> np.ndarray:
+        # Lengths are rounded to float32 before the sinusoids, as in the tables that files hold.
+        lengths = np.arange(start, start + count, dtype=np.float32) / np.float32(density)
+        angles = np.outer(lengths, rates)
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+
+    rows = np.repeat(waves(first[0], height), width, axis=0)
+    columns = np.tile(waves(first[1], width), (height, 1))
+    return np.concatenate([columns, rows], axis=1)
 
 
 class PatchEmbed(nnx.Module):

@@ -21,7 +21,7 @@ from dgjax.cli.class_guidance import check_negative
 from dgjax.cli.options import choose_condition
 from dgjax.guidance.classifier_free import classifier_free_guidance
 from dgjax.importing import import_model
-from dgjax.importing.tokenizer_folder import read_tokenizer
+from dgjax.importing.tokenizer_folder import CLIP, read_tokenizer
 from dgjax.model.divergence import Untracked
 from dgjax.model.field import repath
 from dgjax.model.paths import edm
@@ -222,7 +222,7 @@ def test_tokens_are_those_of_transformers(older, pad, tmp_path):
     else:
         original = tokenizer(pad)
         original.save_pretrained(tmp_path / "tokenizer")
-    found = read_tokenizer(tmp_path / "tokenizer", 77)
+    found = read_tokenizer(tmp_path / "tokenizer", 77, CLIP)
     for prompt in PROMPTS:
         wanted = original(prompt, padding="max_length", max_length=LENGTH).input_ids
         assert found(prompt).tolist() == wanted, prompt
@@ -231,7 +231,7 @@ def test_tokens_are_those_of_transformers(older, pad, tmp_path):
 
 def test_a_prompt_that_is_too_long_is_refused(tmp_path):
     tokenizer().save_pretrained(tmp_path)
-    found = read_tokenizer(tmp_path, 8)
+    found = read_tokenizer(tmp_path, 8, CLIP)
     assert len(found("cat hat " * 3)) == 8
     rest = r"has 8 tokens and this model reads 6.*what does not fit begins with 'tea'$"
     with pytest.raises(ValueError, match=rest):
@@ -241,19 +241,19 @@ def test_a_prompt_that_is_too_long_is_refused(tmp_path):
 def test_other_tokenizers_are_refused(tmp_path):
     folder = tmp_path / "tokenizer"
     with pytest.raises(ValueError, match="there is no folder"):
-        read_tokenizer(folder, 8)
+        read_tokenizer(folder, 8, CLIP)
     older_files(folder, "<pad>")
     with pytest.raises(ValueError, match=r"has no token '<pad>' \(pad_token\)"):
-        read_tokenizer(folder, 8)
+        read_tokenizer(folder, 8, CLIP)
     (folder / "merges.txt").write_text("c a\nx yy\n")
     with pytest.raises(ValueError, match=r"cannot be read: .*Token `yy` out"):
-        read_tokenizer(folder, 8)
+        read_tokenizer(folder, 8, CLIP)
     (folder / "merges.txt").unlink()
     with pytest.raises(ValueError, match=r"neither tokenizer.json nor merges.txt"):
-        read_tokenizer(folder, 8)
+        read_tokenizer(folder, 8, CLIP)
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "T5TokenizerFast"}')
     with pytest.raises(ValueError, match=r"tokenizer T5Tokenizer in .* is not supported"):
-        read_tokenizer(folder, 8)
+        read_tokenizer(folder, 8, CLIP)
 
 
 SLOW = pytest.mark.slow
