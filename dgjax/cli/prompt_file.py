@@ -91,5 +91,5 @@ def encode_all(
                 found.append(one._replace(cond=cond))
                 show(1)
         except ValueError as error:
-            raise ValueError(f"prompt {len(found)} of {len(prompts)}: {error}") from error
+            raise ValueError(f"prompt {len(found) + 1} of {len(prompts)}: {error}") from error
     return found
