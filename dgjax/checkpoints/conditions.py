@@ -1,17 +1,22 @@
-"""Choose what a model is conditioned on: one of its classes, or a prompt."""
+"""Choose what a model is conditioned on: a class, a prompt, or the arrays in a file."""
 
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from dgjax.checkpoints.checkpoint import load_prompt_encoder
+from dgjax.checkpoints.condition_file import check_condition, read_condition
 from dgjax.checkpoints.opened import Model, find_label
+from dgjax.checkpoints.prompts import PromptEncoder
 from dgjax.model.field import condition
 from dgjax.typing import Cond
 
-__all__ = ["Condition", "condition_model", "find_condition"]
+__all__ = ["Condition", "condition_model", "encode_prompts", "find_condition"]
 
 
 class Condition(NamedTuple):
-    """A condition of a model: a class, a prompt or nothing.
+    """A condition of a model: a class, a prompt, the content of a file or nothing.
 
     Attributes:
         cond: the condition as the network takes it; None for none.
@@ -20,6 +25,7 @@ class Condition(NamedTuple):
         label: the class, or None.
         prompt: the text, or None.
         distilled: the guidance weight that a distilled network takes as an input, or None.
+        file: name of the file, or None.
     """
 
     cond: Cond = None
@@ -27,6 +33,7 @@ class Condition(NamedTuple):
     label: int | None = None
     prompt: str | None = None
     distilled: float | None = None
+    file: str | None = None
 
 
 def find_condition(
@@ -34,44 +41,109 @@ def find_condition(
     name: str | None,
     prompt: str | None,
     *,
+    file: Path | None = None,
     negative: str | None = None,
     guided: bool = False,
     distilled: float | None = None,
 ) -> Condition:
-    """Find a class of a model, or encode a prompt.
+    """Find a class of a model, encode a prompt, or read a file.
 
     Args:
         chosen: the model.
         name: number or name of the class, as of `find_label`; None for no class.
         prompt: a text; None for no prompt.
+        file: npz file of the condition, as of `read_condition`; None for none.
         negative: the text that guidance leads away from; None for no text.
         guided: whether classifier-free guidance needs `null`.
         distilled: the guidance weight that a distilled network takes as an input; None for that
             of its checkpoint.
 
     Raises:
-        ValueError: as of `find_label`; if there are both a class and a prompt, the model has no
-            text encoder, a text is too long for it, or it takes no `distilled`.
+        ValueError: as of `find_label`, `read_condition` and `encode_prompts`; if more than one of
+            class, prompt and file is given, or the network does not take what the file holds.
     """
+    if (name is not None) + (prompt is not None) + (file is not None) > 1:
+        raise ValueError("a model is conditioned on a class, on a prompt or on a file: give one")
+    if prompt is None and distilled is not None:
+        raise ValueError("the distilled guidance weight belongs to a prompt, and there is none")
+    if file is not None:
+        return _from_file(chosen, file, guided)
     if prompt is None:
-        if distilled is not None:
-            raise ValueError("the distilled guidance weight belongs to a prompt, and there is none")
         label = find_label(chosen, name)
         return Condition(label, None, label)
-    if name is not None:
-        raise ValueError("a model is conditioned on a class or on a prompt, not on both")
-    if not chosen.meta.text:
-        raise ValueError(f"the model {chosen.name} takes no prompts: it has no text encoder")
-    encode = load_prompt_encoder(chosen.name)
+    options: dict[str, Any] = {"negative": negative, "guided": guided, "distilled": distilled}
+    return next(encode_prompts(chosen, [prompt], **options))
+
+
+def encode_prompts(
+    chosen: Model,
+    prompts: Iterable[str],
+    *,
+    negative: str | None = None,
+    guided: bool = False,
+    distilled: float | None = None,
+) -> Iterator[Condition]:
+    """Encode prompts one after the other; the text encoders are loaded once.
+
+    Args:
+        chosen: the model.
+        prompts: the texts.
+        negative: as of `find_condition`, the same for all prompts.
+        guided: as of `find_condition`.
+        distilled: as of `find_condition`.
+
+    Yields:
+        A condition for each prompt.
+
+    Raises:
+        ValueError: if the model has no text encoder, a text is too long for it, or it takes no
+            `distilled`.
+    """
+    encode = _open_encoder(chosen)
     if distilled is not None:
         encode = encode.with_distilled_guidance(distilled)
     null = encode.negative(negative) if guided else None
-    return Condition(encode(prompt), null, None, prompt, encode.distilled_guidance)
+    for prompt in prompts:
+        yield Condition(encode(prompt), null, None, prompt, encode.distilled_guidance)
 
 
 def condition_model(chosen: Model, found: Condition) -> Model:
     """Return the conditional model, whose log-density is log p(x | class) or log p(x | prompt)."""
     field = condition(chosen.field, found.cond)
     return chosen._replace(
-        field=field, label=found.label, prompt=found.prompt, distilled=found.distilled
+        field=field,
+        label=found.label,
+        prompt=found.prompt,
+        distilled=found.distilled,
+        file=found.file,
     )
+
+
+def _open_encoder(chosen: Model) -> PromptEncoder:
+    if not chosen.meta.text:
+        raise ValueError(f"the model {chosen.name} takes no prompts: it has no text encoder")
+    encode = load_prompt_encoder(chosen.name)
+    # The model may have been given another resolution than its checkpoint, which XL is told.
+    return replace(encode, condition=chosen.meta.text["condition"])
+
+
+def _takes_none(chosen: Model) -> bool:
+    try:
+        check_condition(chosen.field, None, "nothing")
+    except ValueError:
+        return False
+    return True
+
+
+def _from_file(chosen: Model, file: Path, guided: bool) -> Condition:
+    stored = read_condition(file)
+    check_condition(chosen.field, stored.cond, f"what {file} holds")
+    if stored.null is None:
+        if guided and not _takes_none(chosen):
+            raise ValueError(
+                f"{file} has nothing to guide away from: add arrays with names that begin with "
+                "negative., such as negative.encoder_hidden_states"
+            )
+    else:
+        check_condition(chosen.field, stored.null, f"the negative arrays in {file}")
+    return Condition(stored.cond, stored.null if guided else None, file=file.name)

@@ -11,6 +11,7 @@ import numpy as np
 from dgjax.checkpoints.checkpoint import PIXELS, Meta, load, load_autoencoder, weight_bytes
 from dgjax.checkpoints.own_code import is_code, load_code
 from dgjax.checkpoints.pretrained import load_pretrained, pretrained_models
+from dgjax.checkpoints.resolution import resize
 from dgjax.checkpoints.spec import Autoencoder, build_autoencoder
 from dgjax.devices.placement import choose_weight_sharding
 from dgjax.model.field import Field, condition, repath
@@ -33,6 +34,7 @@ class Model(NamedTuple):
         label: the class the field is conditioned on, or None.
         prompt: the text the field is conditioned on, or None.
         distilled: the guidance weight that a distilled network takes beside the prompt, or None.
+        file: name of the file with the condition, or None.
     """
 
     field: Field
@@ -42,6 +44,7 @@ class Model(NamedTuple):
     label: int | None = None
     prompt: str | None = None
     distilled: float | None = None
+    file: str | None = None
 
     @property
     def size(self) -> int:
@@ -76,13 +79,14 @@ class Model(NamedTuple):
             "latent": self.meta.latent,
             "class": self.label,
             **({} if self.prompt is None else {"prompt": self.prompt}),
+            **({} if self.file is None else {"cond": self.file}),
             **({} if self.distilled is None else {"distilled_guidance": self.distilled}),
             "t_min": ratio[0],
             "t_max": ratio[1],
         }
 
 
-def open_model(name: str) -> Model:
+def open_model(name: str, *, height: int | None = None, width: int | None = None) -> Model:
     """Load a model by name or folder, in EDM coordinates with time t = sigma^(1/7).
 
     The weights are cut over the local devices if they are too large for one.
@@ -91,13 +95,17 @@ def open_model(name: str) -> Model:
         name: name of a shipped model, a checkpoint's folder, or `FILE.py:FUNCTION`, a function that
             makes a model (see `dgjax.checkpoints.own_code`). A shipped model is preferred to a
             folder of the same name: pass "./NAME" for the folder.
+        height: height of the pictures in pixels, where the weights allow another one than that of
+            the checkpoint.
+        width: width of the pictures in pixels.
 
     Raises:
-        ValueError: if there is no such model or it cannot be read.
+        ValueError: if there is no such model, it cannot be read or it has no such resolution.
     """
     if is_code(name):
         field, meta = load_code(name)
         autoencoder = build_autoencoder(PIXELS, meta.shape)
+        field, meta, autoencoder = resize(field, meta, autoencoder, height, width)
         return Model(repath(field, edm(7.0)), meta, name, autoencoder)
     is_folder = name not in pretrained_models() and (os.sep in name or os.path.isdir(name))
     if is_folder:
@@ -107,6 +115,7 @@ def open_model(name: str) -> Model:
     else:
         field, meta = load_pretrained(name)
         autoencoder = build_autoencoder(PIXELS, meta.shape)  # no shipped model is of latents
+    field, meta, autoencoder = resize(field, meta, autoencoder, height, width)
     return Model(repath(field, edm(7.0)), meta, name, autoencoder)
 
 
@@ -119,6 +128,8 @@ def density_title(facts: Mapping[str, Any]) -> str:
     given = None if facts["class"] is None else f"class {facts['class']}"
     if (prompt := facts.get("prompt")) is not None:
         given = repr(prompt if len(prompt) <= SHOWN else f"{prompt[: SHOWN - 3]}...")
+    if (file := facts.get("cond")) is not None:
+        given = f"{file}"
     what = "log p" if given is None else f"log p(x | {given})"
     of = " of the latent" if facts["latent"] else ""
     return f"{what}{of} at t_min = {facts['t_min']:g}"

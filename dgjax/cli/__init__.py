@@ -19,7 +19,7 @@ from dgjax.cli.explain import explain
 __all__ = ["COMMANDS", "app", "main"]
 
 
-WINDOW = "--noise-window"
+WINDOWS = ("--noise-window", "--guidance-window")
 
 
 class Command(NamedTuple):
@@ -77,13 +77,13 @@ class _Commands(TyperGroup):
 
 
 def _split_windows(arguments: list[str]) -> Iterator[str]:
-    """Yield arguments, with `--noise-window LOW,HIGH` as the two numbers that the parser takes."""
+    """Yield arguments, with `--noise-window LOW,HIGH` as the two numbers for the parser."""
     before = ""
     for argument in arguments:
         option, _, value = argument.partition("=")
-        if option == WINDOW and value.count(",") == 1:
-            yield from (WINDOW, *value.split(","))
-        elif before == WINDOW and argument.count(",") == 1:
+        if option in WINDOWS and value.count(",") == 1:
+            yield from (option, *value.split(","))
+        elif before in WINDOWS and argument.count(",") == 1:
             yield from argument.split(",")
         else:
             yield argument

@@ -7,7 +7,9 @@ import typer
 from dgjax.cli.options import (
     BATCH,
     CLASS,
+    COND,
     DISTILLED_GUIDANCE,
+    HEIGHT,
     JSON,
     MODEL,
     MOST_LATENTS,
@@ -16,6 +18,7 @@ from dgjax.cli.options import (
     SEED,
     SOLVER,
     STEPS,
+    WIDTH,
     choose_conditioned,
     make_solver,
     table,
@@ -33,6 +36,9 @@ def command(
     class_: CLASS = None,
     prompt: PROMPT = None,
     distilled_guidance: DISTILLED_GUIDANCE = None,
+    cond: COND = None,
+    height: HEIGHT = None,
+    width: WIDTH = None,
     num: Annotated[int, typer.Option(min=1, max=MOST_LATENTS, help="Number of latents.")] = 64,
     confidence: Annotated[
         float, typer.Option(help="Confidence of the interval, in (0, 1).")
@@ -46,7 +52,9 @@ def command(
 ) -> None:
     """Measure score alignment: the share of latents with <score, pushed prior score> > 0."""
     check_confidence(confidence)
-    chosen = choose_conditioned(model, class_, prompt, distilled_guidance)
+    chosen = choose_conditioned(
+        model, class_, prompt, distilled_guidance, file=cond, size=(height, width)
+    )
     settings = SolverSettings(steps, make_solver(solver), probes, batch, seed)
     found = measure_alignments(chosen, num, None, settings)
     statistics = alignment_statistics(found, confidence=confidence)

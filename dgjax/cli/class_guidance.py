@@ -1,10 +1,11 @@
-"""Options `--guidance`, `--guidance-model` and `--negative`: guide away from a second score."""
+"""Options `--guidance...` and `--negative`: guide away from a second score."""
 
 from typing import Annotated, NamedTuple
 
 import typer
 
 from dgjax.checkpoints.checkpoint import digest
+from dgjax.checkpoints.condition_file import check_condition
 from dgjax.checkpoints.conditions import Condition, condition_model, find_condition
 from dgjax.checkpoints.opened import Model
 from dgjax.cli.options import check_class, choose_model, takes_no_condition
@@ -14,8 +15,11 @@ from dgjax.model.field import Field
 __all__ = [
     "GUIDANCE",
     "GUIDANCE_MODEL",
+    "GUIDANCE_WINDOW",
     "NEGATIVE",
+    "NO_WINDOW",
     "Weaker",
+    "check_guidance_window",
     "check_negative",
     "choose_weaker",
     "class_guides",
@@ -26,6 +30,14 @@ GUIDANCE = Annotated[
     typer.Option(
         help="Guidance weight; 1 is none. Classifier-free guidance for --class or --prompt, or "
         "autoguidance with --guidance-model."
+    ),
+]
+NO_WINDOW = (-float("inf"), float("inf"))
+GUIDANCE_WINDOW = Annotated[
+    tuple[float, float],
+    typer.Option(
+        help="Log-SNRs LOW,HIGH between which --guidance acts, such as -3,3. An evaluation outside "
+        "costs one pass of the network instead of two."
     ),
 ]
 NEGATIVE = Annotated[
@@ -76,8 +88,26 @@ def check_negative(
         )
 
 
+def check_guidance_window(limits: tuple[float, float], weight: float) -> None:
+    """Check that the option --guidance-window has an effect.
+
+    Args:
+        limits: the option.
+        weight: the option --guidance.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    if limits != NO_WINDOW and weight == 1:
+        raise ValueError("--guidance-window needs a --guidance other than 1")
+
+
 def choose_weaker(
-    name: str | None, chosen: Model, given: Condition, weight: float
+    name: str | None,
+    chosen: Model,
+    given: Condition,
+    weight: float,
+    size: tuple[int | None, int | None] = (None, None),
 ) -> Weaker | None:
     """Open the model named by the option --guidance-model.
 
@@ -86,6 +116,7 @@ def choose_weaker(
         chosen: the model that is sampled.
         given: what the sampled model is conditioned on.
         weight: the option --guidance.
+        size: the options --height and --width.
 
     Raises:
         ValueError: if there is no such model, its samples are not comparable with those of
@@ -95,7 +126,7 @@ def choose_weaker(
         return None
     if weight == 1:
         raise ValueError("--guidance-model needs a weight other than 1: add --guidance")
-    weak = choose_model(name)
+    weak = choose_model(name, *size)
     for what, one, other in (
         ("shape", chosen.meta.shape, weak.meta.shape),
         ("range of pixels", chosen.meta.data_range, weak.meta.data_range),
@@ -107,6 +138,10 @@ def choose_weaker(
                 f"the models {chosen.name} and {name} differ in their {what} ({one} and {other}): "
                 "choose a --guidance-model of the same data"
             )
+    weights = digest(weak.field, weak.meta, weak.autoencoder)
+    if given.file is not None:
+        check_condition(weak.field, given.cond, f"what {given.file} holds")
+        return Weaker(condition_model(weak, given).field, weights)
     label = None if given.label is None or _classes(weak) is None else str(given.label)
     prompt = given.prompt if weak.meta.text else None
     if prompt is None:
@@ -114,11 +149,15 @@ def choose_weaker(
     takes = weak.meta.text.get("condition", {}).get("guidance") is not None
     distilled = given.distilled if prompt is not None and takes else None
     field = condition_model(weak, find_condition(weak, label, prompt, distilled=distilled)).field
-    return Weaker(field, digest(weak.field, weak.meta, weak.autoencoder))
+    return Weaker(field, weights)
 
 
 def class_guides(
-    chosen: Model, weaker: Field | None, given: Condition, weight: float
+    chosen: Model,
+    weaker: Field | None,
+    given: Condition,
+    weight: float,
+    limits: tuple[float, float] = NO_WINDOW,
 ) -> tuple[Contrast, ...]:
     """Return the guides away from a second score; none for weight 1.
 
@@ -127,17 +166,19 @@ def class_guides(
         weaker: field of `Weaker`, or None for classifier-free guidance.
         given: what the sampled model is conditioned on.
         weight: the option --guidance.
+        limits: the option --guidance-window.
 
     Raises:
         ValueError: if there is neither a weaker model nor a condition, the model has no prediction
-            without a class, or the weight is not finite.
+            without a class, the weight is not finite, or the window is empty.
     """
     if weight == 1:
         return ()
+    low, high = limits
     if weaker is not None:
-        return (autoguidance(weight, weaker),)
+        return (autoguidance(weight, weaker, low=low, high=high),)
     if given.cond is None:
-        what = "a prompt: add --prompt" if chosen.meta.text else "a class: add --class"
+        what = "a prompt: add --prompt, --cond" if chosen.meta.text else "a class: add --class"
         raise ValueError(f"--guidance strengthens {what} or --guidance-model, or leave it out")
     if given.null is None and not takes_no_condition(chosen.field):
         raise ValueError(
@@ -146,7 +187,7 @@ def class_guides(
             "--guidance-model (in Python, classifier_free_guidance takes a label that was trained "
             "as no class)"
         )
-    return (classifier_free_guidance(weight, chosen.field, null=given.null),)
+    return (classifier_free_guidance(weight, chosen.field, null=given.null, low=low, high=high),)
 
 
 def _classes(model: Model) -> int | None:

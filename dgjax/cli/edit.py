@@ -14,7 +14,9 @@ from dgjax.checkpoints.opened import density_title
 from dgjax.cli.auto_steps import AUTO, STEPS_OR_AUTO, TOLERANCE, find_steps, set_tolerance
 from dgjax.cli.options import (
     CLASS,
+    COND,
     DISTILLED_GUIDANCE,
+    HEIGHT,
     JSON,
     MODEL,
     OUT,
@@ -22,6 +24,7 @@ from dgjax.cli.options import (
     PROMPT,
     SEED,
     SOLVER,
+    WIDTH,
     choose_conditioned,
     make_solver,
     table,
@@ -61,6 +64,9 @@ def command(
     class_: CLASS = None,
     prompt: PROMPT = None,
     distilled_guidance: DISTILLED_GUIDANCE = None,
+    cond: COND = None,
+    height: HEIGHT = None,
+    width: WIDTH = None,
     steps: STEPS_OR_AUTO = 32,
     tolerance: TOLERANCE = None,
     solver: SOLVER = "multistep",
@@ -70,9 +76,9 @@ def command(
     json: JSON = False,
 ) -> None:
     """Encode a picture to its latent and decode it at other log-densities."""
-    chosen, method = (
-        choose_conditioned(model, class_, prompt, distilled_guidance),
-        make_solver(solver),
+    method = make_solver(solver)
+    chosen = choose_conditioned(
+        model, class_, prompt, distilled_guidance, file=cond, size=(height, width)
     )
     tolerance = set_tolerance(steps, tolerance, chosen.size)
     dials = jnp.asarray(sorted(q or QUANTILES), jnp.float32)

@@ -7,6 +7,7 @@ import numpy as np
 import typer
 
 import dgjax
+from dgjax.checkpoints.conditions import condition_model
 from dgjax.checkpoints.configuration import unknown_name
 from dgjax.cli.evaluation_report import level_entry, markdown, metric_entry, show
 from dgjax.cli.exports import check_export_options, export_samples
@@ -19,9 +20,11 @@ from dgjax.cli.options import (
     MOST_PROBES,
     OUT,
     PROBES_HELP,
+    PROMPT,
     SEED,
     SOLVER,
     STEPS,
+    choose_condition,
     choose_model,
     make_solver,
     note_shadowed,
@@ -58,6 +61,7 @@ SECTIONS = ("bits", "frechet", "precision-recall", "png", "alignment", "normalit
 
 def command(
     model: MODEL = "fashion-mnist",
+    prompt: PROMPT = None,
     only: Annotated[
         list[str] | None,
         typer.Option(help=f"One of {', '.join(SECTIONS)}; repeatable.", show_default="all"),
@@ -150,6 +154,8 @@ def command(
     names = _sections(only)
     check_confidence(confidence)
     chosen = choose_model(model)
+    if prompt is not None or chosen.meta.text:
+        chosen = condition_model(chosen, choose_condition(chosen, None, prompt))
     settings = SolverSettings(steps, make_solver(solver), probes, batch, seed)
     if not makes_images(chosen) and "png" in names:
         if only:

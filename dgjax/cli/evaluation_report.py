@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from dgjax.checkpoints.opened import density_title
 from dgjax.cli.options import table
 from dgjax.evaluation.inconsistency import InconsistencyStatistics
 from dgjax.evaluation.intervals import Estimate
@@ -62,7 +63,7 @@ def markdown(summary: dict[str, Any]) -> str:
 
 def show(summary: dict[str, Any]) -> None:
     """Print the summary as tables on standard output."""
-    title = f"{summary['model']}: log p at t_min = {summary['t_min']:g}, undenoised"
+    title = f"{summary['model']}: {density_title(summary)}, undenoised"
     if summary["figures"]:
         table(title, _header(summary), _metric_rows(summary))
     if summary["normality"]:

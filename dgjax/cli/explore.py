@@ -13,12 +13,15 @@ from dgjax.checkpoints.opened import Model
 from dgjax.cli.options import (
     BATCH,
     CLASS,
+    COND,
     DISTILLED_GUIDANCE,
+    HEIGHT,
     MODEL,
     PROBES,
     PROMPT,
     SEED,
     STEPS,
+    WIDTH,
     choose_condition,
     choose_model,
 )
@@ -54,6 +57,9 @@ def command(
     class_: CLASS = None,
     prompt: PROMPT = None,
     distilled_guidance: DISTILLED_GUIDANCE = None,
+    cond: COND = None,
+    height: HEIGHT = None,
+    width: WIDTH = None,
     noise: Annotated[
         float,
         typer.Option(
@@ -71,9 +77,9 @@ def command(
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("dgjax-explorer.html"),
 ) -> None:
     """Write an HTML page in which q can be changed and samples compared."""
-    chosen = choose_model(model)
+    chosen = choose_model(model, height, width)
     check_images(chosen.image_shape)
-    given = choose_condition(chosen, class_, prompt, distilled=distilled_guidance)
+    given = choose_condition(chosen, class_, prompt, file=cond, distilled=distilled_guidance)
     if out.is_dir():
         raise ValueError(f"{out} is a folder: name a file in it, such as {out / 'explorer.html'}")
     if not np.isfinite(noise):

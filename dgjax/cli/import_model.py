@@ -40,9 +40,11 @@ def command(
         typer.Option(help="Height and width, for a network whose config does not state them."),
     ] = None,
     autoencoder: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="Folder of diffusers' autoencoder, for networks of EDM, EDM2, DiT, SiT and REPA."
+            help="Folder of diffusers' autoencoder, or its name on the Hugging Face hub, for "
+            "networks of latents of EDM, EDM2, DiT, SiT and REPA.",
+            show_default="vae/ beside the network, or what its config names",
         ),
     ] = None,
     ema_width: Annotated[

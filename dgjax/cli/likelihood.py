@@ -21,7 +21,9 @@ from dgjax.cli.auto_steps import (
 from dgjax.cli.options import (
     BATCH,
     CLASS,
+    COND,
     DISTILLED_GUIDANCE,
+    HEIGHT,
     JSON,
     LEVELS,
     MODEL,
@@ -30,6 +32,7 @@ from dgjax.cli.options import (
     PROMPT,
     SEED,
     SOLVER,
+    WIDTH,
     choose_conditioned,
     make_solver,
     table,
@@ -66,6 +69,9 @@ def command(
     class_: CLASS = None,
     prompt: PROMPT = None,
     distilled_guidance: DISTILLED_GUIDANCE = None,
+    cond: COND = None,
+    height: HEIGHT = None,
+    width: WIDTH = None,
     data_range: LEVELS = None,
     batch: BATCH = 8,
     steps: STEPS_OR_AUTO = 32,
@@ -81,9 +87,9 @@ def command(
     the latent, without bits per dimension. With --class or --prompt it is the conditional
     log p(x | class) or log p(x | prompt).
     """
-    chosen, method = (
-        choose_conditioned(model, class_, prompt, distilled_guidance),
-        make_solver(solver),
+    method = make_solver(solver)
+    chosen = choose_conditioned(
+        model, class_, prompt, distilled_guidance, file=cond, size=(height, width)
     )
     tolerance = set_tolerance(steps, tolerance, chosen.size)
     if data_range is not None:

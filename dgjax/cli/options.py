@@ -24,7 +24,9 @@ from dgjax.sampling.solvers import SOLVERS
 __all__ = [
     "BATCH",
     "CLASS",
+    "COND",
     "DISTILLED_GUIDANCE",
+    "HEIGHT",
     "JSON",
     "LEVELS",
     "MODEL",
@@ -40,6 +42,7 @@ __all__ = [
     "SOLVER",
     "SOLVER_HELP",
     "STEPS",
+    "WIDTH",
     "check_class",
     "choose_condition",
     "choose_conditioned",
@@ -83,6 +86,26 @@ PROMPT = Annotated[
     str | None,
     typer.Option(help='Condition on this text, for a model of prompts; "" is no text.'),
 ]
+COND = Annotated[
+    Path | None,
+    typer.Option(
+        help="Condition on the arrays in this npz file, such as embeddings of a prompt that "
+        "another program made, by the names of the network's arguments.",
+        show_default="none",
+    ),
+]
+HEIGHT = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Height of the pictures in pixels, for networks whose weights allow it.",
+        show_default="that of the model",
+    ),
+]
+WIDTH = Annotated[
+    int | None,
+    typer.Option(min=1, help="Width of the pictures in pixels.", show_default="that of the model"),
+]
 DISTILLED_GUIDANCE = Annotated[
     float | None,
     typer.Option(
@@ -120,22 +143,37 @@ def note_shadowed(what: str, name: str, names: Iterable[str]) -> None:
         say(note, warning=True)
 
 
-def choose_model(name: str) -> Model:
-    """Open the model named by the option --model; raises a ValueError like `open_model`."""
+def choose_model(name: str, height: int | None = None, width: int | None = None) -> Model:
+    """Open the model named by --model, at --height and --width; raises like `open_model`."""
     note_shadowed("model", name, pretrained_models())
-    return open_model(name)
+    return open_model(name, height=height, width=width)
 
 
 def choose_conditioned(
-    name: str, class_: str | None, prompt: str | None = None, distilled: float | None = None
+    name: str,
+    class_: str | None,
+    prompt: str | None = None,
+    distilled: float | None = None,
+    *,
+    file: Path | None = None,
+    size: tuple[int | None, int | None] = (None, None),
 ) -> Model:
-    """Open the model named by --model, conditioned on --class or --prompt.
+    """Open the model named by --model, conditioned on --class, --prompt or --cond.
+
+    Args:
+        name: the option --model.
+        class_: the option --class.
+        prompt: the option --prompt.
+        distilled: the option --distilled-guidance.
+        file: the option --cond.
+        size: the options --height and --width.
 
     Raises:
         ValueError: as of `choose_model` and `choose_condition`.
     """
-    chosen = choose_model(name)
-    return condition_model(chosen, choose_condition(chosen, class_, prompt, distilled=distilled))
+    chosen = choose_model(name, *size)
+    given = choose_condition(chosen, class_, prompt, file=file, distilled=distilled)
+    return condition_model(chosen, given)
 
 
 def choose_condition(
@@ -143,16 +181,18 @@ def choose_condition(
     class_: str | None,
     prompt: str | None,
     *,
+    file: Path | None = None,
     negative: str | None = None,
     guided: bool = False,
     distilled: float | None = None,
 ) -> Condition:
-    """Find what the options --class, --prompt, --negative and --distilled-guidance name.
+    """Find what --class, --prompt, --cond, --negative and --distilled-guidance name.
 
     Args:
         chosen: the model.
         class_: the option --class.
         prompt: the option --prompt.
+        file: the option --cond.
         negative: the option --negative.
         guided: whether classifier-free guidance is asked for.
         distilled: the option --distilled-guidance.
@@ -160,11 +200,10 @@ def choose_condition(
     Raises:
         ValueError: as of `find_condition`; if the model needs one of the options.
     """
-    if prompt is None:
+    if prompt is None and file is None:
         check_class(chosen, class_)
-    return find_condition(
-        chosen, class_, prompt, negative=negative, guided=guided, distilled=distilled
-    )
+    options: dict[str, Any] = {"negative": negative, "guided": guided, "distilled": distilled}
+    return find_condition(chosen, class_, prompt, file=file, **options)
 
 
 def make_solver(name: str) -> Any:

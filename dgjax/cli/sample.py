@@ -1,36 +1,35 @@
 """`dgjax sample`: draw samples from the same latents at several log-densities."""
 
 import hashlib
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import typer
 
 from dgjax.checkpoints.checkpoint import digest
-from dgjax.cli.auto_steps import (
-    AUTO,
-    STEPS_OPTION,
-    TOLERANCE,
-    TRIALS,
-    find_steps,
-    set_tolerance,
-)
+from dgjax.checkpoints.conditions import Condition
+from dgjax.cli.auto_steps import STEPS_OPTION, TOLERANCE, set_tolerance
 from dgjax.cli.class_guidance import (
     GUIDANCE,
     GUIDANCE_MODEL,
+    GUIDANCE_WINDOW,
     NEGATIVE,
+    NO_WINDOW,
+    check_guidance_window,
     check_negative,
     choose_weaker,
     class_guides,
 )
+from dgjax.cli.drawing import Plan, make_drawer
+from dgjax.cli.drawn_files import write_in_shards, write_whole
 from dgjax.cli.options import (
     BATCH,
     CLASS,
+    COND,
     DISTILLED_GUIDANCE,
+    HEIGHT,
     JSON,
     MODEL,
     MOST_BATCH,
@@ -40,49 +39,25 @@ from dgjax.cli.options import (
     PROMPT,
     SEED,
     SOLVER_HELP,
+    WIDTH,
     choose_condition,
     choose_model,
     make_solver,
 )
-from dgjax.cli.other_figures import is_drawn, write_other_figure
-from dgjax.cli.part_guidance import BAND, MASK, choose_part, hold_rest
-from dgjax.cli.report import (
-    measure,
-    sample_arrays,
-    show_table,
-    shown_levels,
-    summarize,
-    write_figure,
-)
-from dgjax.cli.shards import (
-    Shards,
-    measure_shards,
-    read_shard,
-    record_options,
-    write_missing,
-)
-from dgjax.cli.stated_errors import note_coarse
-from dgjax.devices.batches import batch_runner
-from dgjax.devices.progress import progress, say
-from dgjax.files import as_json, output_folder, write_arrays, write_json
+from dgjax.cli.part_guidance import BAND, MASK, choose_part
+from dgjax.cli.prompt_file import PROMPTS, encode_all, prompt_folders, read_prompts
+from dgjax.cli.report import show_table
+from dgjax.devices.progress import say
+from dgjax.files import as_json, write_json
 from dgjax.guidance.density import density_guidance
-from dgjax.guidance.guide import Guide
-from dgjax.guidance.noise import level_set_noise
+from dgjax.guidance.noise import LevelSetNoise, level_set_noise
 from dgjax.guidance.schedules import window
-from dgjax.guidance.target import target_guidance
-from dgjax.model.prior import chi_quantile, prior_guidance, prior_sample
-from dgjax.pictures.latents import to_levels
-from dgjax.sampling.sample import sample
-from dgjax.sampling.shooting import pilot
-from dgjax.sampling.solvers import default_divergence, default_name
-from dgjax.sampling.time_grids import grid_logsnr
+from dgjax.model.prior import chi_quantile
+from dgjax.sampling.solvers import default_name
 
 __all__ = ["command"]
 
 QUANTILES = [0.2, 0.35, 0.5, 0.65, 0.8]
-# Always this many pilot latents, so that a sample does not depend on the number of samples drawn.
-# `--steps auto` takes the same.
-PILOTS = TRIALS
 EVERYWHERE = (-float("inf"), float("inf"))
 MOST_BYTES = 2**36  # of all samples, without shards
 
@@ -108,9 +83,12 @@ def command(
     ] = None,
     class_: CLASS = None,
     prompt: PROMPT = None,
+    prompts: PROMPTS = None,
     distilled_guidance: DISTILLED_GUIDANCE = None,
+    cond: COND = None,
     negative: NEGATIVE = None,
     guidance: GUIDANCE = 1.0,
+    guidance_window: GUIDANCE_WINDOW = NO_WINDOW,
     guidance_model: GUIDANCE_MODEL = None,
     noise: Annotated[
         float,
@@ -122,6 +100,8 @@ def command(
         tuple[float, float],
         typer.Option(help="Log-SNRs LOW,HIGH between which this noise is added, such as -inf,0."),
     ] = EVERYWHERE,
+    height: HEIGHT = None,
+    width: WIDTH = None,
     num: Annotated[int, typer.Option(min=1, max=MOST_LATENTS, help="Number of latents.")] = 8,
     start: Annotated[
         int,
@@ -157,157 +137,151 @@ def command(
     json: JSON = False,
 ) -> None:
     """Draw samples from the same latents at several log-densities."""
-    if q and target_log_density:
-        raise ValueError("choose either --q or --target-log-density, not both")
-    by_target = bool(target_log_density)
-    dials = np.asarray(sorted(target_log_density or q or QUANTILES), np.float32)
-    if by_target and not np.isfinite(dials).all():
-        raise ValueError(f"targets must be finite (in nats), got {dials.tolist()}")
+    dials, by_target = _dials(q, target_log_density)
     if steps is None:
         steps = 48 if by_target else 32
-    if not np.isfinite(noise):
-        raise ValueError(f"--noise must be a finite number, got {noise:g}")
-    if noise == 0 and noise_window != EVERYWHERE:
-        raise ValueError("--noise-window needs --noise: add it, or leave --noise-window out")
-    term = None
-    if noise > 0:
-        term = level_set_noise(window(noise, low=noise_window[0], high=noise_window[1]))
+    term = _noise(noise, noise_window)
     if solver is None:
         solver = default_name(by_target, term)
-    chosen, method = choose_model(model), make_solver(solver)
+    texts = None if prompts is None else _prompts(prompts, prompt, class_, cond)
+    chosen, method = choose_model(model, height, width), make_solver(solver)
     tolerance = set_tolerance(steps, tolerance, chosen.size)
     if shard_size is None and 4 * num * len(dials) * chosen.size > MOST_BYTES:
         raise ValueError(
             f"{num:,} latents at {len(dials)} values are more samples than fit in memory: add "
             "--shard-size, such as 1000"
         )
-    check_negative(negative, prompt, guidance, guidance_model)
-    guided = guidance != 1 and guidance_model is None
-    given = choose_condition(
-        chosen,
-        class_,
-        prompt,
-        negative=negative,
-        guided=guided,
-        distilled=distilled_guidance,
-    )
-    weaker = choose_weaker(guidance_model, chosen, given, guidance)
-    other = None if weaker is None else weaker.field
-    before = class_guides(chosen, other, given, guidance)
-    part = choose_part(chosen, mask, band, noise=noise, by_target=by_target)
+    check_negative(negative, prompt if texts is None else texts[0], guidance, guidance_model)
+    check_guidance_window(guidance_window, guidance)
     if prior_quantile is not None:
         chi_quantile(prior_quantile, chosen.size)  # raises now, before anything is computed
-    keys = jax.random.split(jax.random.key(seed), 3)
-
-    def latent(field, keys, i):
-        x = prior_sample(field, jax.random.fold_in(keys[0], i), chosen.meta.shape)
-        return x if prior_quantile is None else prior_guidance(field, x, prior_quantile)
-
-    divergence = default_divergence(probes, method, chosen.size)
-    common: dict[str, Any] = {"divergence": divergence, "cond": given.cond, "solver": method}
-
-    def pilots(field):
-        return jax.vmap(lambda i: latent(field, keys, i))(jnp.arange(PILOTS))
-
-    def make_guide(field, grid):
-        if not by_target:
-            return partial(density_guidance, part=part)
-        profile = pilot(field, pilots(field), grid, key=keys[2], **common)
-        return lambda dial: target_guidance(dial, field, profile)
-
-    if not by_target:
-        for dial in dials:  # raises now, before anything is computed
-            density_guidance(dial)
-    if steps == AUTO:
-
-        def at_all_dials(other, field, x, grid, *, key):
-            guide = make_guide(field, grid)
-            before = class_guides(chosen._replace(field=field), other, given, guidance)
-            options = {"key": key, "noise": term, **common}
-            return jax.lax.map(
-                lambda dial: sample(field, x, grid, guides=(*before, guide(dial)), **options),
-                jnp.asarray(dials),
-            )
-
-        run_all = jax.tree_util.Partial(at_all_dials, other)
-        steps = find_steps(chosen.field, pilots(chosen.field), tolerance, key=keys[1], run=run_all)
-    grid = grid_logsnr(chosen.field, steps)
-    guide = make_guide(chosen.field, grid)
-
-    @jax.jit
-    def run(field, before, term, keys, batch):
-        def one(i, dial):
-            x, key = latent(field, keys, i), jax.random.fold_in(keys[1], i)
-            held: tuple[Guide, ...] = ()
-            if part is not None:
-                held = (hold_rest(part, field, x, grid, key=key, guides=before, **common),)
-            guides = (*before, *held, guide(dial))
-            return sample(field, x, grid, key=key, guides=guides, noise=term, **common)
-
-        return jax.vmap(one)(*batch)
-
-    per_call = min(batch, len(dials) * min(num, shard_size or num))
-    run_batches = batch_runner(run, per_call, chosen.field, before, term, keys)
-
-    def draw(first, stop, show):
-        # All latents at the first dial, then all latents at the next dial, and so on.
-        latents = np.arange(start + first, start + stop)
-        items = np.tile(latents, len(dials)), np.repeat(dials, len(latents))
-        found = jax.tree.map(
-            lambda a: a.reshape(len(dials), -1, *a.shape[1:]), run_batches(items, show)
-        )
-        levels = to_levels(chosen, found.x) if chosen.has_pictures else None
-        return sample_arrays(chosen, dials, by_target, found, levels), levels
-
-    settings = {"num": num, "seed": seed, "steps": steps, "solver": solver, "noise": noise}
-    if start:  # left out otherwise, so that shards of earlier versions are continued
-        settings["start"] = start
-    settings |= {"class": given.label, "guidance": guidance, "guidance_model": guidance_model}
-    if part is not None:
-        settings |= {"mask": None if mask is None else str(mask), "band": band}
-    if prompt is not None:
-        settings |= {"prompt": prompt, "negative": negative}
-    if given.distilled is not None:
-        settings |= {"distilled_guidance": given.distilled}
-
-    def finish(measured, levels, x, arrays):
-        rows = summarize(chosen, dials, by_target, measured)
-        summary = {**chosen.facts(), "rows": rows, **settings}
-        write_json(out / "summary.json", summary)
-        complete = f"{arrays} and summary.json are"
-        if levels is not None:
-            write_figure(out / "samples.png", chosen, summary, levels, complete)
-        elif is_drawn(chosen):
-            write_other_figure(out / "samples.png", chosen, summary, x, complete)
-        note_coarse(rows, chosen.size, steps)
-        return summary
-
-    if shard_size is None:
-        with output_folder(out), progress("sampling", num * len(dials)) as show:
-            arrays, levels = draw(0, num, show)
-        write_arrays(out / "samples.npz", arrays)
-        made = "samples.npz"
-        summary = finish(measure(arrays), levels, arrays["x"], made)
+    part = choose_part(chosen, mask, band, noise=noise, by_target=by_target)
+    encoding: dict[str, Any] = {
+        "negative": negative,
+        "guided": guidance != 1 and guidance_model is None,
+        "distilled": distilled_guidance,
+    }
+    if texts is None:
+        given = [choose_condition(chosen, class_, prompt, file=cond, **encoding)]
     else:
-        sha = digest(chosen.field, chosen.meta, chosen.autoencoder)
+        given = encode_all(chosen, texts, **encoding)
+
+    def guides(chosen, weaker, given):
+        return class_guides(chosen, weaker, given, guidance, guidance_window)
+
+    def weaker(given):
+        return choose_weaker(guidance_model, chosen, given, guidance, (height, width))
+
+    plan = Plan(
+        chosen,
+        dials,
+        by_target,
+        solver=method,
+        noise=term,
+        part=part,
+        prior_quantile=prior_quantile,
+        probes=probes,
+        seed=seed,
+        steps=steps,
+        tolerance=tolerance,
+        start=start,
+        per_call=min(batch, len(dials) * min(num, shard_size or num)),
+    )
+    drawer = make_drawer(plan, guides)
+    in_shards = shard_size is not None or texts is not None
+    sha = digest(chosen.field, chosen.meta, chosen.autoencoder) if in_shards else None
+
+    def write(given: Condition, out: Path) -> dict[str, Any]:
+        weak = weaker(given)
+        drawing = drawer(given, None if weak is None else weak.field)
+        settings = {"num": num, "seed": seed, "steps": drawing.steps, "solver": solver}
+        settings |= {"noise": noise}
+        if start:  # left out otherwise, so that shards of earlier versions are continued
+            settings["start"] = start
+        settings |= {"class": given.label, "guidance": guidance, "guidance_model": guidance_model}
+        if guidance_window != NO_WINDOW:
+            settings["guidance_window"] = guidance_window
+        if part is not None:
+            settings |= {"mask": None if mask is None else str(mask), "band": band}
+        if given.prompt is not None:
+            settings |= {"prompt": given.prompt, "negative": negative}
+        if given.distilled is not None:
+            settings |= {"distilled_guidance": given.distilled}
+        if given.file is not None:
+            settings["cond"] = given.file
+        if not in_shards:
+            return write_whole(plan, drawing, num, out, settings)
         options = {"model": chosen.name, "sha256": sha, **settings}
         options |= {"target_log_density" if by_target else "q": dials, "probes": probes}
         options |= {"prior_quantile": prior_quantile, "noise_window": noise_window}
-        options |= {"guidance_sha256": None if weaker is None else weaker.sha256}
-        if mask is not None:
-            options["mask_sha256"] = hashlib.sha256(mask.read_bytes()).hexdigest()
-        shards = Shards(out / "shards", num, shard_size, len(dials), chosen.meta.shape)
-        record_options(shards, {**options, "shard_size": shard_size})
-        write_missing(shards, lambda start, stop, show: draw(start, stop, show)[0])
-        made = f"{shards.files} shards in shards/"
-        first = read_shard(shards, 0)
-        levels = shown_levels(chosen, first)
-        summary = finish(measure_shards(shards), levels, first["x"], made)
+        options |= {"guidance_sha256": None if weak is None else weak.sha256}
+        for name, file in (("mask", mask), ("cond", cond)):
+            if file is not None:
+                options[f"{name}_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+        return write_in_shards(plan, drawing, num, shard_size or num, out, settings, options)
+
+    if texts is None:
+        summary = write(given[0], out)
+        _show(summary, json)
+    else:
+        summary = _write_all(given, prompt_folders(texts), out, write, json)
     if json:
         print(as_json(summary))
-    else:
-        show_table(summary)
-    made += ", samples.png" if chosen.has_pictures or is_drawn(chosen) else ""
-    say(f"wrote {made} and summary.json to {out}/")
-    if chosen.has_pictures:
+    if chosen.has_pictures and texts is None:
         say(f"next: dgjax explore --model {model}, a page in which you turn q")
+
+
+def _write_all(
+    given: list[Condition],
+    folders: list[str],
+    out: Path,
+    write: Callable[[Condition, Path], dict[str, Any]],
+    json: bool,
+) -> dict[str, Any]:
+    """Write a folder for each prompt, and a summary of all of them."""
+    prompts = []
+    for i, (one, name) in enumerate(zip(given, folders, strict=True)):
+        say(f"prompt {i + 1} of {len(given)}: {one.prompt}")
+        found = write(one, out / name)
+        _show(found, json)
+        prompts.append({"prompt": one.prompt, "folder": name, "rows": found["rows"]})
+    common = {k: v for k, v in found.items() if k not in ("prompt", "rows")}
+    summary = {**common, "prompts": prompts}
+    write_json(out / "summary.json", summary)
+    return summary
+
+
+def _show(summary: dict[str, Any], json: bool) -> None:
+    if not json:
+        show_table(summary)
+
+
+def _dials(q: list[float] | None, targets: list[float] | None) -> tuple[np.ndarray, bool]:
+    """Return the options --q or --target-log-density, sorted, and whether they are targets."""
+    if q and targets:
+        raise ValueError("choose either --q or --target-log-density, not both")
+    dials = np.asarray(sorted(targets or q or QUANTILES), np.float32)
+    if targets and not np.isfinite(dials).all():
+        raise ValueError(f"targets must be finite (in nats), got {dials.tolist()}")
+    if not targets:
+        for dial in dials:  # raises now, before anything is computed
+            density_guidance(dial)
+    return dials, bool(targets)
+
+
+def _noise(height: float, limits: tuple[float, float]) -> LevelSetNoise | None:
+    """Return the stochastic term of the options --noise and --noise-window."""
+    if not np.isfinite(height):
+        raise ValueError(f"--noise must be a finite number, got {height:g}")
+    if height == 0:
+        if limits != EVERYWHERE:
+            raise ValueError("--noise-window needs --noise: add it, or leave --noise-window out")
+        return None
+    return level_set_noise(window(height, low=limits[0], high=limits[1]))
+
+
+def _prompts(file: Path, *others: Any) -> list[str]:
+    """Return the prompts of the option --prompts, which goes with no other condition."""
+    if any(other is not None for other in others):
+        raise ValueError("choose one of --prompts, --prompt, --class and --cond")
+    return read_prompts(file)

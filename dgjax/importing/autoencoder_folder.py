@@ -1,5 +1,7 @@
-"""Import the autoencoder of a model of latents from a folder that diffusers saved."""
+"""Import the autoencoder of a model of latents, which diffusers saved, from a folder or the hub."""
 
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ from flax import nnx
 from dgjax.checkpoints.spec import Autoencoder, build_autoencoder
 from dgjax.importing.diffusers_autoencoder import read_autoencoder
 from dgjax.importing.diffusers_unet2d import RENAMES
+from dgjax.importing.hub import is_hub_name, local_snapshot, open_hub
 from dgjax.importing.model_folder import read_json
 from dgjax.importing.state_dict import load_state_dict
 from dgjax.importing.weights import open_weights
@@ -16,12 +19,13 @@ __all__ = ["import_autoencoder"]
 
 
 def import_autoencoder(
-    folder: Path, shape: tuple[int, ...], **changes: Any
+    place: str | os.PathLike, shape: tuple[int, ...], **changes: Any
 ) -> tuple[dict[str, Any], Autoencoder]:
     """Import an autoencoder.
 
     Args:
-        folder: folder of an `AutoencoderKL` of diffusers: config.json and weights.
+        place: folder of an `AutoencoderKL` of diffusers with config.json and weights, its folder in
+            the hub's cache, or its name on the Hugging Face hub.
         shape: (h, w, c) of one latent.
         **changes: arguments of `dgjax.networks.AutoencoderKL` that differ from those of the
             config, such as the coordinates of the latents.
@@ -33,8 +37,7 @@ def import_autoencoder(
         ValueError: if something is missing, damaged or not supported, or its latents are not of
             this shape; the message names it.
     """
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder} of an autoencoder")
+    folder, weights = _open(place)
     config = read_json(folder / "config.json")
     spec, inside = read_autoencoder(config)
     spec |= changes
@@ -45,8 +48,19 @@ def import_autoencoder(
         )
     autoencoder = load_state_dict(
         nnx.eval_shape(lambda: build_autoencoder(spec, shape)),
-        open_weights(folder),
+        weights(folder),
         f"the autoencoder in {folder}",
         renames=RENAMES,
     )
     return spec, autoencoder
+
+
+def _open(place: str | os.PathLike) -> tuple[Path, Callable[[Path], Mapping[str, Any]]]:
+    """Return the folder of the config, and what opens the weights in it."""
+    folder = Path(place)
+    if folder.is_dir():
+        return local_snapshot(folder), open_weights
+    if not is_hub_name(str(place)):
+        raise ValueError(f"there is no folder {place} of an autoencoder")
+    found = open_hub(str(place))
+    return found.folder, found.open_weights

@@ -96,8 +96,8 @@ def import_dit(
 
     Args:
         path: file of weights, or a folder with one such file.
-        autoencoder: folder of the autoencoder of the latents as diffusers saves it; unless given,
-            the folder that the settings name as `autoencoder`.
+        autoencoder: folder of the autoencoder of the latents as diffusers saves it, or its name on
+            the Hugging Face hub; unless given, the folder that the settings name as `autoencoder`.
         licence: licence of the model in one line; unless given, that of the model card.
         source: where the model came from, for the record; unless given, the path.
         weights: opens the weights of a file or folder.
@@ -140,7 +140,7 @@ def import_dit(
     )
     described, decoder = PIXELS, None
     named = settings.values.get("autoencoder")
-    place = (folder / str(named) if named else None) if autoencoder is None else Path(autoencoder)
+    place = (folder / str(named) if named else None) if autoencoder is None else autoencoder
     if place is not None:
         described, decoder = import_autoencoder(place, shape)
     elif shape[-1] not in (1, 3):

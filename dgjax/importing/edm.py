@@ -62,9 +62,9 @@ def import_edm(
     Args:
         folder: folder with weights (see `open_weights`) and a config.json: `init_kwargs` of EDM's
             network, and its preconditioning as `precond`. Or a file of weights in such a folder.
-        autoencoder: for a network of latents, the folder of its autoencoder as diffusers saves it;
-            unless given, the folder that the config names as `autoencoder`, or `vae` if there is
-            one. Latents are scaled as diffusers scales them.
+        autoencoder: for a network of latents, the folder of its autoencoder as diffusers saves it,
+            or its name on the Hugging Face hub; unless given, the folder that the config names as
+            `autoencoder`, or `vae` if there is one. Latents are scaled as diffusers scales them.
         licence: licence of the model in one line; unless given, that of the model card.
         source: where the model came from, for the record; unless given, the folder.
         weights: opens the weights of a folder.
@@ -85,7 +85,7 @@ def import_edm(
     if precond == "iDDPMPrecond" and (cut := _without_variance(arrays)):
         arrays, notes = cut, ("the learned variance is left out: a density has no use for it",)
     shape, network, renames, constants = read_structure(arrays, what)
-    place = _autoencoder_folder(folder, config) if autoencoder is None else Path(autoencoder)
+    place = _autoencoder_folder(folder, config) if autoencoder is None else autoencoder
     _check_config(config, shape, network)
     spec = ModelSpec(shape, network, **process)
     like = nnx.eval_shape(lambda: build_network(spec))

@@ -112,8 +112,8 @@ def import_edm2(
     Args:
         path: a file of weights with a config.json in its folder, or a folder with both. The config
             holds `init_kwargs` of EDM2's `Precond`, and its encoder as `encoder`.
-        autoencoder: for a model of latents, the folder of the autoencoder as diffusers saves it;
-            unless given, `vae` beside the config.
+        autoencoder: for a model of latents, the folder of the autoencoder as diffusers saves it,
+            or its name on the Hugging Face hub; unless given, `vae` beside the config.
         licence: licence of the model in one line; unless given, that of the model card.
         source: where the model came from, for the record; unless given, the path.
         weights: opens the weights of `path`, by EDM2's names and before normalization.
@@ -145,11 +145,12 @@ def import_edm2(
     data_range, described, decoder = (-1.0, 1.0), dict(PIXELS), None
     if latents is not None:
         data_range = (0.0, 1.0)  # EDM2 gives the autoencoder other values than diffusers does
-        place = folder / "vae" if autoencoder is None else Path(autoencoder)
-        if not place.is_dir():
+        place = folder / "vae" if autoencoder is None else autoencoder
+        if autoencoder is None and not (folder / "vae").is_dir():
             raise ValueError(
-                f"{path} is a model of latents, and there is no autoencoder at {place}: download "
-                f"{latents.name} and name its folder as autoencoder, or put it there"
+                f"{path} is a model of latents, and there is no autoencoder at {place}: name the "
+                f"folder of {latents.name} as autoencoder, or this name, which the Hugging Face "
+                "hub then is asked for"
             )
         described, decoder = import_autoencoder(place, spec.shape, **latents.coordinates)
     elif autoencoder is not None:

@@ -51,8 +51,8 @@ def import_model(
         scheduler: the scheduler's config file or folder, for a network of diffusers alone or in
             place of the one in its pipeline.
         shape: (H, W) of the samples, for a network whose config does not state it.
-        autoencoder: folder of diffusers' autoencoder, for networks of latents of EDM, EDM2, DiT,
-            SiT and REPA.
+        autoencoder: folder of diffusers' autoencoder or its name on the hub, for networks of
+            latents of EDM, EDM2, DiT, SiT and REPA.
         licence: licence of the model in one line; unless given, that of the model card.
 
     Returns:

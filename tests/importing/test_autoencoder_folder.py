@@ -1,6 +1,8 @@
 """Networks of EDM and EDM2 for latents take the autoencoder beside them."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -87,12 +89,46 @@ def test_latents_of_edm2_are_whitened_per_channel(stated, plain, x, tmp_path):
 def test_a_checkpoint_keeps_the_statistics(plain, x, tmp_path):
     folder = test_edm2.write(tmp_path / "source", LATENT)
     write_autoencoder(tmp_path / "elsewhere", plain)
-    with pytest.raises(ValueError, match=r"no autoencoder at .*vae: download stabilityai/sd-vae"):
+    with pytest.raises(
+        ValueError, match=r"no autoencoder at .*vae: name the folder of stabilityai/sd-vae-ft-mse"
+    ):
         import_edm2(folder)
     found = import_edm2(folder, autoencoder=tmp_path / "elsewhere")
     save(tmp_path / "model", found.model, found.meta, autoencoder=found.autoencoder, dtype=None)
     again = load_autoencoder(tmp_path / "model")
     np.testing.assert_array_equal(images(again, x), images(found.autoencoder, x))
+
+
+def test_one_command_joins_a_network_of_edm2_and_an_autoencoder_on_the_hub(
+    plain, x, tmp_path, monkeypatch, run
+):
+    source = test_edm2.write(tmp_path / "source", LATENT | {"label_dim": 5})
+    write_autoencoder(tmp_path / "remote", plain)
+    asked = []
+
+    def snapshot_download(name, **options):
+        asked.append(name)
+        return str(tmp_path / "remote")
+
+    files = ["config.json", "model.safetensors"]
+    hub = SimpleNamespace(
+        snapshot_download=snapshot_download, list_repo_files=lambda *_, **__: files
+    )
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    options = ("--autoencoder", "stabilityai/sd-vae-ft-mse")
+    status, out, complaint = run("import", source, tmp_path / "model", *options)
+    assert status == 0, complaint
+    assert "pictures" in out
+    assert "--class 0" in out
+    assert set(asked) == {"stabilityai/sd-vae-ft-mse"}
+    assert sorted(file.name for file in (tmp_path / "model").iterdir()) == [
+        "autoencoder.safetensors",
+        "config.json",
+        "weights.safetensors",
+    ]
+    wanted = import_edm2(source, autoencoder=tmp_path / "remote").autoencoder
+    found = load_autoencoder(tmp_path / "model")
+    np.testing.assert_array_equal(images(found, x), images(wanted, x))
 
 
 def test_trouble_with_the_autoencoder_is_one_line(plain, tmp_path):

@@ -1,0 +1,88 @@
+"""Read a condition, such as the embeddings of a prompt, that another program wrote as npz."""
+
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dgjax.model.field import Field
+from dgjax.typing import Cond
+
+__all__ = ["StoredCondition", "check_condition", "read_condition"]
+
+NEGATIVE = "negative"
+
+
+class StoredCondition(NamedTuple):
+    """A condition that was read from a file.
+
+    Attributes:
+        cond: as the network takes it.
+        null: what classifier-free guidance leads away from; None if the file has none.
+    """
+
+    cond: Cond
+    null: Cond
+
+
+def read_condition(file: Path) -> StoredCondition:
+    """Read a condition from the arrays of an npz file.
+
+    Their names are those that the network knows, such as `encoder_hidden_states`. A dot stands
+    between the names of nested mappings, as in `added_cond_kwargs.text_embeds`. Names that begin
+    with `negative.` make up what classifier-free guidance leads away from. A file with one array
+    named `cond`, and perhaps `negative.cond`, holds arrays in place of mappings.
+
+    Args:
+        file: the file.
+
+    Raises:
+        ValueError: if it cannot be read, holds anything but numbers, or no condition.
+    """
+    try:
+        with file.open("rb") as stream, np.load(stream) as stored:
+            arrays = dict(stored)
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{file} cannot be read as an npz file of a condition: {str(error).splitlines()[0]}"
+        ) from error
+    tree: dict[str, Any] = {}
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiub" or not np.isfinite(array).all():
+            raise ValueError(f"{name} in {file} must hold finite numbers, got {array.dtype}")
+        *outer, last = name.split(".")
+        inner = tree
+        for part in outer:
+            inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise ValueError(f"{file} has an array {part} and arrays inside {part}")
+        inner[last] = jnp.asarray(array)
+    null = tree.pop(NEGATIVE, None)
+    if not tree:
+        raise ValueError(f"{file} has no arrays of a condition, such as encoder_hidden_states")
+    return StoredCondition(_bare(tree), None if null is None else _bare(null))
+
+
+def check_condition(field: Field, cond: Cond, what: str) -> None:
+    """Check that a network takes a condition. The network is traced, not evaluated.
+
+    Args:
+        field: the model, which knows the shape of its samples.
+        cond: the condition.
+        what: what it is called in the message.
+
+    Raises:
+        ValueError: if the network refuses it.
+    """
+    x = jnp.zeros(field.shape)
+    try:
+        jax.eval_shape(lambda cond: field.pair(field.t_max, x, cond).eps, cond)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"the model does not take {what}: {str(error).splitlines()[0]}") from error
+
+
+def _bare(tree: Any) -> Any:
+    return tree["cond"] if isinstance(tree, dict) and tree.keys() == {"cond"} else tree
