@@ -96,7 +96,8 @@ def test_the_bump_of_detail_daemon_is_that_of_the_web_ui():
 
 
 @pytest.mark.parametrize(
-    "options", [{"amount": 1.0}, {"end": 0.1}, {"bias": 0.0}, {"exponent": 0.0}, {"ts": jnp.ones(2)}]
+    "options",
+    [{"amount": 1.0}, {"end": 0.1}, {"bias": 0.0}, {"exponent": 0.0}, {"ts": jnp.ones(2)}],
 )
 def test_detail_daemon_refuses(options):
     model = on(dgjax.edm(), cloud())
