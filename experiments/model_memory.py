@@ -6,7 +6,8 @@ compiled, and XLA says what it reserves on each device: weights and other argume
 intermediate results. Cut weights (`dgjax.devices.weight_sharding`) need several devices; a cut
 batch has one sample on each. All collectives that gather a whole parameter are counted.
 
-    python experiments/model_memory.py sd15
+    python experiments/model_memory.py sd15 --whole
+    python experiments/model_memory.py --attention
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python experiments/model_memory.py xl --cut
 """
 
@@ -24,6 +25,7 @@ import dgjax.networks.attention
 from dgjax.devices.sharding import AXIS, device_mesh, weight_sharding
 from dgjax.importing.diffusers_unet2d_condition import read_unet2d_condition
 from dgjax.networks import UNet2DCondition
+from dgjax.networks.unet2d_transformer import Context, CrossAttention
 
 LEVELS = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")
 SD = {
@@ -140,13 +142,50 @@ def row(name, dtype, placement, whole):
     print(f"| {' | '.join(cells)} |", flush=True)
 
 
+LAYERS = {  # self-attention at the highest resolution that has it: pixels, channels, heads
+    "sd15, 512x512": (64 * 64, 320, 8),
+    "sd21, 768x768": (96 * 96, 320, 5),
+    "xl, 1024x1024": (64 * 64, 640, 10),
+}
+
+
+def attention_rows():
+    """Compile and run one self-attention with one product, whole and in chunks."""
+    for name, (tokens, channels, heads) in LAYERS.items():
+        layer = CrossAttention(channels, channels, heads, rngs=nnx.Rngs(0))
+        h = jax.random.normal(jax.random.key(0), (1, tokens, channels))
+        cells = [name, f"{tokens:,}", str(heads)]
+        for limit in (2**62, 2**25):
+            dgjax.networks.attention.LOGITS = limit
+
+            def run(layer, h):
+                out, push = jax.linearize(lambda h: layer(h, Context(h)), h)
+                return out, push(h)
+
+            program = jax.jit(run).lower(layer, h).compile()
+            jax.block_until_ready(program(layer, h))
+            began = time.perf_counter()
+            jax.block_until_ready(program(layer, h))
+            seconds = time.perf_counter() - began
+            memory = program.memory_analysis().temp_size_in_bytes
+            cells += [f"{memory / GIB:.2f}", f"{seconds:.1f}"]
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="+", choices=MODELS)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(MODELS)}")
+    parser.add_argument("--attention", action="store_true", help="of one layer, and its seconds")
     parser.add_argument("--cut", action="store_true", help="cut over all devices, too")
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--whole", action="store_true", help="attention without chunks, too")
     asked = parser.parse_args()
+    if asked.attention:
+        header = ["model", "pixels", "heads", "whole, GiB", "seconds", "in chunks, GiB", "seconds"]
+        print(f"| {' | '.join(header)} |\n{'|---' * len(header)}|")
+        attention_rows()
+    if not asked.models:
+        return
     header = ["model", "weights in", "placement", "attention", "weights, GiB"]
     header += ["arguments a device, GiB", "intermediate a device, GiB"]
     header += ["all-gathers, of parameters", "compiled in s"]
