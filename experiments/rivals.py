@@ -31,7 +31,7 @@ from dgjax.pictures.quantization import to_uint8
 EVALUATIONS = (8, 16, 32)
 CHANGE = 0.1  # of the PNG size
 SIGNS = (-1, 1)
-DRAWN = 16  # evaluations of the samples in the picture
+DRAWN = 8  # evaluations of the samples in the picture
 TRIED, SHOWN = 32, 10  # samples of each setting that is tried; columns of the picture
 OURS = "density guidance"
 

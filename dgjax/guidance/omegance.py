@@ -8,7 +8,6 @@ nearly density guidance at q.
 
 from dataclasses import dataclass
 
-import jax.numpy as jnp
 from jaxtyping import ArrayLike
 
 from dgjax.guidance.parts import Part

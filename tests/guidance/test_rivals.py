@@ -68,7 +68,7 @@ def test_omegance_is_a_temperature_that_ignores_the_scale():
 
 
 def test_detail_daemon_on_a_gaussian_is_known():
-    """The offset from the mean shrinks by ((c + k^2 w^2)/(c + k^2 w_max^2))^(1/2), k = 1 - share."""
+    """The offset from the mean shrinks by ((c + k^2 w^2)/(c + k^2 w_max^2))^(1/2); k is 1 - m."""
     mean, variance, share = jnp.linspace(-1.0, 2.0, 5), 0.6, 0.15
     model = on(dgjax.vp(), dgjax.gaussian(mean, variance))
     wide = dgjax.closed_form(
@@ -102,7 +102,7 @@ def test_the_bump_of_detail_daemon_is_that_of_the_web_ui():
 def test_detail_daemon_refuses(options):
     model = on(dgjax.edm(), cloud())
     given = {"amount": 0.1, "ts": dgjax.grid_logsnr(model, 4), **options}
-    with pytest.raises(ValueError, match="must|at least two steps"):
+    with pytest.raises(ValueError, match=r"must|at least two steps"):
         dgjax.detail_daemon(given.pop("amount"), model, given.pop("ts"), **given)
 
 
