@@ -26,6 +26,7 @@ from .evaluation.precision_recall import PrecisionRecall, precision_recall
 from .evaluation.reweighting import effective_sample_size, importance_weights, weighted_mean
 from .guidance.classifier_free import autoguidance, classifier_free_guidance
 from .guidance.density import density_guidance, density_guidance_nats, forcing_nats
+from .guidance.detail_daemon import detail_daemon
 from .guidance.high_density import high_density
 from .guidance.hold import hold
 from .guidance.noise import (
@@ -36,6 +37,7 @@ from .guidance.noise import (
     reverse_sde,
     reverse_sde_ito,
 )
+from .guidance.omegance import omegance
 from .guidance.parts import band, region
 from .guidance.rate import rate_guidance
 from .guidance.schedules import schedule, window
@@ -154,6 +156,7 @@ __all__ = [
     "density_guidance",
     "density_guidance_nats",
     "dequantize",
+    "detail_daemon",
     "discrete_time",
     "edm",
     "effective_sample_size",
@@ -191,6 +194,7 @@ __all__ = [
     "node_quadrature",
     "noise_matched",
     "normality",
+    "omegance",
     "pilot",
     "png_bytes",
     "posterior",

@@ -26,6 +26,7 @@ from dgjax.evaluation.frechet import frechet_distance, frechet_interval
 from dgjax.evaluation.intervals import Estimate
 from dgjax.evaluation.precision_recall import precision_recall
 from dgjax.evaluation.vgg16 import vgg16
+from dgjax.pictures.quantization import to_uint8
 
 FINE = 0.1  # the finer scale of temperature, of data in [-1, 1]
 CHANGES = (-0.2, -0.1, -0.05, 0.05, 0.1, 0.2)  # of PNG size, at which dials are compared

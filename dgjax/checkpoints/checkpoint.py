@@ -175,9 +175,13 @@ def save(
 
 
 def load(
-    folder: str | os.PathLike, sharding: WeightSharding | None = None, *, verify: bool = True
+    folder: str | os.PathLike,
+    sharding: WeightSharding | None = None,
+    *,
+    verify: bool = True,
+    dtype: Any = jnp.float32,
 ) -> tuple[Field, Meta]:
-    """Load a model with float32 weights from a folder.
+    """Load a model from a folder, with float32 weights unless another dtype is asked for.
 
     The host holds one weight at a time on the way to the devices.
 
@@ -188,6 +192,8 @@ def load(
             None all weights go to the default device.
         verify: whether to compare the checksums of the files first, which reads them once more:
             about a second per gigabyte. Checkpoints of earlier versions have none.
+        dtype: of the weights in memory. bfloat16 halves it and moves a log-density of a shipped
+            model by about 3 nats; samples, products and log-densities are in float32 all the same.
 
     Returns:
         The model, and the facts about it.
@@ -201,6 +207,12 @@ def load(
     if verify:
         check_files(folder, _of_part(WEIGHTS, checksums))
     like = _abstract_network(meta)
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
+        ),
+        like,
+    )
     network = _read(folder, form, WEIGHTS, like, f"the checkpoint {folder}", sharding)
     return build(meta.model, network), meta
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from dgjax.networks.attention import attend_in_chunks
 from dgjax.networks.unet2d_parts import Image, conv, group_norm
 
 __all__ = ["Context", "Transformer2D", "TransformerSettings"]
@@ -52,7 +53,8 @@ class TransformerSettings:
 class CrossAttention(nnx.Module):
     """Attention from one sequence to another.
 
-    Scores and softmax are computed in float32 at least, whatever the dtype of the tokens.
+    Scores and softmax are computed in float32 at least, whatever the dtype of the tokens. Many
+    pixels are computed in chunks, by `dgjax.networks.attention.attend_in_chunks`.
 
     Args:
         size: length of the vectors that attend.
@@ -81,7 +83,11 @@ class CrossAttention(nnx.Module):
             )
         )
         mask = None if context.mask is None else context.mask[None, None, None]
-        out = jax.nn.dot_product_attention(query, key, value, mask=mask)
+        out = attend_in_chunks(
+            lambda query: jax.nn.dot_product_attention(query, key, value, mask=mask),
+            query,
+            key.shape[1],
+        )
         return self.to_out[0](out.reshape(h.shape))
 
 

@@ -68,6 +68,42 @@ def edit(folder, **changes):
     (folder / "config.json").write_text(json.dumps(config))
 
 
+PROMPTS = ModelSpec(
+    shape=(4, 4, 2),
+    network={
+        "kind": "unet2d_condition",
+        "block_out_channels": [8],
+        "down_block_types": ["CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D"],
+        "cross_attention_dim": 6,
+        "heads": [2],
+        "layers_per_block": [1],
+        "transformer_layers": [1],
+        "norm_num_groups": 4,
+    },
+    path={"kind": "edm"},
+    parametrization={"kind": "noise"},
+    t_min=0.02,
+    t_max=80.0,
+)
+
+
+@pytest.mark.slow
+def test_bfloat16_weights_do_not_round_the_arithmetic(tmp_path):
+    """Evaluations agree to all digits with those of the same weights in the dtype of the sample."""
+    save(tmp_path / "model", filled_model(PROMPTS), replace(META, model=PROMPTS), dtype=None)
+    short, _ = load(tmp_path / "model", dtype=jnp.bfloat16)
+    assert {a.dtype for a in jax.tree.leaves(short.network)} == {jnp.dtype("bfloat16")}
+    x = jax.random.normal(jax.random.key(0), PROMPTS.shape)
+    options = {"divergence": dgjax.Hutchinson(), "key": jax.random.key(1)}
+    cond = jnp.linspace(-1, 1, 18).reshape(3, 6)
+    run = jax.jit(lambda model: dgjax.evaluate(model, 0.7, x, cond=cond, **options)[7:10])
+    found, expected = (run(m) for m in (short, jax.tree.map(lambda a: a.astype(x.dtype), short)))
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == x.dtype
+        np.testing.assert_allclose(a, b, rtol=1e-6)  # bfloat16 has 4e-3
+
+
 def test_a_float32_checkpoint_comes_back_exactly(tmp_path):
     model = filled_model()
     save(tmp_path / "model", model, META, dtype=jnp.float32)

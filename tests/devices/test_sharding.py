@@ -268,6 +268,48 @@ print(json.dumps(out))
 """
 )
 
+GATHERS = (
+    PRELUDE
+    + """
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+from dgjax.devices.sharding import weight_sharding
+from dgjax.networks import UNet2DCondition
+
+# 6x6 pixels and 5 tokens, so that no activation has as many elements as a cut weight.
+net = nnx.eval_shape(lambda: UNet2DCondition(
+    (6, 6, 4), (64,), ("CrossAttnDownBlock2D",), ("CrossAttnUpBlock2D",), 72, (2,), (1,), (1,),
+    linear_projection=True, mid_block_type=None, rngs=nnx.Rngs(0)
+))
+large = {a.size for a in jax.tree.leaves(net) if a.size >= 2**12}
+abstract = lambda shape, sharding: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+cut, whole = weight_sharding(mesh), NamedSharding(mesh, PartitionSpec())
+net = jax.tree.map(lambda a: abstract(a.shape, cut(a.shape)), net)
+model = dgjax.field(net, dgjax.edm(), dgjax.NoisePrediction(), t_min=0.02, t_max=80.0)
+prompt = abstract((5, 72), whole)
+
+def evaluated(model, x, cond):
+    key = jax.random.key(0)
+    local = dgjax.evaluate(model, 1.0, x, divergence=dgjax.Hutchinson(), key=key, cond=cond)
+    return local.velocity, local.divergences
+
+def value(model, x, cond):
+    return model.pair(jnp.float32(1.0), x, cond).eps
+
+found = {"large": len(large)}
+for name, run, rows in (
+    ("batch whole", evaluated, whole),
+    ("batch cut", value, NamedSharding(mesh, PartitionSpec("data"))),
+):
+    batch = abstract((8, 6, 6, 4), rows)
+    text = jax.jit(jax.vmap(run, (None, 0, None))).lower(model, batch, prompt).compile().as_text()
+    shapes = re.findall(r"= [a-z0-9]+\\[([0-9,]*)\\][^=]*? all-gather(?:-start)?\\(", text)
+    gathered = [int(np.prod([int(n) for n in shape.split(",") if n])) for shape in shapes]
+    found[name] = [sum(size in large for size in gathered), text.count("all-reduce(")]
+print(json.dumps(found))
+"""
+)
+
 
 def on_eight_devices(program, folder):
     done = subprocess.run(
@@ -332,6 +374,16 @@ def test_weights_come_from_disk_cut_over_the_devices(tmp_path):
     assert cut == {name: [[8, 64]] for name in large}
     assert "cannot be cut as" in found["refused"]
     assert "weight_sharding(mesh)" in found["refused"]
+
+
+@pytest.mark.slow
+def test_no_device_gathers_a_cut_weight_unless_the_batch_is_cut(tmp_path):
+    """Seen in the compiled program of one evaluation with its Hessian product."""
+    found = on_eight_devices(GATHERS, tmp_path)
+    gathered, reduced = found["batch whole"]
+    assert gathered == 0
+    assert reduced > 0  # activations are exchanged instead
+    assert found["batch cut"][0] >= found["large"] > 3  # and there the search finds them
 
 
 @pytest.mark.slow
