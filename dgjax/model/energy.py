@@ -6,7 +6,7 @@ With y = x/alpha and w = sigma/alpha the log-density of such a model is
 
 where e is the output of the network. A network that returns 0 is exactly a Gaussian. One evaluation
 gives the log-density, and its gradient the score, which therefore has no curl. The constant Z is
-one for all noise levels; `normalize` measures it at the largest, where p_w is close to the Gaussian.
+one for all noise levels. `normalize` measures it at the largest, where p_w is nearly Gaussian.
 Training must fit how log p_w changes with w, too (dual score matching, arXiv 2506.05310).
 """
 

@@ -1,15 +1,15 @@
 """The loss of energy networks: denoising score matching and time-score matching together.
 
-With y = data + w noise, the density p_w of y is a mixture of Gaussians of variance w^2, one for each
-clean sample. Its logarithm has the derivatives, at fixed y,
+With y = data + w noise, the density p_w of y is a mixture of Gaussians of variance w^2, one for
+each clean sample. Its logarithm has the derivatives, at fixed y,
 
-    grad log p_w(y)        = E[-noise/w | y],
-    d log p_w(y)/d log w   = E[|noise|^2 - D | y],
+    grad log p_w(y)      = E[-noise/w | y],
+    d log p_w(y)/d log w = E[|noise|^2 - D | y],
 
 because d log N(y; data, w^2 I)/d log w = |y - data|^2/w^2 - D. With the variance v = w^2 the second
-one reads d log p/dv = E[-D/(2 v) + |y - data|^2/(2 v^2) | y]. On a path with alpha != 1, y = x/alpha
-and w = sigma/alpha, so nothing else is needed. Both are regressions onto known quantities (dual
-score matching, arXiv 2506.05310). The first alone leaves the constant of log p_w free at each w.
+is d log p/dv = E[-D/(2 v) + |y - data|^2/(2 v^2) | y]. On a path with alpha != 1, y = x/alpha and
+w = sigma/alpha, so nothing else is needed. Both are regressions onto known quantities (dual score
+matching, arXiv 2506.05310). The first alone leaves the constant of log p_w free at each w.
 """
 
 from dataclasses import dataclass
