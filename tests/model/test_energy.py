@@ -97,7 +97,9 @@ def test_the_loss_is_smallest_at_the_exact_energy():
 
     def loss(a):
         drifting = lambda z, t, cond: exact_energy(z, t, cond) + a[0] * t + a[1] * z[0]
-        model = dgjax.field(drifting, path, dgjax.energy_prediction(SCALE), t_min=0.01, t_max=1.0)
+        model = dgjax.field(
+            drifting, dgjax.edm(), dgjax.energy_prediction(SCALE), t_min=0.01, t_max=1.0
+        )
         return jax.vmap(lambda w, x, n: dual_loss(model, w, x, n) / w**2)(w, data, noise)
 
     gradients = jax.jacfwd(loss)(jnp.zeros(2))
