@@ -9,9 +9,9 @@ what `out` predicts; `dgjax.field` combines the three into a model:
 
 `MLP` and `UNet` are this library's own, and `EnergyMLP` and `EnergyUNet` make energies of them.
 `UNet2D`, `UNet2DCondition` (Stable Diffusion), `SD3Transformer`, `FluxTransformer`, `DiT`,
-`AutoencoderKL` and `VQModel` take the weights of diffusers, `CLIPText` and `T5Text` those of transformers, `SongUNet`, `DhariwalUNet` and `EDM2UNet`
-those of EDM and EDM2; `dgjax.importing` reads them. `torch_network` makes a network of any PyTorch
-module.
+`AutoencoderKL` and `VQModel` take the weights of diffusers, `CLIPText` and `T5Text` those of
+transformers, `SongUNet`, `DhariwalUNet` and `EDM2UNet` those of EDM and EDM2; `dgjax.importing`
+reads them. `torch_network` makes a network of any PyTorch module.
 """
 
 from dgjax.networks.autoencoder import AutoencoderKL
