@@ -49,11 +49,11 @@ from .model.closed_form import (
     gaussian,
     gaussian_mixture,
     kernel_density,
-    log_density,
 )
 from .model.coloured_probes import Coloured
 from .model.discrete_time import discrete_time
 from .model.divergence import Exact, FixedProbe, Hutchinson, HutchPP, Untracked
+from .model.energy import Normalized, energy_prediction, normalize
 from .model.faults import Fault
 from .model.field import (
     Field,
@@ -67,6 +67,7 @@ from .model.field import (
     velocity,
 )
 from .model.local import Local, evaluate
+from .model.log_density import log_density
 from .model.parametrization import (
     DenoisedPrediction,
     NoisePrediction,
@@ -126,6 +127,7 @@ __all__ = [
     "Multistep",
     "NoisePrediction",
     "Normality",
+    "Normalized",
     "Posterior",
     "PrecisionRecall",
     "ReverseMode",
@@ -160,6 +162,7 @@ __all__ = [
     "discrete_time",
     "edm",
     "effective_sample_size",
+    "energy_prediction",
     "evaluate",
     "field",
     "find_grid",
@@ -194,6 +197,7 @@ __all__ = [
     "node_quadrature",
     "noise_matched",
     "normality",
+    "normalize",
     "omegance",
     "pilot",
     "png_bytes",

@@ -18,7 +18,7 @@ from dgjax.checkpoints.configuration import (
     construct,
     is_number,
 )
-from dgjax.model import discrete_time, parametrization, paths
+from dgjax.model import discrete_time, energy, parametrization, paths
 from dgjax.model.field import Field
 from dgjax.model.field import field as make_field
 from dgjax.model.parametrization import Network
@@ -29,6 +29,8 @@ from dgjax.networks import (
     DhariwalUNet,
     DiT,
     EDM2UNet,
+    EnergyMLP,
+    EnergyUNet,
     FluxTransformer,
     SD3Transformer,
     SongUNet,
@@ -58,6 +60,8 @@ __all__ = [
 NETWORKS: dict[str, Callable[..., Any]] = {
     "mlp": MLP,
     "unet": UNet,
+    "energy_mlp": EnergyMLP,
+    "energy_unet": EnergyUNet,
     "unet2d": UNet2D,
     "unet2d_condition": UNet2DCondition,
     "sd3_transformer": SD3Transformer,
@@ -84,6 +88,7 @@ PARAMETRIZATIONS: dict[str, Callable[..., Any]] = {
     "velocity": parametrization.velocity_prediction,
     "preconditioned": parametrization.preconditioned,
     "ve_preconditioned": parametrization.VEPreconditioned,
+    "energy": energy.energy_prediction,
 }
 AUTOENCODERS: dict[str, Callable[..., Any]] = {
     "pixels": identity_autoencoder,

@@ -17,7 +17,7 @@ from dgjax.model.faults import Fault, check, finite, numbers, refuse, require
 from dgjax.model.field import Field
 from dgjax.model.field import field as make_field
 from dgjax.model.parametrization import Pair
-from dgjax.model.paths import Path, edm, logsnr
+from dgjax.model.paths import Path, edm
 from dgjax.typing import Sample, Scalar, as_float, register_dataclass
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "gaussian",
     "gaussian_mixture",
     "kernel_density",
-    "log_density",
 ]
 
 
@@ -311,6 +310,10 @@ class _MixturePair:
         del t, cond
         return network.pair(x, c.sigma)  # on the native path alpha is 1
 
+    def log_density(self, network, y, w, cond):
+        del cond
+        return network.log_density(y, w)
+
 
 def closed_form(
     mixture: GaussianMixture, path: Path, *, t_min: ArrayLike, t_max: ArrayLike
@@ -335,24 +338,3 @@ def closed_form(
     model = make_field(mixture, path, _MixturePair(), **ends, prior=mixture, shape=mixture.shape)
     # On every path the mixture is called in the coordinates y = x/alpha, w = sigma/alpha.
     return replace(model, native=edm())
-
-
-def log_density(model: Field, t: ArrayLike, x: Sample) -> Scalar:
-    """Return the exact log p_t(x) of a model made by `closed_form`, in nats.
-
-    Args:
-        model: a field made by `closed_form`, on any path.
-        t: a time on the model's path.
-        x: one sample, of the shape of the mixture.
-
-    Raises:
-        ValueError: if the network of the model is not a mixture.
-    """
-    if not isinstance(model.network, GaussianMixture):
-        raise ValueError(
-            "only a model made by closed_form has an exact log-density; use likelihood for others"
-        )
-    t = as_float(t)
-    alpha = model.path.alpha(t)
-    w = jnp.exp(-0.5 * logsnr(model.path, t))
-    return model.network.log_density(x / alpha, w) - x.size * jnp.log(alpha)

@@ -7,11 +7,11 @@ what `out` predicts; `dgjax.field` combines the three into a model:
     net = dgjax.networks.UNet((28, 28, 1), rngs=nnx.Rngs(0))
     model = dgjax.field(net, dgjax.edm(), dgjax.preconditioned(0.5), t_min=0.002, t_max=80.0)
 
-`MLP` and `UNet` are this library's own. `UNet2D`, `UNet2DCondition` (Stable Diffusion),
-`SD3Transformer`, `FluxTransformer`, `DiT`, `AutoencoderKL` and `VQModel` take the weights of
-diffusers, `CLIPText` and `T5Text` those of transformers, `SongUNet`, `DhariwalUNet` and `EDM2UNet`
-those of EDM and EDM2; `dgjax.importing` reads them. `torch_network` makes a network of any PyTorch
-module.
+`MLP` and `UNet` are this library's own, and `EnergyMLP` and `EnergyUNet` make energies of them.
+`UNet2D`, `UNet2DCondition` (Stable Diffusion), `SD3Transformer`, `FluxTransformer`, `DiT`,
+`AutoencoderKL` and `VQModel` take the weights of diffusers, `CLIPText` and `T5Text` those of
+transformers, `SongUNet`, `DhariwalUNet` and `EDM2UNet` those of EDM and EDM2; `dgjax.importing`
+reads them. `torch_network` makes a network of any PyTorch module.
 """
 
 from dgjax.networks.autoencoder import AutoencoderKL
@@ -20,6 +20,7 @@ from dgjax.networks.dit import DiT
 from dgjax.networks.edm2 import EDM2UNet
 from dgjax.networks.edm_dhariwal import DhariwalUNet
 from dgjax.networks.edm_song import SongUNet
+from dgjax.networks.energy import EnergyMLP, EnergyUNet
 from dgjax.networks.flux_transformer import FluxTransformer
 from dgjax.networks.identity_autoencoder import IdentityAutoencoder, identity_autoencoder
 from dgjax.networks.mlp import MLP
@@ -38,6 +39,8 @@ __all__ = [
     "DhariwalUNet",
     "DiT",
     "EDM2UNet",
+    "EnergyMLP",
+    "EnergyUNet",
     "FluxTransformer",
     "IdentityAutoencoder",
     "SD3Transformer",

@@ -18,6 +18,7 @@ from dgjax.training.config import (
     TrainConfig,
     make_noise_sampler,
     make_optimiser,
+    make_time_score,
     make_weighting,
 )
 from dgjax.training.data_parallel import data_parallel
@@ -102,6 +103,7 @@ def jit_train_step(config: TrainConfig, model: Field, mesh: Mesh, where: TrainSt
         make_weighting(config),
         drop_labels,
         dropout=network.get("dropout", 0) > 0,
+        time_score=make_time_score(config),
     )
     whole = NamedSharding(mesh, PartitionSpec())
     by_rows = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))

@@ -17,6 +17,7 @@ from dgjax.training.importance_sampling import DirectSampling, ImportanceSamplin
 from dgjax.training.loss import WEIGHTINGS, EDMWeighting, Weighting
 from dgjax.training.noise_distribution import NOISE_DISTRIBUTIONS
 from dgjax.training.sections import Execution, Optimiser, Records
+from dgjax.training.time_score import TimeScore
 
 __all__ = [
     "CONFIGS",
@@ -25,6 +26,7 @@ __all__ = [
     "load_config",
     "make_noise_sampler",
     "make_optimiser",
+    "make_time_score",
     "make_weighting",
     "shipped_configs",
 ]
@@ -62,6 +64,8 @@ class TrainConfig:
         importance_sampling: arguments of `ImportanceSampling`, `{}` for its defaults, to draw noise
             levels more often where the loss is large; None to draw from `noise_distribution`.
         loss: `{"kind": "edm", "likelihood" or "sigmoid", ...}`, the weighting of noise levels.
+        time_score: arguments of `TimeScore`, `{}` for its defaults, to train an energy network by
+            its derivative in the noise level, too; None for denoising alone.
         optimiser: the optimiser.
         ema_widths: widths of the moving averages of the weights, relative to the length of
             training. The first is the one to export unless told. From 0.05 and 0.1, any width from
@@ -86,6 +90,7 @@ class TrainConfig:
     noise_distribution: Mapping[str, Any] = field(default_factory=lambda: {"kind": "lognormal"})
     importance_sampling: Mapping[str, Any] | None = None
     loss: Mapping[str, Any] = field(default_factory=lambda: {"kind": "edm"})
+    time_score: Mapping[str, Any] | None = None
     optimiser: Optimiser = field(default_factory=Optimiser)
     ema_widths: tuple[float, ...] = (0.05, 0.1)
     ema_snapshots: int = 32
@@ -108,6 +113,7 @@ class TrainConfig:
             raise ValueError(f"seed must lie in [0, 2^32), got {self.seed}")
         make_noise_sampler(self)
         make_weighting(self)
+        make_time_score(self)
         widths = self.ema_widths
         if not widths or len({*widths}) < len(widths):
             raise ValueError(f"ema_widths must be a list of different numbers, got {widths!r}")
@@ -233,6 +239,28 @@ def make_noise_sampler(config: TrainConfig) -> NoiseSampler:
     return construct(
         where, {where: ImportanceSampling}, {"kind": where, **given}, distribution=distribution
     )
+
+
+def make_time_score(config: TrainConfig) -> TimeScore | None:
+    """Return the settings of time-score matching, or None for denoising alone.
+
+    Args:
+        config: of the run.
+
+    Raises:
+        ValueError: if `time_score` is wrong, or the model is no energy model.
+    """
+    where, given = "time_score", config.time_score
+    if given is None:
+        return None
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{where} must be a section, {{}} for defaults; got {given!r}")
+    if config.model.parametrization["kind"] != "energy":
+        raise ValueError(
+            f"{where} trains energy networks: set model.parametrization to the kind energy, and "
+            "model.network to energy_mlp or energy_unet, or remove the section"
+        )
+    return construct(where, {where: TimeScore}, {"kind": where, **given})
 
 
 def make_weighting(config: TrainConfig) -> Weighting:

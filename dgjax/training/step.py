@@ -15,6 +15,7 @@ from dgjax.training import ema
 from dgjax.training.importance_sampling import NoiseSampler
 from dgjax.training.loss import Weighting, denoising_loss
 from dgjax.training.noise_distribution import low_discrepancy_draw
+from dgjax.training.time_score import TimeScore, dual_loss
 from dgjax.typing import Key, Scalar, register_dataclass
 
 __all__ = [
@@ -139,12 +140,14 @@ class Objective:
         weighting: weight of the squared error at each noise level.
         drop_labels: label dropout, for batches with labels; None for none.
         dropout: whether the network takes a random `key` for dropout of its units.
+        time_score: time-score matching, for energy models; None for none.
     """
 
     noise_sampler: NoiseSampler
     weighting: Weighting
     drop_labels: LabelDropout | None = None
     dropout: bool = False
+    time_score: TimeScore | None = None
 
     def draw(self, state: PyTree[Array], batch: Batch, key: Key) -> LossInputs:
         """Draw everything that is random in a step, for the whole batch at once.
@@ -184,8 +187,13 @@ class Objective:
 
         def one(data, noise, w, labels, keywords):
             network = _WithKeywords(model.network, keywords) if keywords else model.network
-            t = model.path.time(-2 * jnp.log(w))
-            loss = denoising_loss(replace(model, network=network), t, data, noise, labels)
+            trained = replace(model, network=network)
+            if self.time_score is None:
+                t = model.path.time(-2 * jnp.log(w))
+                loss = denoising_loss(trained, t, data, noise, labels)
+            else:
+                weight = self.time_score.weight
+                loss = dual_loss(trained, w, data, noise, labels, weight=weight)
             return self.weighting(w, self.noise_sampler.distribution.density(w)) * loss
 
         i = inputs

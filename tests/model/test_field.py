@@ -14,10 +14,11 @@ from jaxtyping import Array
 from scipy import stats
 
 import dgjax
-from dgjax.model.closed_form import closed_form, log_density
+from dgjax.model.closed_form import closed_form
 from dgjax.model.divergence import Exact, Hutchinson
 from dgjax.model.field import condition, gaussian_prior, log_prior, repath
 from dgjax.model.local import evaluate
+from dgjax.model.log_density import log_density
 from dgjax.model.parametrization import DenoisedPrediction, NoisePrediction, VelocityPrediction
 from dgjax.model.paths import coefficients
 from dgjax.networks import MLP
