@@ -93,6 +93,7 @@ from .sampling.sampler_law import SamplerLaw, sampler_law
 from .sampling.shooting import Shot, pilot, shoot
 from .sampling.solvers import RK4, LevelSetEuler, Multistep
 from .sampling.spacetime_quadrature import chord, quadrature
+from .sampling.product import Particles, sample_product
 from .sampling.superposition import Superposed, intersection, mixture, superpose
 from .sampling.time_grids import grid_karras, grid_logsnr, grid_uniform
 from .typing import register_dataclass
@@ -214,6 +215,7 @@ __all__ = [
     "reverse_sde",
     "reverse_sde_ito",
     "sample",
+    "sample_product",
     "sampler_law",
     "schedule",
     "score",
