@@ -87,13 +87,13 @@ from .sampling.adjoints import BOTH_MODES, FORWARD
 from .sampling.find_grid import FoundGrid, find_grid
 from .sampling.likelihood import Likelihood, likelihood
 from .sampling.node_quadrature import node_quadrature
+from .sampling.product import Particles, sample_product
 from .sampling.results import Info, Sampled, Trajectory
 from .sampling.sample import sample
 from .sampling.sampler_law import SamplerLaw, sampler_law
 from .sampling.shooting import Shot, pilot, shoot
 from .sampling.solvers import RK4, LevelSetEuler, Multistep
 from .sampling.spacetime_quadrature import chord, quadrature
-from .sampling.product import Particles, sample_product
 from .sampling.superposition import Superposed, intersection, mixture, superpose
 from .sampling.time_grids import grid_karras, grid_logsnr, grid_uniform
 from .typing import register_dataclass
@@ -127,6 +127,7 @@ __all__ = [
     "Multistep",
     "NoisePrediction",
     "Normality",
+    "Particles",
     "Posterior",
     "PrecisionRecall",
     "ReverseMode",

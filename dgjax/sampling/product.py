@@ -19,11 +19,11 @@ log w = sum_i b_i log p_i - log q changes at
 Feynman-Kac correctors (Skreta et al. 2025, arXiv 2503.02819) are the same number along another
 drift, f x - g^2/2 S. All Laplacians cancel there, so that a step needs no Jacobian product. But in
 noise, where pi is N(0, sigma^2/B), that drift shrinks x as sigma^B: the particles leave the target
-at once and the weights degenerate before any data are seen (`experiments/products.py`). The mean of the velocities shrinks x as sigma does, keeps pi
-where all p_i are one Gaussian, and its weights then do not change. It is used here. For B = 1, which
-is classifier-free guidance, the two are one drift, and no Laplacian is computed. Otherwise a step
-costs one Jacobian product for each probe, and the noise of probes enters the weights, times
-1 - 1/B: take `Exact()` in few dimensions.
+at once and the weights degenerate before any data are seen (`experiments/products.py`). The mean of
+the velocities shrinks x as sigma does, keeps pi where all p_i are one Gaussian, and its weights then
+do not change. It is used here. For B = 1, as in classifier-free guidance, the two are one drift,
+and no Laplacian is computed. Otherwise a step costs one Jacobian product for each probe, and the
+noise of probes enters the weights, times 1 - 1/B: take `Exact()` in few dimensions.
 
 Copies that resampling makes have to part again. After each step a Langevin move that leaves pi_t
 as it is does that. A Metropolis test removes its bias. It needs log pi_t(x') - log pi_t(x), the

@@ -69,7 +69,8 @@ def test_products_and_powers_of_gaussians():
     """Means, covariances and normalizing constants are within their intervals."""
     found = check((1.0, 1.0))
     assert np.all(found.effective_sizes > 1500)
-    assert np.all((found.accepted > 0.5) & (found.accepted < 1))
+    assert np.all(found.accepted > 0.5)
+    assert np.mean(found.accepted) < 0.95
     check((1.3, -0.3))
     check((0.5, 0.2), resample_below=1.0)  # at every step
     alone = check((1.7, 0.0), moves=0)
@@ -91,10 +92,10 @@ def test_a_product_of_mixtures_against_a_grid():
     logs = sum(jax.vmap(lambda x, m=m: dgjax.log_density(m, T_MIN, x))(points) for m in models)
     constant = float(jax.nn.logsumexp(logs) + 2 * jnp.log(line[1] - line[0]))
     mean = float(jax.nn.softmax(logs) @ points[:, 0])
-    grid = dgjax.grid_logsnr(models[0], 64)
+    grid = dgjax.grid_logsnr(models[0], 40)
     found = jax.jit(
         lambda key: dgjax.sample_product(
-            models, (1.0, 1.0), grid, key=key, num=4000, divergence=dgjax.Exact()
+            models, (1.0, 1.0), grid, key=key, num=3000, divergence=dgjax.Exact()
         )
     )(KEY)
     assert float(found.log_normalizer) == pytest.approx(constant, abs=0.06)
