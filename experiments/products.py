@@ -50,7 +50,7 @@ def log_normalizer(powers, means, covariances, t_min=0.05):
 
 
 def corrector(models, powers, grid, num):
-    """Return log-weights along f x - g^2/2 sum b_i s_i on the EDM path, where f is 0 and t sigma."""
+    """Return log-weights along f x - g^2/2 sum b_i s_i on the EDM path (f = 0, t = sigma)."""
     b, whole = jnp.asarray(powers), sum(powers)
 
     def rate(t, x):
@@ -59,7 +59,7 @@ def corrector(models, powers, grid, num):
         return -t * total, t * (b @ jnp.sum(scores**2, -1) - total @ total)
 
     def step(state, times):
-        (x, w), (t0, t1) = state, times
+        x, (t0, t1) = state[0], times
         h = t1 - t0
         k = [rate(t0, x)]
         for share, t in ((0.5, t0 + h / 2), (0.5, t0 + h / 2), (1.0, t1)):
@@ -147,7 +147,7 @@ def fashion_mnist(num=48, steps=24):
     """Yield a row for each weight of the class of trousers."""
     import diffrax
 
-    model = dgjax.load_pretrained("fashion-mnist")
+    model, _ = dgjax.load_pretrained("fashion-mnist")
     grid = dgjax.grid_logsnr(model, steps)
     options = {"shape": (28, 28, 1), "solver": diffrax.Heun(), "batch": 16}
     for weight in WEIGHTS[1:]:

@@ -20,8 +20,8 @@ Feynman-Kac correctors (Skreta et al. 2025, arXiv 2503.02819) are the same numbe
 drift, f x - g^2/2 S. All Laplacians cancel there, so that a step needs no Jacobian product. But in
 noise, where pi is N(0, sigma^2/B), that drift shrinks x as sigma^B: the particles leave the target
 at once and the weights degenerate before any data are seen (`experiments/products.py`). The mean of
-the velocities shrinks x as sigma does, keeps pi where all p_i are one Gaussian, and its weights then
-do not change. It is used here. For B = 1, as in classifier-free guidance, the two are one drift,
+the velocities shrinks x as sigma does, keeps pi where all p_i are one Gaussian, and its weights do
+not change there. It is used here. For B = 1, as in classifier-free guidance, the two are one drift,
 and no Laplacian is computed. Otherwise a step costs one Jacobian product for each probe, and the
 noise of probes enters the weights, times 1 - 1/B: take `Exact()` in few dimensions.
 
