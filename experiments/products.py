@@ -5,8 +5,8 @@
    f x - g^2/2 sum b_i s_i (arXiv 2503.02819). Neither resamples here.
 2. Classifier-free guidance against p(x | c)^w p(x)^(1 - w). Its samples are the particles without
    resampling and moves. Their weights give its divergence from that density,
-   KL = log Z - E[log w], and say how many of n samples it is worth. For a 2-D mixture Z is a sum on
-   a grid; for fashion-mnist no estimate of Z can be trusted, and KL is left out.
+   KL = log Z - E[log w], and say how many of n samples it is worth. The model is a 2-D mixture, for
+   which Z is a sum on a grid.
 
     python experiments/products.py
 """
@@ -143,38 +143,12 @@ def classes_in_2d(num=4000):
         ]
 
 
-def fashion_mnist(num=48, steps=24):
-    """Yield a row for each weight of the class of trousers."""
-    import diffrax
-
-    model, _ = dgjax.load_pretrained("fashion-mnist")
-    grid = dgjax.grid_logsnr(model, steps)
-    options = {"shape": (28, 28, 1), "solver": diffrax.Heun(), "batch": 16}
-    for weight in WEIGHTS[1:]:
-        conds = [jnp.asarray(1), None]
-        plain = guided([model] * 2, conds, weight, grid, num, moves=0, resample_below=0, **options)
-        moved = guided([model] * 2, conds, weight, grid, num, **options)
-        log_weights = np.asarray(plain.log_weights)
-        yield [
-            "fashion-mnist, trousers",
-            f"{weight:g}",
-            f"{num}",
-            "",
-            f"{log_weights.std():.1f}",
-            f"{dgjax.effective_sample_size(log_weights):.1f}",
-            f"{float(moved.effective_sizes.min()):.1f}",
-            f"{int(moved.resampled.sum())}, {len(np.unique(moved.ancestors))}",
-            "",
-        ]
-
-
 def main():
     header = ["product", "corrector: particles left", "error of log Z"]
     header += ["mean of velocities: left", "error of log Z", "with moves: left", "error of log Z"]
     with jax.enable_x64():
         claims.report("products", header, list(products()))
         rows = list(classes_in_2d())
-    rows += fashion_mnist()
     header = ["model", "weight", "particles n", "KL(guided, target), nats", "s.d. of log weights"]
     header += ["n effective", "with moves: least n effective", "resamplings, ancestors left"]
     claims.report("products_guidance", [*header, "error of log Z"], rows)
