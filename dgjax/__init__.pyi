@@ -88,6 +88,7 @@ from .sampling.adjoints import BOTH_MODES, FORWARD
 from .sampling.find_grid import FoundGrid, find_grid
 from .sampling.likelihood import Likelihood, likelihood
 from .sampling.node_quadrature import node_quadrature
+from .sampling.product import Particles, sample_product
 from .sampling.results import Info, Sampled, Trajectory
 from .sampling.sample import sample
 from .sampling.sampler_law import SamplerLaw, sampler_law
@@ -128,6 +129,7 @@ __all__ = [
     "NoisePrediction",
     "Normality",
     "Normalized",
+    "Particles",
     "Posterior",
     "PrecisionRecall",
     "ReverseMode",
@@ -218,6 +220,7 @@ __all__ = [
     "reverse_sde",
     "reverse_sde_ito",
     "sample",
+    "sample_product",
     "sampler_law",
     "schedule",
     "score",

@@ -1,0 +1,158 @@
+"""Products and powers of models by weighted particles, and what classifier-free guidance samples.
+
+1. Gaussians in 3-D, whose products are known: effective sample size and log normalizer along the
+   drift of `sample_product`, the mean of the velocities, and along that of Feynman-Kac correctors,
+   f x - g^2/2 sum b_i s_i (arXiv 2503.02819). Neither resamples here.
+2. Classifier-free guidance against p(x | c)^w p(x)^(1 - w). Its samples are the particles without
+   resampling and moves. Their weights give its divergence from that density,
+   KL = log Z - E[log w], and say how many of n samples it is worth. The model is a 2-D mixture, for
+   which Z is a sum on a grid.
+
+    python experiments/products.py
+"""
+
+import claims
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import dgjax
+
+KEY, STEPS = jax.random.key(0), 48
+EXACT = dgjax.Exact()
+PRODUCTS = {"p1 p2": (1.0, 1.0), "p1^1.7": (1.7, 0.0), "p1^0.5 p2^0.2": (0.5, 0.2)}
+WEIGHTS = (1.0, 1.5, 2.0, 4.0)
+
+
+def model_of(data):
+    return dgjax.closed_form(data, dgjax.edm(), t_min=0.05, t_max=60.0)
+
+
+def gaussians(seed=0, size=3):
+    """Return two Gaussians: their means and covariances."""
+    rng = np.random.default_rng(seed)
+    roots = 0.5 * rng.normal(size=(2, size, size))
+    return 1 + rng.normal(size=(2, size)), roots @ roots.mT + 0.3 * np.eye(size)
+
+
+def log_normalizer(powers, means, covariances, t_min=0.05):
+    """Return log of the integral of prod p_i^(b_i) of noised Gaussians."""
+    noised = covariances + t_min**2 * np.eye(means.shape[1])
+    inverses = np.linalg.inv(noised)
+    b = np.asarray(powers)
+    precision = np.einsum("k,kij->ij", b, inverses)
+    linear = np.einsum("k,kij,kj->i", b, inverses, means)
+    squares = np.einsum("ki,kij,kj->k", means, inverses, means)
+    constant = -0.5 * b @ (squares + np.linalg.slogdet(2 * np.pi * noised)[1])
+    covariance = np.linalg.inv(precision)
+    found = linear @ covariance @ linear + np.linalg.slogdet(2 * np.pi * covariance)[1]
+    return constant + 0.5 * found
+
+
+def corrector(models, powers, grid, num):
+    """Return log-weights along f x - g^2/2 sum b_i s_i on the EDM path (f = 0, t = sigma)."""
+    b, whole = jnp.asarray(powers), sum(powers)
+
+    def rate(t, x):
+        scores = jnp.stack([dgjax.score(model, t, x) for model in models])
+        total = b @ scores
+        return -t * total, t * (b @ jnp.sum(scores**2, -1) - total @ total)
+
+    def step(state, times):
+        x, (t0, t1) = state[0], times
+        h = t1 - t0
+        k = [rate(t0, x)]
+        for share, t in ((0.5, t0 + h / 2), (0.5, t0 + h / 2), (1.0, t1)):
+            k.append(rate(t, x + share * h * k[-1][0]))
+        new = [
+            a + h * (k[0][i] + 2 * k[1][i] + 2 * k[2][i] + k[3][i]) / 6 for i, a in enumerate(state)
+        ]
+        return tuple(new), None
+
+    def one(z):
+        spread = grid[0] / jnp.sqrt(whole)
+        own = jnp.sum(-0.5 * z**2 - 0.5 * jnp.log(2 * jnp.pi * spread**2))
+        priors = jnp.stack([dgjax.log_prior(model, spread * z) for model in models])
+        state = spread * z, b @ priors - own
+        return jax.lax.scan(step, state, (grid[:-1], grid[1:]))[0][1]
+
+    return np.asarray(jax.jit(jax.vmap(one))(jax.random.normal(KEY, (num, *models[0].shape))))
+
+
+def mean_weight(log_weights):
+    return float(jax.nn.logsumexp(jnp.asarray(log_weights))) - np.log(len(log_weights))
+
+
+def products(num=4000):
+    """Yield a row for each product of two Gaussians."""
+    means, covariances = gaussians()
+    pairs = zip(jnp.asarray(means), jnp.asarray(covariances), strict=True)
+    models = [model_of(dgjax.gaussian(*pair)) for pair in pairs]
+    grid = dgjax.grid_logsnr(models[0], STEPS)
+    for name, powers in PRODUCTS.items():
+        truth = log_normalizer(powers, means, covariances)
+        found = dgjax.sample_product(
+            models, powers, grid, key=KEY, num=num, divergence=EXACT, moves=0, resample_below=0
+        )
+        moved = dgjax.sample_product(models, powers, grid, key=KEY, num=num, divergence=EXACT)
+        old = corrector(models, powers, grid, num)
+        row = [name, f"{dgjax.effective_sample_size(old) / num:.1%}"]
+        row.append(f"{mean_weight(old) - truth:+.3f}")
+        for run in (found, moved):
+            row.append(f"{float(run.effective_sizes[-1]) / num:.1%}")
+            row.append(f"{float(run.log_normalizer) - truth:+.3f}")
+        yield row
+
+
+def guided(models, conds, weight, grid, num, **options):
+    """Return the particles of p(x | c)^w p(x)^(1 - w)."""
+    powers = jnp.array([weight, 1 - weight])
+    return dgjax.sample_product(
+        models, powers, grid, key=KEY, num=num, conds=conds, divergence=EXACT, **options
+    )
+
+
+def classes_in_2d(num=4000):
+    """Yield a row for each weight, of a class of two modes among three classes."""
+    means = jnp.array([[0.0, 0.0], [2.0, 1.5], [1.5, -1.0], [-1.5, 0.5]])
+    covariances = (
+        jnp.array([[0.3, 0.1], [0.1, 0.2]]) * jnp.array([1.0, 0.7, 1.5, 2.0])[:, None, None]
+    )
+    every = model_of(dgjax.gaussian_mixture(jnp.ones(4) / 4, means, covariances))
+    one = model_of(dgjax.gaussian_mixture(jnp.ones(2) / 2, means[:2], covariances[:2]))
+    line = jnp.linspace(-8, 9, 401)
+    points = jnp.stack(jnp.meshgrid(line, line, indexing="ij"), -1).reshape(-1, 2)
+    logs = [jax.vmap(lambda x, m=m: dgjax.log_density(m, 0.05, x))(points) for m in (one, every)]
+    grid = dgjax.grid_logsnr(one, STEPS)
+    for weight in WEIGHTS:
+        tilted = weight * logs[0] + (1 - weight) * logs[1]
+        log_z = float(jax.nn.logsumexp(tilted) + 2 * jnp.log(line[1] - line[0]))
+        plain = guided([one, every], None, weight, grid, num, moves=0, resample_below=0)
+        moved = guided([one, every], None, weight, grid, num)
+        log_weights = np.asarray(plain.log_weights)
+        yield [
+            "2-D mixture",
+            f"{weight:g}",
+            f"{num}",
+            claims.mean_error(log_z - log_weights, 3),
+            f"{log_weights.std():.2f}",
+            f"{dgjax.effective_sample_size(log_weights):,.0f}",
+            f"{float(moved.effective_sizes.min()):,.0f}",
+            f"{int(moved.resampled.sum())}, {len(np.unique(moved.ancestors))}",
+            f"{float(moved.log_normalizer) - log_z:+.3f}",
+        ]
+
+
+def main():
+    header = ["product", "corrector: particles left", "error of log Z"]
+    header += ["mean of velocities: left", "error of log Z", "with moves: left", "error of log Z"]
+    with jax.enable_x64():
+        claims.report("products", header, list(products()))
+        rows = list(classes_in_2d())
+    header = ["model", "weight", "particles n", "KL(guided, target), nats", "s.d. of log weights"]
+    header += ["n effective", "with moves: least n effective", "resamplings, ancestors left"]
+    claims.report("products_guidance", [*header, "error of log Z"], rows)
+
+
+if __name__ == "__main__":
+    main()
