@@ -81,7 +81,7 @@ def load_dataset(name: str, path: str | os.PathLike | None = None, part: str = "
     * "digits": the 1,797 images (8, 8, 1) of scikit-learn, in [-1, 1]. The last fifth is held out.
     * "npz": the file `path` with an array `x` (N, *shape) and optional whole-number `labels` (N,).
       uint8 is scaled to [-1, 1]; floating-point numbers are used unchanged. The held-out part is
-      the arrays `held_out` and `held_out_labels`.
+      the arrays `held_out` and `held_out_labels`. An array `classes` of strings names the labels.
 
     Args:
         name: of the data set.
@@ -174,7 +174,7 @@ def _npz(path: str | os.PathLike | None, part: str) -> Dataset:
     name, names = ("x", "labels") if part == "train" else ("held_out", "held_out_labels")
     try:
         with np.load(path) as arrays:
-            contents = {n: arrays[n] for n in (name, names) if n in arrays}
+            contents = {n: arrays[n] for n in (name, names, "classes") if n in arrays}
     except Exception as error:  # NumPy and zipfile raise many kinds of errors on damaged files
         raise ValueError(
             f"cannot read {path} as npz ({error}): set data.path to the file, or write it again"
@@ -186,12 +186,33 @@ def _npz(path: str | os.PathLike | None, part: str) -> Dataset:
         raise ValueError(f"{path} must hold an array {name} (N, *shape) with N > 0")
     if labels is not None and (labels.shape != x.shape[:1] or labels.dtype.kind not in "iu"):
         raise ValueError(f"{path}: {names} must be whole numbers of shape {x.shape[:1]}")
+    classes = _class_names(path, labels, contents.get("classes"))
     if x.dtype == np.uint8:
-        return Dataset(x, *BYTES, labels, "unknown")
+        return Dataset(x, *BYTES, labels, "unknown", classes)
     if x.dtype.kind != "f":
         raise ValueError(f"{path}: {name} must be uint8 or floating numbers, got {x.dtype}")
     check_values(x, f"{path}: {name}")
-    return Dataset(x, 1.0, 0.0, (float(x.min()), float(x.max())), labels, "unknown")
+    return Dataset(x, 1.0, 0.0, (float(x.min()), float(x.max())), labels, "unknown", classes)
+
+
+def _class_names(
+    path: str | os.PathLike, labels: np.ndarray | None, classes: np.ndarray | None
+) -> tuple[str, ...] | None:
+    """Return the names of the labels in an npz file, or None if it has no names.
+
+    Raises:
+        ValueError: if they are no strings, or a label has no name.
+    """
+    if classes is None or labels is None:
+        return None
+    if classes.ndim != 1 or classes.dtype.kind != "U":
+        raise ValueError(f"{path}: classes must be strings of shape (K,), got {classes.dtype}")
+    if labels.min() < 0 or labels.max() >= len(classes):
+        raise ValueError(
+            f"{path}: classes names the labels 0 to {len(classes) - 1}, and there are labels from "
+            f"{labels.min()} to {labels.max()}"
+        )
+    return tuple(classes.tolist())
 
 
 def check_values(x: np.ndarray, what: str) -> None:

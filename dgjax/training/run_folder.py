@@ -246,6 +246,7 @@ def model_meta(run_dir: Path, config: TrainConfig, steps: int) -> Meta:
             licence,
             steps,
             held_out=config.data.held_out,
+            labels=_class_names(config, facts.get("classes")),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
@@ -258,6 +259,12 @@ def _describe(name: str, then: Any, now: Any) -> str:
     if max(len(str(then)), len(str(now))) > LONGEST:
         return f"{name} differs"
     return f"{name} was {then} and is {now}"
+
+
+def _class_names(config: TrainConfig, classes: list[str] | None) -> tuple[str, ...]:
+    """Return the names of the classes that the network was given, if they have names."""
+    given = len(classes or ()) == config.model.network.get("num_classes")
+    return tuple(classes or ()) if given else ()
 
 
 def _data_facts(data: Dataset) -> dict[str, Any]:
@@ -279,6 +286,8 @@ def _check_same_data(run_dir: Path, data: Dataset) -> None:
     then, now = _read(run_dir, DATA_FILE), _data_facts(data)
     for name in now:
         if name in ("licence", "projections") or name not in then:  # earlier versions wrote fewer
+            continue
+        if name == "classes" and then[name] is None:  # names may come later, labels are compared
             continue
         if then[name] != now[name]:
             what = _describe(name, then[name], now[name])

@@ -30,3 +30,15 @@ def test_whole_numbers_of_another_kind_are_refused(tmp_path):
     np.savez(tmp_path / "rows.npz", x=np.ones((4, 2), np.int32))
     with pytest.raises(ValueError, match="must be uint8 or floating numbers, got int32"):
         load_dataset("npz", path=tmp_path / "rows.npz")
+
+
+def test_names_of_the_labels_come_from_the_file_and_must_name_each_label(tmp_path):
+    x, labels = np.linspace(0, 1, 8, dtype=np.float32).reshape(4, 2), np.array([0, 2, 1, 0])
+    np.savez(tmp_path / "rows.npz", x=x, labels=labels, classes=np.array(["a", "b", "c d"]))
+    assert load_dataset("npz", path=tmp_path / "rows.npz").classes == ("a", "b", "c d")
+    np.savez(tmp_path / "rows.npz", x=x, labels=labels, classes=np.array(["a", "b"]))
+    with pytest.raises(ValueError, match="labels 0 to 1, and there are labels from 0 to 2"):
+        load_dataset("npz", path=tmp_path / "rows.npz")
+    np.savez(tmp_path / "rows.npz", x=x, labels=labels, classes=np.arange(3))
+    with pytest.raises(ValueError, match="classes must be strings"):
+        load_dataset("npz", path=tmp_path / "rows.npz")
