@@ -12,8 +12,8 @@ Flags and symbols are left out, and so are variants of skin. Pictures lie on whi
 by means of squares of pixels. A class is a style and a theme, "flat animals". A subject in all
 styles, with the variants of its gender, is either in training or held out, by a hash of its code.
 
-The arrays (`x`, `labels`, `subjects`, `held_out`, `held_out_labels`, `held_out_subjects`, `classes`)
-go to ./emoji.npz, credits and figures of the set to emoji_credits.md, a sample to figures/.
+The arrays (`x`, `labels`, `subjects`, the same of the part held out, and the names `classes`) go to
+./emoji.npz, credits and figures of the set to emoji_credits.md, a sample to figures/.
 """
 
 import argparse

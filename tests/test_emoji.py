@@ -94,7 +94,8 @@ def test_credits_name_every_style_and_the_bytes(folder):
     assert f"`{hashlib.sha256(x.tobytes()).hexdigest()}` (`x`)" in text
     assert f"{(x / 127.5 - 1).mean():.4f}, {(x / 127.5 - 1).std():.4f}" in text
     for style in emoji.STYLES:
-        assert style.licence in text and style.sha256 in text
+        assert style.licence in text
+        assert style.sha256 in text
 
 
 def test_a_picture_lies_in_the_middle_of_a_white_square():
@@ -125,9 +126,9 @@ def test_another_package_and_a_missing_one_are_refused_and_nothing_is_written(fo
     file = folder / emoji.STYLES[1].file
     with file.open("ab") as stream:
         stream.write(b"more")
-    with pytest.raises(ValueError, match="is not emoji-datasource-twitter@16.0.0"):
+    with pytest.raises(ValueError, match=r"is not emoji-datasource-twitter@16\.0\.0"):
         build(folder)
     file.unlink()
-    with pytest.raises(ValueError, match="npm pack emoji-datasource-twitter@16.0.0"):
+    with pytest.raises(ValueError, match=r"npm pack emoji-datasource-twitter@16\.0\.0"):
         build(folder)
-    assert not (folder / "set.npz").exists() and not (folder / "credits.md").exists()
+    assert not {"set.npz", "credits.md"} & {file.name for file in folder.iterdir()}
