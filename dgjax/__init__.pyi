@@ -21,6 +21,7 @@ from .evaluation.inconsistency import (
     inconsistency_statistics,
 )
 from .evaluation.intervals import Estimate
+from .evaluation.local_dimension import local_dimension
 from .evaluation.normality import Normality, h_statistic, normality
 from .evaluation.precision_recall import PrecisionRecall, precision_recall
 from .evaluation.reweighting import effective_sample_size, importance_weights, weighted_mean
@@ -192,6 +193,7 @@ __all__ = [
     "level_set_noise",
     "likelihood",
     "load_pretrained",
+    "local_dimension",
     "log_density",
     "log_prior",
     "logsnr",

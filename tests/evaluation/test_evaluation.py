@@ -15,6 +15,7 @@ from dgjax.evaluation.features import make_features, pixels
 from dgjax.evaluation.frechet import frechet_distance, frechet_gaussian, frechet_interval
 from dgjax.evaluation.inconsistency import Inconsistency, inconsistency_statistics
 from dgjax.evaluation.intervals import mean_interval, share_interval
+from dgjax.evaluation.local_dimension import local_dimension
 from dgjax.evaluation.normality import h_statistic, normality
 from dgjax.evaluation.precision_recall import precision_recall
 from dgjax.evaluation.vgg16 import BLOCKS, VGG16, read_weights, vgg16
@@ -360,6 +361,26 @@ def test_h_of_gaussian_data_is_in_closed_form(path):
         ratio = w**2 / (LAMBDA + w**2)
         expected = (ratio * (z**2 - 1)).sum(1) / np.sqrt(12)
         np.testing.assert_allclose(found[:, 0], expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("path", [dgjax.edm(), dgjax.vp()], ids=["edm", "vp"])
+def test_local_dimension_counts_the_directions_wider_than_the_noise(path):
+    spread = jnp.array([2.0, 0.7, 1.3, 1e-4, 1e-4])  # a tilted plane of three dimensions in five
+    turn, _ = jnp.linalg.qr(jnp.asarray(np.random.default_rng(0).normal(size=(5, 5))))
+    mixture = dgjax.gaussian(jnp.arange(5.0), (turn * spread**2) @ turn.T)
+    times = [path.time(jnp.asarray(-2 * np.log(w))) for w in (0.005, 0.02, 20.0)]
+    model = dgjax.closed_form(mixture, path, t_min=times[0], t_max=times[2])
+    z = np.random.default_rng(1).normal(size=5)
+    x = jnp.arange(5.0) + turn @ (spread * z)
+    exact, key = dgjax.Exact(), jax.random.key(0)
+    found = jax.jit(lambda m, t, x: local_dimension(m, t, x, divergence=exact, key=key))
+    for w, t in zip((0.005, 0.02), times[:2], strict=True):
+        ratio = w**2 / (spread**2 + w**2)
+        expected = 5 - ratio.sum() + (ratio**2 * (spread * z / w) ** 2).sum()
+        np.testing.assert_allclose(found(model, t, x), expected, rtol=1e-6)
+        np.testing.assert_allclose(found(model, t, x), 3, atol=0.01)
+    away = x + 0.1 * turn[:, 4]  # off the plane, five times the noise
+    np.testing.assert_allclose(found(model, times[1], away), 3 + 25, rtol=0.01)
 
 
 def test_estimates_of_h_are_unbiased_and_independent():
