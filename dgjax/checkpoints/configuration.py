@@ -29,8 +29,8 @@ def unknown_name(what: str, name: str, names: Iterable[str]) -> ValueError:
     """Return the error for an unknown name; it lists the known ones and the nearest of them."""
     names = list(names)
     near = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return ValueError(f"{what} {name!r} is unknown: there is {', '.join(names) or 'none'}{hint}")
+    hint = f" (did you mean {near[0]!r}?)" if near else ""  # first, since long lines are cut
+    return ValueError(f"{what} {name!r} is unknown{hint}: there is {', '.join(names) or 'none'}")
 
 
 def check_names(where: str, values: Any, names: Iterable[str], *, required: bool = False) -> None:

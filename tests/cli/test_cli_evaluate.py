@@ -304,7 +304,7 @@ def test_trouble_is_one_clear_line_and_nothing_is_written(folder, data, tmp_path
     (tmp_path / "empty").mkdir()
     common = ("--model", folder, "--data", data, "--part", "train", "--num", 20)
     for arguments, message in [
-        (("--only", "bit"), "section 'bit' is unknown: .*did you mean 'bits'"),
+        (("--only", "bit"), r"section 'bit' is unknown \(did you mean 'bits'"),
         (("--features", "vgg61"), "did you mean 'vgg16'"),
         (("--confidence", 1), "strictly between 0 and 1"),
         (("--num", 61), "has 60 samples in the part train, fewer than 61"),

@@ -42,6 +42,7 @@ from dgjax.training.loss import EDMWeighting
 from dgjax.training.noise_distribution import LogNormal, UniformLogSNR, low_discrepancy_draw
 from dgjax.training.pipeline import batch_indices
 from dgjax.training.step import Batch, LabelDropout, Objective, initial_state, make_train_step
+from dgjax.training.time_score import TimeScore
 
 COVARIANCE = np.array([[1.0, 0.6], [0.6, 0.5]])
 MEAN = np.array([0.5, -1.0])
@@ -607,6 +608,7 @@ MAKERS = {
     "model.parametrization": preconditioned,
     "noise_distribution": LogNormal,
     "importance_sampling": ImportanceSampling,
+    "time_score": TimeScore,
     "loss": lambda: EDMWeighting(1.0),  # takes data.sigma_data
     **SECTIONS,
 }
@@ -656,5 +658,5 @@ def test_shipped_names_win_unless_written_as_paths(tmp_path, monkeypatch):
 
 
 def test_a_missing_configuration_is_named(tmp_path):
-    with pytest.raises(ValueError, match="shipped are digits, fashion-mnist"):
+    with pytest.raises(ValueError, match="shipped are digits, emoji, fashion-mnist"):
         load_config(tmp_path / "none.toml")
