@@ -387,9 +387,8 @@ def test_a_config_that_does_not_fit_says_where(folder, change, message):
 
 
 def test_unknown_pretrained_models_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"'fashion' is unknown \(did you mean 'fashion-mnist'\?\): "):
-        ValueError, match=r"'fashion' is unknown \(did you mean 'fashion-mnist'\?\): there is"
-    ):
+    hint = r"'fashion' is unknown \(did you mean 'fashion-mnist'\?\): there is"
+    with pytest.raises(ValueError, match=hint):
         load_pretrained("fashion")
 
 
