@@ -63,7 +63,9 @@ class Particles(NamedTuple):
     Attributes:
         x: (num, *shape) samples at the end of the grid.
         log_weights: (num,) in nats. A mean under the product weighs by them, as `weighted_mean`
-            does.
+            does. Where the powers do not add up to 1 and the divergence is an estimator, they
+            contain the noise of its probes. No attribute measures that noise. It biases means and
+            `log_normalizer`, because a weight is the exponential of a noisy number.
         log_normalizer: estimate of the logarithm of the integral of prod_i p_i^(b_i), in nats.
         effective_sizes: (n+1,) effective sample size at every grid point, before resampling.
         resampled: (n+1,) whether particles were resampled there.
@@ -124,7 +126,8 @@ def sample_product(
             below this share of them, except at the end of the grid; 0 never does.
         moves: Langevin moves after each step; 0 for none. Copies of one particle stay equal without
             them.
-        divergence: trace estimator; powers that add up to 1 need none.
+        divergence: trace estimator. Powers that add up to 1 need none. Otherwise the noise of
+            probes biases the weights, and only `Exact()` has none.
         solver: an explicit Runge-Kutta method; `RK4()` by default.
         batch: particles evaluated together, which bounds memory.
 
