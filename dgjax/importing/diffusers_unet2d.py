@@ -77,12 +77,6 @@ def read_unet2d(config: Mapping[str, Any]) -> tuple[tuple[int, ...], dict[str, A
     if unknown := sorted(given.keys() - DEFAULTS.keys()):
         raise ValueError(f"the setting {unknown[0]!r} of UNet2DModel is unknown")
     c = {**DEFAULTS, **given}
-    blocks = [name for key in ("down_block_types", "up_block_types") for name in c[key]]
-    if other := [name for name in blocks if str(name).startswith("K")]:
-        raise ValueError(
-            f"blocks {other[0]!r} of UNet2DModel are not supported; dgjax.torch_network takes the "
-            "network as it is"
-        )
     for key, choices in SUPPORTED.items():
         if c[key] not in choices:
             known = ", ".join(map(str, choices))

@@ -18,11 +18,11 @@ from dgjax.networks.unet2d_blocks import (
     DOWN,
     UP,
     BlockKind,
-    DownBlock,
     MidBlock,
-    UpBlock,
     default_groups,
 )
+from dgjax.networks.unet2d_k_blocks import KLevel, are_k_blocks, make_k_blocks
+from dgjax.networks.unet2d_levels import make_down_blocks, make_up_blocks
 from dgjax.networks.unet2d_parts import ACTIVATIONS, BlockSettings, conv, group_norm
 from dgjax.typing import Cond, Sample, Scalar
 
@@ -43,9 +43,11 @@ class UNet2D(nnx.Module):
         shape: (H, W, C) of one image.
         block_out_channels: channels of each level, from full resolution down.
         down_block_types: diffusers' name of the block of each level on the way down: a key of
-            `dgjax.networks.unet2d_blocks.DOWN`.
-        up_block_types: the same on the way up, from the lowest level: a key of `UP` there.
-        layers_per_block: residual blocks of a level on the way down; one more on the way up.
+            `dgjax.networks.unet2d_blocks.DOWN`, or of `dgjax.networks.unet2d_k_blocks.K_DOWN`.
+        up_block_types: the same on the way up, from the lowest level: a key of `UP` or `K_UP`
+            there. K blocks go with K blocks only, and take multiples of 32 channels.
+        layers_per_block: residual blocks of a level on the way down; one more on the way up, except
+            in K blocks.
         outputs: channels of the last layer: C, or 2 C for a network trained to predict a variance
             too. That half serves ancestral samplers only, and is dropped.
         center_input_sample: whether pixels in [0, 1] are moved to [-1, 1] first.
@@ -128,11 +130,15 @@ class UNet2D(nnx.Module):
             raise ValueError(
                 f"this U-Net takes images (H, W, C) with H and W multiples of {step}, got {shape}"
             )
-        down = [
-            _block_kind("down_block_types", DOWN, name, downsample_type)
-            for name in down_block_types
-        ]
-        up = [_block_kind("up_block_types", UP, name, upsample_type) for name in up_block_types]
+        k_blocks = are_k_blocks(down_block_types, up_block_types)
+        down: list[BlockKind] = []
+        up: list[BlockKind] = []
+        if not k_blocks:
+            down = [
+                _block_kind("down_block_types", DOWN, name, downsample_type)
+                for name in down_block_types
+            ]
+            up = [_block_kind("up_block_types", UP, name, upsample_type) for name in up_block_types]
         if any(kind.auxiliary for kind in (*down, *up)) and shape[2] != 3:
             raise ValueError(f"Skip blocks take images of 3 channels, got {shape[2]}")
         _check_name("act_fn", act_fn, ACTIVATIONS)
@@ -177,23 +183,23 @@ class UNet2D(nnx.Module):
         self.class_embedding = embed
 
         self.conv_in = conv(shape[2], widths[0], rngs)
-        inputs, skips = widths[0], [widths[0]]
-        self.down_blocks: nnx.List = nnx.List()
-        for i, (kind, width) in enumerate(zip(down, widths, strict=True)):
-            last = i == levels - 1
-            self.down_blocks.append(
-                DownBlock(kind, inputs, width, layers_per_block, last, settings, rngs=rngs)
+        depths = (layers_per_block,) * levels
+        if k_blocks:
+            heads = [attention_head_dim or width for width in widths]
+            if attention_heads is not None:
+                heads = [width // attention_heads for width in widths]
+            self.down_blocks, self.up_blocks = make_k_blocks(
+                list(map(KLevel, down_block_types, widths, depths, heads)),
+                list(map(KLevel, up_block_types, widths[::-1], depths, heads[::-1])),
+                settings,
+                rngs,
             )
-            skips += (layers_per_block + (not last)) * [width]
-            inputs = width
+        else:
+            self.down_blocks = make_down_blocks(down, widths, depths, settings, rngs)
         mid = (settings, add_attention, attn_norm_num_groups, mid_block_scale_factor)
         self.mid_block = MidBlock(widths[-1], *mid, rngs=rngs) if middle else None
-        self.up_blocks: nnx.List = nnx.List()
-        for i, (kind, width) in enumerate(zip(up, widths[::-1], strict=True)):
-            merge = [skips.pop() for _ in range(layers_per_block + 1)]
-            last = i == levels - 1
-            self.up_blocks.append(UpBlock(kind, inputs, width, merge, last, settings, rngs=rngs))
-            inputs = width
+        if not k_blocks:
+            self.up_blocks = make_up_blocks(up, widths, depths, settings, rngs)
         groups = default_groups(widths[0]) if norm_num_groups is None else norm_num_groups
         self.conv_norm_out = group_norm(widths[0], groups, norm_eps, rngs)
         self.conv_out = conv(widths[0], self.outputs, rngs)

@@ -5,7 +5,6 @@ read by these names.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -15,7 +14,9 @@ from jaxtyping import Array
 
 from dgjax.networks.inputs import check_shape
 from dgjax.networks.time_features import Positional, TimestepEmbedding
-from dgjax.networks.unet2d_blocks import BlockKind, DownBlock, MidBlock, UpBlock
+from dgjax.networks.unet2d_blocks import BlockKind, MidBlock
+from dgjax.networks.unet2d_k_blocks import K_DOWN, K_UP, KLevel, are_k_blocks, make_k_blocks
+from dgjax.networks.unet2d_levels import make_down_blocks, make_up_blocks
 from dgjax.networks.unet2d_parts import ACTIVATIONS, BlockSettings, conv, group_norm
 from dgjax.networks.unet2d_transformer import Context, TransformerSettings
 from dgjax.typing import Cond, Sample, Scalar
@@ -41,12 +42,16 @@ class UNet2DCondition(nnx.Module):
         shape: (H, W, C) of one latent.
         block_out_channels: channels of each level, from full resolution down.
         down_block_types: diffusers' name of the block of each level on the way down:
-            "CrossAttnDownBlock2D" with transformers or "DownBlock2D" without.
+            "CrossAttnDownBlock2D" with transformers or "DownBlock2D" without, or a key of
+            `dgjax.networks.unet2d_k_blocks.K_DOWN`.
         up_block_types: "CrossAttnUpBlock2D" or "UpBlock2D" of each level on the way up, from the
-            lowest.
+            lowest, or keys of `K_UP` there. K blocks go with K blocks only, and take multiples of
+            32 channels.
         cross_attention_dim: length of the embedding of a token.
-        heads: number of attention heads of each level, from full resolution down.
-        layers_per_block: residual blocks of each level on the way down; one more on the way up.
+        heads: number of attention heads of each level, from full resolution down. For K blocks the
+            channels of a head instead, in the order of the blocks on the way up, too.
+        layers_per_block: residual blocks of each level on the way down; one more on the way up,
+            except in K blocks.
         transformer_layers: transformer blocks of each transformer, by levels from full resolution
             down.
         up_transformer_layers: the same on the way up, from the lowest level; None for the same.
@@ -61,7 +66,8 @@ class UNet2DCondition(nnx.Module):
             the channels of the first level.
         downsample_padding: zeros on each side before a convolution of stride 2.
         act_fn: activation: "silu", "swish", "mish", "gelu" or "relu".
-        norm_num_groups: groups of the normalizations.
+        norm_num_groups: groups of the normalizations; None for K blocks without a normalization
+            before the last convolution.
         norm_eps: added to the variance in normalizations of residual blocks.
         scale_shift: whether the embedding scales and shifts in residual blocks, or only shifts.
         added_size: for XL, number of sinusoids of each of its image sizes; None for a network that
@@ -94,7 +100,7 @@ class UNet2DCondition(nnx.Module):
         time_embedding_dim: int | None = None,
         downsample_padding: int = 1,
         act_fn: str = "silu",
-        norm_num_groups: int = 32,
+        norm_num_groups: int | None = 32,
         norm_eps: float = 1e-5,
         scale_shift: bool = False,
         added_size: int | None = None,
@@ -123,8 +129,8 @@ class UNet2DCondition(nnx.Module):
                 f"this U-Net takes latents (H, W, C) with H and W multiples of {step}, got {shape}"
             )
         for name, names, known in (
-            ("down_block_types", down_block_types, DOWN),
-            ("up_block_types", up_block_types, UP),
+            ("down_block_types", down_block_types, DOWN | K_DOWN),
+            ("up_block_types", up_block_types, UP | K_UP),
             ("mid_block_type", (mid_block_type,), MIDDLE),
             ("act_fn", (act_fn,), ACTIVATIONS),
         ):
@@ -133,6 +139,9 @@ class UNet2DCondition(nnx.Module):
                     f"{name} {unknown[0]!r} is unknown: expected one of "
                     f"{', '.join(map(str, known))}"
                 )
+        k_blocks, depths = are_k_blocks(down_block_types, up_block_types), tuple(layers_per_block)
+        if norm_num_groups is None and not k_blocks:
+            raise ValueError("norm_num_groups None is for K blocks only")
         if (added_size is None) != (added_inputs is None):
             raise ValueError("added_size and added_inputs are given together")
         self.shape, self.context, self.center = (
@@ -163,33 +172,36 @@ class UNet2DCondition(nnx.Module):
         def transformer(level: int, layers: int) -> TransformerSettings:
             return TransformerSettings(heads[level], layers, cross_attention_dim, linear_projection)
 
-        def kind(attends: bool, level: int, layers: int) -> BlockKind:
-            one = BlockKind(attention=attends)
-            return replace(one, transformer=transformer(level, layers)) if attends else one
+        def kind(name: str, level: int, layers: int) -> BlockKind:
+            if not (DOWN | UP)[name]:
+                return BlockKind()
+            return BlockKind(attention=True, transformer=transformer(level, layers))
 
         self.conv_in = conv(shape[2], widths[0], rngs)
-        inputs, skips = widths[0], [widths[0]]
-        self.down_blocks: nnx.List = nnx.List()
-        for i, (name, width) in enumerate(zip(down_block_types, widths, strict=True)):
-            last, layers = i == levels - 1, layers_per_block[i]
-            block = kind(DOWN[name], i, transformer_layers[i])
-            self.down_blocks.append(
-                DownBlock(block, inputs, width, layers, last, settings, rngs=rngs)
+        if k_blocks:
+            context = len(widths) * (cross_attention_dim,)
+            # diffusers takes heads on the way up in this order, too, and with the meaning of sizes.
+            self.down_blocks, self.up_blocks = make_k_blocks(
+                list(map(KLevel, down_block_types, widths, layers_per_block, heads, context)),
+                list(map(KLevel, up_block_types, widths[::-1], depths[::-1], heads, context)),
+                settings,
+                rngs,
             )
-            skips += (layers + (not last)) * [width]
-            inputs = width
+        else:
+            kinds = map(kind, down_block_types, range(levels), transformer_layers)
+            self.down_blocks = make_down_blocks(list(kinds), widths, depths, settings, rngs)
         attends = mid_block_type == "UNetMidBlock2DCrossAttn"
         middle = transformer(-1, transformer_layers[-1]) if attends else None
         mid = (settings, attends, None, mid_block_scale_factor, middle, not attends)
         self.mid_block = None if mid_block_type is None else MidBlock(widths[-1], *mid, rngs=rngs)
-        self.up_blocks: nnx.List = nnx.List()
-        for i, (name, width) in enumerate(zip(up_block_types, widths[::-1], strict=True)):
-            last = i == levels - 1
-            merge = [skips.pop() for _ in range(layers_per_block[levels - 1 - i] + 1)]
-            block = kind(UP[name], levels - 1 - i, up_layers[i])
-            self.up_blocks.append(UpBlock(block, inputs, width, merge, last, settings, rngs=rngs))
-            inputs = width
-        self.conv_norm_out = group_norm(widths[0], norm_num_groups, norm_eps, rngs)
+        if not k_blocks:
+            kinds = map(kind, up_block_types, reversed(range(levels)), up_layers)
+            self.up_blocks = make_up_blocks(list(kinds), widths, depths, settings, rngs)
+        self.conv_norm_out = (
+            None
+            if norm_num_groups is None
+            else group_norm(widths[0], norm_num_groups, norm_eps, rngs)
+        )
         self.activation = activation
         self.conv_out = conv(widths[0], shape[2], rngs)
 
@@ -231,8 +243,9 @@ class UNet2DCondition(nnx.Module):
             h = self.mid_block(h, embedding, context)
         for up in self.up_blocks:
             h, _ = up(h, None, skips, embedding, context)
-        h = self.conv_out(self.activation(self.conv_norm_out(h)))
-        return h[0].astype(x.dtype)
+        if self.conv_norm_out is not None:
+            h = self.activation(self.conv_norm_out(h))
+        return self.conv_out(h)[0].astype(x.dtype)
 
     def _condition(self, cond: Cond) -> Mapping[str, Any]:
         """Return the condition as a mapping, after a check of its names and shapes."""

@@ -211,7 +211,7 @@ def spoil_scheduler(**changes):
             "the pipeline X has 0 networks",
         ),
         (spoil_unet(_class_name="UNet3DModel"), "did you mean 'UNet2DModel'"),
-        (spoil_unet(down_block_types=["KDownBlock2D"]), "blocks 'KDownBlock2D' .*torch_network"),
+        (spoil_unet(down_block_types=["KDownBlock2D"]), "K blocks go with K blocks only"),
         (spoil_unet(up_block_types=["UpBlock2D"] * 2), "takes as many down_block_types and"),
         (spoil_unet(block_out_channels="wide"), "block_out_channels"),
         (spoil_unet(time_embedding_type="learned"), "time_embedding_type 'learned'"),

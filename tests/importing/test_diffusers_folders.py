@@ -279,14 +279,3 @@ def test_conditions_that_commands_can_and_cannot_give(
     expected = "leave --guidance out" if command else "a number or a vector, not a class"
     assert expected in complaint
     assert not (tmp_path / "made").exists()
-
-
-@pytest.mark.slow
-def test_networks_that_are_not_read_are_sent_to_the_bridge(tmp_path, scheduler):
-    module = diffusers.UNet2DModel(
-        **(SMALL | {"down_block_types": ("KDownBlock2D",) * 2, "block_out_channels": (32, 32)})
-        | {"up_block_types": ("KUpBlock2D",) * 2}
-    )
-    module.save_pretrained(tmp_path / "unet")
-    with pytest.raises(ValueError, match=r"dgjax\.torch_network takes the network as it is"):
-        import_model(tmp_path / "unet", scheduler=scheduler)

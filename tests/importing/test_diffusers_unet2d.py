@@ -77,6 +77,14 @@ CONFIGS = {
         "down_block_types": ("AttnDownBlock2D", "ResnetDownsampleBlock2D"),
         "up_block_types": ("ResnetUpsampleBlock2D", "AttnUpBlock2D"),
     },
+    # As the U-Nets of k-diffusion, with their numbers of layers and groups of 32 channels.
+    "k blocks": {
+        "act_fn": "gelu",
+        "block_out_channels": (32, 64),
+        "layers_per_block": 2,
+        "down_block_types": ("KCrossAttnDownBlock2D", "KDownBlock2D"),
+        "up_block_types": ("KUpBlock2D", "KCrossAttnUpBlock2D"),
+    },
 }
 SCHEDULER = {"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": False}
 NOISE_LEVELS = {"_class_name": "ScoreSdeVeScheduler"}

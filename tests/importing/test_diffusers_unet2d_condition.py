@@ -67,7 +67,21 @@ CONFIGS = {
         "time_embedding_dim": 24,
     },
     "no middle": {"mid_block_type": None},
+    # As the U-Net of the latent upscaler of Stable Diffusion, which has this order of blocks.
+    "k blocks": {
+        "act_fn": "gelu",
+        "block_out_channels": (32, 32, 64, 64),
+        "time_embedding_dim": 64,
+        "layers_per_block": (1, 2, 1, 2),
+        "norm_num_groups": None,
+        "attention_head_dim": (8, 16, 32, 16),
+        "mid_block_type": None,
+        "down_block_types": ("KDownBlock2D", *3 * ("KCrossAttnDownBlock2D",)),
+        "up_block_types": (*3 * ("KCrossAttnUpBlock2D",), "KUpBlock2D"),
+        "sample_size": 16,
+    },
 }
+K_BLOCKS = CONFIGS["k blocks"]
 
 
 def randomize(network):
@@ -119,7 +133,7 @@ def ours(network, x, t, cond):
     return np.stack([one(i) for i in range(len(x))])
 
 
-SLOW = ("2.1", "other")  # in the time they take
+SLOW = ("2.1", "other", "k blocks")  # in the time they take
 
 
 @pytest.mark.parametrize(
@@ -204,6 +218,28 @@ BAD = {
     "tokens of several lengths": ({"cross_attention_dim": [12, 16]}, "differs between levels"),
     "heads that do not divide": ({"attention_head_dim": 3}, "3 attention heads do not divide 8"),
     "a class": ({"num_class_embeds": 10}, "num_class_embeds 10 .* is not supported"),
+    "K blocks without a normalization elsewhere": ({"norm_num_groups": None}, "for K blocks only"),
+    "K blocks among others": (
+        {"down_block_types": ["KDownBlock2D", "DownBlock2D"]},
+        "K blocks go with K blocks only",
+    ),
+    "K blocks whose lowest levels do not fit": (
+        {**K_BLOCKS, "time_embedding_dim": None},
+        "KCrossAttnDownBlock2D cannot be followed by KCrossAttnUpBlock2D of 64 channels",
+    ),
+    "K blocks that attend to themselves too high": (
+        {**K_BLOCKS, "block_out_channels": (64, 64, 64, 64)},
+        "has no place above the lowest level",
+    ),
+    "K blocks of few channels": (
+        {**K_BLOCKS, "block_out_channels": (16, 32, 64, 64)},
+        "16 channels of a K block do not fit 0 groups",
+    ),
+    # As published: a picture of 4 channels beside the noise, and a fifth that comes out.
+    "the latent upscaler": (
+        {**K_BLOCKS, "in_channels": 8, "out_channels": 5},
+        "take a picture beside the noise .inpainting, upscaling. are not supported",
+    ),
     "a size that does not divide": ({"sample_size": 9}, "multiples of 2"),
 }
 
