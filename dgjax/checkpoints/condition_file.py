@@ -1,6 +1,7 @@
 """Read a condition, such as the embeddings of a prompt, that another program wrote as npz."""
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +46,7 @@ def read_condition(file: Path) -> StoredCondition:
     try:
         with file.open("rb") as stream, np.load(stream) as stored:
             arrays = dict(stored)
-    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{file} cannot be read as an npz file of a condition: {str(error).splitlines()[0]}"
         ) from error
@@ -59,6 +60,8 @@ def read_condition(file: Path) -> StoredCondition:
             inner = inner.setdefault(part, {})
             if not isinstance(inner, dict):
                 raise ValueError(f"{file} has an array {part} and arrays inside {part}")
+        if last in inner:
+            raise ValueError(f"{file} has an array {name} and arrays inside {name}")
         inner[last] = jnp.asarray(array)
     null = tree.pop(NEGATIVE, None)
     if not tree:

@@ -1,0 +1,31 @@
+"""Files of conditions that are damaged or contradict themselves."""
+
+import numpy as np
+import pytest
+
+from dgjax.checkpoints.condition_file import read_condition
+
+
+@pytest.mark.parametrize("names", [("a.b", "a"), ("a", "a.b")])
+def test_no_array_is_dropped(tmp_path, names):
+    file = tmp_path / "cond.npz"
+    np.savez(file, **{name: np.ones(2) for name in names})
+    with pytest.raises(ValueError, match="an array a and arrays inside a"):
+        read_condition(file)
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    file = tmp_path / "cond.npz"
+    file.touch()
+    with pytest.raises(ValueError, match="cannot be read as an npz file"):
+        read_condition(file)
+
+
+def test_damaged_compression_is_refused(tmp_path):
+    file = tmp_path / "cond.npz"
+    np.savez_compressed(file, a=np.random.default_rng(0).random(1000).round(1))
+    content = bytearray(file.read_bytes())
+    content[60:120] = b"\xff" * 60
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="cannot be read as an npz file"):
+        read_condition(file)
