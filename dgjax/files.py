@@ -24,6 +24,7 @@ __all__ = [
     "replace_file",
     "replace_folder",
     "rescue",
+    "rescue_at",
     "write_arrays",
     "write_json",
 ]
@@ -157,12 +158,26 @@ def rescue(file: Path, write: Callable[[BinaryIO], Any]) -> None:
     Raises:
         ValueError: if the file cannot be written; the message says where its content is.
     """
+    rescue_at(file, lambda place: replace_file(place, write))
+
+
+def rescue_at(destination: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file or folder, or another one in the folder for temporary files if that fails.
+
+    Args:
+        destination: the file or folder to make or to replace.
+        write: writes the file or folder that it is given; it raises ValueError if it cannot, and
+            leaves nothing then.
+
+    Raises:
+        ValueError: if it cannot be written; the message says where its content is.
+    """
     try:
-        replace_file(file, write)
+        write(destination)
     except ValueError as error:
-        saved = Path(tempfile.mkdtemp(prefix="dgjax-")) / file.name
+        saved = Path(tempfile.mkdtemp(prefix="dgjax-")) / destination.name
         try:
-            replace_file(saved, write)
+            write(saved)
         except ValueError:
             saved.parent.rmdir()
             raise error from None

@@ -1,7 +1,8 @@
 """`dgjax evaluate`: measure the quality of a model, with confidence intervals."""
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import numpy as np
 import typer
@@ -51,7 +52,7 @@ from dgjax.evaluation.reference_data import (
     open_reference_data,
     prepare_sets,
 )
-from dgjax.files import as_json, output_folder, write_json
+from dgjax.files import as_json, output_folder, rescue
 from dgjax.pictures.image_files import FULL, check_levels
 
 __all__ = ["command"]
@@ -187,15 +188,12 @@ def command(
     h: list[tuple[float, Normality]] = []
     gaps: list[tuple[float, InconsistencyStatistics]] = []
     common = (settings, confidence)
-    with output_folder(out) as folder:
+    with output_folder(out):
         if "bits" in names:
             found["bits_per_dim"] = measure_bits_per_dim(chosen, reference, few, *common)
         compared = {"frechet", "precision-recall", "png"} & names
         if given is None and (compared or export):
             given = sample_model(chosen, num, reference.conditions(num), settings)
-        if given is not None and export:
-            conditions = reference.conditions(num)
-            export_samples(chosen, given, conditions, settings, export, export_denoised)
         if given is not None and compared:
             sets = prepare_sets(chosen, given, reference, seed)
             found |= measure_distances(sets, vectors, names, *common)
@@ -226,13 +224,21 @@ def command(
             "normality": [level_entry(*entry) for entry in h],
             "inconsistency": [level_entry(*entry) for entry in gaps],
         }
-        write_json(folder / "evaluation.json", summary)
-        (folder / "evaluation.md").write_text(markdown(summary), encoding="utf-8")
+    # Figures are shown before they are written, and written before pictures: each step may fail.
     if json:
         print(as_json(summary))
     else:
         show(summary)
+    for name, text in (("json", as_json(summary) + "\n"), ("md", markdown(summary))):
+        rescue(out / f"evaluation.{name}", partial(_write_text, text))
     say(f"wrote evaluation.json and evaluation.md to {out}/")
+    if given is not None and export:
+        conditions = reference.conditions(num)
+        export_samples(chosen, given, conditions, settings, export, export_denoised)
+
+
+def _write_text(text: str, stream: BinaryIO) -> None:
+    stream.write(text.encode())
 
 
 def _sections(only: list[str] | None) -> set[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from dgjax.files import replace_file, replace_folder
+from dgjax.files import replace_file, replace_folder, rescue_at
 from dgjax.pictures.png import encode_png
 
 __all__ = ["check_export", "export_levels"]
@@ -38,9 +38,14 @@ def export_levels(place: Path, levels: UInt8[np.ndarray, "n h w c"]) -> None:
         levels: uint8 levels (n, H, W, 1 or 3).
 
     Raises:
-        ValueError: as of `check_export`, or if a file cannot be written.
+        ValueError: as of `check_export`, or if a file cannot be written; the message says where the
+            pictures are then.
     """
     check_export(place)
+    rescue_at(place, lambda place: _write(place, levels))
+
+
+def _write(place: Path, levels: np.ndarray) -> None:
     if place.suffix == ".npz":
         colours = np.repeat(levels, 3, -1) if levels.shape[-1] == 1 else levels
         replace_file(place, lambda stream: np.savez(stream, arr_0=colours))

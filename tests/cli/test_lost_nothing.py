@@ -26,7 +26,13 @@ def model(tmp_path_factory, small_model):
 def commands(tmp_path, model):
     Image.new("L", (4, 4)).save(tmp_path / "given.png")
     given, out = tmp_path / "given.png", tmp_path / "out"
+    data = tmp_path / "data.npz"
+    np.savez(data, x=np.random.default_rng(0).integers(0, 256, (8, 4, 4, 1), np.uint8))
+    evaluate = ["evaluate", "--model", model, "--data", data, "--part", "train", "--num", 4]
+    evaluate += ["--only", "png", "--steps", 2, "--num-density", 3]
     return {
+        "evaluation.json": [*evaluate, "--out", out],
+        "pictures": [*evaluate, "--export", out / "pictures", "--out", tmp_path / "figures"],
         "samples.npz": ["sample", "--model", model, "--num", 2, *FEW, "--out", out],
         "edit.npz": ["edit", given, "--model", model, *FEW, "--out", out],
         "page.html": [
@@ -37,7 +43,9 @@ def commands(tmp_path, model):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the names of open files in /proc")
-@pytest.mark.parametrize("name", ["samples.npz", "edit.npz", "page.html"])
+@pytest.mark.parametrize(
+    "name", ["samples.npz", "edit.npz", "page.html", "evaluation.json", "pictures"]
+)
 def test_a_full_disk_costs_no_sample(name, commands, run, tmp_path, monkeypatch):
     saved = tmp_path / "temporary"
     saved.mkdir()
@@ -51,7 +59,8 @@ def test_a_full_disk_costs_no_sample(name, commands, run, tmp_path, monkeypatch)
         fsync(descriptor)
 
     monkeypatch.setattr("os.fsync", full)
-    status, _, complaint = run(*commands[name])
+    (tmp_path / "out").mkdir()
+    status, shown, complaint = run(*commands[name])
     assert status == 1
     lines = [line for line in complaint.splitlines() if line.startswith("dgjax:")]
     assert len(lines) == 1
@@ -63,6 +72,12 @@ def test_a_full_disk_costs_no_sample(name, commands, run, tmp_path, monkeypatch)
     if name.endswith("npz"):
         with np.load(kept) as arrays:
             assert np.isfinite(arrays["x"]).all()
+    if name == "evaluation.json":  # shown, too
+        assert "PNG bytes" in shown
+        assert json.loads(kept.read_text())["figures"]["png_bytes"]["number"] == 4
+    if name == "pictures":
+        assert len([Image.open(file) for file in kept.glob("*.png")]) == 4
+        assert (tmp_path / "figures" / "evaluation.md").is_file()
     assert not any((tmp_path / "out").iterdir())
 
 
