@@ -20,6 +20,7 @@ import numpy as np
 
 __all__ = [
     "as_json",
+    "check_output_file",
     "output_folder",
     "replace_file",
     "replace_folder",
@@ -122,8 +123,10 @@ def output_folder(folder: Path) -> Iterator[Path]:
         folder: the folder to write to; made if it is missing.
 
     Raises:
-        ValueError: if `folder` cannot be written; where possible before the block runs.
+        ValueError: if `folder` cannot be written, or something else is in its place; where possible
+            before the block runs.
     """
+    folder = _target(folder, "folder", Path.is_dir)
     with _explain(folder):
         folder.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.TemporaryDirectory(dir=folder, prefix=".dgjax-")
@@ -136,6 +139,15 @@ def output_folder(folder: Path) -> Iterator[Path]:
             for file in files:
                 os.replace(file, folder / file.name)
             _sync(folder)
+
+
+def check_output_file(file: Path) -> None:
+    """Check, before its content is computed, that a file can take its place.
+
+    Raises:
+        ValueError: if something else is there, such as a folder or a device.
+    """
+    _target(file, "file", Path.is_file)
 
 
 def write_arrays(file: Path, arrays: Mapping[str, Any]) -> None:

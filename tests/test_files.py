@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 
 from dgjax import files
-from dgjax.files import as_json, output_folder, replace_file, replace_folder, write_json
+from dgjax.files import (
+    as_json,
+    check_output_file,
+    output_folder,
+    replace_file,
+    replace_folder,
+    write_json,
+)
 
 PARTIAL = f".{{}}.{'0' * 32}.partial"
 
@@ -154,6 +161,13 @@ def test_what_is_no_file_or_folder_stays(tmp_path, write):
     for name in ("pipe", "link"):
         with pytest.raises(ValueError, match=r"pipe: it is there and is no"):
             write(tmp_path / name)
+        with pytest.raises(ValueError, match=r"pipe: it is there and is no file"):
+            check_output_file(tmp_path / name)
+        with (
+            pytest.raises(ValueError, match=r"pipe: it is there and is no folder"),
+            output_folder(tmp_path / name),
+        ):
+            raise AssertionError("computed")
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
     other = {write_text: write_folder, write_folder: write_text}[write]
     other(tmp_path / "other")

@@ -28,7 +28,7 @@ from dgjax.cli.options import (
 from dgjax.devices.batches import batch_runner
 from dgjax.devices.progress import progress, say
 from dgjax.explorer import Exploration, Setting, check_images, render_page
-from dgjax.files import output_folder, rescue
+from dgjax.files import check_output_file, output_folder, rescue
 from dgjax.guidance.density import density_guidance
 from dgjax.guidance.noise import level_set_noise
 from dgjax.guidance.schedules import window
@@ -125,6 +125,7 @@ def command(
 
     items = np.repeat(np.arange(num), len(dials)), np.tile(dials, num)
     parts = []
+    check_output_file(out)
     with output_folder(out.parent):
         with progress("sampling", len(settings) * num * len(dials)) as show:
             for setting in settings:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from dgjax.files import replace_file, replace_folder, rescue_at
+from dgjax.files import check_output_file, replace_file, replace_folder, rescue_at
 from dgjax.pictures.png import encode_png
 
 __all__ = ["check_export", "export_levels"]
@@ -15,9 +15,11 @@ def check_export(place: Path) -> None:
     """Check that samples can be exported to `place`, before they are computed.
 
     Raises:
-        ValueError: if it is a file other than npz, or a folder that holds something already.
+        ValueError: if something else is in the place of an npz file, or if it is another file or a
+            folder that holds something already.
     """
     if place.suffix == ".npz":
+        check_output_file(place)
         return
     if place.exists() and not place.is_dir():
         raise ValueError(f"{place} is a file: name a new folder, or a file that ends in .npz")

@@ -81,6 +81,27 @@ def test_a_full_disk_costs_no_sample(name, commands, run, tmp_path, monkeypatch)
     assert not any((tmp_path / "out").iterdir())
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+@pytest.mark.parametrize("name", ["page.html", "pictures.npz"])
+def test_what_is_no_file_is_refused_before_anything_is_computed(
+    name, commands, run, tmp_path, monkeypatch
+):
+    def fail(*_, **__):
+        raise AssertionError("computed")
+
+    monkeypatch.setattr("dgjax.cli.explore.batch_runner", fail)
+    monkeypatch.setattr("dgjax.cli.evaluate.sample_model", fail)
+    (tmp_path / "out").mkdir()
+    os.mkfifo(tmp_path / "out" / name)
+    command = [
+        str(option).replace("pictures", "pictures.npz")
+        for option in commands[name.removesuffix(".npz")]
+    ]
+    status, _, complaint = run(*command)
+    assert (status, len(complaint.splitlines())) == (1, 1)
+    assert "it is there and is no file" in complaint
+
+
 @pytest.mark.parametrize("name", ["samples.npz", "edit.npz"])
 def test_a_figure_that_cannot_be_drawn_costs_no_sample(name, commands, run, tmp_path, monkeypatch):
     def fail(*_, **__):
