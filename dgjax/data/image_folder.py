@@ -113,7 +113,8 @@ def is_held_out(name: str, fraction: float) -> bool:
 
 def _notes(root: Path, count: int, beside: list[str], others: list[str]) -> Iterator[str]:
     if others:
-        yield f"skipped {len(others):,} files in {root} that are no images: {_list(others)}"
+        what = "1 file" if len(others) == 1 else f"{len(others):,} files"
+        yield f"skipped {what} in {root}, not images: {_list(others)}"
     if beside and len(beside) < count:
         yield (
             f"no classes, since not all images lie in sub-folders of {root}: {_list(beside)}; move "

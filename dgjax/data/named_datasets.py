@@ -232,7 +232,7 @@ def check_values(x: np.ndarray, what: str) -> None:
         row = int(bad[0])
         value = x[row].reshape(-1)[~finite[row]][0]
         raise ValueError(
-            f"{what} has {value:g} in row {row}, and {bad.size} such rows of {len(x)}: "
+            f"{what} has {value:g} in row {row}, like {bad.size} of {len(x)} rows: "
             "numbers must be finite and fit float32; take these rows out"
         )
     if x.min() == x.max():

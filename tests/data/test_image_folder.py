@@ -166,7 +166,7 @@ def test_hidden_and_other_files_are_passed_over(tmp_path):
     (tmp_path / "readme.txt").write_text("hello")
     data = load_folder(tmp_path, (4, 4, 1))
     assert len(data) == 1
-    assert data.notes == (f"skipped 1 files in {tmp_path} that are no images: readme.txt",)
+    assert data.notes == (f"skipped 1 file in {tmp_path}, not images: readme.txt",)
 
 
 def test_pictures_of_twelve_bits_in_sixteen_are_said(tmp_path):
@@ -186,7 +186,7 @@ def test_training_says_what_the_data_are(folder, tmp_path, capsys):
     fit(replace(config(folder), steps=1), tmp_path / "run")
     said = capsys.readouterr().err
     assert "data: " in said
-    assert "that are no images: notes.txt" in said
+    assert "not images: notes.txt" in said
 
 
 def test_parts_are_disjoint_whole_and_do_not_move_when_files_are_added(tmp_path):
