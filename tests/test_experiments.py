@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 import dgjax
+from dgjax.checkpoints.spec import build
 
 FOLDER = Path(__file__).parent.parent / "experiments"
 if not FOLDER.exists():
@@ -19,6 +20,7 @@ sys.path.insert(0, str(FOLDER))  # they import `claims` from beside them
 
 import claims  # noqa: E402
 import class_guidance  # noqa: E402
+import hand_scan  # noqa: E402
 import high_density  # noqa: E402
 import imperfect_score  # noqa: E402
 import noise_windows  # noqa: E402
@@ -282,3 +284,25 @@ def test_classes_are_told_apart_from_features():
     seen = rng.normal(size=(120, 8)) + 6 * np.eye(3, 8)[labels]
     predict = class_guidance.classifier(seen[:60], labels[:60])
     assert (predict(seen[60:]) == labels[60:]).mean() > 0.95
+
+
+def test_the_scan_by_hand_converges_to_what_sample_gives(sphere, keys):
+    x = dgjax.prior_sample(sphere, keys[0], SHAPE)
+    (exact, point), *by_hand = (
+        jax.jit(make(steps))(sphere, x, keys[1])
+        for make, steps in (
+            (hand_scan.by_sample, 64),
+            (hand_scan.by_hand, 200),
+            (hand_scan.by_hand, 400),
+        )
+    )
+    for place, end in ((0, exact), (1, point)):
+        errors = [np.abs(found[place] - end).max() for found in by_hand]
+        assert np.log2(errors[0] / errors[1]) == pytest.approx(1, abs=0.15)
+
+
+def test_a_network_is_traced_once_by_both(keys):
+    model = build(hand_scan.TOY)
+    x = dgjax.prior_sample(model, keys[0], (2,))
+    for make in (hand_scan.by_sample, hand_scan.by_hand):
+        assert hand_scan.traces(make(6), model, x, keys[1]) == 1
