@@ -25,6 +25,7 @@ from .evaluation.local_dimension import local_dimension
 from .evaluation.normality import Normality, h_statistic, normality
 from .evaluation.precision_recall import PrecisionRecall, precision_recall
 from .evaluation.reweighting import effective_sample_size, importance_weights, weighted_mean
+from .evaluation.route_gap import RouteGap, RouteGapStatistics, route_gap, route_gap_statistics
 from .guidance.classifier_free import autoguidance, classifier_free_guidance
 from .guidance.density import density_guidance, density_guidance_nats, forcing_nats
 from .guidance.detail_daemon import detail_daemon
@@ -134,6 +135,8 @@ __all__ = [
     "Posterior",
     "PrecisionRecall",
     "ReverseMode",
+    "RouteGap",
+    "RouteGapStatistics",
     "Sampled",
     "SamplerLaw",
     "ScorePrediction",
@@ -221,6 +224,8 @@ __all__ = [
     "rescale_time",
     "reverse_sde",
     "reverse_sde_ito",
+    "route_gap",
+    "route_gap_statistics",
     "sample",
     "sample_product",
     "sampler_law",

@@ -10,7 +10,13 @@ import typer
 import dgjax
 from dgjax.checkpoints.conditions import condition_model
 from dgjax.checkpoints.configuration import unknown_name
-from dgjax.cli.evaluation_report import level_entry, markdown, metric_entry, show
+from dgjax.cli.evaluation_report import (
+    level_entry,
+    markdown,
+    metric_entry,
+    route_entry,
+    show,
+)
 from dgjax.cli.exports import check_export_options, export_samples
 from dgjax.cli.options import (
     BATCH,
@@ -44,6 +50,7 @@ from dgjax.evaluation.metrics import (
     measure_inconsistency,
     measure_normality,
     measure_png_bytes,
+    measure_route_gap,
 )
 from dgjax.evaluation.normality import Normality
 from dgjax.evaluation.reference_data import (
@@ -57,7 +64,16 @@ from dgjax.pictures.image_files import FULL, check_levels
 
 __all__ = ["command"]
 
-SECTIONS = ("bits", "frechet", "precision-recall", "png", "alignment", "normality", "inconsistency")
+SECTIONS = (
+    "bits",
+    "frechet",
+    "precision-recall",
+    "png",
+    "alignment",
+    "normality",
+    "inconsistency",
+    "routes",
+)
 
 
 def command(
@@ -205,6 +221,9 @@ def command(
             h = measure_normality(chosen, reference, few, levels, *common)
         if "inconsistency" in names:
             gaps = measure_inconsistency(chosen, reference, few, levels, *common)
+        routes = None
+        if "routes" in names:
+            routes = measure_route_gap(chosen, reference, few, *common)
         summary = {
             **chosen.facts(),
             "version": dgjax.__version__,
@@ -223,6 +242,7 @@ def command(
             "figures": {name: metric_entry(metric) for name, metric in found.items()},
             "normality": [level_entry(*entry) for entry in h],
             "inconsistency": [level_entry(*entry) for entry in gaps],
+            "routes": None if routes is None else route_entry(routes, chosen.size),
         }
     # Figures are shown before they are written, and written before pictures: each step may fail.
     if json:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from textwrap import fill
 from typing import Any
 
 from dgjax.checkpoints.opened import density_title
@@ -10,8 +11,9 @@ from dgjax.evaluation.inconsistency import InconsistencyStatistics
 from dgjax.evaluation.intervals import Estimate
 from dgjax.evaluation.metrics import Metric
 from dgjax.evaluation.normality import Normality
+from dgjax.evaluation.route_gap import RouteGapStatistics
 
-__all__ = ["level_entry", "markdown", "metric_entry", "show"]
+__all__ = ["level_entry", "markdown", "metric_entry", "route_entry", "show"]
 
 # Name of each metric in the table, and format of its numbers.
 WORDS: dict[str, tuple[str, Callable[[float], str]]] = {
@@ -46,6 +48,12 @@ def level_entry(level: float, found: Normality | InconsistencyStatistics) -> dic
     return {"noise_level": level, **values}
 
 
+def route_entry(found: RouteGapStatistics, size: int) -> dict[str, Any]:
+    """Make the JSON entry of the difference between two routes, with D = `size`."""
+    values = {k: v._asdict() if isinstance(v, Estimate) else v for k, v in found._asdict().items()}
+    return {**values, "dimensions": size}
+
+
 def markdown(summary: dict[str, Any]) -> str:
     """Write the summary as a section of a model card."""
     parts = [f"# Evaluation of {summary['model']}", _preamble(summary)]
@@ -58,6 +66,8 @@ def markdown(summary: dict[str, Any]) -> str:
     if summary["inconsistency"]:
         parts.append(_about_inconsistency(summary))
         parts.append(_markdown_table(INCONSISTENCY_HEADER, _inconsistency_rows(summary, _interval)))
+    if summary["routes"]:
+        parts += [_trust(summary["routes"]), _about_routes(summary["routes"])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -77,6 +87,8 @@ def show(summary: dict[str, Any]) -> None:
             f"sigma/alpha, {count:,} data (0 for a true score; nats/dim but for asymmetry)"
         )
         table(title, INCONSISTENCY_HEADER, _inconsistency_rows(summary, _value))
+    if summary["routes"]:
+        print(fill(_trust(summary["routes"]), 80))
 
 
 def _header(summary: dict[str, Any]) -> list[str]:
@@ -193,6 +205,34 @@ def _about_inconsistency(summary: dict[str, Any]) -> str:
         "noise changes by a factor e (transport), at a fixed point while the noise changes by a "
         "factor e (residual), or while one of them moves by a draw of the noise (curl). Without "
         "unit: the asymmetry of the denoiser's Jacobian."
+    )
+
+
+def _trust(routes: dict[str, Any]) -> str:
+    """Say in one sentence how far log-densities of the model can be trusted."""
+    pair, lost = 2**0.5 * routes["spread"]["value"], routes["solver_error"]
+    if lost > pair:
+        return (
+            "How far the model's log-densities can be trusted is not known: with these steps the "
+            f"stated error of the solver, {lost:,.3g} nats, hides what the network adds to it."
+        )
+    return (
+        f"How far to trust it: with the route along which it is computed, the difference between "
+        f"the log-densities of two images changes by about {pair:,.3g} nats, which is "
+        f"{pair / routes['dimensions']:.2g} a dimension, because a network's score is not exactly "
+        "the gradient of a density; read no smaller difference as one of density."
+    )
+
+
+def _about_routes(routes: dict[str, Any]) -> str:
+    mean, spread = routes["mean"], routes["spread"]
+    return (
+        f"Routes, on {routes['samples']:,} data with the noise of t_min: the log-density along a "
+        "straight line from the noise to the image minus that along the PF-ODE is "
+        f"{_interval(mean)} nats in the mean, with a standard deviation of {_interval(spread)} "
+        "between images, from which the noise of the probes "
+        f"({routes['probe_error']:.2g} nats) is subtracted; the stated errors of both integrals "
+        f"are {routes['solver_error']:.2g} nats. For a true score all of it is 0."
     )
 
 

@@ -27,10 +27,13 @@ from dgjax.evaluation.intervals import Estimate, mean_interval
 from dgjax.evaluation.normality import Normality, h_statistic, normality
 from dgjax.evaluation.precision_recall import precision_recall
 from dgjax.evaluation.reference_data import ComparedSets, ReferenceData
+from dgjax.evaluation.route_gap import RouteGapStatistics, route_gap, route_gap_statistics
 from dgjax.model.divergence import Hutchinson
 from dgjax.pictures.latents import from_pictures
 from dgjax.pictures.png import encode_png
 from dgjax.pictures.quantization import bits_per_dim, dequantize
+from dgjax.sampling.solvers import default_divergence
+from dgjax.sampling.time_grids import grid_logsnr
 
 __all__ = [
     "Metric",
@@ -40,7 +43,11 @@ __all__ = [
     "measure_inconsistency",
     "measure_normality",
     "measure_png_bytes",
+    "measure_route_gap",
 ]
+
+
+LEAST_STEPS = 6  # of a route, whose points are differentiated
 
 
 class Metric(NamedTuple):
@@ -233,6 +240,41 @@ def measure_inconsistency(
     return [
         (level, inconsistency_statistics(points, confidence=confidence)) for level, points in levels
     ]
+
+
+def measure_route_gap(
+    model: Model,
+    reference: ReferenceData,
+    num: int,
+    settings: SolverSettings,
+    confidence: float,
+) -> RouteGapStatistics:
+    """Measure by how much log-densities of data with the noise of t_min depend on the route.
+
+    Args:
+        model: the model.
+        reference: the data, of which the first `num` samples are used.
+        num: number of samples.
+        settings: of the solver.
+        confidence: of the intervals, in (0, 1).
+    """
+    divergence = default_divergence(settings.probes, settings.solver, model.size)
+    grid = grid_logsnr(model.field, max(settings.steps, LEAST_STEPS))
+    x, labels = from_pictures(model, reference.samples(0, num)), reference.conditions(num)
+
+    @jax.jit
+    def run(field, batch):
+        def one(x, key, label):
+            keys = jax.random.split(key)
+            noise = jax.random.normal(keys[0], x.shape, x.dtype)
+            options = {"divergence": divergence, "cond": label, "solver": settings.solver}
+            return route_gap(field, x, noise, grid, key=keys[1], **options)
+
+        return jax.vmap(one)(*batch)
+
+    items = (x, jax.random.split(jax.random.key(settings.seed), num), labels)
+    gaps = map_batches("two routes", run, items, settings.batch, model.field)
+    return route_gap_statistics(gaps, confidence=confidence)
 
 
 def _at_noise_levels(

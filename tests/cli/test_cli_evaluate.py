@@ -73,7 +73,7 @@ def measure(run, folder, data, out, names):
 
 @pytest.mark.slow
 def test_density_of_an_exact_model(folder, data, tmp_path, run):
-    names = ("bits", "normality")
+    names = ("bits", "normality", "routes")
     summary, text, tables, printed = measure(run, folder, data, tmp_path / "out", names)
     found = summary["figures"]
     assert [*found] == ["bits_per_dim"]
@@ -90,6 +90,13 @@ def test_density_of_an_exact_model(folder, data, tmp_path, run):
     assert entry["probe_standard_error"] < 1e-4  # every Jacobian is a multiple of the identity
     assert f"| bits/dim of data | {entry['value']:.3f} |" in text
     assert f"{entry['value']:.3f}" in printed
+
+    routes = summary["routes"]
+    assert (routes["samples"], routes["dimensions"]) == (20, 64)
+    assert abs(routes["mean"]["value"]) < 3 * routes["solver_error"]  # of Heun, in all alike
+    assert routes["spread"]["value"] < 0.3 * routes["solver_error"]
+    assert "is not known: with these steps" in " ".join(printed.split())
+    assert "For a true score all of it is 0." in text
 
     levels = summary["normality"]
     np.testing.assert_allclose([e["noise_level"] for e in levels][::4], [T_MIN, 80], rtol=1e-5)
