@@ -8,8 +8,9 @@ gets each as one file; its checksum is compared.
     python experiments/emoji.py FOLDER_OF_THE_FILES
     dgjax train emoji
 
-Flags and symbols are left out, and so are variants of skin. Pictures lie on white and are reduced
-by means of squares of pixels. A class is a style and a theme, "flat animals". A subject in all
+Smileys and people are taken: after 8,000 steps with all themes, what the network drew of animals and
+things was blobs. Variants of skin are left out. Pictures lie on white and are reduced
+by means of squares of pixels. A class is a style and a theme, "flat people". A subject in all
 styles, with the variants of its gender, is either in training or held out, by a hash of its code.
 
 The arrays (`x`, `labels`, `subjects`, the same of the part held out, and the names `classes`) go to
@@ -42,11 +43,6 @@ OUT = Path("emoji.npz")
 THEMES = {  # Unicode's groups, and our words
     "Smileys & Emotion": "smileys",
     "People & Body": "people",
-    "Animals & Nature": "animals",
-    "Food & Drink": "food",
-    "Travel & Places": "places",
-    "Activities": "activities",
-    "Objects": "objects",
 }
 PERSON = {"1f468": "1f9d1", "1f469": "1f9d1"}  # man and woman are drawn like the person
 IGNORED = {"2640", "2642", "fe0f", "200d"}  # signs of gender, variant and joining
