@@ -8,10 +8,10 @@ gets each as one file; its checksum is compared.
     python experiments/emoji.py FOLDER_OF_THE_FILES
     dgjax train emoji
 
-Smileys and people are taken: after 8,000 steps with all themes, what the network drew of animals and
-things was blobs. Variants of skin are left out. Pictures lie on white and are reduced
-by means of squares of pixels. A class is a style and a theme, "flat people". A subject in all
-styles, with the variants of its gender, is either in training or held out, by a hash of its code.
+Smileys and people are taken, since after 8,000 steps with all themes the network drew animals and
+things as blobs. Variants of skin are left out. Pictures lie on white and are reduced by means of
+squares of pixels. A class is a style and a theme, "flat people". A subject in all styles, with the
+variants of its gender, is either in training or held out, by a hash of its code.
 
 The arrays (`x`, `labels`, `subjects`, the same of the part held out, and the names `classes`) go to
 ./emoji.npz, credits and figures of the set to emoji_credits.md, a sample to figures/.
