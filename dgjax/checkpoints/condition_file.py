@@ -44,12 +44,18 @@ def read_condition(file: Path) -> StoredCondition:
         ValueError: if it cannot be read, holds anything but numbers, or no condition.
     """
     try:
-        with file.open("rb") as stream, np.load(stream) as stored:
-            arrays = dict(stored)
+        with file.open("rb") as stream:
+            stored = np.load(stream)
+            arrays = dict(stored) if isinstance(stored, np.lib.npyio.NpzFile) else None
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{file} cannot be read as an npz file of a condition: {str(error).splitlines()[0]}"
         ) from error
+    if arrays is None:
+        raise ValueError(
+            f"{file} holds one array without a name: write an npz file of named arrays, such as "
+            "numpy.savez(FILE, encoder_hidden_states=...)"
+        )
     tree: dict[str, Any] = {}
     for name, array in arrays.items():
         if array.dtype.kind not in "fiub" or not np.isfinite(array).all():
@@ -83,7 +89,7 @@ def check_condition(field: Field, cond: Cond, what: str) -> None:
     x = jnp.zeros(field.shape)
     try:
         jax.eval_shape(lambda cond: field.pair(field.t_max, x, cond).eps, cond)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise ValueError(f"the model does not take {what}: {str(error).splitlines()[0]}") from error
 
 

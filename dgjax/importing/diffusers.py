@@ -75,7 +75,7 @@ AVERAGE_SETTINGS = {
     *("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step"),
     "use_ema_warmup",
 }
-NO_TEXT = "there is no text encoder: pass the embeddings of prompts as cond in Python"
+NO_TEXT = "there is no text encoder: pass the embeddings of prompts as cond"
 TIMES = {"time_step": "time steps", "noise_level": "noise levels"}
 
 

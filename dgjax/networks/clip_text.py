@@ -100,6 +100,7 @@ class CLIPText(nnx.Module):
     """The text encoder of CLIP: `encoder(tokens) -> EncodedText` of one prompt.
 
     It is `CLIPTextModel` of transformers, and with a `projection` `CLIPTextModelWithProjection`.
+    Vectors are in float32 whatever the precision of the weights.
 
     Args:
         vocabulary: number of tokens.
@@ -178,6 +179,7 @@ class CLIPText(nnx.Module):
                 "belongs to another encoder"
             )
         h = self.token_embedding(tokens) + self.position_embedding(jnp.arange(tokens.size))
+        h = h.astype(jnp.promote_types(h.dtype, jnp.float32))
         before = h
         for layer in self.layers:
             before, h = h, layer(h)

@@ -12,7 +12,7 @@ from flax import nnx
 
 from dgjax.checkpoints.arrays import from_named, to_named
 from dgjax.checkpoints.checkpoint import Meta, load_prompt_encoder, save
-from dgjax.checkpoints.conditions import encode_prompts, find_condition
+from dgjax.checkpoints.conditions import Negative, encode_prompts, find_condition
 from dgjax.checkpoints.opened import open_model
 from dgjax.checkpoints.prompts import PromptEncoder, build_text_encoder
 from dgjax.checkpoints.spec import ModelSpec, build, build_autoencoder, build_network
@@ -162,7 +162,7 @@ def test_prompts_are_lines_and_name_their_folders(tmp_path):
 
 
 def test_a_prompt_that_is_too_long_is_told_by_its_number(folder, chosen):
-    options = {"negative": None, "guided": True, "distilled": None}
+    options = {"negative": Negative(), "distilled": None}
     with pytest.raises(ValueError, match="prompt 2 of 3: the prompt has 5 tokens"):
         encode_all(chosen, ["a cat", "a cat hat tea a", "a"], **options)
     found = encode_all(chosen, ["a cat", "hat"], **options)
@@ -218,8 +218,8 @@ def test_a_file_of_embeddings_is_the_prompt(folder, chosen, tmp_path):
     file = tmp_path / "cat.npz"
     encode = load_prompt_encoder(folder)
     np.savez(file, **flat(encode("a cat")), **flat(encode.negative(), "negative."))
-    wanted = find_condition(chosen, None, "a cat", guided=True)
-    found = choose_condition(chosen, None, None, file=file, guided=True)
+    wanted = find_condition(chosen, None, "a cat", negative=Negative())
+    found = choose_condition(chosen, None, None, file=file, negative=Negative())
     for name in ("cond", "null"):
         a, b = getattr(found, name), getattr(wanted, name)
         jax.tree.map(np.testing.assert_array_equal, a, b)
@@ -234,31 +234,31 @@ GOOD |= {"added_cond_kwargs.time_ids": np.zeros(6)}
 
 
 @pytest.mark.parametrize(
-    ("changes", "guided", "message"),
+    ("changes", "negative", "message"),
     [
-        ({"encoder_hidden_states": np.zeros((1, TOKENS, SIZE))}, False, r"shape \(1, 6, 6\)"),
-        ({"encoder_hidden_states": np.full((TOKENS, SIZE), np.nan)}, False, "finite numbers"),
-        ({"encoder_hidden_states": np.array("a cat")}, False, "finite numbers"),
-        ({"pooled": np.zeros(3)}, False, "which this network does not take"),
-        ({"added_cond_kwargs": np.zeros(3)}, False, "arrays inside added_cond_kwargs"),
-        ({}, True, "nothing to guide away from: add arrays .* negative.enc"),
-        ({"negative.cond": np.zeros((TOKENS, SIZE))}, True, "not take the negative arrays"),
-        (None, False, "cannot be read as an npz file"),
+        ({"encoder_hidden_states": np.zeros((1, TOKENS, SIZE))}, None, r"shape \(1, 6, 6\)"),
+        ({"encoder_hidden_states": np.full((TOKENS, SIZE), np.nan)}, None, "finite numbers"),
+        ({"encoder_hidden_states": np.array("a cat")}, None, "finite numbers"),
+        ({"pooled": np.zeros(3)}, None, "which this network does not take"),
+        ({"added_cond_kwargs": np.zeros(3)}, None, "arrays inside added_cond_kwargs"),
+        ({}, Negative(), "nothing to guide away from: add arrays .* negative.enc"),
+        ({"negative.cond": np.zeros((TOKENS, SIZE))}, Negative(), "not take the negative arrays"),
+        (None, None, "cannot be read as an npz file"),
     ],
 )
-def test_what_a_file_of_a_condition_lacks_is_one_line(changes, guided, message, chosen, tmp_path):
+def test_what_a_file_of_a_condition_lacks_is_one_line(changes, negative, message, chosen, tmp_path):
     file = tmp_path / "cond.npz"
     if changes is None:
         Path(file).write_text("no archive")
     else:
         np.savez(file, **(changes | GOOD if "added_cond_kwargs" in changes else GOOD | changes))
     with pytest.raises(ValueError, match=message) as caught:
-        find_condition(chosen, None, None, file=file, guided=guided)
+        find_condition(chosen, None, None, file=file, negative=negative)
     assert re.search("\n", str(caught.value)) is None
 
 
 def test_the_window_of_guidance_is_in_log_snr(chosen):
-    given = find_condition(chosen, None, "a cat", guided=True)
+    given = find_condition(chosen, None, "a cat", negative=Negative())
     (guide,) = class_guides(chosen, None, given, 3.0, (-3.0, 2.0))
     assert [float(guide.interval(jnp.float32(x))) for x in (-4.0, -3.0, 1.0, 2.0)] == [0, 1, 1, 0]
     with pytest.raises(ValueError, match="needs a --guidance other than 1"):
