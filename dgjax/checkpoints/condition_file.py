@@ -49,7 +49,7 @@ def read_condition(file: Path) -> StoredCondition:
             arrays = dict(stored) if isinstance(stored, np.lib.npyio.NpzFile) else None
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
-            f"{file} cannot be read as an npz file of a condition: {str(error).splitlines()[0]}"
+            f"{file} cannot be read as an npz file of a condition: {_reason(error)}"
         ) from error
     if arrays is None:
         raise ValueError(
@@ -90,7 +90,13 @@ def check_condition(field: Field, cond: Cond, what: str) -> None:
     try:
         jax.eval_shape(lambda cond: field.pair(field.t_max, x, cond).eps, cond)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        raise ValueError(f"the model does not take {what}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"the model does not take {what}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error's message, without the number of an error of files."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.splitlines()[0]
 
 
 def _bare(tree: Any) -> Any:

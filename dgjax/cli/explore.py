@@ -196,6 +196,9 @@ def _about(chosen: Model, given: Condition, how: str) -> dict[str, str]:
     if given.label is not None:
         what = f"class {given.label}"
         condition = f" for {what}, log p(x | {given.label})"
+    if given.file is not None:
+        what = f"condition of {given.file}"
+        condition = f" for the {what}, log p(x | condition)"
     if given.prompt is not None:
         what = f"prompt {given.prompt!r}"
         condition = f" for the {what}, log p(x | prompt)"

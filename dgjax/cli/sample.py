@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import numpy as np
@@ -230,7 +231,9 @@ def command(
     if json:
         print(as_json(summary))
     if chosen.has_pictures and texts is None:
-        say(f"next: dgjax explore --model {model}, a page in which you turn q")
+        same = {"--model": model, "--class": class_, "--prompt": prompt, "--cond": cond}
+        words = [f"{name} {quote(str(v))}" for name, v in same.items() if v is not None]
+        say(f"next: dgjax explore {' '.join(words)}, a page in which you turn q")
 
 
 def _write_all(

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -11,12 +12,14 @@ import pytest
 from flax import nnx
 
 from dgjax.checkpoints.arrays import from_named, to_named
-from dgjax.checkpoints.checkpoint import Meta, load_prompt_encoder, save
+from dgjax.checkpoints.checkpoint import Meta, load_prompt_encoder, save, weight_bytes
 from dgjax.checkpoints.conditions import Negative, encode_prompts, find_condition
 from dgjax.checkpoints.opened import open_model
 from dgjax.checkpoints.prompts import PromptEncoder, build_text_encoder
+from dgjax.checkpoints.resolution import resize
 from dgjax.checkpoints.spec import ModelSpec, build, build_autoencoder, build_network
 from dgjax.checkpoints.tokenizer import Tokenizer
+from dgjax.checkpoints.weights_file import read_weights, write_weights
 from dgjax.cli.class_guidance import check_guidance_window, class_guides
 from dgjax.cli.options import choose_condition
 from dgjax.cli.prompt_file import encode_all, prompt_folders, read_prompts
@@ -185,6 +188,19 @@ def test_another_resolution_has_the_same_weights_and_tells_the_network(folder, c
     assert jax.eval_shape(large.autoencoder.decode, x).shape == (12, 16, 3)
 
 
+def test_the_condition_of_stable_diffusion_3_has_no_size_of_a_picture():
+    network = {"kind": "sd3_transformer", "num_layers": 1, "num_attention_heads": 1}
+    network |= {"attention_head_dim": 4, "joint_attention_dim": SIZE, "pooled_projection_dim": 2}
+    noise = {"kind": "noise"}
+    spec = ModelSpec((4, 4, 4), network, {"kind": "edm"}, noise, t_min=0.1, t_max=20.0)
+    text = {"condition": {"kind": "stable_diffusion_3", "size": SIZE, "tokens": TOKENS}}
+    meta = Meta(spec, "none", (-1.0, 1.0), "none", 0, autoencoder=AUTOENCODER, text=text)
+    decoder = nnx.eval_shape(lambda: build_autoencoder(AUTOENCODER, spec.shape))
+    model = build(spec, drawn(lambda: build_network(spec)))
+    _, large, _ = resize(model, meta, decoder, 12, 16)
+    assert (large.shape, large.text) == ((6, 8, 4), text)
+
+
 @pytest.mark.parametrize(
     ("size", "message"),
     [
@@ -205,6 +221,26 @@ def test_weights_of_one_resolution_are_refused(small_model, tmp_path):
     small_model(tmp_path / "vector", (3,), spread=0.5)
     with pytest.raises(ValueError, match="are no pictures"):
         open_model(str(tmp_path / "vector"), height=8)
+
+
+def test_weights_of_half_the_size(folder, chosen):
+    half = open_model(str(folder), dtype="bfloat16")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(half.field.network)} == {"bfloat16"}
+    assert 2 * weight_bytes(folder, half.dtype) == weight_bytes(folder)
+    assert half.facts() == {**chosen.facts(), "dtype": "bfloat16"}
+    (found,) = encode_prompts(half, ["a cat"])
+    encode = load_prompt_encoder(folder)
+    rounded = lambda a: a.astype(jnp.bfloat16).astype(jnp.float32)
+    wanted = replace(encode, encoders=jax.tree.map(rounded, encode.encoders))("a cat")
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(found.cond))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found.cond, wanted)
+
+
+def test_weights_too_large_for_float16_are_refused(tmp_path):
+    write_weights(tmp_path / "it", {"a": np.float32([1e5])})
+    like = {"a": jax.ShapeDtypeStruct((1,), np.float16)}
+    with pytest.raises(ValueError, match="weight a .* not finite as float16: take bfloat16"):
+        read_weights(tmp_path / "it", like, "it", None)
 
 
 def flat(cond, prefix=""):
