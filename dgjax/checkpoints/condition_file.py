@@ -78,6 +78,8 @@ def read_condition(file: Path) -> StoredCondition:
 def check_condition(field: Field, cond: Cond, what: str) -> None:
     """Check that a network takes a condition. The network is traced, not evaluated.
 
+    Whole numbers stay concrete, so that networks check the range of labels.
+
     Args:
         field: the model, which knows the shape of its samples.
         cond: the condition.
@@ -87,8 +89,15 @@ def check_condition(field: Field, cond: Cond, what: str) -> None:
         ValueError: if the network refuses it.
     """
     x = jnp.zeros(field.shape)
+    leaves, structure = jax.tree.flatten(cond)
+    known = [jnp.issubdtype(jnp.result_type(leaf), jnp.integer) for leaf in leaves]
+
+    def predict(x, traced):
+        chosen = [leaf if k else t for leaf, t, k in zip(leaves, traced, known, strict=True)]
+        return field.pair(field.t_max, x, jax.tree.unflatten(structure, chosen)).eps
+
     try:
-        jax.eval_shape(lambda cond: field.pair(field.t_max, x, cond).eps, cond)
+        jax.eval_shape(predict, x, leaves)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise ValueError(f"the model does not take {what}: {_reason(error)}") from error
 

@@ -5,6 +5,7 @@ import pytest
 
 import dgjax
 from dgjax.checkpoints.condition_file import check_condition, read_condition
+from dgjax.networks.inputs import check_label
 
 
 @pytest.mark.parametrize("names", [("a.b", "a"), ("a", "a.b")])
@@ -50,3 +51,16 @@ def test_whatever_a_network_raises_is_one_line(error):
     field = dgjax.field(network, path, noise, t_min=0.1, t_max=9.0, shape=(2,))
     with pytest.raises(ValueError, match=r"^the model does not take it: .+$"):
         check_condition(field, {}, "it")
+
+
+def test_a_label_out_of_range_is_refused():
+    def network(x, t, cond):
+        check_label(cond, 4)
+        return x
+
+    field = dgjax.field(
+        network, dgjax.edm(), dgjax.NoisePrediction(), t_min=0.1, t_max=9.0, shape=(2,)
+    )
+    check_condition(field, np.array(4), "it")
+    with pytest.raises(ValueError, match="does not take it: label 5 is out of range"):
+        check_condition(field, np.array(5), "it")

@@ -239,7 +239,7 @@ def test_weights_of_half_the_size(folder, chosen):
 def test_weights_too_large_for_float16_are_refused(tmp_path):
     write_weights(tmp_path / "it", {"a": np.float32([1e5])})
     like = {"a": jax.ShapeDtypeStruct((1,), np.float16)}
-    with pytest.raises(ValueError, match="weight a .* not finite as float16: take bfloat16"):
+    with pytest.raises(ValueError, match=r"weight a .* not finite as float16: take bfloat16"):
         read_weights(tmp_path / "it", like, "it", None)
 
 
