@@ -64,3 +64,5 @@ def test_a_label_out_of_range_is_refused():
     check_condition(field, np.array(4), "it")
     with pytest.raises(ValueError, match="does not take it: label 5 is out of range"):
         check_condition(field, np.array(5), "it")
+    with pytest.raises(ValueError, match=r"the number of a class, and cond has \['a'\]"):
+        check_condition(field, {"a": np.zeros(2)}, "it")
