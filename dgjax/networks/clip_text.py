@@ -179,7 +179,6 @@ class CLIPText(nnx.Module):
                 "belongs to another encoder"
             )
         h = self.token_embedding(tokens) + self.position_embedding(jnp.arange(tokens.size))
-        h = h.astype(jnp.promote_types(h.dtype, jnp.float32))
         before = h
         for layer in self.layers:
             before, h = h, layer(h)
