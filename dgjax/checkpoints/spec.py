@@ -203,7 +203,8 @@ def _check_sizes(where: str, values: Mapping[str, Any]) -> None:
         for number in value if isinstance(value, tuple | list) else (value,):
             if isinstance(number, int) and number > most:
                 raise ValueError(f"{where}: {name} must be at most {most:,}, got {number:,}")
-    if values.get("num_classes", 1) == 0:
+    classes = values.get("num_classes")
+    if isinstance(classes, int) and classes < 1:
         raise ValueError(f"{where}: num_classes must be positive, or left out for no classes")
 
 

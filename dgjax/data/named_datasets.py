@@ -118,16 +118,25 @@ def _fashion_mnist(folder: Path | None, part: str) -> Dataset:
 
 
 def _download(name: str, sha256: str) -> Path:
+    other = (
+        f"put {name} and the other files in a folder and set data.path to it, or on Debian "
+        "`apt install dataset-fashion-mnist`"
+    )
     try:
         import pooch
-
+    except ImportError:
+        raise ValueError(
+            f"Fashion-MNIST is not on this machine: `{install_line('train')}` downloads it. Or "
+            f"{other}"
+        ) from None
+    try:
         cache = pooch.os_cache("dgjax") / "fashion-mnist"
         return Path(pooch.retrieve(UPSTREAM + name, f"sha256:{sha256}", name, cache))
-    except Exception as error:  # no pooch, no network or a wrong hash: the fix is the same
+    except Exception as error:  # no network (with a long text), or a wrong hash
+        reason = error if isinstance(error, ValueError) else type(error).__name__
         raise ValueError(
-            f"Fashion-MNIST is not on this machine and cannot be downloaded ({error}): "
-            f"`apt install dataset-fashion-mnist`, or put {name} and the other files in a folder "
-            f"and set data.path to it, or `{install_line('train')}`"
+            f"Fashion-MNIST is not on this machine, and {UPSTREAM + name} cannot be downloaded "
+            f"({reason}): try again with a network, or {other}"
         ) from error
 
 
