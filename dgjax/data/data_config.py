@@ -8,6 +8,7 @@ from dgjax.pictures.image_files import check_levels
 
 __all__ = ["DataConfig"]
 
+LONGEST = 1000
 LEAST_SIGMA, MOST_SIGMA = 1e-15, 1e15  # float32 holds their squares
 
 
@@ -46,6 +47,10 @@ class DataConfig:
             raise ValueError(
                 f"data: sigma_data must be positive, in [{LEAST_SIGMA:g}, {MOST_SIGMA:g}], got "
                 f"{self.sigma_data}"
+            )
+        if not (self.licence or "").isprintable() or len(self.licence or "") > LONGEST:
+            raise ValueError(
+                f"data: licence must be one line of at most {LONGEST:,} printable characters"
             )
         if self.crop not in CROPS:
             raise unknown_name("data: crop", self.crop, CROPS)

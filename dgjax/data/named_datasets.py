@@ -184,6 +184,11 @@ def _npz(path: str | os.PathLike | None, part: str) -> Dataset:
     try:
         with np.load(path) as arrays:
             contents = {n: arrays[n] for n in (name, names, "classes") if n in arrays}
+    except ValueError as error:  # NumPy's own text advises to load it as a pickle
+        raise ValueError(
+            f"cannot read {path} as npz (damaged, or not of numbers): set data.path to the file, "
+            "or write it again"
+        ) from error
     except Exception as error:  # NumPy and zipfile raise many kinds of errors on damaged files
         raise ValueError(
             f"cannot read {path} as npz ({error}): set data.path to the file, or write it again"

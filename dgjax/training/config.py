@@ -310,7 +310,5 @@ def make_optimiser(config: TrainConfig) -> optax.GradientTransformation:
         rate = optax.warmup_cosine_decay_schedule(0.0, o.learning_rate, warmup, config.steps)
     else:  # joined, since a linear schedule of 0 steps stays at 0 for ever
         increase = optax.linear_schedule(0.0, o.learning_rate, warmup)
-        rate = optax.join_schedules(
-            [increase, optax.constant_schedule(o.learning_rate)], [warmup]
-        )
+        rate = optax.join_schedules([increase, optax.constant_schedule(o.learning_rate)], [warmup])
     return optax.chain(optax.clip_by_global_norm(o.clip), optax.adam(rate, b2=o.beta2))
