@@ -7,7 +7,8 @@ import sys
 import pytest
 
 import dgjax
-from dgjax.cli import COMMANDS
+from dgjax.cli import COMMANDS, main
+from dgjax.training import load_config
 
 HEAVY = ("jax", "diffrax", "flax", "orbax", "scipy", "matplotlib")
 
@@ -41,6 +42,16 @@ def test_the_package_is_a_program():
         [sys.executable, "-m", "dgjax", "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout == f"dgjax {dgjax.__version__}\n"
+
+
+def test_a_shipped_configuration_is_shown_to_copy(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["dgjax", "train", "digits", "--show"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    (tmp_path / "mine.toml").write_text(capsys.readouterr().out)
+    assert load_config("mine.toml") == load_config("digits")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]  # it trained nothing
 
 
 def test_every_name_is_imported_when_it_is_used():

@@ -69,13 +69,8 @@ def adam(gradients, rates, beta2, clip):
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
 def test_the_optimiser_is_adam_with_clipping_warm_up_and_schedule(file, schedule, warmup):
     values = load_config(file).to_dict()
-    section = {
-        "learning_rate": 0.1,
-        "warmup": warmup,
-        "clip": 2.0,
-        "beta2": 0.9,
-        "schedule": schedule,
-    }
+    section = {"learning_rate": 0.1, "warmup": warmup, "schedule": schedule}
+    section |= {"clip": 2.0, "beta2": 0.9}
     optimiser = make_optimiser(TrainConfig.from_dict({**values, "optimiser": section}))
     gradients = np.random.default_rng(0).normal(size=24) * 3
     k = np.arange(24)
