@@ -62,7 +62,10 @@ def load_data(data: DataConfig, shape: tuple[int, ...], part: str = "train") -> 
     if data.dataset != "folder" or data.path is None:
         return load_dataset(data.dataset, data.path, part)
     if part == "held-out" and not data.held_out:
-        raise NoHeldOut(f"{data.path} has no held-out part: set held_out to a fraction above 0")
+        raise NoHeldOut(
+            f"{data.path} has no held-out part: set held_out to a fraction above 0, or take the "
+            "part train"
+        )
     return load_folder(
         data.path,
         shape,
@@ -195,7 +198,10 @@ def _npz(path: str | os.PathLike | None, part: str) -> Dataset:
         ) from error
     x, labels = contents.get(name), contents.get(names)
     if x is None and part == "held-out":
-        raise NoHeldOut(f"{path} has no held-out part: add an array held_out (M, *shape)")
+        raise NoHeldOut(
+            f"{path} has no held-out part: add an array held_out (M, *shape), or take the part "
+            "train"
+        )
     if x is None or x.ndim < 2 or x.size == 0:
         raise ValueError(f"{path} must hold an array {name} (N, *shape) with N > 0")
     if labels is not None and (labels.shape != x.shape[:1] or labels.dtype.kind not in "iu"):
