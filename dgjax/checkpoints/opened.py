@@ -21,6 +21,8 @@ SHOWN = 40  # characters of a prompt in a title
 
 __all__ = ["Model", "condition_on_class", "density_title", "find_label", "open_model"]
 
+MOST_NAMED = 12  # classes in a message
+
 
 class Model(NamedTuple):
     """A loaded model in sampling coordinates, and the facts about it.
@@ -210,5 +212,8 @@ def _named_label(chosen: Model, name: str) -> int:
     if name.strip().lower() not in found:
         near = difflib.get_close_matches(name.lower(), found, n=3)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        if not near:
+            known = ", ".join([*found][:MOST_NAMED]) + (", ..." if len(found) > MOST_NAMED else "")
+            hint = f": it has {known}" if found else ": its classes have no names, give a number"
         raise ValueError(f"the model {chosen.name} knows no class called {name!r}{hint}")
     return found[name.strip().lower()]

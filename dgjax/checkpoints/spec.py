@@ -101,7 +101,7 @@ TEXT_ENCODERS: dict[str, Callable[..., Any]] = {"clip_text": CLIPText, "t5_text"
 LAYERS = (
     *("depth", "blocks", "num_blocks", "num_layers", "num_single_layers", "layers_per_block"),
 )
-MOST_LAYERS, MOST_UNITS, MOST_ELEMENTS = 1000, 10**6, 10**9
+MOST_LAYERS, MOST_UNITS, MOST_ELEMENTS = 200, 10**6, 10**9
 # Arguments of `affine_time`.
 CLOCK = ("rate", "offset")
 
@@ -182,7 +182,8 @@ class ModelSpec:
             ValueError: naming the key that is unknown or missing, or the value that is wrong.
         """
         names = [f.name for f in fields(cls)]
-        check_names("model", {"clock": {}, **values}, names, required=True)
+        given = {"clock": {}, **values} if isinstance(values, Mapping) else values
+        check_names("model", given, names, required=True)
         shape = values["shape"]
         if not isinstance(shape, list | tuple):
             raise ValueError(f"model: shape must be a list, got {shape!r}")

@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import jax
@@ -110,7 +111,7 @@ def command(
             f"EMA width {ema_width:g} at step {plan.step}, made of {len(plan.steps)} "
             f"snapshots; its profile is off by {plan.error:.2%}"
         )
-    say(f"{state} at step {steps}; sample it: dgjax sample --model {model}")
+    say(f"{state} at step {steps}; sample it: dgjax sample --model {quote(str(model))}")
     if not finished:
         raise typer.Exit(STOPPED)  # so that `dgjax train ... && dgjax evaluate ...` ends here
 
