@@ -121,6 +121,11 @@ def open_model(
         autoencoder = build_autoencoder(PIXELS, meta.shape)
         field, meta, autoencoder = resize(field, meta, autoencoder, height, width)
         return Model(repath(field, edm(7.0)), meta, name, autoencoder)
+    if name.endswith(".py"):
+        raise ValueError(
+            f"{name} is a file of code: name the function in it that makes the model, as "
+            f"{name}:FUNCTION"
+        )
     is_folder = name not in pretrained_models() and (os.sep in name or os.path.isdir(name))
     if is_folder:
         sharding = choose_weight_sharding(lambda: weight_bytes(name, dtype), jax.local_devices())
