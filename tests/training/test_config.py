@@ -86,6 +86,14 @@ def test_the_optimiser_is_adam_with_clipping_warm_up_and_schedule(file, schedule
     np.testing.assert_allclose(found, adam(gradients, rates, 0.9, 2.0), rtol=1e-5)
 
 
+def test_a_network_larger_than_the_memory_is_refused_before_it_is_made(file, tmp_path):
+    values = load_config(file).to_dict()
+    values["model"]["network"] = {"kind": "mlp", "width": 10**6, "depth": 3}
+    with pytest.raises(ValueError, match=r"averages take .* GB and this machine has .* GB"):
+        fit(TrainConfig.from_dict(values), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
 # Earlier versions
 
 
