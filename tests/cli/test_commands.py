@@ -37,6 +37,13 @@ finally:
     assert done.returncode == (2 if options == ["nothing"] else 0)
 
 
+def test_a_mistyped_command_is_corrected(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["dgjax", "smaple", "--num", "3"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "'smaple', did you mean 'sample'?" in capsys.readouterr().err
+
+
 def test_the_package_is_a_program():
     done = subprocess.run(
         [sys.executable, "-m", "dgjax", "--version"], capture_output=True, text=True, check=True
