@@ -150,5 +150,9 @@ def explain_damage(place: Path, *kinds: type[Exception]) -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """Return the kind of an exception and the first line of its message, at most 200 characters."""
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    """Return the first line of an exception's message, at most 200 characters.
+
+    The kind of the exception comes before it, except of a ValueError, whose message says it all.
+    """
+    kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+    return (f"{kind}{error}".splitlines() or [type(error).__name__])[0][:200]

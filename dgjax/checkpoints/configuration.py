@@ -6,7 +6,6 @@ error names the place in the configuration and, for an unknown name, the nearest
 
 import difflib
 import inspect
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from types import NoneType, UnionType
@@ -23,6 +22,9 @@ __all__ = [
     "is_number",
     "unknown_name",
 ]
+
+LARGEST = 3.4e38  # of float32
+FINITE = f"a finite number (at most {LARGEST:g})"
 
 
 def unknown_name(what: str, name: str, names: Iterable[str]) -> ValueError:
@@ -150,8 +152,8 @@ def check_kind(
 
 
 def is_number(value: Any) -> bool:
-    """Return whether `value` is a finite number, and not true or false."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Return whether `value` is a number that float32 holds, and not true or false."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -181,8 +183,8 @@ def _in_words(kind: Any) -> str:
     if get_origin(kind) is tuple:
         return f"a list, each {_in_words(get_args(kind)[0])}"
     if kind == ArrayLike:
-        return "a finite number, or a list of them"
-    names = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false"}
+        return f"{FINITE}, or a list of them"
+    names = {int: "a whole number", float: FINITE, str: "a text", bool: "true or false"}
     return names[kind]
 
 

@@ -21,6 +21,8 @@ SHOWN = 40  # characters of a prompt in a title
 
 __all__ = ["Model", "condition_on_class", "density_title", "find_label", "open_model"]
 
+MOST_NAMED = 12  # classes in a message
+
 
 class Model(NamedTuple):
     """A loaded model in sampling coordinates, and the facts about it.
@@ -119,6 +121,11 @@ def open_model(
         autoencoder = build_autoencoder(PIXELS, meta.shape)
         field, meta, autoencoder = resize(field, meta, autoencoder, height, width)
         return Model(repath(field, edm(7.0)), meta, name, autoencoder)
+    if name.endswith(".py"):
+        raise ValueError(
+            f"{name} is a file of code: name the function in it that makes the model, as "
+            f"{name}:FUNCTION"
+        )
     is_folder = name not in pretrained_models() and (os.sep in name or os.path.isdir(name))
     if is_folder:
         sharding = choose_weight_sharding(lambda: weight_bytes(name, dtype), jax.local_devices())
@@ -210,5 +217,8 @@ def _named_label(chosen: Model, name: str) -> int:
     if name.strip().lower() not in found:
         near = difflib.get_close_matches(name.lower(), found, n=3)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        if not near:
+            known = ", ".join([*found][:MOST_NAMED]) + (", ..." if len(found) > MOST_NAMED else "")
+            hint = f": it has {known}" if found else ": its classes have no names, give a number"
         raise ValueError(f"the model {chosen.name} knows no class called {name!r}{hint}")
     return found[name.strip().lower()]

@@ -101,7 +101,7 @@ TEXT_ENCODERS: dict[str, Callable[..., Any]] = {"clip_text": CLIPText, "t5_text"
 LAYERS = (
     *("depth", "blocks", "num_blocks", "num_layers", "num_single_layers", "layers_per_block"),
 )
-MOST_LAYERS, MOST_UNITS, MOST_ELEMENTS = 1000, 10**6, 10**9
+MOST_LAYERS, MOST_UNITS, MOST_ELEMENTS = 200, 10**6, 10**9
 # Arguments of `affine_time`.
 CLOCK = ("rate", "offset")
 
@@ -182,7 +182,8 @@ class ModelSpec:
             ValueError: naming the key that is unknown or missing, or the value that is wrong.
         """
         names = [f.name for f in fields(cls)]
-        check_names("model", {"clock": {}, **values}, names, required=True)
+        given = {"clock": {}, **values} if isinstance(values, Mapping) else values
+        check_names("model", given, names, required=True)
         shape = values["shape"]
         if not isinstance(shape, list | tuple):
             raise ValueError(f"model: shape must be a list, got {shape!r}")
@@ -203,7 +204,8 @@ def _check_sizes(where: str, values: Mapping[str, Any]) -> None:
         for number in value if isinstance(value, tuple | list) else (value,):
             if isinstance(number, int) and number > most:
                 raise ValueError(f"{where}: {name} must be at most {most:,}, got {number:,}")
-    if values.get("num_classes", 1) == 0:
+    classes = values.get("num_classes")
+    if isinstance(classes, int) and classes < 1:
         raise ValueError(f"{where}: num_classes must be positive, or left out for no classes")
 
 

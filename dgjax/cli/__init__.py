@@ -5,6 +5,7 @@ It is imported when the command runs, so that help and completion do not wait fo
 a user can fix are one line on standard error with exit status 1; a wrong option has exit status 2.
 """
 
+import difflib
 import importlib
 import sys
 from collections.abc import Iterator
@@ -72,7 +73,13 @@ class _Commands(TyperGroup):
         return None if found is None else TyperCommand(cmd_name, help=found.help)
 
     def resolve_command(self, ctx, args):
-        name, _, rest = super().resolve_command(ctx, args)
+        try:
+            name, _, rest = super().resolve_command(ctx, args)
+        except Exception as error:  # the class differs between releases of typer
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1) if args else []
+            if near and hasattr(error, "message"):
+                error.message = f"No such command {args[0]!r}, did you mean {near[0]!r}?"
+            raise
         return name, None if name is None else _load(name), list(_split_windows(rest))
 
 

@@ -31,6 +31,12 @@ from dgjax.files import as_json
 
 __all__ = ["command"]
 
+LEGEND = (
+    "aligned: share of latents whose sample gains log-density when they move along the score of "
+    "the prior; angle: between the score of the sample and that of the prior, pushed to it; agree: "
+    "share of latents at which the gain computed without the score of the sample has the same sign"
+)
+
 
 def command(
     model: MODEL = "fashion-mnist",
@@ -82,4 +88,5 @@ def command(
                 f"{statistics.agreement:.0%}",
             ]
         ],
+        LEGEND,
     )

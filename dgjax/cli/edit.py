@@ -196,7 +196,7 @@ def command(
         ]
         table(
             f"{image.name} by {chosen.name}: {density_title(summary)}",
-            ["q", "log-density, nats", *names, "PNG bytes", "RMS change"],
+            ["q", "log p, nats", *names, "PNG bytes", "RMS change"],
             [original]
             + [
                 [

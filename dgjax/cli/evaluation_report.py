@@ -30,6 +30,20 @@ HEADER = ["figure", "value", "interval", "real", "number"]
 NORMALITY_HEADER = ["noise", "mean of h", "deviation", "skewness", "excess kurtosis", "p"]
 INCONSISTENCIES = ("transport", "residual", "curl", "asymmetry")
 INCONSISTENCY_HEADER = ["noise", *INCONSISTENCIES]
+LEGEND = (
+    "real: the same figure with other real samples in place of the generated ones; number: how "
+    "many samples, data or latents it was measured on; undenoised: at t_min, without a last "
+    "denoising step"
+)
+LEGEND_NORMALITY = (
+    "h: sigma^2 (Laplacian of log p + squared norm of its gradient)/sqrt(2 D); p: p-value of the "
+    "Shapiro-Wilk test of normality"
+)
+LEGEND_INCONSISTENCY = (
+    "drift of log p between two routes, one standard deviation of the noise apart, along the "
+    "PF-ODE (transport), at a fixed point (residual) and across (curl); asymmetry: of the "
+    "denoiser's Jacobian"
+)
 
 
 def metric_entry(metric: Metric) -> dict[str, Any]:
@@ -75,18 +89,20 @@ def show(summary: dict[str, Any]) -> None:
     """Print the summary as tables on standard output."""
     title = f"{summary['model']}: {density_title(summary)}, undenoised"
     if summary["figures"]:
-        table(title, _header(summary), _metric_rows(summary))
+        table(title, _header(summary), _metric_rows(summary), LEGEND)
     if summary["normality"]:
         count = summary["normality"][0]["samples"]
         title = f"h at noise levels sigma/alpha, {count:,} data: N(0, 1) if q were exact"
-        table(title, [*NORMALITY_HEADER[:4], "kurtosis", "p"], _normality_rows(summary, _value))
+        header = [*NORMALITY_HEADER[:4], "kurtosis", "p"]
+        table(title, header, _normality_rows(summary, _value), LEGEND_NORMALITY)
     if summary["inconsistency"]:
         count = summary["inconsistency"][0]["samples"]
         title = (
             f"{summary['model']}, t_min = {summary['t_min']:g}: inconsistency at noise levels "
             f"sigma/alpha, {count:,} data (0 for a true score; nats/dim but for asymmetry)"
         )
-        table(title, INCONSISTENCY_HEADER, _inconsistency_rows(summary, _value))
+        rows = _inconsistency_rows(summary, _value)
+        table(title, INCONSISTENCY_HEADER, rows, LEGEND_INCONSISTENCY)
     if summary["routes"]:
         print(fill(_trust(summary["routes"]), 80))
 

@@ -47,7 +47,10 @@ def explain(error: Exception) -> int:
         _print(f"{error.strerror or error}{at}")
         return WRONG
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)[:1000]:
-        _print("not enough memory: take a smaller --batch, or fewer samples at once")
+        _print(
+            "not enough memory: take a smaller batch (--batch, or batch in a training "
+            "configuration), or fewer samples at once"
+        )
         return WRONG
     raise error
 

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import jax
@@ -87,7 +88,7 @@ def command(
 def _advice(found: Imported, out: Path) -> str:
     """Return what to run next: a command, where commands can give the network's condition."""
     folder = _as_folder(out)
-    sample = f"dgjax sample --model {folder}"
+    sample = f"dgjax sample --model {quote(str(folder))}"
     if takes_no_condition(found.model):
         return sample
     if found.prompts is not None:

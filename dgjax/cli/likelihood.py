@@ -57,6 +57,11 @@ from dgjax.sampling.time_grids import grid_logsnr
 
 __all__ = ["command"]
 
+LEGEND = (
+    "+-: stated errors, of log p and of bits/dim; dequantized: uniform noise of one level was "
+    "added to the levels of a picture, as bits/dim need it"
+)
+
 
 def command(
     files: Annotated[
@@ -97,7 +102,7 @@ def command(
     tolerance = set_tolerance(steps, tolerance, chosen.size)
     if data_range is not None:
         check_levels(data_range)
-    read = read_samples(find_samples(files), chosen, data_range or FULL, say)
+    read = read_samples(find_samples(files, say), chosen, data_range or FULL, say)
     latent = chosen.meta.latent
     if latent:
         read = [encode_levels(file, chosen) for file in read]
@@ -145,7 +150,7 @@ def command(
         )
     ]
     columns = [
-        ("log_density", "log-density, nats", "{:,.1f}".format),
+        ("log_density", "log p, nats", "{:,.1f}".format),
         *((*column, error_cell) for column in ERROR_COLUMNS),
     ]
     if chosen.has_levels:
@@ -169,4 +174,5 @@ def command(
             [row["file"], row["data"], *(form(row[name]) for name, _, form in columns)]
             for row in rows
         ],
+        LEGEND,
     )

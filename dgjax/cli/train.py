@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import jax
@@ -13,7 +14,7 @@ from dgjax.cli.options import note_shadowed
 from dgjax.devices.progress import say
 from dgjax.training import ema, export, fit, load_config, plan_average
 from dgjax.training.checkpointing import is_finished, latest_step
-from dgjax.training.config import CONFIGS, shipped_configs
+from dgjax.training.config import read_config_text, shipped_configs
 from dgjax.training.export import is_exported
 
 __all__ = ["command", "join_hosts"]
@@ -26,8 +27,7 @@ def command(
         str,
         typer.Argument(
             help="A TOML file, or the name of a shipped config: "
-            f"{', '.join(shipped_configs())}. All keys and their defaults are in "
-            f"{CONFIGS / 'reference.toml'}"
+            f"{', '.join(shipped_configs())}, which has all keys and their defaults."
         ),
     ],
     out: Annotated[
@@ -47,6 +47,14 @@ def command(
             show_default="fresh weights, or config's init_from",
         ),
     ] = None,
+    show: Annotated[
+        bool,
+        typer.Option(
+            "--show",
+            help="Print the config and stop, to copy and change it: "
+            "dgjax train reference --show > mine.toml.",
+        ),
+    ] = False,
     logger: Annotated[
         str | None,
         typer.Option(
@@ -67,6 +75,9 @@ def command(
 
     Length, batch, optimiser and the place of the data may have changed meanwhile.
     """
+    if show:
+        print(read_config_text(config), end="")
+        return
     if distributed:
         join_hosts()
     note_shadowed("config", config, shipped_configs())
@@ -100,7 +111,7 @@ def command(
             f"EMA width {ema_width:g} at step {plan.step}, made of {len(plan.steps)} "
             f"snapshots; its profile is off by {plan.error:.2%}"
         )
-    say(f"{state} at step {steps}; sample it: dgjax sample --model {model}")
+    say(f"{state} at step {steps}; sample it: dgjax sample --model {quote(str(model))}")
     if not finished:
         raise typer.Exit(STOPPED)  # so that `dgjax train ... && dgjax evaluate ...` ends here
 

@@ -8,6 +8,9 @@ from dgjax.pictures.image_files import check_levels
 
 __all__ = ["DataConfig"]
 
+LONGEST = 1000
+LEAST_SIGMA, MOST_SIGMA = 1e-15, 1e15  # float32 holds their squares
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -40,8 +43,15 @@ class DataConfig:
 
     def __post_init__(self):
         check_fields("data", self)
-        if not self.sigma_data > 0:
-            raise ValueError(f"data: sigma_data must be positive, got {self.sigma_data}")
+        if not LEAST_SIGMA <= self.sigma_data <= MOST_SIGMA:
+            raise ValueError(
+                f"data: sigma_data must be positive, in [{LEAST_SIGMA:g}, {MOST_SIGMA:g}], got "
+                f"{self.sigma_data}"
+            )
+        if not (self.licence or "").isprintable() or len(self.licence or "") > LONGEST:
+            raise ValueError(
+                f"data: licence must be one line of at most {LONGEST:,} printable characters"
+            )
         if self.crop not in CROPS:
             raise unknown_name("data: crop", self.crop, CROPS)
         if not 0 <= self.held_out < 1:

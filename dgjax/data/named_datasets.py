@@ -62,7 +62,10 @@ def load_data(data: DataConfig, shape: tuple[int, ...], part: str = "train") -> 
     if data.dataset != "folder" or data.path is None:
         return load_dataset(data.dataset, data.path, part)
     if part == "held-out" and not data.held_out:
-        raise NoHeldOut(f"{data.path} has no held-out part: set held_out to a fraction above 0")
+        raise NoHeldOut(
+            f"{data.path} has no held-out part: set held_out to a fraction above 0, or take the "
+            "part train"
+        )
     return load_folder(
         data.path,
         shape,
@@ -118,16 +121,25 @@ def _fashion_mnist(folder: Path | None, part: str) -> Dataset:
 
 
 def _download(name: str, sha256: str) -> Path:
+    other = (
+        f"put {name} and the other files in a folder and set data.path to it, or on Debian "
+        "`apt install dataset-fashion-mnist`"
+    )
     try:
         import pooch
-
+    except ImportError:
+        raise ValueError(
+            f"Fashion-MNIST is not on this machine: `{install_line('train')}` downloads it. Or "
+            f"{other}"
+        ) from None
+    try:
         cache = pooch.os_cache("dgjax") / "fashion-mnist"
         return Path(pooch.retrieve(UPSTREAM + name, f"sha256:{sha256}", name, cache))
-    except Exception as error:  # no pooch, no network or a wrong hash: the fix is the same
+    except Exception as error:  # no network (with a long text), or a wrong hash
+        reason = error if isinstance(error, ValueError) else type(error).__name__
         raise ValueError(
-            f"Fashion-MNIST is not on this machine and cannot be downloaded ({error}): "
-            f"`apt install dataset-fashion-mnist`, or put {name} and the other files in a folder "
-            f"and set data.path to it, or `{install_line('train')}`"
+            f"Fashion-MNIST is not on this machine, and {UPSTREAM + name} cannot be downloaded "
+            f"({reason}): try again with a network, or {other}"
         ) from error
 
 
@@ -175,13 +187,21 @@ def _npz(path: str | os.PathLike | None, part: str) -> Dataset:
     try:
         with np.load(path) as arrays:
             contents = {n: arrays[n] for n in (name, names, "classes") if n in arrays}
+    except ValueError as error:  # NumPy's own text advises to load it as a pickle
+        raise ValueError(
+            f"cannot read {path} as npz (damaged, or not of numbers): set data.path to the file, "
+            "or write it again"
+        ) from error
     except Exception as error:  # NumPy and zipfile raise many kinds of errors on damaged files
         raise ValueError(
             f"cannot read {path} as npz ({error}): set data.path to the file, or write it again"
         ) from error
     x, labels = contents.get(name), contents.get(names)
     if x is None and part == "held-out":
-        raise NoHeldOut(f"{path} has no held-out part: add an array held_out (M, *shape)")
+        raise NoHeldOut(
+            f"{path} has no held-out part: add an array held_out (M, *shape), or take the part "
+            "train"
+        )
     if x is None or x.ndim < 2 or x.size == 0:
         raise ValueError(f"{path} must hold an array {name} (N, *shape) with N > 0")
     if labels is not None and (labels.shape != x.shape[:1] or labels.dtype.kind not in "iu"):

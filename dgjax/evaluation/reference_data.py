@@ -178,7 +178,7 @@ def load_samples(
         ValueError: if there is no sample, there are fewer than `num`, or levels and floats are
             mixed.
     """
-    loaded = [file.read() for file in read_samples(find_samples(paths), model, levels, say)]
+    loaded = [file.read() for file in read_samples(find_samples(paths, say), model, levels, say)]
     if len({values.dtype for values in loaded}) > 1:
         raise ValueError(
             "samples are 8-bit images in one file and floats in another: separate them"

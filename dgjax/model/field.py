@@ -190,7 +190,7 @@ def check_noise_range(path: Path, t_min: Scalar, t_max: Scalar) -> Code:
             or if the log-SNR does not fall from `t_min` to `t_max`.
     """
     low, high = numbers(t_min, t_max)
-    message = "t_min must be below t_max, got {low:g} and {high:g}; swap them"
+    message = "t_min must be below t_max, got {low:g} and {high:g}; swap them, or raise t_max"
     codes = [check(low < high, Fault.MODEL_RANGE, message, low=low, high=high)]
     for name, t in (("t_min", t_min), ("t_max", t_max)):
         alpha, sigma, time = numbers(path.alpha(t), path.sigma(t), t)

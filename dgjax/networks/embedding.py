@@ -28,6 +28,9 @@ class Embedding(nnx.Module):
         num_classes: number of labels, or None for a network without labels.
         num_augmentations: number of augmentations, or None for a network without them.
         rngs: draws the initial weights.
+
+    Raises:
+        ValueError: if the length or a number is not positive.
     """
 
     def __init__(
@@ -38,6 +41,13 @@ class Embedding(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
+        for name, number in (
+            ("embedding", size),
+            ("num_classes", num_classes),
+            ("num_augmentations", num_augmentations),
+        ):
+            if number is not None and number < 1:
+                raise ValueError(f"{name} must be positive, got {number}")
         self.inner = nnx.Linear(2 * FREQUENCIES.size, size, rngs=rngs)
         self.outer = nnx.Linear(size, size, rngs=rngs)
         self.label = None if num_classes is None else nnx.Embed(num_classes, size, rngs=rngs)

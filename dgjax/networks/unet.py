@@ -21,6 +21,7 @@ from dgjax.typing import Cond, Key, Sample, Scalar
 
 __all__ = ["Block", "UNet", "fold", "unfold"]
 
+MOST_FREQUENCY = 1e6  # radians per unit; float32 does not resolve higher ones
 # With the batch axis that flax's layers need: (1, L, C), (1, H, W, C) or (1, D, H, W, C).
 Grid = Float[Array, "1 *spatial c"]
 
@@ -175,8 +176,8 @@ class UNet(nnx.Module):
         rngs: draws the initial weights.
 
     Raises:
-        ValueError: if the shape is none of these, the channels do not split into groups or the
-            dropout is not in [0, 1).
+        ValueError: if the shape is none of these, the channels do not split into groups, the
+            dropout is not in [0, 1), or another number is out of range.
     """
 
     def __init__(
@@ -203,6 +204,12 @@ class UNet(nnx.Module):
             )
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        if blocks < 0:
+            raise ValueError(f"blocks must be at least 0, got {blocks}")
+        if any(abs(frequency) > MOST_FREQUENCY for frequency in frequencies):
+            raise ValueError(
+                f"frequencies must be at most {MOST_FREQUENCY:g}, got {tuple(frequencies)}"
+            )
         self.shape = tuple(shape)
         self.embed = Embedding(embedding, num_classes, num_augmentations, rngs=rngs)
         rank = len(shape) - 1

@@ -28,6 +28,7 @@ from dgjax.pictures.latents import from_levels
 __all__ = ["LazySamples", "SampleFile", "encode_levels", "find_samples", "read_samples"]
 
 ARRAYS = (".npz", ".npy")
+NAMED = 3  # files in a message, at most
 
 
 class SampleFile(NamedTuple):
@@ -65,11 +66,14 @@ class LazySamples:
         return np.stack(samples).astype(np.float32)
 
 
-def find_samples(paths: Sequence[Path]) -> list[Path]:
+def find_samples(
+    paths: Sequence[Path], note: Callable[[str], object] = lambda line: None
+) -> list[Path]:
     """Return files as they are, and in place of a folder its images and arrays, sorted.
 
     Args:
         paths: files, and folders with files at any depth.
+        note: called with one line for each folder in which other files are left out.
 
     Raises:
         ValueError: if a folder has neither images nor arrays.
@@ -80,12 +84,20 @@ def find_samples(paths: Sequence[Path]) -> list[Path]:
             files.append(path)
             continue
         wanted = (*IMAGE_SUFFIXES, *ARRAYS)
-        inside = sorted(f for f in path.rglob("*") if f.suffix.lower() in wanted)
+        everything = sorted(path.rglob("*"))
+        inside = [f for f in everything if f.suffix.lower() in wanted]
         if not inside:
             raise ValueError(
                 f"there are no samples in the folder {path}: none of its files ends in {wanted}"
             )
         files += inside
+        left = [f for f in everything if f.is_file() and f.suffix.lower() not in wanted]
+        others = [f.relative_to(path).as_posix() for f in left]
+        if others := [name for name in others if not name.startswith(".") and "/." not in name]:
+            names = ", ".join(others[:NAMED])
+            more = ", ..." if len(others) > NAMED else ""
+            what = "1 file" if len(others) == 1 else f"{len(others):,} files"
+            note(f"skipped {what} in {path}, neither images nor arrays: {names}{more}")
     return files
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "make_optimiser",
     "make_time_score",
     "make_weighting",
+    "read_config_text",
     "shipped_configs",
 ]
 
@@ -205,20 +206,40 @@ def load_config(file: str | os.PathLike) -> TrainConfig:
     Raises:
         ValueError: if the file is missing or not TOML, or a key or a value in it is wrong.
     """
-    names = shipped_configs()
-    path = CONFIGS / f"{file}.toml" if isinstance(file, str) and file in names else Path(file)
+    text = read_config_text(file)
+    path = _config_path(file)
     try:
-        values = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ValueError(
-            f"cannot read the config {file} ({error}); shipped are {', '.join(names)}"
-        ) from error
+        values = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not TOML: {error}") from error
     try:
         return TrainConfig.from_dict(values)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def read_config_text(file: str | os.PathLike) -> str:
+    """Return the text of a TOML file, or of a configuration that comes with dgjax.
+
+    Args:
+        file: as of `load_config`.
+
+    Raises:
+        ValueError: if the file cannot be read, or is no text.
+    """
+    try:
+        return _config_path(file).read_text()
+    except OSError as error:
+        raise ValueError(
+            f"cannot read the config {file} ({error}); shipped are {', '.join(shipped_configs())}"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{file} is not TOML: {error}") from error
+
+
+def _config_path(file: str | os.PathLike) -> Path:
+    shipped = isinstance(file, str) and file in shipped_configs()
+    return CONFIGS / f"{file}.toml" if shipped else Path(file)
 
 
 def make_noise_sampler(config: TrainConfig) -> NoiseSampler:
@@ -287,6 +308,7 @@ def make_optimiser(config: TrainConfig) -> optax.GradientTransformation:
     warmup = min(o.warmup, config.steps - 1)
     if o.schedule == "cosine":
         rate = optax.warmup_cosine_decay_schedule(0.0, o.learning_rate, warmup, config.steps)
-    else:
-        rate = optax.warmup_constant_schedule(0.0, o.learning_rate, warmup)
+    else:  # joined, since a linear schedule of 0 steps stays at 0 for ever
+        increase = optax.linear_schedule(0.0, o.learning_rate, warmup)
+        rate = optax.join_schedules([increase, optax.constant_schedule(o.learning_rate)], [warmup])
     return optax.chain(optax.clip_by_global_norm(o.clip), optax.adam(rate, b2=o.beta2))

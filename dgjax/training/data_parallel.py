@@ -7,6 +7,8 @@ its part of the summed gradient. Optimiser state and moving averages always stay
 1910.02054, stage 3 between steps).
 """
 
+import math
+import os
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import TypeVar
@@ -25,6 +27,7 @@ from dgjax.training.step import Batch, GradientFunction
 __all__ = [
     "PARAMETER_LAYOUTS",
     "check_batch",
+    "check_memory",
     "contiguous",
     "data_parallel",
     "global_batch",
@@ -55,6 +58,35 @@ def state_shardings(tree: PyTree[Array], mesh: Mesh, parameters: str) -> PyTree[
         return jax.tree.map(lambda leaf: NamedSharding(mesh, PartitionSpec()), tree)
     by_shape = weight_sharding(mesh)
     return jax.tree.map(lambda leaf: by_shape(leaf.shape), tree)
+
+
+def check_memory(tree: PyTree[Array], where: PyTree[NamedSharding]) -> None:
+    """Check that a training state fits into the memory of this host, where its CPUs hold it.
+
+    Other devices say themselves that their memory is full, but on a CPU the system may end the
+    process without a word.
+
+    Args:
+        tree: the state, or its shapes.
+        where: sharding of every array.
+
+    Raises:
+        ValueError: if the state is larger.
+    """
+    if jax.default_backend() != "cpu" or not hasattr(os, "sysconf"):
+        return
+
+    def size(leaf, sharding):
+        part = math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        return part * len(sharding.addressable_devices)
+
+    needed = sum(jax.tree.leaves(jax.tree.map(size, tree, where)))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise ValueError(
+            f"weights, optimiser state and averages take {needed / 1e9:,.0f} GB and this machine "
+            f"has {memory / 1e9:,.0f} GB of memory; take a smaller network (model.network)"
+        )
 
 
 def to_devices(tree: T, where: PyTree[NamedSharding]) -> T:

@@ -34,10 +34,10 @@ def exponent(width: float) -> float:
         width: standard deviation of the profile, relative to the length of training.
 
     Raises:
-        ValueError: if width is outside (0, 1/sqrt(12)], where no gamma >= 0 exists.
+        ValueError: if width is above 1/sqrt(12), where no gamma >= 0 exists, or below 1e-9.
     """
-    if not 0 < width <= 12**-0.5:
-        raise ValueError(f"ema: width must be in (0, {12**-0.5:.4f}], got {width}")
+    if not 1e-9 <= width <= 12**-0.5:
+        raise ValueError(f"ema: width must be in [1e-9, {12**-0.5:.4f}], got {width}")
     inverse = width**-2
     return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
 

@@ -22,6 +22,8 @@ __all__ = [
     "WeightedDraw",
 ]
 
+MOST_BINS = 10**4
+
 
 class WeightedDraw(NamedTuple):
     """Noise levels and their importance weights.
@@ -114,6 +116,8 @@ class ImportanceSampling:
     patience: float = 10.0
 
     def __post_init__(self):
+        if self.bins > MOST_BINS:
+            raise ValueError(f"importance_sampling: bins must be at most {MOST_BINS:,}")
         if not (self.bins >= 2 and self.memory >= 1 and 0 < self.floor <= 1 and self.patience >= 0):
             raise ValueError(
                 "importance_sampling: bins must be at least 2, memory at least 1, floor in (0, 1] "

@@ -94,6 +94,11 @@ def read_initial_weights(source: str, spec: ModelSpec, like: PyTree) -> InitialW
             raise ValueError(f"cannot start from {source}: this run has no checkpoint yet")
         meta = model_meta(folder, config, int(state.step))
         model = build(config.model, state.averages[0])
+    elif not folder.is_dir():
+        raise ValueError(
+            f"cannot start from {source}: there is no such folder, and the models that come with "
+            f"dgjax are {', '.join(pretrained_models())}"
+        )
     else:
         model, meta = load(folder)
     expected, found = to_named(like), to_named(model.network)

@@ -46,6 +46,7 @@ from dgjax.training.components import (
 from dgjax.training.config import TrainConfig
 from dgjax.training.data_parallel import (
     check_batch,
+    check_memory,
     global_batch,
     host_rows,
     state_shardings,
@@ -142,6 +143,7 @@ def _fit(
         rows = host_rows(config.batch, mesh)
         model, shapes = model_shapes(config), state_shapes(config)
         where = state_shardings(shapes, mesh, config.execution.parameters)
+        check_memory(shapes, where)
         start = None
         if config.init_from is not None and not latest_step(run_dir):
             start = read_initial_weights(config.init_from, config.model, shapes.network)
@@ -260,9 +262,9 @@ def _validate(
 
 def _log(recorder: Recorder | None, step: int, metrics: Metrics) -> float:
     loss, norm = float(metrics.loss), float(metrics.gradient_norm)
+    _check_finite(step, metrics)  # before it is recorded: NaN is no JSON
     if recorder is not None:
         recorder.scalars(step, {"loss": loss, "gradient_norm": norm})
-    _check_finite(step, metrics)
     return loss
 
 

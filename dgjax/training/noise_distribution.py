@@ -6,7 +6,9 @@ no gaps. The loss of a batch then depends little on which noise levels were draw
 2107.00630, appendix I.1).
 """
 
+import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Protocol
 
 import jax
@@ -24,6 +26,9 @@ __all__ = [
     "UniformLogSNR",
     "low_discrepancy_draw",
 ]
+
+SMALLEST, LARGEST = 1e-30, 1e30  # noise levels, of which float32 holds the reciprocals
+LEAST_STD, LEAST_INSIDE = 1e-6, 1e-6
 
 
 class NoiseDistribution(Protocol):
@@ -64,10 +69,10 @@ def low_discrepancy_draw(key: Key, n: int) -> Float[Array, " n"]:
 
 
 def _check_range(low: float, high: float) -> None:
-    if not 0 < low < high:
+    if not SMALLEST <= low < high <= LARGEST:
         raise ValueError(
-            f"noise_distribution: low must be positive and high larger than low, got low {low} "
-            f"and high {high}"
+            "noise_distribution: low must be positive and high larger than low, in "
+            f"[{SMALLEST:g}, {LARGEST:g}], got low {low} and high {high}"
         )
 
 
@@ -80,7 +85,7 @@ class UniformLogSNR:
         high: largest w.
 
     Raises:
-        ValueError: unless 0 < low < high.
+        ValueError: unless 1e-30 <= low < high <= 1e30.
     """
 
     low: float = 0.01
@@ -130,6 +135,16 @@ class LogNormal:
             raise ValueError(
                 "noise_distribution: std must be positive and uniform in [0, 1), got std "
                 f"{self.std} and uniform {self.uniform}"
+            )
+        normal = NormalDist(self.mean, self.std)
+        inside = normal.cdf(math.log(self.high)) - normal.cdf(math.log(self.low))
+        # float32 has no draws of a normal distribution that lies elsewhere, or in one point.
+        if self.std < LEAST_STD or inside < LEAST_INSIDE:
+            raise ValueError(
+                f"noise_distribution: with mean {self.mean:g} and std {self.std:g} of log w, a "
+                f"share of {inside:.3g} of the normal part lies between low and high; move mean "
+                f"into [log low, log high] = [{math.log(self.low):.3g}, {math.log(self.high):.3g}]"
+                f" and take std from {LEAST_STD:g} to a few times its length"
             )
 
     def quantile(self, u: Array) -> Array:

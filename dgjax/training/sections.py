@@ -8,6 +8,9 @@ from dgjax.training.precision import PRECISIONS
 
 __all__ = ["Execution", "Optimiser", "Records"]
 
+SMALLEST = 1e-30  # below, float32 soon has only 0
+MOST_THREADS, MOST_AHEAD = 1024, 10**4
+
 
 @dataclass(frozen=True)
 class Optimiser:
@@ -36,10 +39,10 @@ class Optimiser:
             raise ValueError(
                 f"optimiser: schedule must be 'cosine' or 'constant', got {self.schedule!r}"
             )
-        if not (self.learning_rate > 0 and self.clip > 0 and self.warmup >= 0):
+        if not (min(self.learning_rate, self.clip) >= SMALLEST and self.warmup >= 0):
             raise ValueError(
-                "optimiser: learning_rate and clip must be positive and warmup at least 0, got "
-                f"{self.learning_rate}, {self.clip} and {self.warmup}"
+                f"optimiser: learning_rate and clip must be positive (at least {SMALLEST:g}) and "
+                f"warmup at least 0, got {self.learning_rate}, {self.clip} and {self.warmup}"
             )
         if not 0 <= self.beta2 < 1:
             raise ValueError(f"optimiser: beta2 must lie in [0, 1), got {self.beta2}")
@@ -75,6 +78,9 @@ class Execution:
             raise unknown_name("execution: precision", self.precision, PRECISIONS)
         if not (self.accumulate >= 1 and self.threads >= 1 and self.ahead >= 1):
             raise ValueError("execution: accumulate, threads and ahead must be at least 1")
+        for name, most in (("threads", MOST_THREADS), ("ahead", MOST_AHEAD)):
+            if getattr(self, name) > most:
+                raise ValueError(f"execution: {name} must be at most {most:,}")
 
 
 @dataclass(frozen=True)

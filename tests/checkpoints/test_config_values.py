@@ -38,7 +38,7 @@ def changed(tmp_path, small_model):
         ({"data_range": [float("nan"), 1.0]}, "data_range must be .*finite number"),
         ({"labels": "Bag"}, "labels must be a list, each a text, got 'Bag'"),
         ({"held_out": 1.0}, "held_out must lie in"),
-        ({"model__network__depth": 10**7}, "depth must be at most 1,000, got 10,000,000"),
+        ({"model__network__depth": 10**7}, "depth must be at most 200, got 10,000,000"),
         ({"model__network__num_classes": 0}, "num_classes must be positive"),
         ({"model__shape": [10**5, 10**5]}, "more than 1,000,000,000 elements"),
         ({"model__parametrization__sigma_data": [0.5]}, "sigma_data must be a number"),

@@ -34,6 +34,7 @@ from dgjax.cli import COMMANDS, main
 from dgjax.data import load_dataset, load_folder
 from dgjax.importing import import_model
 from dgjax.training import load_config
+from dgjax.training.components import model_shapes
 
 SECONDS = 5  # after which a case counts as hanging
 NASTY = "\x1b[31m[bold]a[/]b[/nothing]\x1b]8;;http://x\x07\u202e\n\r$x$ "
@@ -415,6 +416,80 @@ LATER = {
     ("sigma_data", str(10**18)),
 }
 
+# Numbers that training cannot use, by their section; "" is the top of the file.
+ODD = {
+    "": [
+        "batch = 100000000000", "steps = 1e3", "ema_widths = [0]", "ema_widths = [0.5]",
+        "ema_widths = [1e-300]", "ema_widths = [0.1, 0.1]", "ema_snapshots = 1000000000000",
+        "label_dropout = 2", "label_dropout = 0.5", "seed = 4294967296", "init_from = 3",
+    ],
+    "optimiser": [
+        "learning_rate = 0", "learning_rate = -1", "learning_rate = nan", "learning_rate = 1e300",
+        "learning_rate = 1e-300", 'learning_rate = "1e-3"', "learning_rate = true", "clip = 0",
+        "clip = 1e-300", "warmup = -1", "warmup = 1.5", "beta2 = 1", 'schedule = "linear"',
+        "momentum = 0.9",
+    ],
+    "noise_distribution": [
+        'kind = "lognormal"\nstd = 0', 'kind = "lognormal"\nstd = 1e30',
+        'kind = "lognormal"\nstd = 1e-30', 'kind = "lognormal"\nmean = 1e30',
+        'kind = "lognormal"\nmean = -100', 'kind = "lognormal"\nlow = 0',
+        'kind = "lognormal"\nlow = 5\nhigh = 1', 'kind = "lognormal"\nhigh = 1e35',
+        'kind = "lognormal"\nuniform = 1', 'kind = "uniform_logsnr"\nlow = 1\nhigh = 1', "low = 1",
+    ],
+    "importance_sampling": [
+        "bins = 1", "bins = 100000000000", "memory = 0", "floor = 2", "patience = inf", "x = 1",
+    ],
+    "loss": ['kind = "sigmoid"\nbias = 1e300', 'kind = "edm"\nsigma_data = 0', "bias = 1"],
+    "execution": [
+        "threads = 0", "threads = 100000000000", "ahead = 1000000000000", "accumulate = 0",
+        'precision = "float16"', 'parameters = "split"',
+    ],
+    "records": ["save_every = 0", "keep = -1", "keep_every = 3", "log_every = 0"],
+    "model.clock": ["rate = 0\noffset = 0", "rate = 1", "rate = 1e300\noffset = 0"],
+}  # fmt: skip
+OF_NETWORK = [
+    "channels = []", "channels = [0]", "channels = [7]", "channels = [-8]", "channels = [100]",
+    "channels = 8", "channels = [8.0]", "channels = [10000000]", "blocks = -1", "blocks = 1001",
+    "embedding = -1", "embedding = 0", "embedding = 8.5", "num_classes = 0", "num_classes = -1",
+    "num_classes = 2.5", "frequencies = [1e30]", "frequencies = 4.0", "dropout = 1.0",
+    "dropout = -1.0", "num_augmentations = 5", "heads = 4",
+]  # fmt: skip
+INSTEAD = {  # of lines of the configuration
+    "t_min": ["0", "90", "80.0", "1e-30"],
+    "t_max": ["0", "0.01", "1e300"],
+    "shape": ["[]", "[0]", "[-8, 8, 1]", "[8.0, 8, 1]", "[100000, 100000, 3]", "8"],
+    "sigma_data": ["0", "1e300", "1e-300", '"x"'],
+    "path": ['{kind = "edm", rho = 0}', '{kind = "edm", rho = 1e300}', '{kind = "rectified_flow"}',
+             '{kind = "discrete_time"}', '{kind = "discrete_time", alphas_cumprod = []}'],
+    "parametrization": ['{kind = "preconditioned", sigma_data = 0}',
+                        '{kind = "preconditioned", sigma_data = 1e300}',
+                        '{kind = "noise", sigma_data = 1}'],
+}  # fmt: skip
+
+
+def numbers() -> Iterator[Case]:
+    """Training configurations with a number that is extreme, or of the wrong place."""
+
+    def read(folder, text):
+        (folder / "bad.toml").write_text(text)
+        model_shapes(load_config("./bad.toml"))
+
+    for section, entries in ODD.items():
+        for entry in entries:
+            first = entry.split(" = ")[0]
+            kept = "\n".join(line for line in TOML.splitlines() if not line.startswith(f"{first} "))
+            text = f"{kept}\n[{section}]\n{entry}\n" if section else f"{entry}\n{kept}"
+            yield Case("numbers", f"{section}: {entry}", functools.partial(read, text=text))
+    for entry in OF_NETWORK:
+        network = f'network = {{kind = "unet", {entry}}}'
+        text = TOML.replace(next(line for line in LINES if line.startswith("network")), network)
+        yield Case("numbers", f"network: {entry}", functools.partial(read, text=text))
+    for key, values in INSTEAD.items():
+        line = next(line for line in LINES if line.startswith(f"{key} "))
+        for value in values:
+            text = TOML.replace(line, f"{key} = {value}", 1)
+            yield Case("numbers", f"{key} = {value}", functools.partial(read, text=text))
+
 
 def toml() -> Iterator[Case]:
     """Training configurations in which one value is wrong, or that are no TOML."""
@@ -487,7 +562,7 @@ def foreign() -> Iterator[Case]:
 
 def cases() -> list[Case]:
     """Return all cases."""
-    groups = (configs, names, options, data, toml, foreign)
+    groups = (configs, names, options, data, toml, numbers, foreign)
     return [case for group in groups for case in group()]
 
 

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 import dgjax
-from dgjax.cli import COMMANDS
+from dgjax.cli import COMMANDS, main
+from dgjax.training import load_config
 
 HEAVY = ("jax", "diffrax", "flax", "orbax", "scipy", "matplotlib")
 
@@ -36,11 +37,28 @@ finally:
     assert done.returncode == (2 if options == ["nothing"] else 0)
 
 
+def test_a_mistyped_command_is_corrected(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["dgjax", "smaple", "--num", "3"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "'smaple', did you mean 'sample'?" in capsys.readouterr().err
+
+
 def test_the_package_is_a_program():
     done = subprocess.run(
         [sys.executable, "-m", "dgjax", "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout == f"dgjax {dgjax.__version__}\n"
+
+
+def test_a_shipped_configuration_is_shown_to_copy(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["dgjax", "train", "digits", "--show"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    (tmp_path / "mine.toml").write_text(capsys.readouterr().out)
+    assert load_config("mine.toml") == load_config("digits")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]  # it trained nothing
 
 
 def test_every_name_is_imported_when_it_is_used():

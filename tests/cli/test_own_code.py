@@ -90,6 +90,12 @@ def test_trouble_is_one_clear_line(run, file, tmp_path, name, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_without_its_function(run, file):
+    status, _, err = run("sample", "--model", file)
+    assert status == 1
+    assert f"{file.name}:FUNCTION" in "".join(err.split())
+
+
 def test_no_such_file(run, tmp_path):
     status, _, err = run("sample", "--model", f"{tmp_path}/none.py:make")
     assert status == 1

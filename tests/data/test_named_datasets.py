@@ -1,8 +1,13 @@
 """Arrays in npz files: what cannot be data is refused, and the message names the row."""
 
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from dgjax.data import named_datasets
 from dgjax.data.named_datasets import load_dataset
 
 
@@ -42,3 +47,19 @@ def test_names_of_the_labels_come_from_the_file_and_must_name_each_label(tmp_pat
     np.savez(tmp_path / "rows.npz", x=x, labels=labels, classes=np.arange(3))
     with pytest.raises(ValueError, match="classes must be strings"):
         load_dataset("npz", path=tmp_path / "rows.npz")
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_what_to_do_about_missing_files_of_fashion_mnist_depends_on_what_is_missing(
+    installed, tmp_path, monkeypatch
+):
+    def retrieve(*arguments):
+        raise ConnectionError("a long text of the network library")
+
+    pooch = SimpleNamespace(os_cache=Path, retrieve=retrieve) if installed else None
+    monkeypatch.setitem(sys.modules, "pooch", pooch)
+    monkeypatch.setattr(named_datasets, "DEBIAN", tmp_path / "none")
+    with pytest.raises(ValueError, match=r"set data\.path to it") as caught:
+        load_dataset("fashion-mnist")
+    assert ("pip install" in str(caught.value)) == (not installed)
+    assert ("(ConnectionError): try again with a network" in str(caught.value)) == installed

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dgjax.pictures.sample_files import LazySamples, SampleFile
+from dgjax.pictures.sample_files import LazySamples, SampleFile, find_samples
 
 
 def test_samples_are_those_of_the_files_read_once_each_in_turn():
@@ -28,3 +28,15 @@ def test_samples_are_those_of_the_files_read_once_each_in_turn():
         assert batch.dtype == np.float32
         np.testing.assert_array_equal(batch, expected[i])
     assert reads == [0, 1, 2]
+
+
+def test_files_that_are_left_out_of_a_folder_are_named(tmp_path):
+    (tmp_path / "cat").mkdir()
+    for name in ("cat/a.PNG", "b.npy", "cat/notes.txt", ".DS_Store", ".git", "c.heic"):
+        (tmp_path / name).touch()
+    said = []
+    found = find_samples([tmp_path, tmp_path / "b.npy"], said.append)
+    assert found == [tmp_path / name for name in ("b.npy", "cat/a.PNG", "b.npy")]
+    assert said == [
+        f"skipped 2 files in {tmp_path}, neither images nor arrays: c.heic, cat/notes.txt"
+    ]

@@ -65,15 +65,18 @@ def adam(gradients, rates, beta2, clip):
     return weights
 
 
+@pytest.mark.parametrize("warmup", [0, 6])
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
-def test_the_optimiser_is_adam_with_clipping_warm_up_and_schedule(file, schedule):
+def test_the_optimiser_is_adam_with_clipping_warm_up_and_schedule(file, schedule, warmup):
     values = load_config(file).to_dict()
-    section = {"learning_rate": 0.1, "warmup": 6, "clip": 2.0, "beta2": 0.9, "schedule": schedule}
+    section = {"learning_rate": 0.1, "warmup": warmup, "schedule": schedule}
+    section |= {"clip": 2.0, "beta2": 0.9}
     optimiser = make_optimiser(TrainConfig.from_dict({**values, "optimiser": section}))
     gradients = np.random.default_rng(0).normal(size=24) * 3
     k = np.arange(24)
-    after = 0.1 if schedule == "constant" else 0.05 * (1 + np.cos(np.pi * (k - 6) / 18))
-    rates = np.where(k < 6, 0.1 * k / 6, after)
+    part = (k - warmup) / (24 - warmup)
+    after = 0.1 if schedule == "constant" else 0.05 * (1 + np.cos(np.pi * part))
+    rates = np.where(k < warmup, 0.1 * k / max(warmup, 1), after)
     weight, found = jnp.zeros(()), []
     state = optimiser.init(weight)
     for gradient in gradients:
@@ -81,6 +84,14 @@ def test_the_optimiser_is_adam_with_clipping_warm_up_and_schedule(file, schedule
         weight = optax.apply_updates(weight, updates)
         found.append(float(weight))
     np.testing.assert_allclose(found, adam(gradients, rates, 0.9, 2.0), rtol=1e-5)
+
+
+def test_a_network_larger_than_the_memory_is_refused_before_it_is_made(file, tmp_path):
+    values = load_config(file).to_dict()
+    values["model"]["network"] = {"kind": "mlp", "width": 10**6, "depth": 3}
+    with pytest.raises(ValueError, match=r"averages take .* GB and this machine has .* GB"):
+        fit(TrainConfig.from_dict(values), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 # Earlier versions
