@@ -54,6 +54,7 @@ from .model.closed_form import (
 )
 from .model.coloured_probes import Coloured
 from .model.discrete_time import discrete_time
+from .model.distilled import Distilled
 from .model.divergence import Exact, FixedProbe, Hutchinson, HutchPP, Untracked
 from .model.energy import Normalized, energy_prediction, normalize
 from .model.faults import Fault
@@ -111,6 +112,7 @@ __all__ = [
     "AlignmentStatistics",
     "Coloured",
     "DenoisedPrediction",
+    "Distilled",
     "Estimate",
     "Exact",
     "Fault",

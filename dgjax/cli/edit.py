@@ -12,6 +12,7 @@ import typer
 
 from dgjax.checkpoints.opened import density_title
 from dgjax.cli.auto_steps import AUTO, STEPS_OR_AUTO, TOLERANCE, find_steps, set_tolerance
+from dgjax.cli.estimators import DIVERGENCE, choose_divergence
 from dgjax.cli.options import (
     CLASS,
     COND,
@@ -41,7 +42,6 @@ from dgjax.pictures.png import encode_png
 from dgjax.pictures.quantization import to_uint8
 from dgjax.sampling.likelihood import likelihood
 from dgjax.sampling.sample import sample
-from dgjax.sampling.solvers import default_divergence
 from dgjax.sampling.time_grids import grid_logsnr
 
 __all__ = ["command"]
@@ -71,6 +71,7 @@ def command(
     tolerance: TOLERANCE = None,
     solver: SOLVER = "multistep",
     probes: PROBES = 5,
+    divergence: DIVERGENCE = "probes",
     seed: SEED = 0,
     out: OUT = Path("dgjax-out"),
     json: JSON = False,
@@ -91,7 +92,8 @@ def command(
     field = chosen.field
     noise = jax.random.normal(keys[0], clean.shape)
     x = field.path.alpha(field.t_min) * clean + field.path.sigma(field.t_min) * noise
-    options = {"divergence": default_divergence(probes, method, chosen.size), "solver": method}
+    estimator = choose_divergence(divergence, probes, method, chosen)
+    options = {"divergence": estimator, "solver": method}
 
     def encode_one(field, x, grid):
         return likelihood(field, x, grid, key=keys[1], **options)

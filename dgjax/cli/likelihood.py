@@ -18,6 +18,7 @@ from dgjax.cli.auto_steps import (
     find_steps,
     set_tolerance,
 )
+from dgjax.cli.estimators import DIVERGENCE, choose_divergence
 from dgjax.cli.options import (
     BATCH,
     CLASS,
@@ -51,7 +52,6 @@ from dgjax.pictures.image_files import FULL, check_levels
 from dgjax.pictures.quantization import bits_per_dim, dequantize
 from dgjax.pictures.sample_files import LazySamples, encode_levels, find_samples, read_samples
 from dgjax.sampling.likelihood import likelihood
-from dgjax.sampling.solvers import default_divergence
 from dgjax.sampling.time_grids import grid_logsnr
 
 __all__ = ["command"]
@@ -78,6 +78,7 @@ def command(
     tolerance: TOLERANCE = None,
     solver: SOLVER = "multistep",
     probes: Annotated[int, typer.Option(min=2, max=MOST_PROBES, help=PROBES_HELP)] = 5,
+    divergence: DIVERGENCE = "probes",
     seed: SEED = 0,
     json: JSON = False,
 ) -> None:
@@ -99,7 +100,8 @@ def command(
     if latent:
         read = [encode_levels(file, chosen) for file in read]
     keys = jax.random.split(jax.random.key(seed), 2)
-    options = {"divergence": default_divergence(probes, method, chosen.size), "solver": method}
+    estimator = choose_divergence(divergence, probes, method, chosen)
+    options = {"divergence": estimator, "solver": method}
 
     def prepare(keys, x, quantized, i):
         if latent:
@@ -155,6 +157,7 @@ def command(
             ("bits_per_dim_standard_error", "+- probes", error_cell),
         ]
     summary = {**chosen.facts(), "steps": steps, "solver": solver, "probes": probes, "rows": rows}
+    summary |= {"divergence": divergence}
     note_coarse(rows, chosen.size, steps)
     if json:
         print(as_json(summary))

@@ -120,7 +120,9 @@ def evaluate(
     t, x = as_float(t), jnp.asarray(x)
     check_made("divergence", divergence)
     c = coefficients(model.path, t)
-    seen = lambda x: recorded_pair(model, t, x, cond)
+    head = model.trace_head
+    layers = () if head is None else head.layers
+    seen = lambda x: recorded_pair(model, t, x, cond, layers)
     (x0, eps), push, features = jax.linearize(seen, x, has_aux=True)
 
     jacobian: LinearMap = lambda z: push(z).x0
@@ -130,7 +132,7 @@ def evaluate(
 
     # div u of u = alpha' x0 + sigma' eps with eps = (x - alpha x0)/sigma.
     slope = c.dalpha - c.alpha * c.dsigma / c.sigma
-    if (head := model.trace_head) is not None:
+    if head is not None:
         w = c.sigma / c.alpha
         trace = jnp.sum(head(features, x / c.alpha, x0, w)) / c.alpha
         jacobian = KnownTrace(jacobian, trace, head.error(w) / c.alpha)

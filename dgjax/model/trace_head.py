@@ -17,26 +17,31 @@ from dgjax.model.field import Conditioned, Field
 from dgjax.model.parametrization import Network, Pair
 from dgjax.typing import Cond, Sample, Scalar
 
-__all__ = ["find_layers", "recorded_pair"]
+__all__ = ["find_layers", "record", "recorded_pair"]
 
 
 def recorded_pair(
-    model: Field, t: Scalar, x: Sample, cond: Cond = None
+    model: Field, t: Scalar, x: Sample, cond: Cond = None, layers: tuple[str, ...] = ()
 ) -> tuple[Pair, tuple[Array, ...]]:
-    """Return the pair of `Field.pair`, and the outputs of the layers that the head reads.
+    """Return the pair of `Field.pair`, and the outputs of layers of the network.
 
     Args:
-        model: the field; without a head nothing is recorded.
+        model: the field.
         t: a time on the field's path.
         x: one sample, of any shape.
         cond: condition of the network.
+        layers: names of the layers.
+
+    Raises:
+        ValueError: if there are layers to record, and the network is no Flax NNX module or has no
+            such layer.
     """
-    if model.trace_head is None or not model.trace_head.layers:
+    if not layers:
         return model.pair(t, x, cond), ()
     found: dict[str, Array] = {}
-    network = record(model.network, model.trace_head.layers, found.__setitem__)
+    network = record(model.network, layers, found.__setitem__)
     pair = replace(model, network=network).pair(t, x, cond)
-    return pair, tuple(found[name] for name in model.trace_head.layers)
+    return pair, tuple(found[name] for name in layers)
 
 
 def record(

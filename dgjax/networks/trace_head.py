@@ -5,6 +5,9 @@ of the network's layers are brought to that resolution by a linear layer each, a
 resolution, so the head's own layers are few.
 """
 
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -55,6 +58,7 @@ class DiagonalHead(nnx.Module):
                 "one shape for each layer"
             )
         self.shape, self.layers, self.sigma_data = tuple(shape), tuple(layers), float(sigma_data)
+        self.feature_shapes = tuple(map(tuple, feature_shapes))
         sides = self.shape[:-1]
         self.grid = tuple(-(-side // STRIDE) for side in sides)
         rank, channels = len(sides), (self.shape or (1,))[-1]
@@ -74,7 +78,18 @@ class DiagonalHead(nnx.Module):
         self.leave = linear(width, STRIDE**rank * channels, kernel_init=zeros)
         # Not weights: what `calibrated` measured.
         self.log_levels = nnx.Param(jnp.linspace(-5.0, 5.0, levels))
-        self.errors = nnx.Param(jnp.full(levels, jnp.inf))
+        self.errors = nnx.Param(jnp.full(levels, float(math.prod(self.shape))))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that make a head like this one, as plain lists and numbers for JSON."""
+        return {
+            "layers": list(self.layers),
+            "feature_shapes": [list(shape) for shape in self.feature_shapes],
+            "sigma_data": self.sigma_data,
+            "width": self.position.shape[-1],
+            "levels": self.errors.shape[0],
+        }
 
     def __call__(self, features: tuple[Array, ...], y: Sample, x0: Sample, w: Scalar) -> Sample:
         """Return the diagonal of d x0/d y, of the shape of y.

@@ -15,19 +15,20 @@ from jaxtyping import Array, Float
 from dgjax.guidance.density import density_guidance
 from dgjax.model.coloured_probes import colouring
 from dgjax.model.divergence import Untracked, rademacher
-from dgjax.model.field import Field, denoise
+from dgjax.model.field import Field
 from dgjax.model.paths import logsnr
 from dgjax.model.prior import prior_sample
 from dgjax.model.reverse_mode import has_forward_mode, transpose
+from dgjax.model.trace_head import recorded_pair
 from dgjax.sampling.results import Trajectory
 from dgjax.sampling.sample import sample
-from dgjax.typing import Cond, Key, Sample, Scalar
+from dgjax.typing import Cond, Key, LinearMap, Sample
 
 __all__ = [
+    "Lessons",
     "Points",
-    "diagonal",
-    "join_points",
-    "measure_diagonals",
+    "join",
+    "measure",
     "points_of_data",
     "points_of_trajectories",
 ]
@@ -36,20 +37,37 @@ QUANTILES = (0.1, 0.9)  # of density guidance, so that samples of every dial are
 
 
 class Points(NamedTuple):
-    """Points (t, x), and unbiased estimates of the diagonal of d x0/d y there.
+    """Points (t, x) of a model.
 
     Attributes:
         t: (N,) times on the model's path.
         x: (N, *shape) points.
         conditions: (N, ...) conditions of the network, or None.
-        diagonals: (N, 2, *shape) two independent estimates at each point, or None before
-            `measure_diagonals`.
     """
 
     t: np.ndarray
     x: np.ndarray
     conditions: Cond = None
-    diagonals: np.ndarray | None = None
+
+
+class Lessons(NamedTuple):
+    """What a head sees at N points, and estimates of the diagonal that it predicts.
+
+    The features are float16 to save memory.
+
+    Attributes:
+        features: outputs of the layers that the head reads, (N, ...) each.
+        y: (N, *shape) points divided by alpha.
+        x0: (N, *shape) denoised samples.
+        w: (N,) noise levels sigma/alpha.
+        diagonals: (N, 2, *shape) two independent unbiased estimates of the diagonal of d x0/d y.
+    """
+
+    features: tuple[np.ndarray, ...]
+    y: np.ndarray
+    x0: np.ndarray
+    w: np.ndarray
+    diagonals: np.ndarray
 
 
 def points_of_trajectories(
@@ -72,32 +90,13 @@ def points_of_trajectories(
         steps: of the solver; a trajectory has one point more. The times within are shifted at
             random.
     """
-    return jax.device_get(_trajectories(model, conditions, key, shape, count, steps))
-
-
-def _trajectories(model, conditions, key, shape, count, steps) -> Points:
     keys = jax.random.split(key, 2)
     shift = jax.random.uniform(keys[0], minval=-0.5, maxval=0.5)
     times = _times(model, (jnp.arange(1, steps) + shift) / steps)
     grid = jnp.concatenate([model.t_max[None], times, model.t_min[None]])
-
-    xs, conds = _trajectory(model, conditions, grid, jax.random.split(keys[1], count), shape)
+    xs, conds = _trajectories(model, conditions, grid, jax.random.split(keys[1], count), shape)
     repeated = jax.tree.map(lambda a: jnp.repeat(a, steps + 1, axis=0), conds)
-    return Points(jnp.tile(grid, count), xs.reshape(-1, *shape), repeated)
-
-
-@partial(jax.jit, static_argnums=4)
-def _trajectory(model, conditions, grid, keys, shape) -> tuple[Array, Cond]:
-    def one(key):
-        keys = jax.random.split(key, 4)
-        cond = _draw_condition(conditions, keys[0])
-        low, high = QUANTILES
-        guide = density_guidance(jax.random.uniform(keys[1], minval=low, maxval=high))
-        options = {"divergence": Untracked(), "save": Trajectory, "cond": cond, "key": keys[2]}
-        x = prior_sample(model, keys[3], shape)
-        return sample(model, x, grid, guides=(guide,), **options).trajectory.x, cond
-
-    return jax.vmap(one)(keys)
+    return jax.device_get(Points(jnp.tile(grid, count), xs.reshape(-1, *shape), repeated))
 
 
 def points_of_data(model: Field, data: Float[Array, "n ..."], key: Key) -> Points:
@@ -117,59 +116,80 @@ def points_of_data(model: Field, data: Float[Array, "n ..."], key: Key) -> Point
     return jax.device_get(Points(t, x))
 
 
-def measure_diagonals(
-    model: Field, points: Points, key: Key, *, products: int = 8, batch: int = 64
-) -> Points:
-    """Estimate the diagonal of the Jacobian at points.
+def measure(
+    model: Field,
+    points: Points,
+    layers: tuple[str, ...],
+    key: Key,
+    *,
+    products: int = 4,
+    batch: int = 64,
+) -> Lessons:
+    """Evaluate a model at points, with estimates of the diagonal of its Jacobian.
 
     Args:
         model: the field.
         points: the points.
+        layers: names of the layers of the network that the head reads.
         key: of the probes.
-        products: products with the Jacobian at each point, an even number.
+        products: products with the Jacobian at each point, an even number: half of them for each
+            of the two estimates.
         batch: points in one compiled call.
     """
     found = []
     for i in range(0, len(points.t), batch):
         part = jax.tree.map(lambda a, i=i: jnp.asarray(a[i : i + batch]), points)
-        found.append(jax.device_get(_diagonals(model, part, jax.random.fold_in(key, i), products)))
-    return points._replace(diagonals=np.concatenate(found))
+        one = _measure(model, part, layers, jax.random.fold_in(key, i), products)
+        found.append(jax.device_get(one))
+    return join(found)
 
 
-def join_points(parts: list[Points]) -> Points:
-    """Return all points in one."""
+def join(parts: list) -> Lessons:
+    """Return all lessons, or all points, in one."""
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
-def diagonal(
-    model: Field, t: Scalar, x: Sample, key: Key, cond: Cond, products: int
-) -> Float[Array, "2 ..."]:
-    """Estimate the diagonal of the Jacobian of x0 in y = x/alpha twice, by coloured random signs.
+@partial(jax.jit, static_argnums=4)
+def _trajectories(model, conditions, grid, keys, shape) -> tuple[Array, Cond]:
+    def one(key):
+        keys = jax.random.split(key, 4)
+        cond = _draw_condition(conditions, keys[0])
+        low, high = QUANTILES
+        guide = density_guidance(jax.random.uniform(keys[1], minval=low, maxval=high))
+        options = {"divergence": Untracked(), "save": Trajectory, "cond": cond, "key": keys[2]}
+        x = prior_sample(model, keys[3], shape)
+        return sample(model, x, grid, guides=(guide,), **options).trajectory.x, cond
 
-    Args:
-        model: the field.
-        t: a time on the model's path.
-        x: one sample.
-        key: of the signs.
-        cond: condition of the network.
-        products: products with the Jacobian for both estimates together, an even number.
-    """
-    _, push = jax.linearize(lambda x: denoise(model, t, x, cond), x)
-    product = push if has_forward_mode(push, x) else transpose(push, x)
-    colours = min(products // 2, x.size)
+    return jax.vmap(one)(keys)
+
+
+@partial(jax.jit, static_argnums=(2, 4))
+def _measure(model: Field, points: Points, layers, key: Key, products: int) -> Lessons:
+    def one(t, x, cond, key):
+        seen = lambda x: recorded_pair(model, t, x, cond, layers)
+        pair, push, features = jax.linearize(seen, x, has_aux=True)
+        product: LinearMap = lambda z: push(z).x0
+        if not has_forward_mode(push, x):
+            product = transpose(product, x)
+        alpha = model.path.alpha(t)
+        w = jnp.exp(-0.5 * logsnr(model.path, t))
+        features = tuple(feature.astype(jnp.float16) for feature in features)
+        found = alpha * _diagonals(product, x, key, products // 2)
+        return Lessons(features, x / alpha, pair.x0, w, found)
+
+    keys = jax.random.split(key, len(points.t))
+    return jax.vmap(one)(points.t, points.x, points.conditions, keys)
+
+
+def _diagonals(product: LinearMap, x: Sample, key: Key, colours: int) -> Float[Array, "2 ..."]:
+    """Estimate the diagonal of a linear map twice, by random signs on one colour at a time."""
+    colours = min(colours, x.size)
     colour = jnp.asarray(colouring(x.shape or (1,), colours)).reshape(x.shape)
     masks = jax.nn.one_hot(colour, colours, axis=0, dtype=x.dtype)
     signs = jax.vmap(lambda key: rademacher(key, x))(jax.random.split(key, 2))
     probes = (signs[:, None] * masks[None]).reshape(-1, *x.shape)
     found = probes * jax.vmap(product)(probes)
-    return model.path.alpha(t) * jnp.sum(found.reshape(2, colours, *x.shape), 1)
-
-
-@partial(jax.jit, static_argnums=3)
-def _diagonals(model: Field, points: Points, key: Key, products: int) -> Array:
-    one = lambda t, x, cond, key: diagonal(model, t, x, key, cond, products)
-    keys = jax.random.split(key, len(points.t))
-    return jax.vmap(one)(points.t, points.x, points.conditions, keys)
+    return jnp.sum(found.reshape(2, colours, *x.shape), 1)
 
 
 def _times(model: Field, share: Array) -> Array:
