@@ -15,7 +15,7 @@ from dgjax.checkpoints.spec import ModelSpec
 from dgjax.cli.options import MOST_BATCH, MOST_LATENTS, SEED, choose_model, takes_no_condition
 from dgjax.devices.progress import progress, say
 from dgjax.model.trace_head import find_layers
-from dgjax.training.distil import distil
+from dgjax.training.distillation import distil
 from dgjax.training.lessons import PART, stored_lessons
 
 __all__ = ["command"]
@@ -47,7 +47,7 @@ def command(
     ] = 64,
     seed: SEED = 0,
 ) -> None:
-    """Train a head that predicts the model's divergence, for `--divergence distilled`.
+    """Train a head that predicts a model's divergence, for --divergence distilled.
 
     No data are needed. What was measured is stored in OUT/lessons: a stopped command continues with
     it, and another --points, --width, --steps or --batch takes it as it is.

@@ -44,9 +44,7 @@ def recorded_pair(
     return pair, tuple(found[name] for name in layers)
 
 
-def record(
-    network: Network, layers: tuple[str, ...], note: Callable[[str, Any], None]
-) -> Network:
+def record(network: Network, layers: tuple[str, ...], note: Callable[[str, Any], None]) -> Network:
     """Return a copy of a network that notes what some of its layers return.
 
     Args:
@@ -65,7 +63,7 @@ def record(
             f"{type(network).__name__}: train the head for this model"
         )
     copy = nnx.clone(network)
-    for name in layers:
+    for name in sorted(layers, key=lambda name: -name.count(".")):  # inner layers first
         *outer, last = name.split(".")
         parent = layer_at(copy, outer)
         wrapped = _Noting(layer_at(parent, [last]), lambda out, name=name: note(name, out))
@@ -133,27 +131,46 @@ def find_layers(
     outputs: dict[str, tuple[int, ...]] = {}
 
     def note(name, out):
-        if isinstance(out, jax.Array) and name not in outputs:
-            outputs[name] = out.shape
+        # Where JAX takes the derivative in x, only arrays that depend on x have a tangent.
+        if isinstance(out, jax.Array) and hasattr(out, "tangent"):
+            outputs.setdefault(name, out.shape)
 
     def run(x):
         recorded = replace(model, network=record(model.network, tuple(names), note))
         return recorded.pair(model.t_max, x, cond)
 
-    jax.eval_shape(run, x)
+    jax.eval_shape(lambda x: jax.jvp(run, (x,), (x,))[0], x)
     rank = max((len(shape) for shape in outputs.values()), default=0)
     full = {name: shape for name, shape in outputs.items() if len(shape) == rank}
     blocks = [name for name in full if any(True for _ in _children(names[name]))]
     chosen = blocks or list(full)
     index = np.unique(np.linspace(0, len(chosen) - 1, min(count, len(chosen))).astype(int))
-    return {chosen[i]: full[chosen[i]] for i in index}
+    picked = tuple(chosen[i] for i in index)
+    inside: list[bool] = []
+
+    def read(x):
+        features = recorded_pair(model, model.t_max, x, cond, picked)[1]
+        inside.extend(hasattr(feature, "tangent") for feature in features)
+        return () if any(inside) else features
+
+    try:
+        jax.eval_shape(read, x)
+    except jax.errors.UnexpectedTracerError:
+        return {}
+    return {} if any(inside) else {name: full[name] for name in picked}
 
 
 def _children(node: Any, prefix: str = "") -> Iterator[tuple[str, nnx.Module]]:
-    """Yield the modules of a module by name, those in lists included."""
+    """Yield the modules of a module by name, and below those that hold lists of modules."""
     items = enumerate(node) if isinstance(node, nnx.List) else vars(node).items()
     for name, child in items:
-        if isinstance(child, nnx.List):
-            yield from _children(child, f"{prefix}{name}.")
-        elif isinstance(child, nnx.Module):
+        if not isinstance(child, nnx.Module):
+            continue
+        if not isinstance(child, nnx.List | nnx.Dict):
             yield f"{prefix}{name}", child
+        if isinstance(child, nnx.List | nnx.Dict) or _holds_lists(child):
+            yield from _children(child, f"{prefix}{name}.")
+
+
+def _holds_lists(module: nnx.Module) -> bool:
+    return any(isinstance(child, nnx.List | nnx.Dict) for child in vars(module).values())

@@ -2,7 +2,7 @@
 
 from dgjax.data import load_data
 from dgjax.training.config import TrainConfig, load_config
-from dgjax.training.distil import distil
+from dgjax.training.distillation import distil
 from dgjax.training.edm2_average import import_edm2_average
 from dgjax.training.export import export, plan_average
 from dgjax.training.loop import Fit, fit

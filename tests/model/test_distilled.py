@@ -162,7 +162,11 @@ def test_a_model_without_a_head_is_refused():
 
 def test_reverse_mode_and_fixed_probes_take_a_model_with_a_head():
     model, x = gaussian_model(dgjax.vp()), jnp.array([0.3, 1.0, -2.0])
-    kinds = (dgjax.Exact(), dgjax.ReverseMode(dgjax.Exact()), dgjax.FixedProbe(dgjax.Distilled(), KEY))
+    kinds = (
+        dgjax.Exact(),
+        dgjax.ReverseMode(dgjax.Exact()),
+        dgjax.FixedProbe(dgjax.Distilled(), KEY),
+    )
     found = [dgjax.evaluate(model, 0.5, x, divergence=kind, key=KEY).divergence for kind in kinds]
     assert jnp.allclose(jnp.array(found), found[0], rtol=1e-5)
 
