@@ -1,4 +1,4 @@
-"""`dgjax distil`: train a head that predicts a model's divergence, and write both as a checkpoint."""
+"""`dgjax distil`: train a head that predicts a model's divergence, and store it with the model."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -56,8 +56,11 @@ def command(
     _check(chosen, products)
     field = replace(chosen.field, trace_head=None)
     found = tuple(find_layers(field, jnp.zeros(chosen.meta.shape), layers, _example(chosen)))
+    sha256 = digest(field, chosen.meta, chosen.autoencoder)
     if not (out / "config.json").exists():
         save(out, field, chosen.meta, autoencoder=chosen.autoencoder, dtype=None)
+    elif digest(*load(out), chosen.autoencoder) != sha256:
+        raise ValueError(f"{out} holds another model: take another folder")
     with progress("measuring", points) as show:
         lessons = stored_lessons(
             field,
@@ -68,7 +71,7 @@ def command(
             conditions=_labels(chosen),
             products=products,
             seed=seed,
-            facts={"sha256": digest(field, chosen.meta, chosen.autoencoder)},
+            facts={"sha256": sha256},
             show=show,
         )
     losses: list[float] = []

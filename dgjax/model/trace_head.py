@@ -6,6 +6,7 @@ the network runs, so that one pass serves both.
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -66,7 +67,7 @@ def record(network: Network, layers: tuple[str, ...], note: Callable[[str, Any],
     for name in sorted(layers, key=lambda name: -name.count(".")):  # inner layers first
         *outer, last = name.split(".")
         parent = layer_at(copy, outer)
-        wrapped = _Noting(layer_at(parent, [last]), lambda out, name=name: note(name, out))
+        wrapped = _Noting(layer_at(parent, [last]), partial(note, name))
         if last.isdigit():
             parent[int(last)] = wrapped
         else:

@@ -26,7 +26,8 @@ class DiagonalHead(nnx.Module):
     """Predicts the diagonal of the Jacobian d x0/d y of a denoiser.
 
     With s = `sigma_data` the prediction is s^2/(s^2 + w^2) (1 + h), where h is the output of the
-    layers. A new head has h = 0, which is exact for a Gaussian of standard deviation s.
+    layers. A new head has h = 0, which is exact for a Gaussian of standard deviation s. Where all
+    layers that are read give vectors, as those of an MLP do, the sample is taken as a vector too.
 
     Args:
         shape: shape of one sample. Its last axis holds channels, those before are spatial.
@@ -59,15 +60,17 @@ class DiagonalHead(nnx.Module):
             )
         self.shape, self.layers, self.sigma_data = tuple(shape), tuple(layers), float(sigma_data)
         self.feature_shapes = tuple(map(tuple, feature_shapes))
-        sides = self.shape[:-1]
+        dense = bool(feature_shapes) and all(len(shape) == 1 for shape in feature_shapes)
+        self.view = (math.prod(self.shape),) if dense else self.shape
+        sides = self.view[:-1]
         self.grid = tuple(-(-side // STRIDE) for side in sides)
-        rank, channels = len(sides), (self.shape or (1,))[-1]
+        rank, channels = len(sides), (self.view or (1,))[-1]
         linear = lambda i, o, **more: nnx.Linear(i, o, rngs=rngs, **more)
         if rank:
             size = (3,) * rank
             steps = (STRIDE,) * rank
-            self.enter = nnx.Conv(3 * channels, width, size, strides=steps, rngs=rngs)
-            self.mix = nnx.Conv(width, width, size, rngs=rngs)
+            self.enter: nnx.Module = nnx.Conv(3 * channels, width, size, strides=steps, rngs=rngs)
+            self.mix: nnx.Module = nnx.Conv(width, width, size, rngs=rngs)
         else:
             self.enter, self.mix = linear(3 * channels, width), linear(width, width)
         self.read = nnx.List(linear(s[-1], width) for s in feature_shapes)
@@ -104,7 +107,7 @@ class DiagonalHead(nnx.Module):
             ValueError: if y has another shape than this head's.
         """
         check_shape(y, self.shape)
-        s = self.sigma_data
+        s, y, x0 = self.sigma_data, y.reshape(self.view), x0.reshape(self.view)
         total = jnp.sqrt(w**2 + s**2)
         inputs = jnp.concatenate([y / total, x0 / s, (y - x0) / w], -1)
         h = self.enter(inputs[None])[0] if self.grid else self.enter(inputs)
@@ -115,7 +118,7 @@ class DiagonalHead(nnx.Module):
         h = nnx.silu((h + self.position) * (1 + scale) + shift)
         mixed = self.mix(h[None])[0] if self.grid else self.mix(h)
         h = nnx.silu((h + mixed) * (1 + scale_out) + shift_out)
-        return (s / total) ** 2 * (1 + _unfold(self.leave(h), self.shape))
+        return (s / total) ** 2 * (1 + _unfold(self.leave(h), self.view).reshape(self.shape))
 
     def error(self, w: Scalar) -> Scalar:
         """Return the root mean square error of the predicted trace at the noise level w."""

@@ -74,14 +74,15 @@ def head_correction(
     check_count("repeats", repeats)
     if repeats < 2:
         raise ValueError("repeats must be at least 2, because a single one has no spread")
-    if model.trace_head is None:
+    head = model.trace_head
+    if head is None:
         raise ValueError("the model carries no trained head, so there is nothing to correct")
     model = condition(model, cond)
     ts, xs = as_float(ts), jnp.asarray(xs)
     log_w = -0.5 * logsnr(model.path, ts)
     half = 0.5 * jnp.abs(jnp.diff(log_w))
     lengths = jnp.pad(half, (0, 1)) + jnp.pad(half, (1, 0))  # of the trapezoidal rule
-    stated = jax.vmap(model.trace_head.error)(jnp.exp(log_w))
+    stated = jax.vmap(head.error)(jnp.exp(log_w))
     stated = stated + LEAST * jnp.mean(stated) + jnp.finfo(stated.dtype).tiny
     shares = lengths * stated
     total = jnp.sum(shares)

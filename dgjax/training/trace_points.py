@@ -5,7 +5,7 @@ data are needed. Samples of data may be added, which are noised.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,9 @@ __all__ = [
     "points_of_trajectories",
 ]
 
+# NumPy arrays on the host, JAX arrays on the devices.
+Numbers: TypeAlias = Any
+
 QUANTILES = (0.1, 0.9)  # of density guidance, so that samples of every dial are covered
 
 
@@ -45,8 +48,8 @@ class Points(NamedTuple):
         conditions: (N, ...) conditions of the network, or None.
     """
 
-    t: np.ndarray
-    x: np.ndarray
+    t: Numbers
+    x: Numbers
     conditions: Cond = None
 
 
@@ -63,11 +66,11 @@ class Lessons(NamedTuple):
         diagonals: (N, 2, *shape) two independent unbiased estimates of the diagonal of d x0/d y.
     """
 
-    features: tuple[np.ndarray, ...]
-    y: np.ndarray
-    x0: np.ndarray
-    w: np.ndarray
-    diagonals: np.ndarray
+    features: tuple[Numbers, ...]
+    y: Numbers
+    x0: Numbers
+    w: Numbers
+    diagonals: Numbers
 
 
 def points_of_trajectories(
