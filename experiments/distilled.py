@@ -1,9 +1,10 @@
 """Distilled divergence: how far is its log-density from that by many products?
 
 The model is a checkpoint that `dgjax distil` wrote. New latents are sampled along the PF-ODE, once
-by the head and once by many products with the Jacobian (8 colours of pixels, which have an eighth to
-a fifth of the variance of plain signs). Both trajectories are the same. The head is also corrected
-by a few products on the way. Costs are those that XLA counts, in evaluations of the network.
+by the head and once by many products with the Jacobian (8 colours of pixels, which have an eighth
+to a fifth of the variance of plain signs). Both trajectories are the same. The head is also
+corrected by a few products on the way. Costs are those that XLA counts, in evaluations of the
+network.
 
     dgjax distil fashion-mnist --out distilled
     python experiments/distilled.py distilled
@@ -97,7 +98,9 @@ def main():
             )
         ]
         noise = np.sqrt((errors[:, 0] ** 2).mean())
-        lines.append(f"| {q:g} | {MANY.colours * MANY.repeats} products a step | | | | {noise:.1f} |")
+        lines.append(
+            f"| {q:g} | {MANY.colours * MANY.repeats} products a step | | | | {noise:.1f} |"
+        )
     weights = sum(leaf.size for leaf in jax.tree.leaves(model.trace_head))
     lines += [
         "",

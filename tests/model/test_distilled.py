@@ -12,7 +12,7 @@ from jaxtyping import Array
 import dgjax
 from dgjax.model.paths import coefficients
 from dgjax.model.trace_head import find_layers, record, recorded_pair
-from dgjax.networks import MLP, UNet
+from dgjax.networks import MLP, EnergyMLP, UNet
 from dgjax.networks.trace_head import DiagonalHead
 from dgjax.networks.unet import unfold
 from dgjax.training import distil
@@ -132,9 +132,27 @@ def test_layers_are_read_in_the_pass_that_the_model_makes():
     assert head(features, x, pair.x0, jnp.array(0.7)).shape == x.shape
 
 
+def model_of(network, parametrization=None):
+    parametrization = dgjax.preconditioned(0.5) if parametrization is None else parametrization
+    return dgjax.field(network, dgjax.edm(), parametrization, t_min=0.02, t_max=80.0)
+
+
+def test_layers_that_a_head_can_read_are_found():
+    x = jnp.zeros((2, 2, 1))
+    layers = find_layers(model_of(MLP(x.shape, 8, 3, rngs=nnx.Rngs(0))), x, 9)
+    # Those of the noise level alone are left out.
+    assert list(layers) == ["enter", "hidden.0", "hidden.1", "leave"]
+    head = DiagonalHead(x.shape, tuple(layers), tuple(layers.values()), 0.5, 8, rngs=nnx.Rngs(0))
+    features = tuple(jnp.zeros(shape) for shape in layers.values())
+    assert head(features, x, x, jnp.array(0.5)).shape == x.shape
+    # The network of an energy model is differentiated inside, so its layers cannot be read.
+    energy = model_of(EnergyMLP(x.shape, 8, 3, rngs=nnx.Rngs(0)), dgjax.energy_prediction(0.5))
+    assert find_layers(energy, x, 9) == {}
+    assert find_layers(model_of(lambda x, t, cond: x), x, 9) == {}
+
+
 def test_no_product_is_computed():
-    network = MLP((64,), 128, 3, rngs=nnx.Rngs(0))
-    model = dgjax.field(network, dgjax.edm(), dgjax.preconditioned(0.5), t_min=0.02, t_max=80.0)
+    model = model_of(MLP((64,), 128, 3, rngs=nnx.Rngs(0)))
     layers = find_layers(model, jnp.zeros(64), 2)
     head = DiagonalHead((64,), tuple(layers), tuple(layers.values()), 0.5, 8, rngs=nnx.Rngs(0))
 
