@@ -30,7 +30,7 @@ from dgjax.cli.options import (
     make_solver,
     table,
 )
-from dgjax.cli.stated_errors import ERROR_COLUMNS, error_cell, error_entries, note_coarse
+from dgjax.cli.stated_errors import error_cell, error_columns, error_entries, note_coarse
 from dgjax.devices.batches import map_batches
 from dgjax.devices.progress import say
 from dgjax.files import as_json, output_folder, write_arrays, write_json
@@ -185,7 +185,7 @@ def command(
     if json:
         print(as_json(summary))
     else:
-        names = [name for _, name in ERROR_COLUMNS]
+        names = [name for _, name in error_columns(divergence)]
         original = [
             "original",
             f"{summary['log_density']:,.1f}",
@@ -212,4 +212,4 @@ def command(
 
 
 def _error_cells(row: Mapping[str, Any]) -> list[str]:
-    return [error_cell(row[key]) for key, _ in ERROR_COLUMNS]
+    return [error_cell(row[key]) for key, _ in error_columns("probes")]

@@ -39,8 +39,8 @@ from dgjax.cli.options import (
     table,
 )
 from dgjax.cli.stated_errors import (
-    ERROR_COLUMNS,
     error_cell,
+    error_columns,
     error_entries,
     known,
     note_coarse,
@@ -145,7 +145,7 @@ def command(
     ]
     columns = [
         ("log_density", "log-density, nats", "{:,.1f}".format),
-        *((*column, error_cell) for column in ERROR_COLUMNS),
+        *((*column, error_cell) for column in error_columns(divergence)),
     ]
     if chosen.has_levels:
         for row, value, spread in zip(rows, log_density, error, strict=True):
@@ -154,7 +154,7 @@ def command(
             row["bits_per_dim_standard_error"] = known(spread / (chosen.size * np.log(2)))
         columns += [
             ("bits_per_dim", "bits/dim", "{:.3f}".format),
-            ("bits_per_dim_standard_error", "+- probes", error_cell),
+            ("bits_per_dim_standard_error", error_columns(divergence)[0][1], error_cell),
         ]
     summary = {**chosen.facts(), "steps": steps, "solver": solver, "probes": probes, "rows": rows}
     summary |= {"divergence": divergence}

@@ -65,13 +65,14 @@ def distil(
     split = count - count // HELD_OUT
     head = _fresh(lessons, layers, key, width)
     decay = optax.cosine_decay_schedule(learning_rate, steps)
-    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(decay))
+    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
     state = optimiser.init(head)
 
     @jax.jit
-    def step(head, state, part):
+    def step(head, state, part, rate):  # the rate is an argument, so `steps` needs no new program
         value, gradient = jax.value_and_grad(_loss)(head, part)
         updates, state = optimiser.update(gradient, state)
+        updates = jax.tree.map(lambda update: -rate * update, updates)
         return optax.apply_updates(head, updates), state, value
 
     draw = np.random.default_rng(np.asarray(jax.random.key_data(key)))
@@ -80,7 +81,7 @@ def distil(
         while len(order) < batch:
             order = np.concatenate([order, draw.permutation(split)])
         rows, order = order[:batch], order[batch:]
-        head, state, value = step(head, state, _rows(lessons, rows))
+        head, state, value = step(head, state, _rows(lessons, rows), decay(number))
         log(number + 1, float(value))
     return calibrate(head, _rows(lessons, np.arange(split, count)))
 
