@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Sharding
@@ -13,6 +14,7 @@ from jaxtyping import Array, PyTree
 
 __all__ = [
     "WeightSharding",
+    "abstract_as",
     "as_dtype",
     "check_fit",
     "choose_sharding",
@@ -101,6 +103,21 @@ def as_dtype(tree: PyTree[Array], dtype: Any) -> dict[str, np.ndarray]:
         if not np.isfinite(value.astype(np.float32)).all():
             raise ValueError(f"weight {name} is not finite as {value.dtype.name}; not saved")
     return weights
+
+
+def abstract_as(like: PyTree[Any], dtype: Any) -> PyTree[jax.ShapeDtypeStruct]:
+    """Return abstract arrays whose floating-point numbers are of `dtype`; others keep theirs.
+
+    Args:
+        like: arrays, or anything with a shape and a dtype.
+        dtype: of the result.
+    """
+
+    def one(leaf: Any) -> jax.ShapeDtypeStruct:
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return jax.ShapeDtypeStruct(leaf.shape, dtype if floating else leaf.dtype)
+
+    return jax.tree.map(one, like)
 
 
 def choose_sharding(name: str, shape: tuple[int, ...], sharding: WeightSharding) -> Sharding:

@@ -25,7 +25,13 @@ from flax import nnx
 
 from dgjax._version import __version__
 from dgjax.checkpoints import orbax_folder
-from dgjax.checkpoints.arrays import WeightSharding, as_dtype, first_line, to_named
+from dgjax.checkpoints.arrays import (
+    WeightSharding,
+    abstract_as,
+    as_dtype,
+    first_line,
+    to_named,
+)
 from dgjax.checkpoints.checksums import check_files, hash_files
 from dgjax.checkpoints.configuration import check_names, check_types
 from dgjax.checkpoints.prompts import (
@@ -217,13 +223,7 @@ def load(
     form, meta, checksums = _read_config(folder)
     if verify:
         check_files(folder, _of_part(WEIGHTS, checksums) | _of_part(HEAD, checksums))
-    like = _abstract_network(meta)
-    like = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
-            leaf.shape, dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
-        ),
-        like,
-    )
+    like = abstract_as(_abstract_network(meta), dtype)
     network = _read(folder, form, WEIGHTS, like, f"the checkpoint {folder}", sharding)
     model = build(meta.model, network)
     if meta.trace_head:
@@ -260,7 +260,11 @@ def load_autoencoder(
 
 
 def load_prompt_encoder(
-    folder: str | os.PathLike, sharding: WeightSharding | None = None, *, verify: bool = True
+    folder: str | os.PathLike,
+    sharding: WeightSharding | None = None,
+    *,
+    verify: bool = True,
+    dtype: Any = jnp.float32,
 ) -> PromptEncoder:
     """Load the text encoders and tokenizers that turn prompts into conditions of a model.
 
@@ -268,6 +272,7 @@ def load_prompt_encoder(
         folder: as of `load`.
         sharding: as of `load`.
         verify: as of `load`.
+        dtype: of the weights in memory, as of `load`. Conditions are in float32 all the same.
 
     Returns:
         A function from a prompt to a condition.
@@ -280,11 +285,11 @@ def load_prompt_encoder(
     if not meta.text:
         raise ValueError(
             f"the checkpoint {folder} has no text encoder, so it takes no prompts: pass the "
-            "embeddings of a prompt as cond in Python, or choose another model"
+            "embeddings of a prompt as cond, or choose another model"
         )
     if verify:
         check_files(folder, {k: v for k, v in checksums.items() if is_text_file(k)})
-    return read_prompt_encoder(folder, meta.text, sharding)
+    return read_prompt_encoder(folder, meta.text, sharding, dtype)
 
 
 def load_meta(folder: str | os.PathLike) -> Meta:
@@ -296,14 +301,19 @@ def load_meta(folder: str | os.PathLike) -> Meta:
     return _read_config(Path(folder).absolute())[1]
 
 
-def weight_bytes(folder: str | os.PathLike) -> int:
-    """Return the bytes of the float32 weights that `load` makes, without reading them.
+def weight_bytes(folder: str | os.PathLike, dtype: Any = jnp.float32) -> int:
+    """Return the bytes of the weights that `load` makes, without reading them.
+
+    Args:
+        folder: as of `load`.
+        dtype: as of `load`.
 
     Raises:
         ValueError: if the folder is missing or no checkpoint.
     """
     _, meta, _ = _read_config(Path(folder).absolute())
-    return sum(4 * leaf.size for leaf in jax.tree.leaves(_abstract_network(meta)))
+    network = abstract_as(_abstract_network(meta), dtype)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(network))
 
 
 def digest(model: Field, meta: Meta, autoencoder: Autoencoder | None = None) -> str:

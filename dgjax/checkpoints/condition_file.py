@@ -44,12 +44,18 @@ def read_condition(file: Path) -> StoredCondition:
         ValueError: if it cannot be read, holds anything but numbers, or no condition.
     """
     try:
-        with file.open("rb") as stream, np.load(stream) as stored:
-            arrays = dict(stored)
+        with file.open("rb") as stream:
+            stored = np.load(stream)
+            arrays = dict(stored) if isinstance(stored, np.lib.npyio.NpzFile) else None
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
-            f"{file} cannot be read as an npz file of a condition: {str(error).splitlines()[0]}"
+            f"{file} cannot be read as an npz file of a condition: {_reason(error)}"
         ) from error
+    if arrays is None:
+        raise ValueError(
+            f"{file} holds one array without a name: write an npz file of named arrays, such as "
+            "numpy.savez(FILE, encoder_hidden_states=...)"
+        )
     tree: dict[str, Any] = {}
     for name, array in arrays.items():
         if array.dtype.kind not in "fiub" or not np.isfinite(array).all():
@@ -72,6 +78,8 @@ def read_condition(file: Path) -> StoredCondition:
 def check_condition(field: Field, cond: Cond, what: str) -> None:
     """Check that a network takes a condition. The network is traced, not evaluated.
 
+    Whole numbers stay concrete, so that networks check the range of labels.
+
     Args:
         field: the model, which knows the shape of its samples.
         cond: the condition.
@@ -81,10 +89,23 @@ def check_condition(field: Field, cond: Cond, what: str) -> None:
         ValueError: if the network refuses it.
     """
     x = jnp.zeros(field.shape)
+    leaves, structure = jax.tree.flatten(cond)
+    known = [jnp.issubdtype(jnp.result_type(leaf), jnp.integer) for leaf in leaves]
+
+    def predict(x, traced):
+        chosen = [leaf if k else t for leaf, t, k in zip(leaves, traced, known, strict=True)]
+        return field.pair(field.t_max, x, jax.tree.unflatten(structure, chosen)).eps
+
     try:
-        jax.eval_shape(lambda cond: field.pair(field.t_max, x, cond).eps, cond)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"the model does not take {what}: {str(error).splitlines()[0]}") from error
+        jax.eval_shape(predict, x, leaves)
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise ValueError(f"the model does not take {what}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error's message, without the number of an error of files."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.splitlines()[0]
 
 
 def _bare(tree: Any) -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dgjax.checkpoints.checkpoint import load_prompt_encoder
 from dgjax.checkpoints.condition_file import check_condition, read_condition
@@ -12,7 +12,17 @@ from dgjax.checkpoints.prompts import PromptEncoder
 from dgjax.model.field import condition
 from dgjax.typing import Cond
 
-__all__ = ["Condition", "condition_model", "encode_prompts", "find_condition"]
+__all__ = ["Condition", "Negative", "condition_model", "encode_prompts", "find_condition"]
+
+
+class Negative(NamedTuple):
+    """What classifier-free guidance leads away from.
+
+    Attributes:
+        text: a text; None for no text.
+    """
+
+    text: str | None = None
 
 
 class Condition(NamedTuple):
@@ -42,8 +52,7 @@ def find_condition(
     prompt: str | None,
     *,
     file: Path | None = None,
-    negative: str | None = None,
-    guided: bool = False,
+    negative: Negative | None = None,
     distilled: float | None = None,
 ) -> Condition:
     """Find a class of a model, encode a prompt, or read a file.
@@ -53,8 +62,8 @@ def find_condition(
         name: number or name of the class, as of `find_label`; None for no class.
         prompt: a text; None for no prompt.
         file: npz file of the condition, as of `read_condition`; None for none.
-        negative: the text that guidance leads away from; None for no text.
-        guided: whether classifier-free guidance needs `null`.
+        negative: what classifier-free guidance leads away from; None if nothing is guided, and
+            then there is no `null`. A file holds its own.
         distilled: the guidance weight that a distilled network takes as an input; None for that
             of its checkpoint.
 
@@ -67,20 +76,19 @@ def find_condition(
     if prompt is None and distilled is not None:
         raise ValueError("the distilled guidance weight belongs to a prompt, and there is none")
     if file is not None:
-        return _from_file(chosen, file, guided)
+        found = _from_file(chosen, file)
+        return found._replace(null=None) if negative is None else _check_null(chosen, found)
     if prompt is None:
         label = find_label(chosen, name)
         return Condition(label, None, label)
-    options: dict[str, Any] = {"negative": negative, "guided": guided, "distilled": distilled}
-    return next(encode_prompts(chosen, [prompt], **options))
+    return next(encode_prompts(chosen, [prompt], negative=negative, distilled=distilled))
 
 
 def encode_prompts(
     chosen: Model,
     prompts: Iterable[str],
     *,
-    negative: str | None = None,
-    guided: bool = False,
+    negative: Negative | None = None,
     distilled: float | None = None,
 ) -> Iterator[Condition]:
     """Encode prompts one after the other; the text encoders are loaded once.
@@ -89,7 +97,6 @@ def encode_prompts(
         chosen: the model.
         prompts: the texts.
         negative: as of `find_condition`, the same for all prompts.
-        guided: as of `find_condition`.
         distilled: as of `find_condition`.
 
     Yields:
@@ -102,7 +109,7 @@ def encode_prompts(
     encode = _open_encoder(chosen)
     if distilled is not None:
         encode = encode.with_distilled_guidance(distilled)
-    null = encode.negative(negative) if guided else None
+    null = None if negative is None else encode.negative(negative.text)
     for prompt in prompts:
         yield Condition(encode(prompt), null, None, prompt, encode.distilled_guidance)
 
@@ -122,28 +129,28 @@ def condition_model(chosen: Model, found: Condition) -> Model:
 def _open_encoder(chosen: Model) -> PromptEncoder:
     if not chosen.meta.text:
         raise ValueError(f"the model {chosen.name} takes no prompts: it has no text encoder")
-    encode = load_prompt_encoder(chosen.name)
+    encode = load_prompt_encoder(chosen.name, dtype=chosen.dtype)
     # The model may have been given another resolution than its checkpoint, which XL is told.
     return replace(encode, condition=chosen.meta.text["condition"])
 
 
-def _takes_none(chosen: Model) -> bool:
-    try:
-        check_condition(chosen.field, None, "nothing")
-    except ValueError:
-        return False
-    return True
-
-
-def _from_file(chosen: Model, file: Path, guided: bool) -> Condition:
+def _from_file(chosen: Model, file: Path) -> Condition:
+    """Return the condition in a file, with the negative arrays that it may have as `null`."""
     stored = read_condition(file)
     check_condition(chosen.field, stored.cond, f"what {file} holds")
-    if stored.null is None:
-        if guided and not _takes_none(chosen):
-            raise ValueError(
-                f"{file} has nothing to guide away from: add arrays with names that begin with "
-                "negative., such as negative.encoder_hidden_states"
-            )
-    else:
+    if stored.null is not None:
         check_condition(chosen.field, stored.null, f"the negative arrays in {file}")
-    return Condition(stored.cond, stored.null if guided else None, file=file.name)
+    return Condition(stored.cond, stored.null, file=file.name)
+
+
+def _check_null(chosen: Model, found: Condition) -> Condition:
+    """Return a condition of a file, or raise an error if there is nothing to guide away from."""
+    if found.null is None:
+        try:
+            check_condition(chosen.field, None, "nothing")
+        except ValueError:
+            raise ValueError(
+                f"{found.file} has nothing to guide away from: add arrays with names that begin "
+                "with negative., such as negative.encoder_hidden_states"
+            ) from None
+    return found

@@ -35,6 +35,7 @@ class Model(NamedTuple):
         prompt: the text the field is conditioned on, or None.
         distilled: the guidance weight that a distilled network takes beside the prompt, or None.
         file: name of the file with the condition, or None.
+        dtype: of the weights in memory.
     """
 
     field: Field
@@ -45,6 +46,7 @@ class Model(NamedTuple):
     prompt: str | None = None
     distilled: float | None = None
     file: str | None = None
+    dtype: str = "float32"
 
     @property
     def size(self) -> int:
@@ -81,12 +83,15 @@ class Model(NamedTuple):
             **({} if self.prompt is None else {"prompt": self.prompt}),
             **({} if self.file is None else {"cond": self.file}),
             **({} if self.distilled is None else {"distilled_guidance": self.distilled}),
+            **({} if self.dtype == "float32" else {"dtype": self.dtype}),
             "t_min": ratio[0],
             "t_max": ratio[1],
         }
 
 
-def open_model(name: str, *, height: int | None = None, width: int | None = None) -> Model:
+def open_model(
+    name: str, *, height: int | None = None, width: int | None = None, dtype: str = "float32"
+) -> Model:
     """Load a model by name or folder, in EDM coordinates with time t = sigma^(1/7).
 
     The weights are cut over the local devices if they are too large for one.
@@ -98,25 +103,32 @@ def open_model(name: str, *, height: int | None = None, width: int | None = None
         height: height of the pictures in pixels, where the weights allow another one than that of
             the checkpoint.
         width: width of the pictures in pixels.
+        dtype: of the weights in memory, by name, as of `dgjax.checkpoints.load`.
 
     Raises:
-        ValueError: if there is no such model, it cannot be read or it has no such resolution.
+        ValueError: if there is no such model, it cannot be read, it has no such resolution, or its
+            code gives its weights another dtype.
     """
     if is_code(name):
+        if dtype != "float32":
+            raise ValueError(
+                "a model that code makes has weights of the dtype that the code gives them: leave "
+                f"out {dtype}"
+            )
         field, meta = load_code(name)
         autoencoder = build_autoencoder(PIXELS, meta.shape)
         field, meta, autoencoder = resize(field, meta, autoencoder, height, width)
         return Model(repath(field, edm(7.0)), meta, name, autoencoder)
     is_folder = name not in pretrained_models() and (os.sep in name or os.path.isdir(name))
     if is_folder:
-        sharding = choose_weight_sharding(lambda: weight_bytes(name), jax.local_devices())
-        field, meta = load(name, sharding)
+        sharding = choose_weight_sharding(lambda: weight_bytes(name, dtype), jax.local_devices())
+        field, meta = load(name, sharding, dtype=dtype)
         autoencoder = load_autoencoder(name)
     else:
-        field, meta = load_pretrained(name)
+        field, meta = load_pretrained(name, dtype=dtype)
         autoencoder = build_autoencoder(PIXELS, meta.shape)  # no shipped model is of latents
     field, meta, autoencoder = resize(field, meta, autoencoder, height, width)
-    return Model(repath(field, edm(7.0)), meta, name, autoencoder)
+    return Model(repath(field, edm(7.0)), meta, name, autoencoder, dtype=dtype)
 
 
 def density_title(facts: Mapping[str, Any]) -> str:
@@ -171,7 +183,7 @@ def find_label(chosen: Model, name: str | None) -> int | None:
     if classes is None and chosen.meta.model.network.get("class_embedding"):
         raise ValueError(
             f"the condition of the model {chosen.name} is a number or a vector, not a class: pass "
-            "it as cond in Python"
+            "it as cond, or in an npz file as its array cond"
         )
     if classes is None:
         raise ValueError(

@@ -1,6 +1,9 @@
 """Models that come with the package."""
 
 from importlib.resources import as_file, files
+from typing import Any
+
+import jax.numpy as jnp
 
 from dgjax.checkpoints.checkpoint import Meta, load
 from dgjax.checkpoints.configuration import unknown_name
@@ -15,11 +18,15 @@ def pretrained_models() -> list[str]:
     return sorted(m.name for m in folder.iterdir() if (m / "config.json").is_file())
 
 
-def load_pretrained(name: str) -> tuple[Field, Meta]:
+def load_pretrained(name: str, *, dtype: Any = jnp.float32) -> tuple[Field, Meta]:
     """Load a shipped model by its name.
 
+    Args:
+        name: its name.
+        dtype: of the weights in memory, as of `dgjax.checkpoints.load`.
+
     Returns:
-        The model with float32 weights, and the facts about it.
+        The model, and the facts about it.
 
     Raises:
         ValueError: if there is no such model; the message lists the models there are.
@@ -28,4 +35,4 @@ def load_pretrained(name: str) -> tuple[Field, Meta]:
     if name not in names:
         raise unknown_name("model", name, names)
     with as_file(files("dgjax") / "pretrained" / name) as folder:
-        return load(folder)
+        return load(folder, dtype=dtype)

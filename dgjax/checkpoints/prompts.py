@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dgjax.checkpoints.arrays import WeightSharding, as_dtype
+from dgjax.checkpoints.arrays import WeightSharding, abstract_as, as_dtype
 from dgjax.checkpoints.configuration import check_kind, check_names, check_types, construct
 from dgjax.checkpoints.prompt_conditions import CONDITIONS
 from dgjax.checkpoints.spec import TEXT_ENCODERS
@@ -162,7 +162,7 @@ def write_prompt_encoder(folder: Path, prompts: PromptEncoder, dtype: Any) -> No
 
 
 def read_prompt_encoder(
-    folder: Path, values: Mapping[str, Any], sharding: WeightSharding | None
+    folder: Path, values: Mapping[str, Any], sharding: WeightSharding | None, dtype: Any
 ) -> PromptEncoder:
     """Read the files of tokenizers and text encoders.
 
@@ -170,6 +170,7 @@ def read_prompt_encoder(
         folder: of the checkpoint.
         values: the specification, as `check_text` accepts it.
         sharding: of the weights, as of `dgjax.checkpoints.load`.
+        dtype: of the weights in memory, as of `dgjax.checkpoints.load`.
 
     Raises:
         ValueError: if a file is missing, damaged or does not fit `values`.
@@ -177,7 +178,7 @@ def read_prompt_encoder(
     encoders = []
     for i, spec in enumerate(values["encoders"]):
         file = folder / _file(ENCODER, i, "safetensors")
-        like = nnx.eval_shape(lambda spec=spec: build_text_encoder(spec))
+        like = abstract_as(nnx.eval_shape(lambda spec=spec: build_text_encoder(spec)), dtype)
         encoders.append(read_weights(file, like, f"the text encoder in {folder}", sharding))
     tokenizers = []
     for i, facts in enumerate(values["tokenizers"]):

@@ -70,7 +70,7 @@ def resize(
         ) from error
     spec = replace(meta.model, shape=(*sides, shape[2]))
     text = dict(meta.text)
-    if "size" in text.get("condition", {}):
+    if text.get("condition", {}).get("kind") == "stable_diffusion_xl":
         text["condition"] = {**text["condition"], "size": list(size)}
     decoder = nnx.eval_shape(lambda: build_autoencoder(meta.autoencoder, spec.shape))
     return (

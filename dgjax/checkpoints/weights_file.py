@@ -107,5 +107,9 @@ def _place(file: Path, name: str, leaf: Any, sharding: WeightSharding | None) ->
 
 def _read(file: Path, name: str, dtype: Any, index: Any) -> np.ndarray:
     # Opened for each read: a file that stays open keeps all that was read of it in memory.
-    with safe_open(file, "np") as opened:
-        return np.asarray(opened.get_slice(name)[index], dtype)
+    with safe_open(file, "np") as opened, np.errstate(over="ignore"):
+        stored = opened.get_slice(name)[index]
+        array = np.asarray(stored, dtype)
+    if array.dtype == np.float16 != stored.dtype and not np.isfinite(array).all():
+        raise ValueError(f"weight {name} in {file} is not finite as float16: take bfloat16")
+    return array

@@ -9,6 +9,7 @@ from dgjax.cli.options import (
     CLASS,
     COND,
     DISTILLED_GUIDANCE,
+    DTYPE,
     HEIGHT,
     JSON,
     MODEL,
@@ -39,6 +40,7 @@ def command(
     cond: COND = None,
     height: HEIGHT = None,
     width: WIDTH = None,
+    dtype: DTYPE = "float32",
     num: Annotated[int, typer.Option(min=1, max=MOST_LATENTS, help="Number of latents.")] = 64,
     confidence: Annotated[
         float, typer.Option(help="Confidence of the interval, in (0, 1).")
@@ -52,8 +54,9 @@ def command(
 ) -> None:
     """Measure score alignment: the share of latents with <score, pushed prior score> > 0."""
     check_confidence(confidence)
+    size = height, width
     chosen = choose_conditioned(
-        model, class_, prompt, distilled_guidance, file=cond, size=(height, width)
+        model, class_, prompt, distilled_guidance, file=cond, size=size, dtype=dtype
     )
     settings = SolverSettings(steps, make_solver(solver), probes, batch, seed)
     found = measure_alignments(chosen, num, None, settings)

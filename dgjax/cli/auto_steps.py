@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import typer
-from jaxtyping import Array, Float
 
 from dgjax.cli.options import MOST_STEPS
 from dgjax.cli.stated_errors import error_cell
@@ -81,7 +80,7 @@ def set_tolerance(steps: Steps, tolerance: float | None, size: int) -> float:
 
 def find_steps(
     model: Field,
-    xs: Float[Array, "m ..."],
+    xs: Any,
     tolerance: float,
     *,
     key: Key,
@@ -91,7 +90,8 @@ def find_steps(
 
     Args:
         model: the field.
-        xs: (m, *shape) starts of the solves.
+        xs: (m, *shape) starts of the solves, or a tuple of them and of what `run` takes after them;
+            as of `find_grid`.
         tolerance: largest error from the solver, in nats.
         key: for probes and noise.
         run: `run(model, x, grid, key=key)` solves from one start.

@@ -1,16 +1,19 @@
 """Options `--guidance...` and `--negative`: guide away from a second score."""
 
+from collections.abc import Sequence
 from typing import Annotated, NamedTuple
 
 import typer
 
 from dgjax.checkpoints.checkpoint import digest
 from dgjax.checkpoints.condition_file import check_condition
-from dgjax.checkpoints.conditions import Condition, condition_model, find_condition
-from dgjax.checkpoints.opened import Model
+from dgjax.checkpoints.conditions import Condition
+from dgjax.checkpoints.opened import Model, find_label
 from dgjax.cli.options import check_class, choose_model, takes_no_condition
+from dgjax.cli.prompt_file import encode_all
 from dgjax.guidance.classifier_free import Contrast, autoguidance, classifier_free_guidance
 from dgjax.model.field import Field
+from dgjax.typing import Cond
 
 __all__ = [
     "GUIDANCE",
@@ -21,8 +24,9 @@ __all__ = [
     "Weaker",
     "check_guidance_window",
     "check_negative",
-    "choose_weaker",
     "class_guides",
+    "open_weaker",
+    "weaker_conditions",
 ]
 
 GUIDANCE = Annotated[
@@ -59,11 +63,11 @@ class Weaker(NamedTuple):
     """The weaker model of autoguidance.
 
     Attributes:
-        field: the model, conditioned on the class or the prompt if it takes them.
+        model: the model, without a condition.
         sha256: digest of its weights and facts.
     """
 
-    field: Field
+    model: Model
     sha256: str
 
 
@@ -102,10 +106,9 @@ def check_guidance_window(limits: tuple[float, float], weight: float) -> None:
         raise ValueError("--guidance-window needs a --guidance other than 1")
 
 
-def choose_weaker(
+def open_weaker(
     name: str | None,
     chosen: Model,
-    given: Condition,
     weight: float,
     size: tuple[int | None, int | None] = (None, None),
 ) -> Weaker | None:
@@ -113,8 +116,7 @@ def choose_weaker(
 
     Args:
         name: the option; None for no model.
-        chosen: the model that is sampled.
-        given: what the sampled model is conditioned on.
+        chosen: the model that is sampled; the other has weights of the same dtype.
         weight: the option --guidance.
         size: the options --height and --width.
 
@@ -126,7 +128,7 @@ def choose_weaker(
         return None
     if weight == 1:
         raise ValueError("--guidance-model needs a weight other than 1: add --guidance")
-    weak = choose_model(name, *size)
+    weak = choose_model(name, *size, dtype=chosen.dtype)
     for what, one, other in (
         ("shape", chosen.meta.shape, weak.meta.shape),
         ("range of pixels", chosen.meta.data_range, weak.meta.data_range),
@@ -138,18 +140,32 @@ def choose_weaker(
                 f"the models {chosen.name} and {name} differ in their {what} ({one} and {other}): "
                 "choose a --guidance-model of the same data"
             )
-    weights = digest(weak.field, weak.meta, weak.autoencoder)
-    if given.file is not None:
-        check_condition(weak.field, given.cond, f"what {given.file} holds")
-        return Weaker(condition_model(weak, given).field, weights)
-    label = None if given.label is None or _classes(weak) is None else str(given.label)
-    prompt = given.prompt if weak.meta.text else None
-    if prompt is None:
-        check_class(weak, label)
-    takes = weak.meta.text.get("condition", {}).get("guidance") is not None
-    distilled = given.distilled if prompt is not None and takes else None
-    field = condition_model(weak, find_condition(weak, label, prompt, distilled=distilled)).field
-    return Weaker(field, weights)
+    return Weaker(weak, digest(weak.field, weak.meta, weak.autoencoder))
+
+
+def weaker_conditions(weak: Model, given: Sequence[Condition]) -> list[Cond]:
+    """Return what the weaker model of autoguidance is conditioned on.
+
+    Args:
+        weak: the model.
+        given: what the sampled model is conditioned on, all of them of one kind. The weaker one
+            takes the same class, prompts or file, if it takes such conditions at all.
+
+    Raises:
+        ValueError: if it needs another condition, or a prompt is too long for it.
+    """
+    first = given[0]
+    if first.file is not None:
+        check_condition(weak.field, first.cond, f"what {first.file} holds")
+        return [one.cond for one in given]
+    if first.prompt is not None and weak.meta.text:
+        takes = weak.meta.text["condition"].get("guidance") is not None
+        prompts = [one.prompt or "" for one in given]
+        distilled = first.distilled if takes else None
+        return [one.cond for one in encode_all(weak, prompts, distilled=distilled)]
+    label = None if first.label is None or _classes(weak) is None else str(first.label)
+    check_class(weak, label)
+    return [find_label(weak, label)] * len(given)
 
 
 def class_guides(
@@ -163,7 +179,8 @@ def class_guides(
 
     Args:
         chosen: the model that is sampled.
-        weaker: field of `Weaker`, or None for classifier-free guidance.
+        weaker: the weaker model of autoguidance with its condition, or None for classifier-free
+            guidance.
         given: what the sampled model is conditioned on.
         weight: the option --guidance.
         limits: the option --guidance-window.

@@ -1,6 +1,6 @@
 """Draw the samples of `dgjax sample`, with one compilation for any number of conditions."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,15 +20,16 @@ from dgjax.guidance.noise import StratonovichNoise
 from dgjax.guidance.parts import Part
 from dgjax.guidance.target import target_guidance
 from dgjax.model.divergence import Divergence
-from dgjax.model.field import Field
+from dgjax.model.field import Field, condition
 from dgjax.model.prior import prior_guidance, prior_sample
 from dgjax.pictures.latents import to_levels
 from dgjax.sampling.sample import sample
 from dgjax.sampling.shooting import pilot
 from dgjax.sampling.solvers import Solver
 from dgjax.sampling.time_grids import grid_logsnr
+from dgjax.typing import Cond
 
-__all__ = ["Drawing", "Plan", "make_drawer"]
+__all__ = ["Drawing", "Given", "Plan", "make_drawer"]
 
 # Always this many pilot latents, so that a sample does not depend on the number of samples drawn.
 # `--steps auto` takes the same.
@@ -82,17 +83,39 @@ class Drawing(NamedTuple):
     draw: Callable[[int, int, Show], tuple[dict[str, Any], np.ndarray | None]]
 
 
+class Given(NamedTuple):
+    """What the samples are conditioned on.
+
+    Attributes:
+        condition: of the model.
+        weaker: of the weaker model of autoguidance; None without one, or for no condition.
+    """
+
+    condition: Condition
+    weaker: Cond = None
+
+
 MakeGuides = Callable[[Model, Field | None, Condition], tuple[Guide, ...]]
 
 
-def make_drawer(plan: Plan, guides: MakeGuides) -> Callable[[Condition, Field | None], Drawing]:
-    """Make a function from a condition, and the weaker model of autoguidance, to its samples.
+def make_drawer(
+    plan: Plan, guides: MakeGuides, weaker: Field | None, given: Sequence[Given]
+) -> Callable[[Given], Drawing]:
+    """Make a function from a condition to its samples.
 
-    Latent i is the same for every condition, and whatever other latents are drawn.
+    Everything is compiled once for all conditions. Latent i is the same for every condition, and
+    whatever other latents are drawn. `--steps auto` finds one number of steps for all conditions:
+    for a few latents, each with another of the conditions, so that it costs as much as for one.
 
     Args:
         plan: what is drawn.
-        guides: makes the guides before the dial.
+        guides: makes the guides before the dial, of a model, the weaker model with its condition,
+            and a condition.
+        weaker: the weaker model of autoguidance, or None.
+        given: all conditions, of the same shapes.
+
+    Raises:
+        ValueError: as of `find_steps`.
     """
     chosen, seed = plan.chosen, jax.random.key(plan.seed)
     keys = jax.random.split(seed, 3)
@@ -105,58 +128,59 @@ def make_drawer(plan: Plan, guides: MakeGuides) -> Callable[[Condition, Field | 
     def pilots(field):
         return jax.vmap(lambda i: latent(field, keys, i))(jnp.arange(PILOTS))
 
+    def guides_before(field, weaker, cond, null, weak_cond):
+        weak = None if weaker is None else condition(weaker, weak_cond)
+        return guides(chosen._replace(field=field), weak, Condition(cond, null))
+
     def measure_profile(field, cond, grid):
         if not plan.by_target:
             return None
         return pilot(field, pilots(field), grid, key=keys[2], cond=cond, **common)
 
-    def dial_guide(field, profile, dial):
+    def solve(field, x, grid, dial, *, key, cond, before, profile, term):
+        options = {"key": key, "cond": cond, **common}
+        held: tuple[Guide, ...] = ()
+        if plan.part is not None:
+            held = (hold_rest(plan.part, field, x, grid, guides=before, **options),)
         if profile is None:
-            return density_guidance(dial, part=plan.part)
-        return target_guidance(dial, field, profile)
+            last: Guide = density_guidance(dial, part=plan.part)
+        else:
+            last = target_guidance(dial, field, profile)
+        return sample(field, x, grid, guides=(*before, *held, last), noise=term, **options)
 
     @jax.jit
     def run(field, cond, before, profile, grid, term, keys, batch):
-        options = {"cond": cond, **common}
-
         def one(i, dial):
             x, key = latent(field, keys, i), jax.random.fold_in(keys[1], i)
-            held: tuple[Guide, ...] = ()
-            if plan.part is not None:
-                held = (hold_rest(plan.part, field, x, grid, key=key, guides=before, **options),)
-            all_guides = (*before, *held, dial_guide(field, profile, dial))
-            return sample(field, x, grid, key=key, guides=all_guides, noise=term, **options)
+            options = {"cond": cond, "before": before, "profile": profile, "term": term}
+            return solve(field, x, grid, dial, key=key, **options)
 
         return jax.vmap(one)(*batch)
 
-    def count_steps(given, weaker) -> int:
+    def at_all_dials(weaker, field, x, cond, null, weak_cond, grid, *, key):
+        options = {"key": key, "cond": cond, "term": plan.noise}
+        options["profile"] = measure_profile(field, cond, grid)
+        options["before"] = guides_before(field, weaker, cond, null, weak_cond)
+        one = lambda dial: solve(field, x, grid, dial, **options)
+        return jax.lax.map(one, jnp.asarray(plan.dials))
+
+    def count_steps() -> int:
         if plan.steps != AUTO:
             return plan.steps
-
-        def at_all_dials(weaker, field, x, grid, *, key):
-            profile = measure_profile(field, given.cond, grid)
-            before = guides(chosen._replace(field=field), weaker, given)
-            options = {"key": key, "noise": plan.noise, "cond": given.cond, **common}
-            return jax.lax.map(
-                lambda dial: sample(
-                    field,
-                    x,
-                    grid,
-                    guides=(*before, dial_guide(field, profile, dial)),
-                    **options,
-                ),
-                jnp.asarray(plan.dials),
-            )
-
+        some = [given[i] for i in np.linspace(0, len(given) - 1, PILOTS).round().astype(int)]
+        conditions = [(one.condition.cond, one.condition.null, one.weaker) for one in some]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *conditions)
+        starts = (pilots(chosen.field), *stacked)
         run_all = jax.tree_util.Partial(at_all_dials, weaker)
-        xs = pilots(chosen.field)
-        return find_steps(chosen.field, xs, plan.tolerance, key=keys[1], run=run_all)
+        return find_steps(chosen.field, starts, plan.tolerance, key=keys[1], run=run_all)
 
-    def drawing(given: Condition, weaker: Field | None) -> Drawing:
-        before = guides(chosen, weaker, given)
-        cond = jax.tree.map(jnp.asarray, given.cond)
-        steps = count_steps(given, weaker)
-        grid = grid_logsnr(chosen.field, steps)
+    steps = count_steps()
+    grid = grid_logsnr(chosen.field, steps)
+
+    def drawing(given: Given) -> Drawing:
+        cond, null = given.condition.cond, given.condition.null
+        cond, null, weak_cond = jax.tree.map(jnp.asarray, (cond, null, given.weaker))
+        before = guides_before(chosen.field, weaker, cond, null, weak_cond)
         profile = measure_profile(chosen.field, cond, grid)
         shared = (chosen.field, cond, before, profile, grid, plan.noise, keys)
         run_batches = batch_runner(run, plan.per_call, *shared)

@@ -17,6 +17,7 @@ from dgjax.cli.options import (
     CLASS,
     COND,
     DISTILLED_GUIDANCE,
+    DTYPE,
     HEIGHT,
     JSON,
     MODEL,
@@ -67,6 +68,7 @@ def command(
     cond: COND = None,
     height: HEIGHT = None,
     width: WIDTH = None,
+    dtype: DTYPE = "float32",
     steps: STEPS_OR_AUTO = 32,
     tolerance: TOLERANCE = None,
     solver: SOLVER = "multistep",
@@ -78,8 +80,9 @@ def command(
 ) -> None:
     """Encode a picture to its latent and decode it at other log-densities."""
     method = make_solver(solver)
+    size = height, width
     chosen = choose_conditioned(
-        model, class_, prompt, distilled_guidance, file=cond, size=(height, width)
+        model, class_, prompt, distilled_guidance, file=cond, size=size, dtype=dtype
     )
     tolerance = set_tolerance(steps, tolerance, chosen.size)
     dials = jnp.asarray(sorted(q or QUANTILES), jnp.float32)

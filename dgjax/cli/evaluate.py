@@ -20,6 +20,10 @@ from dgjax.cli.evaluation_report import (
 from dgjax.cli.exports import check_export_options, export_samples
 from dgjax.cli.options import (
     BATCH,
+    COND,
+    DISTILLED_GUIDANCE,
+    DTYPE,
+    HEIGHT,
     JSON,
     LEVELS,
     MODEL,
@@ -31,6 +35,7 @@ from dgjax.cli.options import (
     SEED,
     SOLVER,
     STEPS,
+    WIDTH,
     choose_condition,
     choose_model,
     make_solver,
@@ -79,6 +84,11 @@ SECTIONS = (
 def command(
     model: MODEL = "fashion-mnist",
     prompt: PROMPT = None,
+    distilled_guidance: DISTILLED_GUIDANCE = None,
+    cond: COND = None,
+    height: HEIGHT = None,
+    width: WIDTH = None,
+    dtype: DTYPE = "float32",
     only: Annotated[
         list[str] | None,
         typer.Option(help=f"One of {', '.join(SECTIONS)}; repeatable.", show_default="all"),
@@ -170,9 +180,10 @@ def command(
     """Measure a model: bits/dim, distance of samples from data, alignment, consistency."""
     names = _sections(only)
     check_confidence(confidence)
-    chosen = choose_model(model)
-    if prompt is not None or chosen.meta.text:
-        chosen = condition_model(chosen, choose_condition(chosen, None, prompt))
+    chosen = choose_model(model, height, width, dtype)
+    if chosen.meta.text or any(o is not None for o in (prompt, cond, distilled_guidance)):
+        given_cond = choose_condition(chosen, None, prompt, file=cond, distilled=distilled_guidance)
+        chosen, labels = condition_model(chosen, given_cond), "none"
     settings = SolverSettings(steps, make_solver(solver), probes, batch, seed)
     if not makes_images(chosen) and "png" in names:
         if only:

@@ -151,7 +151,7 @@ def _preamble(summary: dict[str, Any]) -> str:
         " All measurements use the labels of the data." if summary["labels"] == "data" else ""
     )
     return (
-        f"Density: the model's own marginal at t_min = {summary['t_min']:g} (sigma/alpha), "
+        f"Density: the model's own {density_title(summary)} (sigma/alpha), "
         f"undenoised. Data: {summary['data']}, part {summary['part']} of {summary['data_size']:,} "
         f"samples, in an order by seed {summary['seed']}.{conditional} Solver: "
         f"{summary['solver']}, {summary['steps']} steps. dgjax {summary['version']}."

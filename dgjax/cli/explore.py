@@ -16,6 +16,7 @@ from dgjax.cli.options import (
     CLASS,
     COND,
     DISTILLED_GUIDANCE,
+    DTYPE,
     HEIGHT,
     MODEL,
     PROBES,
@@ -61,6 +62,7 @@ def command(
     cond: COND = None,
     height: HEIGHT = None,
     width: WIDTH = None,
+    dtype: DTYPE = "float32",
     noise: Annotated[
         float,
         typer.Option(
@@ -79,7 +81,7 @@ def command(
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("dgjax-explorer.html"),
 ) -> None:
     """Write an HTML page in which q can be changed and samples compared."""
-    chosen = choose_model(model, height, width)
+    chosen = choose_model(model, height, width, dtype)
     check_images(chosen.image_shape)
     given = choose_condition(chosen, class_, prompt, file=cond, distilled=distilled_guidance)
     if out.is_dir():
@@ -196,6 +198,9 @@ def _about(chosen: Model, given: Condition, how: str) -> dict[str, str]:
     if given.label is not None:
         what = f"class {given.label}"
         condition = f" for {what}, log p(x | {given.label})"
+    if given.file is not None:
+        what = f"condition of {given.file}"
+        condition = f" for the {what}, log p(x | condition)"
     if given.prompt is not None:
         what = f"prompt {given.prompt!r}"
         condition = f" for the {what}, log p(x | prompt)"

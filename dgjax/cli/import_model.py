@@ -94,10 +94,7 @@ def _advice(found: Imported, out: Path) -> str:
         return f'{sample} --prompt "..."'
     if found.meta.model.network.get("num_classes"):
         return f"{sample} --class 0"
-    return (
-        f"in Python, model, meta = dgjax.checkpoints.load({folder!r}), and pass cond to dgjax."
-        "sample: commands cannot give this network's condition, a number, vector or embeddings"
-    )
+    return f"{sample} --cond FILE.npz, which holds the arrays of the condition by their names"
 
 
 def _facts(found: Imported) -> dict[str, str]:

@@ -24,6 +24,7 @@ from dgjax.cli.options import (
     CLASS,
     COND,
     DISTILLED_GUIDANCE,
+    DTYPE,
     HEIGHT,
     JSON,
     LEVELS,
@@ -72,6 +73,7 @@ def command(
     cond: COND = None,
     height: HEIGHT = None,
     width: WIDTH = None,
+    dtype: DTYPE = "float32",
     data_range: LEVELS = None,
     batch: BATCH = 8,
     steps: STEPS_OR_AUTO = 32,
@@ -89,8 +91,9 @@ def command(
     log p(x | class) or log p(x | prompt).
     """
     method = make_solver(solver)
+    size = height, width
     chosen = choose_conditioned(
-        model, class_, prompt, distilled_guidance, file=cond, size=(height, width)
+        model, class_, prompt, distilled_guidance, file=cond, size=size, dtype=dtype
     )
     tolerance = set_tolerance(steps, tolerance, chosen.size)
     if data_range is not None:

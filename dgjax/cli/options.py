@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 from textwrap import fill, wrap
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dgjax.checkpoints.conditions import Condition, condition_model, find_condition
+from dgjax.checkpoints.conditions import Condition, Negative, condition_model, find_condition
 from dgjax.checkpoints.configuration import unknown_name
 from dgjax.checkpoints.opened import Model, open_model
 from dgjax.checkpoints.pretrained import pretrained_models
@@ -26,6 +26,7 @@ __all__ = [
     "CLASS",
     "COND",
     "DISTILLED_GUIDANCE",
+    "DTYPE",
     "HEIGHT",
     "JSON",
     "LEVELS",
@@ -113,6 +114,13 @@ DISTILLED_GUIDANCE = Annotated[
         show_default="that of its pipeline, 3.5",
     ),
 ]
+DTYPE = Annotated[
+    Literal["float32", "bfloat16", "float16"],
+    typer.Option(
+        help="Precision of the weights in memory; the last two take half of it. All arithmetic, "
+        "and so the log-density, stays in float32."
+    ),
+]
 LEVELS = Annotated[
     tuple[float, float] | None,
     typer.Option(
@@ -143,10 +151,15 @@ def note_shadowed(what: str, name: str, names: Iterable[str]) -> None:
         say(note, warning=True)
 
 
-def choose_model(name: str, height: int | None = None, width: int | None = None) -> Model:
-    """Open the model named by --model, at --height and --width; raises like `open_model`."""
+def choose_model(
+    name: str, height: int | None = None, width: int | None = None, dtype: str = "float32"
+) -> Model:
+    """Open the model named by --model, at --height and --width and with weights of --dtype.
+
+    Raises like `open_model`.
+    """
     note_shadowed("model", name, pretrained_models())
-    return open_model(name, height=height, width=width)
+    return open_model(name, height=height, width=width, dtype=dtype)
 
 
 def choose_conditioned(
@@ -157,6 +170,7 @@ def choose_conditioned(
     *,
     file: Path | None = None,
     size: tuple[int | None, int | None] = (None, None),
+    dtype: str = "float32",
 ) -> Model:
     """Open the model named by --model, conditioned on --class, --prompt or --cond.
 
@@ -167,11 +181,12 @@ def choose_conditioned(
         distilled: the option --distilled-guidance.
         file: the option --cond.
         size: the options --height and --width.
+        dtype: the option --dtype.
 
     Raises:
         ValueError: as of `choose_model` and `choose_condition`.
     """
-    chosen = choose_model(name, *size)
+    chosen = choose_model(name, *size, dtype=dtype)
     given = choose_condition(chosen, class_, prompt, file=file, distilled=distilled)
     return condition_model(chosen, given)
 
@@ -182,8 +197,7 @@ def choose_condition(
     prompt: str | None,
     *,
     file: Path | None = None,
-    negative: str | None = None,
-    guided: bool = False,
+    negative: Negative | None = None,
     distilled: float | None = None,
 ) -> Condition:
     """Find what --class, --prompt, --cond, --negative and --distilled-guidance name.
@@ -193,17 +207,15 @@ def choose_condition(
         class_: the option --class.
         prompt: the option --prompt.
         file: the option --cond.
-        negative: the option --negative.
-        guided: whether classifier-free guidance is asked for.
+        negative: the option --negative; None without classifier-free guidance.
         distilled: the option --distilled-guidance.
 
     Raises:
         ValueError: as of `find_condition`; if the model needs one of the options.
     """
-    if prompt is None and file is None:
+    if prompt is None and file is None and distilled is None:
         check_class(chosen, class_)
-    options: dict[str, Any] = {"negative": negative, "guided": guided, "distilled": distilled}
-    return find_condition(chosen, class_, prompt, file=file, **options)
+    return find_condition(chosen, class_, prompt, file=file, negative=negative, distilled=distilled)
 
 
 def make_solver(name: str) -> Any:

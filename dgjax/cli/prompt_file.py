@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import typer
 
-from dgjax.checkpoints.conditions import Condition, encode_prompts
+from dgjax.checkpoints.conditions import Condition, Negative, encode_prompts
 from dgjax.checkpoints.opened import Model
 from dgjax.devices.progress import progress
 
@@ -66,9 +66,8 @@ def encode_all(
     chosen: Model,
     prompts: Sequence[str],
     *,
-    negative: str | None,
-    guided: bool,
-    distilled: float | None,
+    negative: Negative | None = None,
+    distilled: float | None = None,
 ) -> list[Condition]:
     """Encode all prompts before the first sample is drawn, and keep them in the host's memory.
 
@@ -76,14 +75,13 @@ def encode_all(
         chosen: the model.
         prompts: the texts.
         negative: as of `encode_prompts`.
-        guided: as of `encode_prompts`.
         distilled: as of `encode_prompts`.
 
     Raises:
         ValueError: as of `encode_prompts`, with the number of the prompt.
     """
     found: list[Condition] = []
-    encoded = encode_prompts(chosen, prompts, negative=negative, guided=guided, distilled=distilled)
+    encoded = encode_prompts(chosen, prompts, negative=negative, distilled=distilled)
     with progress("encoding prompts", len(prompts)) as show:
         try:
             for one in encoded:

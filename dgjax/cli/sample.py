@@ -3,13 +3,14 @@
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
 from dgjax.checkpoints.checkpoint import digest
-from dgjax.checkpoints.conditions import Condition
+from dgjax.checkpoints.conditions import Negative
 from dgjax.cli.auto_steps import STEPS_OPTION, TOLERANCE, set_tolerance
 from dgjax.cli.class_guidance import (
     GUIDANCE,
@@ -19,10 +20,11 @@ from dgjax.cli.class_guidance import (
     NO_WINDOW,
     check_guidance_window,
     check_negative,
-    choose_weaker,
     class_guides,
+    open_weaker,
+    weaker_conditions,
 )
-from dgjax.cli.drawing import Plan, make_drawer
+from dgjax.cli.drawing import Given, Plan, make_drawer
 from dgjax.cli.drawn_files import write_in_shards, write_whole
 from dgjax.cli.estimators import DIVERGENCE, choose_divergence
 from dgjax.cli.options import (
@@ -30,6 +32,7 @@ from dgjax.cli.options import (
     CLASS,
     COND,
     DISTILLED_GUIDANCE,
+    DTYPE,
     HEIGHT,
     JSON,
     MODEL,
@@ -103,6 +106,7 @@ def command(
     ] = EVERYWHERE,
     height: HEIGHT = None,
     width: WIDTH = None,
+    dtype: DTYPE = "float32",
     num: Annotated[int, typer.Option(min=1, max=MOST_LATENTS, help="Number of latents.")] = 8,
     start: Annotated[
         int,
@@ -146,7 +150,7 @@ def command(
     if solver is None:
         solver = default_name(by_target, term)
     texts = None if prompts is None else _prompts(prompts, prompt, class_, cond)
-    chosen, method = choose_model(model, height, width), make_solver(solver)
+    chosen, method = choose_model(model, height, width, dtype), make_solver(solver)
     tolerance = set_tolerance(steps, tolerance, chosen.size)
     if shard_size is None and 4 * num * len(dials) * chosen.size > MOST_BYTES:
         raise ValueError(
@@ -159,21 +163,21 @@ def command(
         chi_quantile(prior_quantile, chosen.size)  # raises now, before anything is computed
     estimator = choose_divergence(divergence, probes, method, chosen)
     part = choose_part(chosen, mask, band, noise=noise, by_target=by_target)
+    weak = open_weaker(guidance_model, chosen, guidance, (height, width))
+    free = guidance != 1 and weak is None
     encoding: dict[str, Any] = {
-        "negative": negative,
-        "guided": guidance != 1 and guidance_model is None,
+        "negative": Negative(negative) if free else None,
         "distilled": distilled_guidance,
     }
     if texts is None:
-        given = [choose_condition(chosen, class_, prompt, file=cond, **encoding)]
+        found = [choose_condition(chosen, class_, prompt, file=cond, **encoding)]
     else:
-        given = encode_all(chosen, texts, **encoding)
+        found = encode_all(chosen, texts, **encoding)
+    others = len(found) * [None] if weak is None else weaker_conditions(weak.model, found)
+    given = list(map(Given, found, others))
 
     def guides(chosen, weaker, given):
         return class_guides(chosen, weaker, given, guidance, guidance_window)
-
-    def weaker(given):
-        return choose_weaker(guidance_model, chosen, given, guidance, (height, width))
 
     plan = Plan(
         chosen,
@@ -190,13 +194,12 @@ def command(
         start=start,
         per_call=min(batch, len(dials) * min(num, shard_size or num)),
     )
-    drawer = make_drawer(plan, guides)
+    drawer = make_drawer(plan, guides, None if weak is None else weak.model.field, given)
     in_shards = shard_size is not None or texts is not None
     sha = digest(chosen.field, chosen.meta, chosen.autoencoder) if in_shards else None
 
-    def write(given: Condition, out: Path) -> dict[str, Any]:
-        weak = weaker(given)
-        drawing = drawer(given, None if weak is None else weak.field)
+    def write(one: Given, out: Path) -> dict[str, Any]:
+        drawing, given = drawer(one), one.condition
         settings = {"num": num, "seed": seed, "steps": drawing.steps, "solver": solver}
         settings |= {"noise": noise}
         if divergence != "probes":
@@ -233,23 +236,26 @@ def command(
     if json:
         print(as_json(summary))
     if chosen.has_pictures and texts is None:
-        say(f"next: dgjax explore --model {model}, a page in which you turn q")
+        same = {"--model": model, "--class": class_, "--prompt": prompt, "--cond": cond}
+        words = [f"{name} {quote(str(v))}" for name, v in same.items() if v is not None]
+        say(f"next: dgjax explore {' '.join(words)}, a page in which you turn q")
 
 
 def _write_all(
-    given: list[Condition],
+    given: list[Given],
     folders: list[str],
     out: Path,
-    write: Callable[[Condition, Path], dict[str, Any]],
+    write: Callable[[Given, Path], dict[str, Any]],
     json: bool,
 ) -> dict[str, Any]:
     """Write a folder for each prompt, and a summary of all of them."""
     prompts = []
     for i, (one, name) in enumerate(zip(given, folders, strict=True)):
-        say(f"prompt {i + 1} of {len(given)}: {one.prompt}")
+        prompt = one.condition.prompt
+        say(f"prompt {i + 1} of {len(given)}: {prompt}")
         found = write(one, out / name)
         _show(found, json)
-        prompts.append({"prompt": one.prompt, "folder": name, "rows": found["rows"]})
+        prompts.append({"prompt": prompt, "folder": name, "rows": found["rows"]})
     common = {k: v for k, v in found.items() if k not in ("prompt", "rows")}
     summary = {**common, "prompts": prompts}
     write_json(out / "summary.json", summary)

@@ -17,7 +17,7 @@ from dgjax.importing.diffusers_dit import read_dit, share_embedding, stored_posi
 from dgjax.importing.diffusers_flux import read_flux_transformer
 from dgjax.importing.diffusers_parts import BRIDGE, Parts, find_parts
 from dgjax.importing.diffusers_schedulers import Process, read_scheduler
-from dgjax.importing.diffusers_sd3 import read_sd3_transformer, sd3_positions
+from dgjax.importing.diffusers_sd3 import read_sd3_transformer, share_positions
 from dgjax.importing.diffusers_text import TextParts, load_text, read_text
 from dgjax.importing.diffusers_text_conditions import PROMPTED
 from dgjax.importing.diffusers_unet2d import RENAMES, read_unet2d
@@ -42,8 +42,8 @@ class Architecture(NamedTuple):
             `ModelSpec`, and the time that the network takes ("time_step" or "noise_level").
         renames: argument of `load_state_dict`.
         constants: maps shape and network to this argument of `load_state_dict`.
-        share: maps the `network` of a `ModelSpec` and its weights to the same with arrays that are
-            stored several times kept once.
+        share: maps the `network` of a `ModelSpec` and its weights to the same without arrays that
+            the network computes, and with arrays that are stored several times kept once.
     """
 
     read: Callable[[Mapping[str, Any]], tuple[tuple[int, ...], dict[str, Any], str]]
@@ -58,7 +58,7 @@ DIT = Architecture(read_dit, constants=stored_positions, share=share_embedding)
 ARCHITECTURES: dict[str, Architecture] = {
     "UNet2DModel": Architecture(read_unet2d, RENAMES),
     "UNet2DConditionModel": Architecture(read_unet2d_condition, CONDITION_RENAMES),
-    "SD3Transformer2DModel": Architecture(read_sd3_transformer, constants=sd3_positions),
+    "SD3Transformer2DModel": Architecture(read_sd3_transformer, share=share_positions),
     "FluxTransformer2DModel": Architecture(read_flux_transformer),
     "DiTTransformer2DModel": DIT,
     "Transformer2DModel": DIT,  # its older name
@@ -75,7 +75,7 @@ AVERAGE_SETTINGS = {
     *("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step"),
     "use_ema_warmup",
 }
-NO_TEXT = "there is no text encoder: pass the embeddings of prompts as cond in Python"
+NO_TEXT = "there is no text encoder: pass the embeddings of prompts as cond"
 TIMES = {"time_step": "time steps", "noise_level": "noise levels"}
 
 

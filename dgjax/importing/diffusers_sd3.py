@@ -3,9 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
 from dgjax.networks.dit_embeddings import positions
 
-__all__ = ["read_sd3_transformer", "sd3_positions"]
+__all__ = ["read_sd3_transformer", "share_positions"]
 
 KIND = "SD3Transformer2DModel"
 # diffusers' defaults for what a config leaves out.
@@ -27,6 +30,7 @@ DEFAULTS: dict[str, Any] = {
 NORMS = {None: False, "rms_norm": True}
 # The size of the latents, where it is not the one of the training. No setting of diffusers.
 LATENTS = "latent_size"
+POSITIONS = "pos_embed.pos_embed"
 
 
 def read_sd3_transformer(
@@ -88,17 +92,24 @@ def read_sd3_transformer(
     return (*sides, c["in_channels"]), network, "time_step"
 
 
-def sd3_positions(shape: tuple[int, ...], network: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the position embeddings that files store among the weights.
+def share_positions(
+    network: dict[str, Any], weights: Mapping[str, Any]
+) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """Leave out the position embedding that files store where the network computes it.
 
     Args:
-        shape: (H, W, C) of one latent.
         network: as `read_sd3_transformer` returns it.
+        weights: the arrays by name; they are read one at a time.
 
     Returns:
-        `constants` of `dgjax.importing.state_dict.load_state_dict`.
+        Both; with the position embedding as a weight where it is not sinusoids.
     """
-    n = network["pos_embed_max_size"]
+    if POSITIONS not in weights:
+        return network, weights
+    stored, n = np.asarray(weights[POSITIONS]), network["pos_embed_max_size"]
     size = network["num_attention_heads"] * network["attention_head_dim"]
-    table = positions(n, n, size, density=n / network["base_size"])
-    return {r"pos_embed\.pos_embed": table[None]}
+    table = positions(n, n, size, density=n / network["base_size"])[None]
+    rounding = 4 * max(float(jnp.finfo(d).eps) for d in (stored.dtype, table.dtype))
+    if stored.shape != table.shape or np.abs(stored.astype(table.dtype) - table).max() > rounding:
+        return {**network, "position_table": True}, weights
+    return network, {name: array for name, array in weights.items() if name != POSITIONS}

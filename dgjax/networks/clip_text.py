@@ -100,6 +100,7 @@ class CLIPText(nnx.Module):
     """The text encoder of CLIP: `encoder(tokens) -> EncodedText` of one prompt.
 
     It is `CLIPTextModel` of transformers, and with a `projection` `CLIPTextModelWithProjection`.
+    Vectors are in float32 whatever the precision of the weights.
 
     Args:
         vocabulary: number of tokens.

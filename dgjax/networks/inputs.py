@@ -1,5 +1,7 @@
 """Checks of a network's inputs."""
 
+from collections.abc import Mapping
+
 from dgjax.typing import Cond, Sample, concrete
 
 __all__ = ["check_label", "check_shape"]
@@ -29,8 +31,10 @@ def check_label(label: Cond, last: int, null: int | None = None) -> None:
         null: the label that stands for "no label", `last + 1`, or None if there is none.
 
     Raises:
-        ValueError: if a label is neither in 0 to `last` nor `null`.
+        ValueError: if a label is neither in 0 to `last` nor `null`, or no number at all.
     """
+    if isinstance(label, Mapping):
+        raise ValueError(f"this network takes the number of a class, and cond has {sorted(label)}")
     number = concrete(label)
     most = last if null is None else null
     if number is not None and not ((number >= 0) & (number <= most)).all():

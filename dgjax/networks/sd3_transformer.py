@@ -27,13 +27,24 @@ class CroppedPatchEmbed(nnx.Module):
         size: length of a token.
         largest: side of the largest grid of patches.
         base: places on the largest grid run from 0 to `base`.
+        table: whether the vectors that stand for places are weights, instead of sinusoids.
         rngs: draws the initial weights.
     """
 
     def __init__(
-        self, channels: int, patch: int, size: int, largest: int, base: int, *, rngs: nnx.Rngs
+        self,
+        channels: int,
+        patch: int,
+        size: int,
+        largest: int,
+        base: int,
+        table: bool,
+        *,
+        rngs: nnx.Rngs,
     ):
         self.largest, self.base = largest, base
+        draw = nnx.initializers.normal(0.02)
+        self.pos_embed = nnx.Param(draw(rngs.params(), (1, largest**2, size))) if table else None
         self.proj = nnx.Conv(
             channels, size, (patch, patch), strides=patch, padding="VALID", rngs=rngs
         )
@@ -44,7 +55,12 @@ class CroppedPatchEmbed(nnx.Module):
         _, height, width, size = h.shape
         n = self.largest
         first = ((n - height) // 2, (n - width) // 2)
-        place = jnp.asarray(positions(height, width, size, first, n / self.base))
+        if self.pos_embed is None:
+            place = jnp.asarray(positions(height, width, size, first, n / self.base))
+        else:
+            grid = self.pos_embed[...].reshape(n, n, size)
+            place = grid[first[0] : first[0] + height, first[1] : first[1] + width]
+            place = place.reshape(height * width, size)
         h = h.reshape(1, height * width, size)
         return (h + place).astype(h.dtype)
 
@@ -114,6 +130,8 @@ class SD3Transformer(nnx.Module):
             is that grid with closer neighbours. Unless given, as of a latent of height H.
         dual_attention_layers: indices of blocks with a second attention, of the image alone.
         qk_norm: whether queries and keys are divided by their root mean square.
+        position_table: whether the vectors that stand for places on the largest grid are weights,
+            instead of sinusoids.
         rngs: draws the initial weights.
 
     Raises:
@@ -134,6 +152,7 @@ class SD3Transformer(nnx.Module):
         base_size: int | None = None,
         dual_attention_layers: tuple[int, ...] = (),
         qk_norm: bool = False,
+        position_table: bool = False,
         *,
         rngs: nnx.Rngs,
     ):
@@ -159,7 +178,7 @@ class SD3Transformer(nnx.Module):
             pooled_projection_dim,
         )
         self.pos_embed = CroppedPatchEmbed(
-            shape[2], patch_size, size, pos_embed_max_size, base, rngs=rngs
+            shape[2], patch_size, size, pos_embed_max_size, base, position_table, rngs=rngs
         )
         self.time_text_embed = PooledConditioning(pooled_projection_dim, size, rngs=rngs)
         self.context_embedder = nnx.Linear(joint_attention_dim, size, rngs=rngs)

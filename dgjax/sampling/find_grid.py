@@ -36,7 +36,7 @@ class FoundGrid(NamedTuple):
 
 def find_grid(
     model: Field,
-    xs: Float[Array, "m ..."],
+    xs: Float[Array, "m ..."] | tuple[Any, ...],
     tolerance: float,
     *,
     key: Key,
@@ -53,7 +53,9 @@ def find_grid(
 
     Args:
         model: the field.
-        xs: (m, *shape) latents at t_max, or samples at t_min with `run=likelihood`.
+        xs: (m, *shape) latents at t_max, or samples at t_min with `run=likelihood`. A tuple has
+            them first, and then what `run` takes between them and the grid, such as a condition
+            for each: pytrees whose leaves have a leading axis of length m.
         tolerance: largest `info.solver_error` allowed, in nats.
         key: for probes and noise.
         run: `sample`, `likelihood` or a function of the same signature. The arrays of a
@@ -73,21 +75,22 @@ def find_grid(
         raise ValueError(f"tolerance must be a positive number of nats, got {tolerance}")
     if not 1 <= fewest <= most:
         raise ValueError(f"1 <= fewest <= most is needed, got {fewest} and {most}")
-    xs = as_float(xs)
-    keys = jax.random.split(key, xs.shape[0])
+    first, *others = xs if isinstance(xs, tuple) else (xs,)
+    starts = (as_float(first), *others)
+    keys = jax.random.split(key, starts[0].shape[0])
 
     if not isinstance(run, jax.tree_util.Partial):
         run = jax.tree_util.Partial(run)
 
     @jax.jit
-    def errors(run, model, grid, xs, keys):
-        one = lambda x, key: run(model, x, grid, key=key, **options).info.solver_error
-        return jax.vmap(one)(xs, keys)
+    def errors(run, model, grid, starts, keys):
+        one = lambda start, key: run(model, *start, grid, key=key, **options).info.solver_error
+        return jax.vmap(one)(starts, keys)
 
     steps = fewest
     while True:
         grid = grid_logsnr(model, steps)
-        error = float(jnp.max(errors(run, model, grid, xs, keys)))
+        error = float(jnp.max(errors(run, model, grid, starts, keys)))
         if error <= tolerance:
             return FoundGrid(grid, error)
         if error == float("inf"):

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from dgjax.checkpoints.condition_file import read_condition
+import dgjax
+from dgjax.checkpoints.condition_file import check_condition, read_condition
+from dgjax.networks.inputs import check_label
 
 
 @pytest.mark.parametrize("names", [("a.b", "a"), ("a", "a.b")])
@@ -29,3 +31,38 @@ def test_damaged_compression_is_refused(tmp_path):
     file.write_bytes(content)
     with pytest.raises(ValueError, match="cannot be read as an npz file"):
         read_condition(file)
+
+
+def test_an_array_without_a_name_is_refused(tmp_path):
+    file = tmp_path / "cond.npy"
+    np.save(file, np.ones((2, 3)))
+    with pytest.raises(ValueError, match="one array without a name: write an npz file"):
+        read_condition(file)
+    with pytest.raises(ValueError, match=r"of a condition: No such file or directory$"):
+        read_condition(tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize("error", [AttributeError("no keys"), IndexError(), KeyError("a")])
+def test_whatever_a_network_raises_is_one_line(error):
+    def network(x, t, cond):
+        raise error
+
+    path, noise = dgjax.edm(), dgjax.NoisePrediction()
+    field = dgjax.field(network, path, noise, t_min=0.1, t_max=9.0, shape=(2,))
+    with pytest.raises(ValueError, match=r"^the model does not take it: .+$"):
+        check_condition(field, {}, "it")
+
+
+def test_a_label_out_of_range_is_refused():
+    def network(x, t, cond):
+        check_label(cond, 4)
+        return x
+
+    field = dgjax.field(
+        network, dgjax.edm(), dgjax.NoisePrediction(), t_min=0.1, t_max=9.0, shape=(2,)
+    )
+    check_condition(field, np.array(4), "it")
+    with pytest.raises(ValueError, match="does not take it: label 5 is out of range"):
+        check_condition(field, np.array(5), "it")
+    with pytest.raises(ValueError, match=r"the number of a class, and cond has \['a'\]"):
+        check_condition(field, {"a": np.zeros(2)}, "it")

@@ -6,6 +6,8 @@ from dgjax.evaluation.route_gap import RouteGapStatistics
 
 SUMMARY = {
     "model": "mine",
+    "class": None,
+    "latent": False,
     "t_min": 0.02,
     "data": "digits",
     "part": "held-out",

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -11,12 +12,14 @@ import pytest
 from flax import nnx
 
 from dgjax.checkpoints.arrays import from_named, to_named
-from dgjax.checkpoints.checkpoint import Meta, load_prompt_encoder, save
-from dgjax.checkpoints.conditions import encode_prompts, find_condition
+from dgjax.checkpoints.checkpoint import Meta, load_prompt_encoder, save, weight_bytes
+from dgjax.checkpoints.conditions import Negative, encode_prompts, find_condition
 from dgjax.checkpoints.opened import open_model
 from dgjax.checkpoints.prompts import PromptEncoder, build_text_encoder
+from dgjax.checkpoints.resolution import resize
 from dgjax.checkpoints.spec import ModelSpec, build, build_autoencoder, build_network
 from dgjax.checkpoints.tokenizer import Tokenizer
+from dgjax.checkpoints.weights_file import read_weights, write_weights
 from dgjax.cli.class_guidance import check_guidance_window, class_guides
 from dgjax.cli.options import choose_condition
 from dgjax.cli.prompt_file import encode_all, prompt_folders, read_prompts
@@ -162,7 +165,7 @@ def test_prompts_are_lines_and_name_their_folders(tmp_path):
 
 
 def test_a_prompt_that_is_too_long_is_told_by_its_number(folder, chosen):
-    options = {"negative": None, "guided": True, "distilled": None}
+    options = {"negative": Negative(), "distilled": None}
     with pytest.raises(ValueError, match="prompt 2 of 3: the prompt has 5 tokens"):
         encode_all(chosen, ["a cat", "a cat hat tea a", "a"], **options)
     found = encode_all(chosen, ["a cat", "hat"], **options)
@@ -183,6 +186,19 @@ def test_another_resolution_has_the_same_weights_and_tells_the_network(folder, c
     eps = jax.eval_shape(lambda x: large.field.pair(large.field.t_max, x, cond).eps, x)
     assert eps.shape == x.shape
     assert jax.eval_shape(large.autoencoder.decode, x).shape == (12, 16, 3)
+
+
+def test_the_condition_of_stable_diffusion_3_has_no_size_of_a_picture():
+    network = {"kind": "sd3_transformer", "num_layers": 1, "num_attention_heads": 1}
+    network |= {"attention_head_dim": 4, "joint_attention_dim": SIZE, "pooled_projection_dim": 2}
+    noise = {"kind": "noise"}
+    spec = ModelSpec((4, 4, 4), network, {"kind": "edm"}, noise, t_min=0.1, t_max=20.0)
+    text = {"condition": {"kind": "stable_diffusion_3", "size": SIZE, "tokens": TOKENS}}
+    meta = Meta(spec, "none", (-1.0, 1.0), "none", 0, autoencoder=AUTOENCODER, text=text)
+    decoder = nnx.eval_shape(lambda: build_autoencoder(AUTOENCODER, spec.shape))
+    model = build(spec, drawn(lambda: build_network(spec)))
+    _, large, _ = resize(model, meta, decoder, 12, 16)
+    assert (large.shape, large.text) == ((6, 8, 4), text)
 
 
 @pytest.mark.parametrize(
@@ -207,6 +223,26 @@ def test_weights_of_one_resolution_are_refused(small_model, tmp_path):
         open_model(str(tmp_path / "vector"), height=8)
 
 
+def test_weights_of_half_the_size(folder, chosen):
+    half = open_model(str(folder), dtype="bfloat16")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(half.field.network)} == {"bfloat16"}
+    assert 2 * weight_bytes(folder, half.dtype) == weight_bytes(folder)
+    assert half.facts() == {**chosen.facts(), "dtype": "bfloat16"}
+    (found,) = encode_prompts(half, ["a cat"])
+    encode = load_prompt_encoder(folder)
+    rounded = lambda a: a.astype(jnp.bfloat16).astype(jnp.float32)
+    wanted = replace(encode, encoders=jax.tree.map(rounded, encode.encoders))("a cat")
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(found.cond))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found.cond, wanted)
+
+
+def test_weights_too_large_for_float16_are_refused(tmp_path):
+    write_weights(tmp_path / "it", {"a": np.float32([1e5])})
+    like = {"a": jax.ShapeDtypeStruct((1,), np.float16)}
+    with pytest.raises(ValueError, match=r"weight a .* not finite as float16: take bfloat16"):
+        read_weights(tmp_path / "it", like, "it", None)
+
+
 def flat(cond, prefix=""):
     added = cond["added_cond_kwargs"]
     values = {"encoder_hidden_states": cond["encoder_hidden_states"]}
@@ -218,8 +254,8 @@ def test_a_file_of_embeddings_is_the_prompt(folder, chosen, tmp_path):
     file = tmp_path / "cat.npz"
     encode = load_prompt_encoder(folder)
     np.savez(file, **flat(encode("a cat")), **flat(encode.negative(), "negative."))
-    wanted = find_condition(chosen, None, "a cat", guided=True)
-    found = choose_condition(chosen, None, None, file=file, guided=True)
+    wanted = find_condition(chosen, None, "a cat", negative=Negative())
+    found = choose_condition(chosen, None, None, file=file, negative=Negative())
     for name in ("cond", "null"):
         a, b = getattr(found, name), getattr(wanted, name)
         jax.tree.map(np.testing.assert_array_equal, a, b)
@@ -234,31 +270,31 @@ GOOD |= {"added_cond_kwargs.time_ids": np.zeros(6)}
 
 
 @pytest.mark.parametrize(
-    ("changes", "guided", "message"),
+    ("changes", "negative", "message"),
     [
-        ({"encoder_hidden_states": np.zeros((1, TOKENS, SIZE))}, False, r"shape \(1, 6, 6\)"),
-        ({"encoder_hidden_states": np.full((TOKENS, SIZE), np.nan)}, False, "finite numbers"),
-        ({"encoder_hidden_states": np.array("a cat")}, False, "finite numbers"),
-        ({"pooled": np.zeros(3)}, False, "which this network does not take"),
-        ({"added_cond_kwargs": np.zeros(3)}, False, "arrays inside added_cond_kwargs"),
-        ({}, True, "nothing to guide away from: add arrays .* negative.enc"),
-        ({"negative.cond": np.zeros((TOKENS, SIZE))}, True, "not take the negative arrays"),
-        (None, False, "cannot be read as an npz file"),
+        ({"encoder_hidden_states": np.zeros((1, TOKENS, SIZE))}, None, r"shape \(1, 6, 6\)"),
+        ({"encoder_hidden_states": np.full((TOKENS, SIZE), np.nan)}, None, "finite numbers"),
+        ({"encoder_hidden_states": np.array("a cat")}, None, "finite numbers"),
+        ({"pooled": np.zeros(3)}, None, "which this network does not take"),
+        ({"added_cond_kwargs": np.zeros(3)}, None, "arrays inside added_cond_kwargs"),
+        ({}, Negative(), "nothing to guide away from: add arrays .* negative.enc"),
+        ({"negative.cond": np.zeros((TOKENS, SIZE))}, Negative(), "not take the negative arrays"),
+        (None, None, "cannot be read as an npz file"),
     ],
 )
-def test_what_a_file_of_a_condition_lacks_is_one_line(changes, guided, message, chosen, tmp_path):
+def test_what_a_file_of_a_condition_lacks_is_one_line(changes, negative, message, chosen, tmp_path):
     file = tmp_path / "cond.npz"
     if changes is None:
         Path(file).write_text("no archive")
     else:
         np.savez(file, **(changes | GOOD if "added_cond_kwargs" in changes else GOOD | changes))
     with pytest.raises(ValueError, match=message) as caught:
-        find_condition(chosen, None, None, file=file, guided=guided)
+        find_condition(chosen, None, None, file=file, negative=negative)
     assert re.search("\n", str(caught.value)) is None
 
 
 def test_the_window_of_guidance_is_in_log_snr(chosen):
-    given = find_condition(chosen, None, "a cat", guided=True)
+    given = find_condition(chosen, None, "a cat", negative=Negative())
     (guide,) = class_guides(chosen, None, given, 3.0, (-3.0, 2.0))
     assert [float(guide.interval(jnp.float32(x))) for x in (-4.0, -3.0, 1.0, 2.0)] == [0, 1, 1, 0]
     with pytest.raises(ValueError, match="needs a --guidance other than 1"):

@@ -262,7 +262,7 @@ def test_a_network_of_latents_is_not_read_alone_without_a_word(latents, tmp_path
     ("settings", "command", "advice"),
     [
         ({"num_class_embeds": 3}, ("--class", "2"), "--class 0"),
-        ({"class_embed_type": "identity", "time_embedding_dim": 8}, (), "in Python"),
+        ({"class_embed_type": "identity", "time_embedding_dim": 8}, (), "--cond FILE"),
     ],
 )
 def test_conditions_that_commands_can_and_cannot_give(
