@@ -54,6 +54,7 @@ from .model.closed_form import (
 )
 from .model.coloured_probes import Coloured
 from .model.discrete_time import discrete_time
+from .model.distilled import Distilled
 from .model.divergence import Exact, FixedProbe, Hutchinson, HutchPP, Untracked
 from .model.energy import Normalized, energy_prediction, normalize
 from .model.faults import Fault
@@ -88,6 +89,7 @@ from .pictures.png import png_bytes
 from .pictures.quantization import bits_per_dim, dequantize
 from .sampling.adjoints import BOTH_MODES, FORWARD
 from .sampling.find_grid import FoundGrid, find_grid
+from .sampling.head_correction import Correction, head_correction
 from .sampling.likelihood import Likelihood, likelihood
 from .sampling.node_quadrature import node_quadrature
 from .sampling.product import Particles, sample_product
@@ -110,7 +112,9 @@ __all__ = [
     "Alignment",
     "AlignmentStatistics",
     "Coloured",
+    "Correction",
     "DenoisedPrediction",
+    "Distilled",
     "Estimate",
     "Exact",
     "Fault",
@@ -184,6 +188,7 @@ __all__ = [
     "grid_logsnr",
     "grid_uniform",
     "h_statistic",
+    "head_correction",
     "heat_residual",
     "high_density",
     "hold",

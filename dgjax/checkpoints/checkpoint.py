@@ -14,7 +14,7 @@ import json
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,11 @@ from dgjax.checkpoints.spec import (
     ModelSpec,
     build,
     build_autoencoder,
+    build_head,
     build_network,
     check_autoencoder,
+    check_head,
+    head_spec,
 )
 from dgjax.checkpoints.weights_file import read_weights, write_weights
 from dgjax.files import replace_folder, write_json
@@ -68,8 +71,8 @@ __all__ = [
 ]
 
 FORMAT, ORBAX_FORMAT = "dgjax-checkpoint-2", "dgjax-checkpoint-1"
-WEIGHTS, AUTOENCODER = "weights", "autoencoder"  # names of the files
-OWN_FILES = {"config.json", *(f"{name}.safetensors" for name in (WEIGHTS, AUTOENCODER))}
+WEIGHTS, AUTOENCODER, HEAD = "weights", "autoencoder", "trace_head"  # names of the files
+OWN_FILES = {"config.json", *(f"{name}.safetensors" for name in (WEIGHTS, AUTOENCODER, HEAD))}
 OWN_FILES |= {WEIGHTS, AUTOENCODER}  # folders of the older format
 CHECKSUMS = "sha256"  # key of config.json
 PIXELS = {"kind": "pixels"}  # the autoencoder of a model whose samples are pixels
@@ -78,6 +81,7 @@ FACTS = {"dataset": str, "licence": str, "version": str, "source": str, "steps":
 FACTS |= {"held_out": float, "labels": tuple[str, ...], "data_range": tuple[float, ...]}
 # Values of fields that checkpoints of older versions lack.
 DEFAULTS = {"held_out": 0.0, "source": "", "autoencoder": PIXELS, "labels": (), "text": {}}
+DEFAULTS |= {"trace_head": {}}
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,6 +104,8 @@ class Meta:
             empty if the classes have no names.
         text: specification of what turns prompts into conditions, see
             `dgjax.checkpoints.prompts`; empty for a model without text encoders.
+        trace_head: specification of the head for the estimator `Distilled`, as
+            `{"kind": name, ...arguments}`; empty for a model without one. `save` sets it.
     """
 
     model: ModelSpec
@@ -113,6 +119,7 @@ class Meta:
     autoencoder: Mapping[str, Any] = field(default_factory=lambda: dict(PIXELS))
     labels: tuple[str, ...] = ()
     text: Mapping[str, Any] = field(default_factory=dict)
+    trace_head: Mapping[str, Any] = field(default_factory=dict)
 
     __repr__ = short_fields
 
@@ -129,8 +136,9 @@ class Meta:
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as plain lists, numbers and names for JSON."""
         values = {**asdict(self), "model": self.model.to_dict()}
-        if not self.text:  # checkpoints and digests of other models stay as they were
-            del values["text"]
+        for name in ("text", "trace_head"):
+            if not values[name]:  # checkpoints and digests of other models stay as they were
+                del values[name]
         return values
 
 
@@ -170,6 +178,9 @@ def save(
     weights = {WEIGHTS: as_dtype(model.network, dtype)}
     if meta.latent:
         weights[AUTOENCODER] = as_dtype(autoencoder, dtype)
+    meta = replace(meta, trace_head=head_spec(model.trace_head))
+    if meta.trace_head:
+        weights[HEAD] = as_dtype(model.trace_head, None)
     with replace_folder(folder, keep=lambda name: not _is_own(name)) as new:
         for name, arrays in weights.items():
             write_weights(new / f"{name}.safetensors", arrays)
@@ -211,10 +222,15 @@ def load(
     folder = Path(folder).absolute()
     form, meta, checksums = _read_config(folder)
     if verify:
-        check_files(folder, _of_part(WEIGHTS, checksums))
+        check_files(folder, _of_part(WEIGHTS, checksums) | _of_part(HEAD, checksums))
     like = abstract_as(_abstract_network(meta), dtype)
     network = _read(folder, form, WEIGHTS, like, f"the checkpoint {folder}", sharding)
-    return build(meta.model, network), meta
+    model = build(meta.model, network)
+    if meta.trace_head:
+        like = nnx.eval_shape(lambda: build_head(meta.trace_head, meta.shape))
+        head = _read(folder, form, HEAD, like, f"the head in {folder}", sharding)
+        model = replace(model, trace_head=head)
+    return model, meta
 
 
 def load_autoencoder(
@@ -304,6 +320,7 @@ def digest(model: Field, meta: Meta, autoencoder: Autoencoder | None = None) -> 
     """Return the SHA-256 of a model's weights and facts, which copies of a checkpoint share."""
     # Names of classes do not change a sample.
     values = {**meta.to_dict(), "labels": ()}
+    values.pop("trace_head", None)  # nor does a head
     content = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
     for name, leaf in sorted(to_named((model.network, autoencoder)).items()):
         value = np.asarray(leaf)
@@ -366,6 +383,7 @@ def _read_config(folder: Path) -> tuple[str, Meta, dict[str, str]]:
         model = ModelSpec.from_dict(config["model"])
         check_autoencoder(config["autoencoder"])
         check_text(config["text"])
+        check_head(config["trace_head"])
         check_types("config", {name: config[name] for name in FACTS}, FACTS)
         low, high = _check_facts(config)
         labels = tuple(config["labels"])

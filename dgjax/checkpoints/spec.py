@@ -41,6 +41,7 @@ from dgjax.networks import (
     VQModel,
     identity_autoencoder,
 )
+from dgjax.networks.trace_head import DiagonalHead
 from dgjax.typing import Key, Sample, short_fields
 
 __all__ = [
@@ -53,8 +54,11 @@ __all__ = [
     "ModelSpec",
     "build",
     "build_autoencoder",
+    "build_head",
     "build_network",
     "check_autoencoder",
+    "check_head",
+    "head_spec",
 ]
 
 NETWORKS: dict[str, Callable[..., Any]] = {
@@ -95,6 +99,7 @@ AUTOENCODERS: dict[str, Callable[..., Any]] = {
     "autoencoder_kl": AutoencoderKL,
     "vq_model": VQModel,
 }
+TRACE_HEADS: dict[str, Callable[..., Any]] = {"diagonal": DiagonalHead}
 TEXT_ENCODERS: dict[str, Callable[..., Any]] = {"clip_text": CLIPText, "t5_text": T5Text}
 # Names of arguments that count layers, and the largest numbers of layers, of anything else that
 # sizes a network, and of elements of one sample.
@@ -266,3 +271,44 @@ def build_autoencoder(
         ValueError: if `values` specify no autoencoder, or the constructor refuses its arguments.
     """
     return construct("autoencoder", AUTOENCODERS, values, shape=shape, rngs=nnx.Rngs(seed))
+
+
+def head_spec(head: Any) -> dict[str, Any]:
+    """Return the specification of a model's head; empty if the model has none.
+
+    Raises:
+        ValueError: if the head is of no kind that a checkpoint can hold.
+    """
+    if head is None:
+        return {}
+    for kind, maker in TRACE_HEADS.items():
+        if type(head) is maker:
+            return {"kind": kind, **head.arguments}
+    raise ValueError(
+        f"a checkpoint holds heads of the kinds {', '.join(TRACE_HEADS)}, not {type(head).__name__}"
+    )
+
+
+def check_head(values: Any) -> None:
+    """Check that `values` specify a head, or are empty.
+
+    Raises:
+        ValueError: if the kind or the name of an argument is unknown, or a value is of a wrong
+            type.
+    """
+    if values != {}:
+        check_kind("trace_head", TRACE_HEADS, values, ("shape", "rngs"))
+        _check_sizes("trace_head", values)
+
+
+def build_head(values: Mapping[str, Any], shape: tuple[int, ...]) -> Any:
+    """Build a head with fresh weights.
+
+    Args:
+        values: `{"kind": name, ...arguments}`, a kind of `TRACE_HEADS`.
+        shape: shape of one sample of the model.
+
+    Raises:
+        ValueError: if the constructor refuses its arguments.
+    """
+    return construct("trace_head", TRACE_HEADS, values, shape=shape, rngs=nnx.Rngs(0))

@@ -52,6 +52,9 @@ COMMANDS = {
         "train",
         "Train a model on all devices. To continue a stopped run, run the same command again.",
     ),
+    "distil": Command(
+        "distil", "Train a head that predicts a model's divergence, for --divergence distilled."
+    ),
     "check": Command(
         "check", "Compare the library with closed forms on the device of this machine."
     ),

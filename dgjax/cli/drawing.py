@@ -19,12 +19,13 @@ from dgjax.guidance.guide import Guide
 from dgjax.guidance.noise import StratonovichNoise
 from dgjax.guidance.parts import Part
 from dgjax.guidance.target import target_guidance
+from dgjax.model.divergence import Divergence
 from dgjax.model.field import Field, condition
 from dgjax.model.prior import prior_guidance, prior_sample
 from dgjax.pictures.latents import to_levels
 from dgjax.sampling.sample import sample
 from dgjax.sampling.shooting import pilot
-from dgjax.sampling.solvers import Solver, default_divergence
+from dgjax.sampling.solvers import Solver
 from dgjax.sampling.time_grids import grid_logsnr
 from dgjax.typing import Cond
 
@@ -46,7 +47,7 @@ class Plan(NamedTuple):
         noise: the stochastic term, or None.
         part: what is guided, or None for all of a sample.
         prior_quantile: of the option --prior-quantile, or None.
-        probes: number of probes.
+        divergence: trace estimator.
         seed: of everything random.
         steps: number of steps, or "auto".
         tolerance: of the option --tolerance.
@@ -61,7 +62,7 @@ class Plan(NamedTuple):
     noise: StratonovichNoise | None
     part: Part | None
     prior_quantile: float | None
-    probes: int
+    divergence: Divergence
     seed: int
     steps: Steps
     tolerance: float
@@ -118,8 +119,7 @@ def make_drawer(
     """
     chosen, seed = plan.chosen, jax.random.key(plan.seed)
     keys = jax.random.split(seed, 3)
-    divergence = default_divergence(plan.probes, plan.solver, chosen.size)
-    common: Mapping[str, Any] = {"divergence": divergence, "solver": plan.solver}
+    common: Mapping[str, Any] = {"divergence": plan.divergence, "solver": plan.solver}
 
     def latent(field, keys, i):
         x = prior_sample(field, jax.random.fold_in(keys[0], i), chosen.meta.shape)

@@ -12,6 +12,7 @@ import typer
 
 from dgjax.checkpoints.opened import density_title
 from dgjax.cli.auto_steps import AUTO, STEPS_OR_AUTO, TOLERANCE, find_steps, set_tolerance
+from dgjax.cli.estimators import DIVERGENCE, choose_divergence
 from dgjax.cli.options import (
     CLASS,
     COND,
@@ -30,7 +31,7 @@ from dgjax.cli.options import (
     make_solver,
     table,
 )
-from dgjax.cli.stated_errors import ERROR_COLUMNS, error_cell, error_entries, note_coarse
+from dgjax.cli.stated_errors import error_cell, error_columns, error_entries, note_coarse
 from dgjax.devices.batches import map_batches
 from dgjax.devices.progress import say
 from dgjax.files import as_json, output_folder, write_arrays, write_json
@@ -42,7 +43,6 @@ from dgjax.pictures.png import encode_png
 from dgjax.pictures.quantization import to_uint8
 from dgjax.sampling.likelihood import likelihood
 from dgjax.sampling.sample import sample
-from dgjax.sampling.solvers import default_divergence
 from dgjax.sampling.time_grids import grid_logsnr
 
 __all__ = ["command"]
@@ -73,6 +73,7 @@ def command(
     tolerance: TOLERANCE = None,
     solver: SOLVER = "multistep",
     probes: PROBES = 5,
+    divergence: DIVERGENCE = "probes",
     seed: SEED = 0,
     out: OUT = Path("dgjax-out"),
     json: JSON = False,
@@ -94,7 +95,8 @@ def command(
     field = chosen.field
     noise = jax.random.normal(keys[0], clean.shape)
     x = field.path.alpha(field.t_min) * clean + field.path.sigma(field.t_min) * noise
-    options = {"divergence": default_divergence(probes, method, chosen.size), "solver": method}
+    estimator = choose_divergence(divergence, probes, method, chosen)
+    options = {"divergence": estimator, "solver": method}
 
     def encode_one(field, x, grid):
         return likelihood(field, x, grid, key=keys[1], **options)
@@ -186,7 +188,7 @@ def command(
     if json:
         print(as_json(summary))
     else:
-        names = [name for _, name in ERROR_COLUMNS]
+        names = [name for _, name in error_columns(divergence)]
         original = [
             "original",
             f"{summary['log_density']:,.1f}",
@@ -213,4 +215,4 @@ def command(
 
 
 def _error_cells(row: Mapping[str, Any]) -> list[str]:
-    return [error_cell(row[key]) for key, _ in ERROR_COLUMNS]
+    return [error_cell(row[key]) for key, _ in error_columns("probes")]

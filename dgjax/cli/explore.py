@@ -10,6 +10,7 @@ import typer
 from dgjax import __version__
 from dgjax.checkpoints.conditions import Condition
 from dgjax.checkpoints.opened import Model
+from dgjax.cli.estimators import DIVERGENCE, choose_divergence
 from dgjax.cli.options import (
     BATCH,
     CLASS,
@@ -37,7 +38,7 @@ from dgjax.model.paths import logsnr
 from dgjax.model.prior import prior_sample
 from dgjax.pictures.latents import to_levels
 from dgjax.sampling.sample import sample
-from dgjax.sampling.solvers import default_divergence, default_solver
+from dgjax.sampling.solvers import default_solver
 from dgjax.sampling.time_grids import grid_logsnr
 
 __all__ = ["command"]
@@ -75,6 +76,7 @@ def command(
     batch: BATCH = 16,
     steps: STEPS = 32,
     probes: PROBES = 2,
+    divergence: DIVERGENCE = "probes",
     seed: SEED = 0,
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("dgjax-explorer.html"),
 ) -> None:
@@ -99,7 +101,7 @@ def command(
     @jax.jit
     def run(field, term, keys, batch):
         method = default_solver((), term, None)
-        divergence = default_divergence(probes, method, chosen.size)
+        estimator = choose_divergence(divergence, probes, method, chosen)
 
         def one(i, dial):
             found = sample(
@@ -109,7 +111,7 @@ def command(
                 key=jax.random.fold_in(keys[1], i),
                 guides=(density_guidance(dial),),
                 noise=term,
-                divergence=divergence,
+                divergence=estimator,
                 cond=given.cond,
                 solver=method,
                 save=lambda t, x, log_density: log_density,
@@ -157,7 +159,7 @@ def command(
         if not (np.isfinite(x).all() and np.isfinite(found.log_density).all()):
             say("some samples are not finite; the page says which", warning=True)
         how = f"{steps} steps, uniform in log-SNR from {logsnrs[0]:.2f} to {logsnrs[-1]:.2f}"
-        how += f", by Multistep; seed {seed}; probes {probes}"
+        how += f", by Multistep; seed {seed}; {_estimator(divergence, probes)}"
         if noise > 0:
             how += (
                 f"; noise {noise:g} g, by LevelSetEuler, early below log-SNR {split:g}, late above"
@@ -213,3 +215,7 @@ def _about(chosen: Model, given: Condition, how: str) -> dict[str, str]:
         "log-densities at the same t_min.",
         "How it was made": f"dgjax {__version__}; {how}",
     }
+
+
+def _estimator(divergence: str, probes: int) -> str:
+    return f"probes {probes}" if divergence == "probes" else f"divergence {divergence}"

@@ -18,6 +18,7 @@ from dgjax.cli.auto_steps import (
     find_steps,
     set_tolerance,
 )
+from dgjax.cli.estimators import DIVERGENCE, choose_divergence
 from dgjax.cli.options import (
     BATCH,
     CLASS,
@@ -39,8 +40,8 @@ from dgjax.cli.options import (
     table,
 )
 from dgjax.cli.stated_errors import (
-    ERROR_COLUMNS,
     error_cell,
+    error_columns,
     error_entries,
     known,
     note_coarse,
@@ -52,7 +53,6 @@ from dgjax.pictures.image_files import FULL, check_levels
 from dgjax.pictures.quantization import bits_per_dim, dequantize
 from dgjax.pictures.sample_files import LazySamples, encode_levels, find_samples, read_samples
 from dgjax.sampling.likelihood import likelihood
-from dgjax.sampling.solvers import default_divergence
 from dgjax.sampling.time_grids import grid_logsnr
 
 __all__ = ["command"]
@@ -85,6 +85,7 @@ def command(
     tolerance: TOLERANCE = None,
     solver: SOLVER = "multistep",
     probes: Annotated[int, typer.Option(min=2, max=MOST_PROBES, help=PROBES_HELP)] = 5,
+    divergence: DIVERGENCE = "probes",
     seed: SEED = 0,
     json: JSON = False,
 ) -> None:
@@ -107,7 +108,8 @@ def command(
     if latent:
         read = [encode_levels(file, chosen) for file in read]
     keys = jax.random.split(jax.random.key(seed), 2)
-    options = {"divergence": default_divergence(probes, method, chosen.size), "solver": method}
+    estimator = choose_divergence(divergence, probes, method, chosen)
+    options = {"divergence": estimator, "solver": method}
 
     def prepare(keys, x, quantized, i):
         if latent:
@@ -151,7 +153,7 @@ def command(
     ]
     columns = [
         ("log_density", "log p, nats", "{:,.1f}".format),
-        *((*column, error_cell) for column in ERROR_COLUMNS),
+        *((*column, error_cell) for column in error_columns(divergence)),
     ]
     if chosen.has_levels:
         for row, value, spread in zip(rows, log_density, error, strict=True):
@@ -160,9 +162,10 @@ def command(
             row["bits_per_dim_standard_error"] = known(spread / (chosen.size * np.log(2)))
         columns += [
             ("bits_per_dim", "bits/dim", "{:.3f}".format),
-            ("bits_per_dim_standard_error", "+- probes", error_cell),
+            ("bits_per_dim_standard_error", error_columns(divergence)[0][1], error_cell),
         ]
     summary = {**chosen.facts(), "steps": steps, "solver": solver, "probes": probes, "rows": rows}
+    summary |= {"divergence": divergence}
     note_coarse(rows, chosen.size, steps)
     if json:
         print(as_json(summary))

@@ -8,7 +8,7 @@ import numpy as np
 
 from dgjax.checkpoints.opened import Model, density_title
 from dgjax.cli.options import table
-from dgjax.cli.stated_errors import ERROR_COLUMNS, error_cell, error_entries
+from dgjax.cli.stated_errors import error_cell, error_columns, error_entries
 from dgjax.devices.progress import say
 from dgjax.evaluation.moments import Moments, moments
 from dgjax.pictures.grid import image_grid, save_figure
@@ -189,7 +189,7 @@ def show_table(summary: dict[str, Any]) -> None:
     columns = [
         ("target_log_density", "target", "{:g}") if by_target else ("q", "q", "{:g}"),
         ("log_density_mean", "log p, nats", "{:,.1f}"),
-        *((*column, None) for column in ERROR_COLUMNS),
+        *((*column, None) for column in error_columns(summary.get("divergence", "probes"))),
         ("log_density_std", "spread", "{:,.1f}"),
         ("bits_per_dim", "bits per dim", "{:.3f}"),
         ("png_bytes", "PNG bytes", "{:,.0f}"),

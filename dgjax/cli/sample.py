@@ -26,6 +26,7 @@ from dgjax.cli.class_guidance import (
 )
 from dgjax.cli.drawing import Given, Plan, make_drawer
 from dgjax.cli.drawn_files import write_in_shards, write_whole
+from dgjax.cli.estimators import DIVERGENCE, choose_divergence
 from dgjax.cli.options import (
     BATCH,
     CLASS,
@@ -136,6 +137,7 @@ def command(
         ),
     ] = None,
     probes: PROBES = 2,
+    divergence: DIVERGENCE = "probes",
     seed: SEED = 0,
     out: OUT = Path("dgjax-out"),
     json: JSON = False,
@@ -159,6 +161,7 @@ def command(
     check_guidance_window(guidance_window, guidance)
     if prior_quantile is not None:
         chi_quantile(prior_quantile, chosen.size)  # raises now, before anything is computed
+    estimator = choose_divergence(divergence, probes, method, chosen)
     part = choose_part(chosen, mask, band, noise=noise, by_target=by_target)
     weak = open_weaker(guidance_model, chosen, guidance, (height, width))
     free = guidance != 1 and weak is None
@@ -184,7 +187,7 @@ def command(
         noise=term,
         part=part,
         prior_quantile=prior_quantile,
-        probes=probes,
+        divergence=estimator,
         seed=seed,
         steps=steps,
         tolerance=tolerance,
@@ -199,6 +202,8 @@ def command(
         drawing, given = drawer(one), one.condition
         settings = {"num": num, "seed": seed, "steps": drawing.steps, "solver": solver}
         settings |= {"noise": noise}
+        if divergence != "probes":
+            settings["divergence"] = divergence
         if start:  # left out otherwise, so that shards of earlier versions are continued
             settings["start"] = start
         settings |= {"class": given.label, "guidance": guidance, "guidance_model": guidance_model}

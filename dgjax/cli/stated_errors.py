@@ -6,7 +6,7 @@ import numpy as np
 
 from dgjax.devices.progress import say
 
-__all__ = ["ERROR_COLUMNS", "error_cell", "error_entries", "known", "note_coarse"]
+__all__ = ["error_cell", "error_columns", "error_entries", "known", "note_coarse"]
 
 # key in a row of a summary, header in a table
 ERROR_COLUMNS = (
@@ -14,6 +14,18 @@ ERROR_COLUMNS = (
     ("log_density_solver_error", "+- solver"),
 )
 LARGE = 0.01  # nats per dimension; this moves bits per dimension in the second decimal
+
+
+def error_columns(divergence: str) -> tuple[tuple[str, str], ...]:
+    """Return key in a row and header in a table of each error.
+
+    Args:
+        divergence: the option --divergence.
+    """
+    if divergence == "probes":
+        return ERROR_COLUMNS
+    (key, _), *others = ERROR_COLUMNS
+    return (key, "+- head"), *others
 
 
 def known(error: Any) -> float | None:

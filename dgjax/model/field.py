@@ -25,6 +25,7 @@ __all__ = [
     "Field",
     "GaussianPrior",
     "Prior",
+    "TraceHead",
     "check_noise_range",
     "condition",
     "denoise",
@@ -47,6 +48,31 @@ class Prior(Protocol):
             y: one sample divided by alpha.
             w: standard deviation of the noise divided by alpha.
         """
+        ...
+
+
+class TraceHead(Protocol):
+    """Predicts the diagonal of the Jacobian of the denoised sample.
+
+    Attributes:
+        layers: names of the layers of the network whose outputs the head reads, such as "up.0.1".
+    """
+
+    layers: tuple[str, ...]
+
+    def __call__(self, features: tuple[Array, ...], y: Sample, x0: Sample, w: Scalar) -> Sample:
+        """Return the diagonal of d x0/d y, of the shape of y.
+
+        Args:
+            features: outputs of `layers`.
+            y: the point divided by alpha.
+            x0: the denoised sample.
+            w: noise level sigma/alpha.
+        """
+        ...
+
+    def error(self, w: Scalar) -> Scalar:
+        """Return the root mean square error of the predicted trace at the noise level w."""
         ...
 
 
@@ -93,6 +119,7 @@ class Field:
         t_max: largest time, on `path`.
         prior: the density at `t_max`.
         shape: shape of one sample; None if it is not known.
+        trace_head: predicts the trace of the Jacobian for `Distilled`; None without one.
     """
 
     network: Network
@@ -103,6 +130,7 @@ class Field:
     t_max: Scalar
     prior: Prior
     shape: tuple[int, ...] | None = dataclasses.field(default=None, metadata={"static": True})
+    trace_head: TraceHead | None = None
 
     def __post_init__(self):
         # Python numbers arrive here by `dataclasses.replace(model, t_min=0.05)`.

@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from dgjax.model.distilled import KnownTrace
 from dgjax.model.divergence import Divergence
 from dgjax.model.field import Field
 from dgjax.model.manual_axes import explain_manual_axes
 from dgjax.model.paths import coefficients
 from dgjax.model.reverse_mode import has_forward_mode, transpose
+from dgjax.model.trace_head import recorded_pair
 from dgjax.typing import Cond, Key, LinearMap, Sample, Scalar, as_float, check_made
 
 __all__ = ["Local", "evaluate"]
@@ -118,7 +120,10 @@ def evaluate(
     t, x = as_float(t), jnp.asarray(x)
     check_made("divergence", divergence)
     c = coefficients(model.path, t)
-    (x0, eps), push = jax.linearize(lambda x: model.pair(t, x, cond), x)
+    head = model.trace_head
+    layers = () if head is None else head.layers
+    seen = lambda x: recorded_pair(model, t, x, cond, layers)
+    (x0, eps), push, features = jax.linearize(seen, x, has_aux=True)
 
     jacobian: LinearMap = lambda z: push(z).x0
     hvp: LinearMap = lambda z: -push(z).eps / c.sigma  # the derivative of s = -eps/sigma
@@ -127,6 +132,10 @@ def evaluate(
 
     # div u of u = alpha' x0 + sigma' eps with eps = (x - alpha x0)/sigma.
     slope = c.dalpha - c.alpha * c.dsigma / c.sigma
+    if head is not None:
+        w = c.sigma / c.alpha
+        trace = jnp.sum(head(features, x / c.alpha, x0, w)) / c.alpha
+        jacobian = KnownTrace(jacobian, trace, head.error(w) / c.alpha)
     traces = divergence(jacobian, x, key)
     return Local(
         t=t,

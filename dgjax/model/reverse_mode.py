@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from dgjax.model.distilled import KnownTrace
 from dgjax.model.divergence import Divergence
 from dgjax.typing import Key, LinearMap, Sample, Scalar, register_dataclass
 
@@ -34,6 +35,8 @@ def transpose(linear_map: LinearMap, x: Sample) -> LinearMap:
         linear_map: from arrays of the shape of x to arrays of the same shape.
         x: gives the shape and the dtype.
     """
+    if isinstance(linear_map, KnownTrace):
+        linear_map = linear_map.product
     return linear_map if isinstance(linear_map, _Transposed) else _Transposed(linear_map, x)
 
 

@@ -27,6 +27,7 @@ from jaxtyping import Array, Float
 
 from dgjax.guidance.guide import Guide, ScoreWeightGuide, apply_guides
 from dgjax.guidance.noise import ItoNoise, StratonovichNoise
+from dgjax.model.distilled import count_estimates
 from dgjax.model.divergence import Divergence, Hutchinson, Untracked
 from dgjax.model.faults import Code, Fault, first, refuse
 from dgjax.model.field import Field
@@ -268,7 +269,7 @@ def _solve(
 
 
 def _initial_state(x, start, divergence: Divergence, key) -> State:
-    estimates = jax.eval_shape(lambda x, key: divergence(lambda z: z, x, key), x, key)
+    estimates = count_estimates(divergence, x, key)
     zero = jnp.zeros((), x.dtype)
     return State(x, jnp.broadcast_to(start, estimates.shape), zero, zero)
 

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from dgjax.model.distilled import count_estimates
 from dgjax.model.divergence import Divergence, Hutchinson
 from dgjax.model.faults import first, refuse, require
 from dgjax.model.field import Field, condition, log_prior, repath
@@ -262,7 +263,7 @@ def _evaluate(fields, t, y: _State, divergence, key) -> list[Local]:
 @compile_once
 def _superpose(fields, x, grid, combination, key, divergence, solver, fault) -> Superposed:
     way, end = jax.random.split(key)
-    count = jax.eval_shape(lambda: divergence(lambda z: z, x, key)).shape[0]
+    count = count_estimates(divergence, x, key).shape[0]
     starts = [log_prior(field, x) for field in fields]
     state = _State(x, tuple(jnp.full(count, start, x.dtype) for start in starts))
     term = _Together(grid, divergence, way)

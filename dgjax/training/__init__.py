@@ -2,6 +2,7 @@
 
 from dgjax.data import load_data
 from dgjax.training.config import TrainConfig, load_config
+from dgjax.training.distillation import distil
 from dgjax.training.edm2_average import import_edm2_average
 from dgjax.training.export import export, plan_average
 from dgjax.training.loop import Fit, fit
@@ -11,6 +12,7 @@ __all__ = [
     "Fit",
     "TrainConfig",
     "denoising_loss",
+    "distil",
     "export",
     "fit",
     "import_edm2_average",

@@ -22,6 +22,7 @@ from dgjax.checkpoints.arrays import from_named, to_named
 from dgjax.checkpoints.checkpoint import Meta, digest, load, save
 from dgjax.checkpoints.pretrained import load_pretrained, pretrained_models
 from dgjax.checkpoints.spec import ModelSpec, build, build_network
+from dgjax.networks.trace_head import DiagonalHead
 
 SPEC = ModelSpec(
     shape=(8, 8, 1),
@@ -418,3 +419,20 @@ def test_a_shipped_model_loads_is_small_and_has_a_card(name):
     card = (folder / "CARD.md").read_text()
     assert licence in card
     assert f"{meta.steps:,} steps" in card
+
+
+def test_a_head_is_kept_with_the_model_and_does_not_change_its_digest(tmp_path):
+    head = DiagonalHead(SPEC.shape, ("up.0.0",), ((1, 4, 4, 8),), 0.7, 16, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    random = lambda a: jnp.asarray(rng.standard_normal(a.shape), a.dtype)
+    head = jax.tree.map(random, head)
+    plain = filled_model()
+    save(tmp_path / "model", replace(plain, trace_head=head), META, dtype=None)
+    model, meta = load(tmp_path / "model")
+    assert jax.tree.structure(model.trace_head) == jax.tree.structure(head)
+    assert all(map(jnp.array_equal, jax.tree.leaves(model.trace_head), jax.tree.leaves(head)))
+    assert model.trace_head.layers == ("up.0.0",)
+    assert digest(model, meta) == digest(plain, META)
+    save(tmp_path / "model", replace(model, trace_head=None), meta)
+    assert load(tmp_path / "model")[0].trace_head is None
+    assert not (tmp_path / "model" / "trace_head.safetensors").exists()

@@ -251,6 +251,7 @@ FIRST = {
     "likelihood": ["good.npz"],
     "train": ["fashion-mnist"],
     "import": ["model", "out"],
+    "distil": ["./model", "--out", "distilled"],
 }
 # Options whose bad values other groups have, or of which every value is a good one.
 NOT_HERE = {"model", "guidance_model", "class_", "data", "licence"}
@@ -265,7 +266,8 @@ def options() -> Iterator[Case]:
             if name in NOT_HERE or not kinds or parameter.default is inspect.Parameter.empty:
                 continue
             flag = f"--{name.replace('_', '-')}"
-            model = ["--model", "./model"] if command not in ("train", "import", "check") else []
+            without = ("train", "import", "check", "distil")
+            model = [] if command in without else ["--model", "./model"]
             for i, value in enumerate(BAD_VALUES[kinds[0]]):
                 count = 2 if "tuple" in str(parameter.annotation) else 1
                 words = [command, *FIRST.get(command, []), *model, flag, *[value] * count]
