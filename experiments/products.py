@@ -9,7 +9,10 @@
    which Z is a sum on a grid.
 
     python experiments/products.py
+    python experiments/products.py scatter     the error of log Z at weight 4, for several seeds
 """
+
+import sys
 
 import claims
 import jax
@@ -104,16 +107,16 @@ def products(num=4000):
         yield row
 
 
-def guided(models, conds, weight, grid, num, **options):
+def guided(models, conds, weight, grid, num, key=KEY, **options):
     """Return the particles of p(x | c)^w p(x)^(1 - w)."""
     powers = jnp.array([weight, 1 - weight])
     return dgjax.sample_product(
-        models, powers, grid, key=KEY, num=num, conds=conds, divergence=EXACT, **options
+        models, powers, grid, key=key, num=num, conds=conds, divergence=EXACT, **options
     )
 
 
-def classes_in_2d(num=4000):
-    """Yield a row for each weight, of a class of two modes among three classes."""
+def class_among_others():
+    """Return a class of two modes, the mixture of all classes, and the error of a log Z of them."""
     means = jnp.array([[0.0, 0.0], [2.0, 1.5], [1.5, -1.0], [-1.5, 0.5]])
     covariances = (
         jnp.array([[0.3, 0.1], [0.1, 0.2]]) * jnp.array([1.0, 0.7, 1.5, 2.0])[:, None, None]
@@ -123,27 +126,53 @@ def classes_in_2d(num=4000):
     line = jnp.linspace(-8, 9, 401)
     points = jnp.stack(jnp.meshgrid(line, line, indexing="ij"), -1).reshape(-1, 2)
     logs = [jax.vmap(lambda x, m=m: dgjax.log_density(m, 0.05, x))(points) for m in (one, every)]
-    grid = dgjax.grid_logsnr(one, STEPS)
-    for weight in WEIGHTS:
+
+    def log_z(weight):
         tilted = weight * logs[0] + (1 - weight) * logs[1]
-        log_z = float(jax.nn.logsumexp(tilted) + 2 * jnp.log(line[1] - line[0]))
-        plain = guided([one, every], None, weight, grid, num, moves=0, resample_below=0)
-        moved = guided([one, every], None, weight, grid, num)
+        return float(jax.nn.logsumexp(tilted) + 2 * jnp.log(line[1] - line[0]))
+
+    return [one, every], log_z
+
+
+def classes_in_2d(num=4000):
+    """Yield a row for each weight, of a class of two modes among three classes."""
+    models, log_z = class_among_others()
+    grid = dgjax.grid_logsnr(models[0], STEPS)
+    for weight in WEIGHTS:
+        true = log_z(weight)
+        plain = guided(models, None, weight, grid, num, moves=0, resample_below=0)
+        moved = guided(models, None, weight, grid, num)
         log_weights = np.asarray(plain.log_weights)
         yield [
             "2-D mixture",
             f"{weight:g}",
             f"{num}",
-            claims.mean_error(log_z - log_weights, 3),
+            claims.mean_error(true - log_weights, 3),
             f"{log_weights.std():.2f}",
             f"{dgjax.effective_sample_size(log_weights):,.0f}",
             f"{float(moved.effective_sizes.min()):,.0f}",
             f"{int(moved.resampled.sum())}, {len(np.unique(moved.ancestors))}",
-            f"{float(moved.log_normalizer) - log_z:+.3f}",
+            f"{float(moved.log_normalizer) - true:+.3f}",
         ]
 
 
+def scatter(weight=4.0, num=2000, seeds=6):
+    """Yield the error of log Z with moves for several seeds, by the number of steps."""
+    models, log_z = class_among_others()
+    for steps in (STEPS, 3 * STEPS):
+        grid = dgjax.grid_logsnr(models[0], steps)
+        keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
+        found = [guided(models, None, weight, grid, num, key=key).log_normalizer for key in keys]
+        errors = np.sort(np.asarray(found) - log_z(weight))
+        yield [f"{steps}", f"{num}", ", ".join(f"{e:+.2f}" for e in errors)]
+
+
 def main():
+    if sys.argv[1:] == ["scatter"]:
+        with jax.enable_x64():
+            header = ["steps", "particles", "error of log Z, nats, sorted"]
+            claims.report("products_scatter", header, list(scatter()))
+        return
     header = ["product", "corrector: particles left", "error of log Z"]
     header += ["mean of velocities: left", "error of log Z", "with moves: left", "error of log Z"]
     with jax.enable_x64():

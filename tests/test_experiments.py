@@ -23,13 +23,18 @@ import class_guidance  # noqa: E402
 import hand_scan  # noqa: E402
 import high_density  # noqa: E402
 import imperfect_score  # noqa: E402
+import low_dimension  # noqa: E402
 import noise_windows  # noqa: E402
 import normality  # noqa: E402
 import other_samplers  # noqa: E402
 import out_of_distribution  # noqa: E402
+import particle_systems  # noqa: E402
+import particles  # noqa: E402
 import png_size  # noqa: E402
 import prior_guidance  # noqa: E402
+import products  # noqa: E402
 import score_alignment  # noqa: E402
+import superposition  # noqa: E402
 
 SHAPE = (4, 4, 1)
 
@@ -306,3 +311,102 @@ def test_a_network_is_traced_once_by_both(keys):
     x = dgjax.prior_sample(model, keys[0], (2,))
     for make in (hand_scan.by_sample, hand_scan.by_hand):
         assert hand_scan.traces(make(6), model, x, keys[1]) == 1
+
+
+SPRINGS = particle_systems.System(
+    3, 2, lambda r: 0.5 * r**2, 1.0, 0.8, 0, 0, 0, 0, 64, law=16
+)  # exp(-energy) is N(0, I/4) of the mean-free coordinates
+
+
+def test_chains_of_springs_are_gaussian():
+    z = particle_systems.metropolis(SPRINGS, jax.random.key(0), chains=64, kept=32, thin=8, burn=50)
+    assert z.shape == (64, 32, 4)
+    variances = np.var(z.reshape(-1, 4), axis=0)
+    np.testing.assert_allclose(variances, 0.25, rtol=0.15)
+    assert np.mean(variances) == pytest.approx(0.25, rel=0.05)
+
+
+@pytest.mark.slow
+def test_samples_reweighed_to_springs():
+    variance, noise = 0.35, particles.SIGMAS[0] ** 2
+    data = dgjax.gaussian(jnp.zeros(4), variance)
+    model = dgjax.closed_form(data, dgjax.edm(), t_min=noise**0.5, t_max=particles.SIGMAS[1])
+    draw = lambda k: dgjax.prior_sample(model, k, (4,))
+    found = particles.measure(
+        SPRINGS, model, jax.vmap(draw)(jax.random.split(jax.random.key(0), 512)), 16
+    )
+    np.testing.assert_allclose(found.off, 0, atol=0.02)  # of 16 steps
+    # All distances are of particles with mean 0: their squares sum to 3 |z|^2.
+    np.testing.assert_allclose(np.sum(found.pairs**2, 1), found.energies * 6 / 4, rtol=1e-4)
+    square = found.energies / 2
+    log_q = -square / (2 * (variance + noise)) - 2 * np.log(2 * np.pi * (variance + noise))
+    np.testing.assert_allclose(found.log_weights, -found.energies - log_q, atol=0.02)
+    mean = dgjax.weighted_mean(found.energies, found.log_weights, confidence=0.999)
+    assert mean.low < 2 < mean.high  # D/2
+
+
+def test_published_superposition_of_gaussians():
+    variances, ends = np.array([0.3, 0.6]), (0.1, 40.0)
+    data = [dgjax.gaussian(jnp.array([1.0, 0.0]), 0.3), dgjax.gaussian(jnp.array([0.5, 0.5]), 0.6)]
+    models = [dgjax.closed_form(d, dgjax.edm(), t_min=ends[0], t_max=ends[1]) for d in data]
+    keys = jax.random.split(jax.random.key(0), 32)
+    latents = jax.vmap(lambda k: dgjax.prior_sample(models[0], k, (2,)))(keys)
+    each = lambda f, x: np.stack([jax.vmap(partial(f, model))(x) for model in models], 1)
+    off = {}
+    for name in ("OR", "AND"):
+        run = jax.jit(jax.vmap(partial(superposition.ito, models, name, steps=1000)))
+        found = run(latents, keys)
+        off[name] = found.stated - each(lambda m, x: dgjax.log_density(m, ends[0], x), found.x)
+    assert np.sqrt(np.mean(off["OR"] ** 2)) < 0.3
+    apart = each(dgjax.log_prior, latents)
+    np.testing.assert_allclose(np.diff(found.stated), np.diff(apart), atol=1e-2)
+    # AND has no noise along the difference of the scores, and the estimator counts its curvature.
+    lost = -0.5 * np.log((variances + ends[1] ** 2) / (variances + ends[0] ** 2))
+    np.testing.assert_allclose(off["AND"].mean(0), lost, atol=0.3)
+
+
+def test_products_of_gaussians_have_the_integral_on_a_grid():
+    means, covariances = products.gaussians(size=2)
+    pairs = zip(jnp.asarray(means), jnp.asarray(covariances), strict=True)
+    models = [products.model_of(dgjax.gaussian(*pair)) for pair in pairs]
+    line = jnp.linspace(-8, 8, 161)
+    points = jnp.stack(jnp.meshgrid(line, line), -1).reshape(-1, 2)
+    logs = [jax.vmap(lambda x, m=m: dgjax.log_density(m, 0.05, x))(points) for m in models]
+    total = jax.nn.logsumexp(1.3 * logs[0] + 0.4 * logs[1]) + 2 * jnp.log(line[1] - line[0])
+    found = products.log_normalizer((1.3, 0.4), means, covariances)
+    assert found == pytest.approx(float(total), abs=1e-3)
+    # One density alone has no weights.
+    grid = dgjax.grid_logsnr(models[0], 48)
+    weights = products.corrector(models, (1.0, 0.0), grid, 8)
+    np.testing.assert_allclose(weights, 0, atol=0.02)
+
+
+def test_mode_of_the_denoising_density_of_a_gaussian():
+    mean, variance, sigma, low = jnp.array([1.0, -2.0]), 0.3, 1.5, low_dimension.SIGMAS[0]
+    data, x = dgjax.gaussian(mean, variance), jnp.array([2.0, 0.5])
+    found = low_dimension.mode_tracking(data, x, sigma, steps=60)
+    weights = 1 / (sigma**2 - low**2), 1 / (variance + low**2)
+    np.testing.assert_allclose(
+        found, (weights[0] * x + weights[1] * mean) / sum(weights), rtol=1e-4
+    )
+    # The score times w shrinks x - mean by the ratio of variances to the power w/2.
+    for weight in (1, 2):
+        found = low_dimension.weighted_score(data, x, sigma, weight)
+        shrunk = ((variance + low**2) / (variance + sigma**2)) ** (weight / 2)
+        np.testing.assert_allclose(found, mean + shrunk * (x - mean), rtol=1e-4)
+
+
+def test_bias_of_the_reverse_sde_by_the_formula_of_its_path():
+    true, wrong = dgjax.gaussian(jnp.zeros(2), 0.4), dgjax.gaussian(jnp.array([1.0, 0.0]), 1.2)
+    # The latents' log-density is the true one, as of a model with this prior.
+    model = low_dimension.closed(wrong)
+    x, keys = low_dimension.latents(model, 32)
+    run = jax.jit(jax.vmap(lambda x, key: low_dimension.reverse(model, x, key, 1000, true)))
+    x_end, tracked, bias, path = run(x, keys)
+    at = lambda data, x, sigma: jax.vmap(lambda x: data.log_density(x, sigma))(x)
+    low, high = low_dimension.SIGMAS
+    start = at(wrong, x, high) - at(true, x, high)
+    off = np.asarray(tracked - start - at(true, x_end, low))
+    assert np.std(off - path) < 0.3 < np.std(off)
+    assert abs(np.mean(off - path)) < 0.15
+    assert np.mean(bias) > 0.5
