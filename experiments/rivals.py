@@ -10,19 +10,23 @@ Jacobian products that are not counted; nor is Detail Daemon's second pass besid
 own samplers do not need.
 
     python experiments/rivals.py
-    python experiments/rivals.py --model photo-patches
+    python experiments/rivals.py --model photo-patches --evaluations 16 32 --keep parts
 """
 
+import argparse
 from functools import partial
+from math import gcd
 from typing import NamedTuple
 
 import claims
+import jax
 import jax.numpy as jnp
 import numpy as np
 from prior_guidance import features, qualities, sizes
 from scipy.interpolate import PchipInterpolator
 
 import dgjax
+from dgjax.devices.batches import map_batches
 from dgjax.evaluation.frechet import frechet_distance
 from dgjax.evaluation.precision_recall import precision_recall
 from dgjax.pictures.grid import image_grid
@@ -74,36 +78,45 @@ def drawn(field, key, probes, setting, *, turn, shape, grid, tracked):
     return dgjax.denoise(field, grid[-1], found.x), found.log_density, found.info.solver_error
 
 
-def draws(setup, dial, evaluations):
+def draws(setup, name, dial, evaluations):
     """Return a function (settings, first, last, tracked) -> images, log p, error by settings."""
     field, shape = setup.model.field, setup.model.meta.shape
-    options = {"turn": dial.turn, "shape": shape, "grid": dgjax.grid_logsnr(field, evaluations - 1)}
+    size = gcd(setup.preset.batch, TRIED, setup.preset.count)  # no batch is padded
+    grid = dgjax.grid_logsnr(field, evaluations - 1)
+    options = {"turn": dial.turn, "shape": shape, "grid": grid}
+
+    @partial(jax.jit, static_argnames="tracked")
+    def batch_of(field, setting, batch, *, tracked):
+        one = partial(drawn, tracked=tracked, **options)
+        return jax.vmap(lambda *keys: one(field, *keys, setting))(*batch)
 
     def run(settings, first, last, tracked):
-        keys, probes = (claims.keys(setup, last, i)[first:] for i in (0, 1))
-        found = claims.each(
-            f"{evaluations} evaluations",
-            partial(drawn, tracked=tracked, **options),
-            setup,
-            jnp.tile(keys, len(settings)),
-            jnp.tile(probes, len(settings)),
-            np.repeat(np.float32(settings), len(keys)),
-        )
-        return [a.reshape(len(settings), -1, *a.shape[1:]) for a in found]
+        items = tuple(claims.keys(setup, last, i)[first:] for i in (0, 1))
+        run_batch = partial(batch_of, tracked=tracked)
+        kind = "tracked" if tracked else "untracked"
+        found = []
+        for setting in settings:
+            where = f"{name}-{setting:.9g}-{first}-{last}-{kind}"
+            shared = field, jnp.float32(setting)
+            make = partial(map_batches, where, run_batch, items, size, *shared)
+            found.append(claims.kept(setup, where, make))
+        return [np.stack(column) for column in zip(*found, strict=True)]
 
     return run
 
 
-def curve(setup, dial, run):
-    """Return settings with their mean PNG sizes and mean log p, on the first samples."""
-    half = len(dial.settings) // 2
-    settings = (*dial.settings[:half], dial.neutral, *dial.settings[half:])
+def curve(setup, dial, run, plain):
+    """Return settings with their mean PNG sizes and mean log p, on the first samples.
+
+    `plain` are size and log p at the neutral setting, if they are known.
+    """
+    settings = dial.settings if plain else (*dial.settings, dial.neutral)
     images, log_density, _ = run(settings, 0, TRIED, True)
-    return (
-        np.array(settings),
-        np.array([sizes(setup, x).mean() for x in images]),
-        log_density.mean(1),
-    )
+    found = [(sizes(setup, x).mean(), a.mean()) for x, a in zip(images, log_density, strict=True)]
+    found, plain = (found, plain) if plain else (found[:-1], found[-1])
+    half = len(found) // 2
+    settings = (*dial.settings[:half], dial.neutral, *dial.settings[half:])
+    return np.array(settings), *np.array([*found[:half], plain, *found[half:]]).T
 
 
 def solve(settings, values, wanted):
@@ -125,7 +138,7 @@ class Found(NamedTuple):
     quality: tuple
 
 
-def measured(setup, run, settings, real):
+def measured(setup, name, run, settings, real):
     """Return {setting: Found} of those settings that are not None."""
     settings, count = sorted({s for s in settings if s is not None}), len(real)
     if not settings:
@@ -133,19 +146,23 @@ def measured(setup, run, settings, real):
     few = count // 4
     images, log_density, error = run(settings, 0, few, True)
     images = np.concatenate([images, run(settings, few, count, False)[0]], axis=1)
-    return {
-        s: Found(s, x, *known, sizes(setup, x), qualities(features(setup, x), real))
-        for s, x, *known in zip(settings, images, log_density, error, strict=True)
-    }
+    found = {}
+    for setting, x, *known in zip(settings, images, log_density, error, strict=True):
+        where, make = f"{name}-{setting:.9g}-{count}-features", partial(features, setup, x)
+        (seen,) = claims.kept(setup, where, lambda make=make: [make()])
+        found[setting] = Found(setting, x, *known, sizes(setup, x), qualities(seen, real))
+    return found
 
 
 def measure(setup, scale, real, evaluations):
     """Return the unguided `Found` and {(sign, dial): (at equal size, at equal nats)}."""
-    plain, groups, wanted = None, {}, {}
+    plain, tried, groups, wanted = None, None, {}, {}
     for name, dial in dials(scale).items():
-        run = draws(setup, dial, evaluations)
-        settings, bytes_, nats = curve(setup, dial, run)
+        where = f"{evaluations}-{name}"
+        run = draws(setup, where, dial, evaluations)
+        settings, bytes_, nats = curve(setup, dial, run, tried)
         middle = len(settings) // 2
+        tried = bytes_[middle], nats[middle]
         gains = nats - nats[middle]
         chosen = {}
         for sign in SIGNS:
@@ -155,7 +172,9 @@ def measure(setup, scale, real, evaluations):
             alike = size if name == OURS else solve(settings, gains, wanted[sign])
             chosen[sign] = size, alike
         asked = [s for pair in chosen.values() for s in pair]
-        found = measured(setup, run, [*asked, *([dial.neutral] if plain is None else [])], real)
+        found = measured(
+            setup, where, run, [*asked, *([dial.neutral] if plain is None else [])], real
+        )
         plain = plain or found[dial.neutral]
         for sign, pair in chosen.items():
             groups[sign, name] = tuple(found.get(s) for s in pair)
@@ -220,7 +239,10 @@ def draw(setup, plain, groups):
 
 
 def main():
-    setup = claims.start(__doc__)
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--evaluations", type=int, nargs="+", default=EVALUATIONS)
+    setup = claims.start(__doc__, options)
+    asked, _ = options.parse_known_args()
     count = 4 * setup.preset.count
     pictures = claims.images(setup, 2 * count)
     seen = features(setup, pictures)
@@ -229,7 +251,7 @@ def main():
     header += ["precision", "recall", "setting at equal nats", "PNG size"]
     header += ["Fréchet VGG16 [95 %]", "precision", "recall"]
     found = {}
-    for evaluations in EVALUATIONS:
+    for evaluations in asked.evaluations:
         found[evaluations] = measure(setup, float(pictures.std()), real, evaluations)
         claims.report(f"rivals-{setup.model.name}", header, rows_of(found))
         if evaluations == DRAWN:
