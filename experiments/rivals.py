@@ -35,7 +35,7 @@ from dgjax.pictures.quantization import to_uint8
 EVALUATIONS = (8, 16, 32)
 CHANGE = 0.1  # of the PNG size
 SIGNS = (-1, 1)
-DRAWN = 8  # evaluations of the samples in the picture
+DRAWN = 16  # evaluations of the samples in the picture
 TRIED, SHOWN = 32, 10  # samples of each setting that is tried; columns of the picture
 OURS = "density guidance"
 
@@ -221,18 +221,18 @@ def rows_of(found):
             yield row
 
 
-def draw(setup, plain, groups):
-    """Draw the first latents without a guide and with each dial at equal PNG size."""
-    shown = {"unguided": plain}
-    for name in dials(1.0):
-        for sign in SIGNS:
-            shown[f"{name}\nPNG {sign * CHANGE:+.0%}"] = groups[sign, name][0]
-    shown = {label: found for label, found in shown.items() if found is not None}
-    images = np.stack([found.images[:SHOWN] for found in shown.values()])
+def draw(setup, evaluations, plain, groups):
+    """Draw the first latents with each dial at equal PNG size: smoother, unguided, more detail."""
+    less, more = (
+        {f"{name}\nPNG {sign * CHANGE:+.0%}": groups[sign, name][0] for name in dials(1.0)}
+        for sign in SIGNS
+    )
+    shown = {**less, "unguided": plain, **more}
+    images = {label: found.images[:SHOWN] for label, found in shown.items() if found is not None}
     figure = image_grid(
-        to_uint8(images, setup.model.meta.data_range),
-        list(shown),
-        title="The same latents with each dial at one mean PNG size",
+        to_uint8(np.stack(list(images.values())), setup.model.meta.data_range),
+        list(images),
+        title=f"The same latents with each dial at one mean PNG size, {evaluations} evaluations",
         caption="Images without the noise of t_min. A dial is left out where it cannot reach it.",
     )
     claims.save(figure, f"rivals-{setup.model.name}")
@@ -255,7 +255,7 @@ def main():
         found[evaluations] = measure(setup, float(pictures.std()), real, evaluations)
         claims.report(f"rivals-{setup.model.name}", header, rows_of(found))
         if evaluations == DRAWN:
-            draw(setup, *found[evaluations])
+            draw(setup, evaluations, *found[evaluations])
     if len(others) == count:
         shares = precision_recall(others, real)
         print(
