@@ -66,23 +66,28 @@ DIALS = {
 }
 
 
-def drawn(field, settings, scale, key, probes, *, shape, grid, tracked):
-    """Return (denoised image, log p, error of the solver) of one latent of the median norm.
+def guides_of(settings, field, grid, scale):
+    """Return the guides of all dials; those that are neutral change nothing.
 
-    `scale` is the standard deviation of the data. All dials are in one program, which is compiled
-    once; those that are neutral change nothing. Density guidance comes first, because it would
-    undo what other guides do along the score.
+    Density guidance comes first, because it would undo what others do along the score.
     """
-    x = dgjax.prior_guidance(field, dgjax.prior_sample(field, key, shape), 0.5)
-    x = settings.radius * x
-    guides = (
+    return (
         dgjax.density_guidance(settings.q),
         dgjax.detail_daemon(settings.amount, field, grid),
         dgjax.omegance(settings.omega),
         dgjax.temperature(settings.T, scale=scale),
     )
+
+
+def drawn(field, settings, scale, key, probes, *, shape, grid, tracked):
+    """Return (denoised image, log p, error of the solver) of one latent of the median norm.
+
+    `scale` is the standard deviation of the data. All dials are in one program, compiled once.
+    """
+    x = dgjax.prior_guidance(field, dgjax.prior_sample(field, key, shape), 0.5)
+    guides = guides_of(settings, field, grid, scale)
     options = {} if tracked else {"divergence": dgjax.Untracked()}
-    found = dgjax.sample(field, x, grid, key=probes, guides=guides, **options)
+    found = dgjax.sample(field, settings.radius * x, grid, key=probes, guides=guides, **options)
     return dgjax.denoise(field, grid[-1], found.x), found.log_density, found.info.solver_error
 
 
