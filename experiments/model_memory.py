@@ -63,12 +63,7 @@ MODELS = {  # diffusers' configs
 }
 TOKENS = 77
 GIB = 2**30
-CARDS = {
-    "16 GB": (16e9, 1),
-    "24 GB": (24e9, 1),
-    "80 GB": (80e9, 1),
-    "8 x 16 GB, weights cut": (16e9, 8),
-}
+CARDS = {"16 GB": 16e9, "24 GB": 24e9, "80 GB": 80e9}
 
 
 def abstract(config, dtype):
@@ -158,7 +153,7 @@ def plan(found):
     print(f"\n| {' | '.join(header)} |\n{'|---' * len(header)}|")
     for names, (weights, sample) in found.items():
         cells = [*names, f"{weights / GIB:.2f}", f"{sample / GIB:.2f}"]
-        cells += [f"{(0.9 * m - weights / n) // sample:.0f}" for m, n in CARDS.values()]
+        cells += [f"{max(0, (0.9 * memory - weights) // sample):.0f}" for memory in CARDS.values()]
         print(f"| {' | '.join(cells)} |")
 
 
