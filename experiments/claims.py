@@ -14,6 +14,7 @@ from dgjax.checkpoints.opened import Model, open_model
 from dgjax.devices.batches import map_batches
 from dgjax.evaluation.intervals import Estimate
 from dgjax.evaluation.reference_data import open_reference_data
+from dgjax.files import replace_file
 
 FIGURES = Path(__file__).parent / "figures"
 # Of Okabe and Ito, told apart by colour-blind readers.
@@ -43,6 +44,7 @@ class Setup(NamedTuple):
     preset: Preset
     seed: int
     data: str | None
+    keep: Path | None
 
     @property
     def sigmas(self) -> tuple[float, float]:
@@ -51,14 +53,18 @@ class Setup(NamedTuple):
         return facts["t_min"], facts["t_max"]
 
 
-def start(doc: str) -> Setup:
-    """Read the command line; a wrong option ends with one line and exit status 2."""
-    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+def start(doc: str, *options: argparse.ArgumentParser) -> Setup:
+    """Read the command line; a wrong option ends with one line and exit status 2.
+
+    `options` are parsers of an experiment's own options, without help.
+    """
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0], parents=options)
     parser.add_argument("--model", help="shipped model or checkpoint folder (fashion-mnist)")
     parser.add_argument("--preset", choices=PRESETS, default="laptop")
     parser.add_argument("--count", type=int, help="latents or images of a group, for the preset's")
     parser.add_argument("--data", help="data set, npz file or folder, for that of the training")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="folder of parts: done ones are not done again")
     asked = parser.parse_args()
     if asked.preset != "laptop" and asked.model is None:
         parser.error(f"preset {asked.preset} needs a model of that size: give --model FOLDER")
@@ -73,7 +79,7 @@ def start(doc: str) -> Setup:
         parser.error(str(error))
     plt.rcParams["axes.prop_cycle"] = plt.cycler(color=COLOURS)
     plt.rcParams["axes.grid"], plt.rcParams["grid.alpha"] = True, 0.3
-    return Setup(model, preset, asked.seed, asked.data)
+    return Setup(model, preset, asked.seed, asked.data, asked.keep)
 
 
 def images(setup: Setup, num: int, part: str = "held-out") -> np.ndarray:
@@ -90,6 +96,21 @@ def each(what: str, one: Callable[..., Any], setup: Setup, *items: Any) -> Any:
         return jax.vmap(lambda *item: one(field, *item))(*batch)
 
     return map_batches(what, run, items, setup.preset.batch, setup.model.field)
+
+
+def kept(setup: Setup, name: str, make: Callable[[], Iterable[Any]]) -> list[np.ndarray]:
+    """Return the arrays that `make` returns, from the folder of `--keep` if it has them.
+
+    `name` says all that they depend on, besides the model's name and the seed.
+    """
+    if setup.keep is None:
+        return [np.asarray(a) for a in make()]
+    file = setup.keep / f"{setup.model.name}-{setup.seed}-{name}.npz"
+    if not file.exists():
+        arrays = list(make())
+        replace_file(file, lambda stream: np.savez(stream, *arrays))
+    with np.load(file) as found:
+        return [found[f"arr_{i}"] for i in range(len(found.files))]
 
 
 def keys(setup: Setup, num: int, stream: int = 0) -> jax.Array:

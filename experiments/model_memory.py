@@ -4,9 +4,12 @@ One evaluation is the value and one Hessian product: a step of one sample with l
 networks have their published sizes and no weights: the program is lowered for abstract arrays and
 compiled, and XLA says what it reserves on each device: weights and other arguments, and
 intermediate results. Cut weights (`dgjax.devices.weight_sharding`) need several devices; a cut
-batch has one sample on each. All collectives that gather a whole parameter are counted.
+batch has one sample on each. All collectives that gather a whole parameter are counted. A second
+table says how many samples a card holds at a time: nine tenths of its memory, less the weights, by
+the intermediate results of one sample.
 
     python experiments/model_memory.py sd15 --whole
+    XLA_FLAGS=--xla_backend_optimization_level=0 python experiments/model_memory.py xl
     python experiments/model_memory.py --attention
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python experiments/model_memory.py xl --cut
 """
@@ -60,6 +63,7 @@ MODELS = {  # diffusers' configs
 }
 TOKENS = 77
 GIB = 2**30
+CARDS = {"16 GB": 16e9, "24 GB": 24e9, "80 GB": 80e9}
 
 
 def abstract(config, dtype):
@@ -122,7 +126,7 @@ def gathered(program, field):
 
 
 def row(name, dtype, placement, whole):
-    """Compile and print one row."""
+    """Compile and print one row; return the bytes of all weights and of intermediate results."""
     dgjax.networks.attention.LOGITS = 2**62 if whole else 2**25
     began = time.perf_counter()
     program, field, weights = compiled(MODELS[name], dtype, placement)
@@ -140,6 +144,17 @@ def row(name, dtype, placement, whole):
         f"{time.perf_counter() - began:.0f}",
     ]
     print(f"| {' | '.join(cells)} |", flush=True)
+    return weights, memory.temp_size_in_bytes
+
+
+def plan(found):
+    """Print how many samples each card holds at a time, for {cells: bytes} of one device."""
+    header = ["model", "weights in", "attention", "weights, GiB", "one sample, GiB", *CARDS]
+    print(f"\n| {' | '.join(header)} |\n{'|---' * len(header)}|")
+    for names, (weights, sample) in found.items():
+        cells = [*names, f"{weights / GIB:.2f}", f"{sample / GIB:.2f}"]
+        cells += [f"{max(0, (0.9 * memory - weights) // sample):.0f}" for memory in CARDS.values()]
+        print(f"| {' | '.join(cells)} |")
 
 
 LAYERS = {  # self-attention at the highest resolution that has it: pixels, channels, heads
@@ -190,11 +205,15 @@ def main():
     header += ["arguments a device, GiB", "intermediate a device, GiB"]
     header += ["all-gathers, of parameters", "compiled in s"]
     print(f"| {' | '.join(header)} |\n{'|---' * len(header)}|")
+    found = {}
     for name in asked.models:
         for dtype in asked.dtype:
-            for placement in ("weights cut", "both cut") if asked.cut else ("one device",):
-                for whole in (True, False) if asked.whole else (False,):
-                    row(name, dtype, placement, whole)
+            for whole in (True, False) if asked.whole else (False,):
+                for placement in ("weights cut", "both cut") if asked.cut else ("one device",):
+                    cells = name, dtype, "whole" if whole else "in chunks"
+                    found[cells] = row(name, dtype, placement, whole)
+    if not asked.cut:
+        plan(found)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 From the same latents: all of the image guided, a disc in the middle, the same disc with the rest
 held on the unguided trajectory, and a band of spatial frequencies, alone and with the other band
 held. Shown are root mean square changes of the denoised image from the unguided one, in the part
-and in the rest, and how far the log-density rises or falls. A guide of a part forces its nats
-exactly; the nats that come by themselves differ, so the gains with and without `hold` are compared.
+and in the rest, the nats that all guides together force (the integral of <v - u, s>), and how far
+the log-density rises or falls. The nats that come by themselves differ, so both are compared with
+and without `hold`.
 
     python experiments/parts.py
     python experiments/parts.py --model photo-patches
@@ -16,6 +17,7 @@ import claims
 import jax
 import jax.numpy as jnp
 import numpy as np
+from guided_score import NoDivergence, forced
 from matplotlib.figure import Figure
 
 import dgjax
@@ -53,10 +55,10 @@ def make_parts(shape):
 
 
 def run(field, x, key, *, grid, parts):
-    """Return denoised images (1 + kinds * quantiles, ...), their log p and errors in nats."""
+    """Return denoised images (1 + kinds * quantiles, ...), log p, error and nats forced."""
     options = {"key": key, "divergence": DIVERGENCE}
     free = dgjax.sample(field, x, grid, save=dgjax.Trajectory, **options)
-    found = [free]
+    found, forces = [free], []
     for part, held in parts.values():
         before = ()
         if held:
@@ -65,19 +67,31 @@ def run(field, x, key, *, grid, parts):
         for q in QUANTILES:
             guides = (*before, dgjax.density_guidance(q, part=part))
             found.append(dgjax.sample(field, x, grid, guides=guides, **options))
+            bare = dgjax.sample(field, x, grid, guides=guides, key=key, divergence=NoDivergence())
+            forces.append(forced(field, x, bare))
     stack = lambda values: jnp.stack(list(values))
     return (
         stack(dgjax.denoise(field, grid[-1], a.x) for a in found),
         stack(a.log_density for a in found),
         stack(a.info.solver_error for a in found),
+        stack(forces),
     )
 
 
-def rows_of(setup, parts, images, log_density):
+def nats(values):
+    return f"{values.mean():+.1f} +- {values.std(ddof=1) / len(values) ** 0.5:.1f}"
+
+
+def share(values, i, alone):
+    return "" if alone == i else f"{values[:, i].mean() / values[:, alone].mean():.1%}"
+
+
+def rows_of(parts, images, log_density, forces):
     """One row for each kind and quantile."""
     shape = images.shape[2:]
     change = np.asarray(images - images[:, :1], np.float64)
     gain = np.asarray(log_density - log_density[:, :1], np.float64)
+    forces = np.insert(forces, 0, 0.0, axis=1)  # nothing without a guide
     names = [(kind, q) for kind in parts for q in QUANTILES]
     rms = lambda a, size: float(np.sqrt(np.sum(a**2) / size / len(images)))
     for i, (kind, q) in enumerate(names, 1):
@@ -86,16 +100,16 @@ def rows_of(setup, parts, images, log_density):
         sizes = [float(p.trace_of_square(jnp.zeros(shape))) for p in (part, part.rest())]
         moved = rms(np.asarray(inside), sizes[0]), rms(change[:, i] - inside, sizes[1])
         alone = names.index((kind.split(",")[0], q)) + 1
-        kept = "" if alone == i else f"{gain[:, i].mean() / gain[:, alone].mean():.1%}"
-        nats = f"{gain[:, i].mean():+.1f} +- {gain[:, i].std(ddof=1) / len(gain) ** 0.5:.1f}"
         yield [
             kind,
             str(q),
             f"{moved[0]:.4f}",
             f"{moved[1]:.4f}",
             f"{moved[1] / moved[0]:.3f}",
-            nats,
-            kept,
+            nats(forces[:, i]),
+            share(forces, i, alone),
+            nats(gain[:, i]),
+            share(gain, i, alone),
         ]
 
 
@@ -122,7 +136,7 @@ def main():
     keys = claims.keys(setup, count)
     latents = jax.vmap(lambda key: dgjax.prior_sample(field, key, shape))(keys)
     one = partial(run, grid=dgjax.grid_logsnr(field, steps), parts=parts)
-    images, log_density, error = claims.each(
+    images, log_density, error, forces = claims.each(
         "parts", one, setup, latents, claims.keys(setup, count, 1)
     )
     header = [
@@ -131,10 +145,12 @@ def main():
         "RMS change in the part",
         "in the rest",
         "ratio",
+        "nats forced",
+        "of those without hold",
         "gain, nats",
         "of the gain without hold",
     ]
-    claims.report(f"parts-{setup.model.name}", header, rows_of(setup, parts, images, log_density))
+    claims.report(f"parts-{setup.model.name}", header, rows_of(parts, images, log_density, forces))
     print(f"solver's error, nats: median {np.median(error):.2g}, largest {error.max():.2g}")
     draw(setup, parts, images)
 

@@ -10,19 +10,23 @@ Jacobian products that are not counted; nor is Detail Daemon's second pass besid
 own samplers do not need.
 
     python experiments/rivals.py
-    python experiments/rivals.py --model photo-patches
+    python experiments/rivals.py --model photo-patches --evaluations 16 32 --keep parts
 """
 
+import argparse
 from functools import partial
+from math import gcd
 from typing import NamedTuple
 
 import claims
+import jax
 import jax.numpy as jnp
 import numpy as np
 from prior_guidance import features, qualities, sizes
 from scipy.interpolate import PchipInterpolator
 
 import dgjax
+from dgjax.devices.batches import map_batches
 from dgjax.evaluation.frechet import frechet_distance
 from dgjax.evaluation.precision_recall import precision_recall
 from dgjax.pictures.grid import image_grid
@@ -31,79 +35,105 @@ from dgjax.pictures.quantization import to_uint8
 EVALUATIONS = (8, 16, 32)
 CHANGE = 0.1  # of the PNG size
 SIGNS = (-1, 1)
-DRAWN = 8  # evaluations of the samples in the picture
+DRAWN = 16  # evaluations of the samples in the picture
 TRIED, SHOWN = 32, 10  # samples of each setting that is tried; columns of the picture
 OURS = "density guidance"
 
 
 class Dial(NamedTuple):
-    """A way to turn detail: (field, latent, grid, setting) -> (latent, guides)."""
+    """A way to turn detail: its place in `Settings` and the settings tried, of rising log p."""
 
-    turn: object
-    neutral: float
-    settings: tuple[float, ...]  # tried, of rising log p, without the neutral one
-
-
-def dials(scale):
-    """Return the dials by name, for data of standard deviation `scale`."""
-    guide = lambda make: lambda field, x, grid, setting: (x, make(setting, field, grid))
-    prior = lambda field, x, grid, r: (dgjax.with_norm(field, x, r * x.size**0.5), ())
-    return {
-        OURS: Dial(guide(lambda q, *_: dgjax.density_guidance(q)), 0.5, (0.3, 0.42, 0.58, 0.7)),
-        "Detail Daemon": Dial(guide(dgjax.detail_daemon), 0.0, (0.3, 0.1, -0.15, -0.6)),
-        "Omegance": Dial(
-            guide(lambda omega, *_: dgjax.omegance(omega)),
-            1.0,
-            (0.98, 0.994, 1.006, 1.025),
-        ),
-        "score rescaling": Dial(
-            guide(lambda T, *_: dgjax.temperature(T, scale=scale)),
-            1.0,
-            (1.1, 1.04, 0.95, 0.8),
-        ),
-        "prior scaling": Dial(prior, 1.0, (1.1, 1.04, 0.96, 0.88)),
-    }
+    place: str
+    settings: tuple[float, ...]  # without the neutral one
 
 
-def drawn(field, key, probes, setting, *, turn, shape, grid, tracked):
-    """Return (denoised image, log p, error of the solver) of one latent of the median norm."""
+class Settings(NamedTuple):
+    """Settings of all dials, of which one is turned. These are neutral."""
+
+    q: float = 0.5
+    amount: float = 0.0
+    omega: float = 1.0
+    T: float = 1.0
+    radius: float = 1.0
+
+
+DIALS = {
+    OURS: Dial("q", (0.3, 0.42, 0.58, 0.7)),
+    "Detail Daemon": Dial("amount", (0.3, 0.1, -0.15, -0.6)),
+    "Omegance": Dial("omega", (0.98, 0.994, 1.006, 1.025)),
+    "score rescaling": Dial("T", (1.1, 1.04, 0.95, 0.8)),
+    "prior scaling": Dial("radius", (1.1, 1.04, 0.96, 0.88)),
+}
+
+
+def guides_of(settings, field, grid, scale):
+    """Return the guides of all dials; those that are neutral change nothing.
+
+    Density guidance comes first, because it would undo what others do along the score.
+    """
+    return (
+        dgjax.density_guidance(settings.q),
+        dgjax.detail_daemon(settings.amount, field, grid),
+        dgjax.omegance(settings.omega),
+        dgjax.temperature(settings.T, scale=scale),
+    )
+
+
+def drawn(field, settings, scale, key, probes, *, shape, grid, tracked):
+    """Return (denoised image, log p, error of the solver) of one latent of the median norm.
+
+    `scale` is the standard deviation of the data. All dials are in one program, compiled once.
+    """
     x = dgjax.prior_guidance(field, dgjax.prior_sample(field, key, shape), 0.5)
-    x, guides = turn(field, x, grid, setting)
+    guides = guides_of(settings, field, grid, scale)
     options = {} if tracked else {"divergence": dgjax.Untracked()}
-    found = dgjax.sample(field, x, grid, key=probes, guides=guides, **options)
+    found = dgjax.sample(field, settings.radius * x, grid, key=probes, guides=guides, **options)
     return dgjax.denoise(field, grid[-1], found.x), found.log_density, found.info.solver_error
 
 
-def draws(setup, dial, evaluations):
-    """Return a function (settings, first, last, tracked) -> images, log p, error by settings."""
-    field, shape = setup.model.field, setup.model.meta.shape
-    options = {"turn": dial.turn, "shape": shape, "grid": dgjax.grid_logsnr(field, evaluations - 1)}
+def draws(setup, scale, evaluations):
+    """Return a function (dial, settings, first, last, tracked) -> images, log p, error."""
+    size = gcd(setup.preset.batch, TRIED, setup.preset.count)  # no batch is padded
+    grid = dgjax.grid_logsnr(setup.model.field, evaluations - 1)
+    options = {"shape": setup.model.meta.shape, "grid": grid}
 
-    def run(settings, first, last, tracked):
-        keys, probes = (claims.keys(setup, last, i)[first:] for i in (0, 1))
-        found = claims.each(
-            f"{evaluations} evaluations",
-            partial(drawn, tracked=tracked, **options),
-            setup,
-            jnp.tile(keys, len(settings)),
-            jnp.tile(probes, len(settings)),
-            np.repeat(np.float32(settings), len(keys)),
-        )
-        return [a.reshape(len(settings), -1, *a.shape[1:]) for a in found]
+    @partial(jax.jit, static_argnames="tracked")
+    def batch_of(field, settings, scale, batch, *, tracked):
+        one = partial(drawn, field, settings, scale, tracked=tracked, **options)
+        return jax.vmap(one)(*batch)
+
+    def run(name, settings, first, last, tracked):
+        items = tuple(claims.keys(setup, last, i)[first:] for i in (0, 1))
+        run_batch = partial(batch_of, tracked=tracked)
+        kind = "tracked" if tracked else "untracked"
+        found = []
+        for setting in settings:
+            where = f"{evaluations}-{name}-{setting:.9g}-{first}-{last}-{kind}"
+            turned = Settings(**{DIALS[name].place: setting})
+            shared = setup.model.field, jax.tree.map(jnp.float32, turned), jnp.float32(scale)
+            make = partial(map_batches, where, run_batch, items, size, *shared)
+            found.append(claims.kept(setup, where, make))
+        return [np.stack(column) for column in zip(*found, strict=True)]
 
     return run
 
 
-def curve(setup, dial, run):
-    """Return settings with their mean PNG sizes and mean log p, on the first samples."""
-    half = len(dial.settings) // 2
-    settings = (*dial.settings[:half], dial.neutral, *dial.settings[half:])
-    images, log_density, _ = run(settings, 0, TRIED, True)
-    return (
-        np.array(settings),
-        np.array([sizes(setup, x).mean() for x in images]),
-        log_density.mean(1),
-    )
+def neutral(name):
+    return getattr(Settings(), DIALS[name].place)
+
+
+def curve(setup, name, run, plain):
+    """Return settings with their mean PNG sizes and mean log p, on the first samples.
+
+    `plain` are size and log p at the neutral setting, if they are known.
+    """
+    tried = DIALS[name].settings
+    images, log_density, _ = run(name, tried if plain else (*tried, neutral(name)), 0, TRIED, True)
+    found = [(sizes(setup, x).mean(), a.mean()) for x, a in zip(images, log_density, strict=True)]
+    found, plain = (found, plain) if plain else (found[:-1], found[-1])
+    half = len(found) // 2
+    settings = (*tried[:half], neutral(name), *tried[half:])
+    return np.array(settings), *np.array([*found[:half], plain, *found[half:]]).T
 
 
 def solve(settings, values, wanted):
@@ -125,27 +155,31 @@ class Found(NamedTuple):
     quality: tuple
 
 
-def measured(setup, run, settings, real):
+def measured(setup, name, evaluations, run, settings, real):
     """Return {setting: Found} of those settings that are not None."""
     settings, count = sorted({s for s in settings if s is not None}), len(real)
     if not settings:
         return {}
     few = count // 4
-    images, log_density, error = run(settings, 0, few, True)
-    images = np.concatenate([images, run(settings, few, count, False)[0]], axis=1)
-    return {
-        s: Found(s, x, *known, sizes(setup, x), qualities(features(setup, x), real))
-        for s, x, *known in zip(settings, images, log_density, error, strict=True)
-    }
+    images, log_density, error = run(name, settings, 0, few, True)
+    images = np.concatenate([images, run(name, settings, few, count, False)[0]], axis=1)
+    found = {}
+    for setting, x, *known in zip(settings, images, log_density, error, strict=True):
+        where = f"{evaluations}-{name}-{setting:.9g}-{count}-features"
+        make = partial(features, setup, x)
+        (seen,) = claims.kept(setup, where, lambda make=make: [make()])
+        found[setting] = Found(setting, x, *known, sizes(setup, x), qualities(seen, real))
+    return found
 
 
-def measure(setup, scale, real, evaluations):
+def measure(setup, scale, real, evaluations, names):
     """Return the unguided `Found` and {(sign, dial): (at equal size, at equal nats)}."""
-    plain, groups, wanted = None, {}, {}
-    for name, dial in dials(scale).items():
-        run = draws(setup, dial, evaluations)
-        settings, bytes_, nats = curve(setup, dial, run)
+    plain, tried, groups, wanted = None, None, {}, {}
+    run = draws(setup, scale, evaluations)
+    for name in names:
+        settings, bytes_, nats = curve(setup, name, run, tried)
         middle = len(settings) // 2
+        tried = bytes_[middle], nats[middle]
         gains = nats - nats[middle]
         chosen = {}
         for sign in SIGNS:
@@ -155,8 +189,9 @@ def measure(setup, scale, real, evaluations):
             alike = size if name == OURS else solve(settings, gains, wanted[sign])
             chosen[sign] = size, alike
         asked = [s for pair in chosen.values() for s in pair]
-        found = measured(setup, run, [*asked, *([dial.neutral] if plain is None else [])], real)
-        plain = plain or found[dial.neutral]
+        asked += [neutral(name)] if plain is None else []
+        found = measured(setup, name, evaluations, run, asked, real)
+        plain = plain or found[neutral(name)]
         for sign, pair in chosen.items():
             groups[sign, name] = tuple(found.get(s) for s in pair)
     return plain, groups
@@ -202,38 +237,48 @@ def rows_of(found):
             yield row
 
 
-def draw(setup, plain, groups):
-    """Draw the first latents without a guide and with each dial at equal PNG size."""
-    shown = {"unguided": plain}
-    for name in dials(1.0):
-        for sign in SIGNS:
-            shown[f"{name}\nPNG {sign * CHANGE:+.0%}"] = groups[sign, name][0]
-    shown = {label: found for label, found in shown.items() if found is not None}
-    images = np.stack([found.images[:SHOWN] for found in shown.values()])
+def draw(setup, evaluations, plain, groups):
+    """Draw the first latents with each dial at equal PNG size: smoother, unguided, more detail."""
+    less, more = (
+        {
+            f"{name}\nPNG {sign * CHANGE:+.0%}": found
+            for (side, name), (found, _) in groups.items()
+            if side == sign
+        }
+        for sign in SIGNS
+    )
+    shown = {**less, "unguided": plain, **more}
+    images = {label: found.images[:SHOWN] for label, found in shown.items() if found is not None}
     figure = image_grid(
-        to_uint8(images, setup.model.meta.data_range),
-        list(shown),
-        title="The same latents with each dial at one mean PNG size",
+        to_uint8(np.stack(list(images.values())), setup.model.meta.data_range),
+        list(images),
+        title=f"The same latents with each dial at one mean PNG size, {evaluations} evaluations",
         caption="Images without the noise of t_min. A dial is left out where it cannot reach it.",
     )
     claims.save(figure, f"rivals-{setup.model.name}")
 
 
 def main():
-    setup = claims.start(__doc__)
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--evaluations", type=int, nargs="+", default=EVALUATIONS)
+    options.add_argument("--dials", choices=list(DIALS)[1:], nargs="*", default=list(DIALS)[1:])
+    setup = claims.start(__doc__, options)
+    asked, _ = options.parse_known_args()
     count = 4 * setup.preset.count
     pictures = claims.images(setup, 2 * count)
-    seen = features(setup, pictures)
+    (seen,) = claims.kept(setup, f"held-out-{count}", lambda: [features(setup, pictures)])
     real, others = seen[:count], seen[count : 2 * count]
     header = ["evaluations", "PNG size", "dial", "setting", "nats", "Fréchet VGG16 [95 %]"]
     header += ["precision", "recall", "setting at equal nats", "PNG size"]
     header += ["Fréchet VGG16 [95 %]", "precision", "recall"]
     found = {}
-    for evaluations in EVALUATIONS:
-        found[evaluations] = measure(setup, float(pictures.std()), real, evaluations)
+    for evaluations in asked.evaluations:
+        found[evaluations] = measure(
+            setup, float(pictures.std()), real, evaluations, [OURS, *asked.dials]
+        )
         claims.report(f"rivals-{setup.model.name}", header, rows_of(found))
-        if evaluations == DRAWN:
-            draw(setup, *found[evaluations])
+        if evaluations == DRAWN and len(asked.dials) == len(DIALS) - 1:
+            draw(setup, evaluations, *found[evaluations])
     if len(others) == count:
         shares = precision_recall(others, real)
         print(

@@ -3,6 +3,7 @@
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,7 @@ import particles  # noqa: E402
 import png_size  # noqa: E402
 import prior_guidance  # noqa: E402
 import products  # noqa: E402
+import rivals  # noqa: E402
 import score_alignment  # noqa: E402
 import superposition  # noqa: E402
 
@@ -95,6 +97,35 @@ def test_wrong_command_lines_are_one_line(monkeypatch, capsys, arguments, messag
     assert stop.value.code == 2
     assert message in complaint.splitlines()[-1]
     assert "Traceback" not in complaint
+
+
+def test_parts_that_are_kept_are_not_made_again(tmp_path):
+    setup = SimpleNamespace(model=SimpleNamespace(name="a"), seed=0, keep=tmp_path / "parts")
+    make = lambda: [np.arange(3), np.float32(2)]
+    for found in (claims.kept(setup, "x", make), claims.kept(setup, "x", None)):
+        assert [a.tolist() for a in found] == [[0, 1, 2], 2.0]
+    with pytest.raises(TypeError):
+        claims.kept(setup, "y", None)
+
+
+def test_in_one_program_only_the_dial_that_is_turned_acts(sphere, keys):
+    grid, scale = dgjax.grid_logsnr(sphere, 7), 0.5
+    x = 3 * jax.random.normal(keys[0], SHAPE)
+    local = dgjax.evaluate(sphere, grid[3], x, divergence=dgjax.Exact(), key=keys[1])
+    alone = {
+        "q": dgjax.density_guidance,
+        "amount": lambda amount: dgjax.detail_daemon(amount, sphere, grid),
+        "omega": dgjax.omegance,
+        "T": lambda T: dgjax.temperature(T, scale=scale),
+    }
+    for name in (None, *alone):
+        settings = rivals.Settings(**({name: 0.7} if name else {}))
+        drift = local.velocity
+        for guide in rivals.guides_of(settings, sphere, grid, scale):
+            drift = guide(drift, local)
+        expected = alone[name](0.7)(local.velocity, local) if name else local.velocity
+        np.testing.assert_allclose(drift, expected, rtol=1e-5, atol=1e-5)
+        assert name is None or abs(drift - local.velocity).max() > 1e-3
 
 
 def test_alignment_of_a_gaussian_at_every_level():
