@@ -10,6 +10,7 @@ from dgjax.checkpoints.conditions import Condition
 from dgjax.checkpoints.opened import open_model
 from dgjax.cli import drawing
 from dgjax.cli.class_guidance import class_guides
+from dgjax.model.divergence import Hutchinson
 from dgjax.sampling.solvers import SOLVERS
 
 pytestmark = pytest.mark.usefixtures("float32")
@@ -53,9 +54,9 @@ def test_another_condition_compiles_nothing(chosen, compiled, monkeypatch):
         by_target=False,
         solver=SOLVERS["multistep"](),
         noise=None,
+        divergence=Hutchinson(),
         part=None,
         prior_quantile=None,
-        probes=1,
         seed=0,
         steps="auto",
         tolerance=1e3,

@@ -174,7 +174,7 @@ def errors(problems):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("size", [2, *(pytest.param(d, marks=pytest.mark.slow) for d in (16, 784))])
+@pytest.mark.parametrize("size", [2, pytest.param(784, marks=pytest.mark.slow)])
 def test_tracked_converges_to_true_at_the_solvers_order(errors, size, method):
     """Along the PF-ODE (q = 0.5), and for order five to the last digits.
 

@@ -251,7 +251,7 @@ def test_products_read_rounded_numbers_and_weights_stay(make):
     assert found.dtype == np.float32
     error = np.abs(found - exact).max() / np.abs(exact).max()
     assert 0 < error < 0.05
-    gradient = jax.grad(lambda network: jnp.sum(rounded(network)(x, t) ** 2))(network)
+    gradient = jax.jit(jax.grad(lambda network: jnp.sum(rounded(network)(x, t) ** 2)))(network)
     assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype("float32")}
     assert in_precision(make, "float32")(network) is network
     with pytest.raises(ValueError, match="did you mean 'bfloat16'"):
