@@ -16,7 +16,7 @@ __all__ = ["Condition", "Negative", "condition_model", "encode_prompts", "find_c
 
 
 class Negative(NamedTuple):
-    """What classifier-free guidance leads away from.
+    """The text that classifier-free guidance leads away from.
 
     Attributes:
         text: a text; None for no text.

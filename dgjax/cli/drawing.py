@@ -37,7 +37,7 @@ PILOTS = TRIALS
 
 
 class Plan(NamedTuple):
-    """What is drawn, whatever the condition.
+    """The settings of a drawing that do not depend on the condition.
 
     Attributes:
         chosen: the model.
@@ -84,7 +84,7 @@ class Drawing(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What the samples are conditioned on.
+    """The condition of the samples.
 
     Attributes:
         condition: of the model.

@@ -7,7 +7,7 @@ __all__ = ["PROMPTED", "Conditioned", "Prompted"]
 
 
 class Conditioned(NamedTuple):
-    """How the results of text encoders become the condition of a network.
+    """Functions that make the condition of a network from the results of text encoders.
 
     Attributes:
         condition: `{"kind": name, ...arguments}`, as of `dgjax.checkpoints.prompts`.

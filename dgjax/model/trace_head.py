@@ -16,9 +16,10 @@ from jaxtyping import Array
 
 from dgjax.model.field import Conditioned, Field
 from dgjax.model.parametrization import Network, Pair
-from dgjax.typing import Cond, Sample, Scalar
+from dgjax.model.reverse_mode import has_forward_mode, transpose
+from dgjax.typing import Cond, LinearMap, Sample, Scalar
 
-__all__ = ["find_layers", "record", "recorded_pair"]
+__all__ = ["find_layers", "linearized_denoiser", "record", "recorded_pair"]
 
 
 def recorded_pair(
@@ -43,6 +44,26 @@ def recorded_pair(
     network = record(model.network, layers, found.__setitem__)
     pair = replace(model, network=network).pair(t, x, cond)
     return pair, tuple(found[name] for name in layers)
+
+
+def linearized_denoiser(
+    model: Field, t: Scalar, x: Sample, cond: Cond, layers: tuple[str, ...]
+) -> tuple[Sample, LinearMap, tuple[Array, ...]]:
+    """Return the denoised sample, products with its Jacobian in x, and outputs of layers.
+
+    Args:
+        model: the field.
+        t: a time on the field's path.
+        x: one sample, of any shape.
+        cond: condition of the network.
+        layers: names of the layers.
+    """
+    seen = lambda x: recorded_pair(model, t, x, cond, layers)
+    pair, push, features = jax.linearize(seen, x, has_aux=True)
+    product: LinearMap = lambda z: push(z).x0
+    if not has_forward_mode(push, x):
+        product = transpose(product, x)
+    return pair.x0, product, features
 
 
 def record(network: Network, layers: tuple[str, ...], note: Callable[[str, Any], None]) -> Network:

@@ -16,9 +16,8 @@ from dgjax.model.coloured_probes import Coloured
 from dgjax.model.divergence import Divergence, check_count, sampled_error
 from dgjax.model.field import Field, condition
 from dgjax.model.paths import logsnr
-from dgjax.model.reverse_mode import has_forward_mode, transpose
-from dgjax.model.trace_head import recorded_pair
-from dgjax.typing import Cond, Key, LinearMap, Sample, Scalar, as_float
+from dgjax.model.trace_head import linearized_denoiser
+from dgjax.typing import Cond, Key, Sample, Scalar, as_float
 
 __all__ = ["Correction", "head_correction"]
 
@@ -26,7 +25,7 @@ LEAST = 0.1  # share of the mean error that every point is drawn with at least
 
 
 class Correction(NamedTuple):
-    """What a log-density by `Distilled` lacks.
+    """An estimate of the nats that a log-density by `Distilled` lacks.
 
     Attributes:
         nats: to be added to the log-density at the smallest noise of the trajectory.
@@ -106,11 +105,7 @@ def _error(model: Field, t: Scalar, x: Sample, key: Key, divergence: Divergence)
     """Estimate how much the predicted trace of d x0/d y is too small."""
     head = model.trace_head
     assert head is not None
-    seen = lambda x: recorded_pair(model, t, x, None, head.layers)
-    pair, push, features = jax.linearize(seen, x, has_aux=True)
-    product: LinearMap = lambda z: push(z).x0
-    if not has_forward_mode(push, x):
-        product = transpose(product, x)
+    x0, product, features = linearized_denoiser(model, t, x, None, head.layers)
     alpha, w = model.path.alpha(t), jnp.exp(-0.5 * logsnr(model.path, t))
-    predicted = jnp.sum(head(features, x / alpha, pair.x0, w))
+    predicted = jnp.sum(head(features, x / alpha, x0, w))
     return alpha * jnp.mean(divergence(product, x, key)) - predicted

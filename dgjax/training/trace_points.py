@@ -18,8 +18,7 @@ from dgjax.model.divergence import Untracked, rademacher
 from dgjax.model.field import Field
 from dgjax.model.paths import logsnr
 from dgjax.model.prior import prior_sample
-from dgjax.model.reverse_mode import has_forward_mode, transpose
-from dgjax.model.trace_head import recorded_pair
+from dgjax.model.trace_head import linearized_denoiser
 from dgjax.sampling.results import Trajectory
 from dgjax.sampling.sample import sample
 from dgjax.typing import Cond, Key, LinearMap, Sample
@@ -169,16 +168,12 @@ def _trajectories(model, conditions, grid, keys, shape) -> tuple[Array, Cond]:
 @partial(jax.jit, static_argnums=(2, 4))
 def _measure(model: Field, points: Points, layers, key: Key, products: int) -> Lessons:
     def one(t, x, cond, key):
-        seen = lambda x: recorded_pair(model, t, x, cond, layers)
-        pair, push, features = jax.linearize(seen, x, has_aux=True)
-        product: LinearMap = lambda z: push(z).x0
-        if not has_forward_mode(push, x):
-            product = transpose(product, x)
+        x0, product, features = linearized_denoiser(model, t, x, cond, layers)
         alpha = model.path.alpha(t)
         w = jnp.exp(-0.5 * logsnr(model.path, t))
         features = tuple(feature.astype(jnp.float16) for feature in features)
         found = alpha * _diagonals(product, x, key, products // 2)
-        return Lessons(features, x / alpha, pair.x0, w, found)
+        return Lessons(features, x / alpha, x0, w, found)
 
     keys = jax.random.split(key, len(points.t))
     return jax.vmap(one)(points.t, points.x, points.conditions, keys)
