@@ -85,6 +85,12 @@ from .model.paths import cosine, custom, edm, logsnr, rectified_flow, sub_vp, ve
 from .model.prior import chi_quantile, prior_guidance, prior_sample, with_norm
 from .model.reverse_mode import ReverseMode
 from .networks.torch_network import torch_network
+from .pictures.code_length import (
+    Dequantized,
+    bits_per_dim_bound,
+    dequantize_truncated,
+    uniform_noise_density,
+)
 from .pictures.png import png_bytes
 from .pictures.quantization import bits_per_dim, dequantize
 from .sampling.adjoints import BOTH_MODES, FORWARD
@@ -114,6 +120,7 @@ __all__ = [
     "Coloured",
     "Correction",
     "DenoisedPrediction",
+    "Dequantized",
     "Distilled",
     "Estimate",
     "Exact",
@@ -156,6 +163,7 @@ __all__ = [
     "autoguidance",
     "band",
     "bits_per_dim",
+    "bits_per_dim_bound",
     "chi_quantile",
     "chord",
     "churn",
@@ -168,6 +176,7 @@ __all__ = [
     "density_guidance",
     "density_guidance_nats",
     "dequantize",
+    "dequantize_truncated",
     "detail_daemon",
     "discrete_time",
     "edm",
@@ -242,6 +251,7 @@ __all__ = [
     "target_guidance",
     "temperature",
     "torch_network",
+    "uniform_noise_density",
     "ve",
     "velocity",
     "vp",

@@ -160,6 +160,12 @@ def command(
             show_default="--num, at most 64",
         ),
     ] = None,
+    draws: Annotated[
+        int,
+        typer.Option(
+            min=1, max=1000, help="Draws of noise for each image, for the tightest bits/dim."
+        ),
+    ] = 2,
     levels: Annotated[
         int,
         typer.Option(
@@ -217,7 +223,7 @@ def command(
     common = (settings, confidence)
     with output_folder(out):
         if "bits" in names:
-            found["bits_per_dim"] = measure_bits_per_dim(chosen, reference, few, *common)
+            found |= measure_bits_per_dim(chosen, reference, few, draws, *common)
         compared = {"frechet", "precision-recall", "png"} & names
         if given is None and (compared or export):
             given = sample_model(chosen, num, reference.conditions(num), settings)
@@ -249,6 +255,7 @@ def command(
             "steps": steps,
             "solver": solver,
             "probes": probes,
+            "draws": draws,
             "seed": seed,
             "figures": {name: metric_entry(metric) for name, metric in found.items()},
             "normality": [level_entry(*entry) for entry in h],

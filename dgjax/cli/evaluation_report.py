@@ -18,6 +18,8 @@ __all__ = ["level_entry", "markdown", "metric_entry", "route_entry", "show"]
 # Name of each metric in the table, and format of its numbers.
 WORDS: dict[str, tuple[str, Callable[[float], str]]] = {
     "bits_per_dim": ("bits/dim of data", "{:.3f}".format),
+    "bits_per_dim_truncated": ("bits/dim, normal noise", "{:.3f}".format),
+    "bits_per_dim_weighted": ("bits/dim, {draws} draws", "{:.3f}".format),
     "frechet_distance": ("Fréchet {features} distance", "{:.4g}".format),
     "precision": ("precision ({features}, k = 3)", "{:.1%}".format),
     "recall": ("recall ({features}, k = 3)", "{:.1%}".format),
@@ -90,6 +92,8 @@ def show(summary: dict[str, Any]) -> None:
     title = f"{summary['model']}: {density_title(summary)}, undenoised"
     if summary["figures"]:
         table(title, _header(summary), _metric_rows(summary), LEGEND)
+        if "bits_per_dim_truncated" in summary["figures"]:
+            print(fill(_about_bounds(summary), 80) + "\n")
     if summary["normality"]:
         count = summary["normality"][0]["samples"]
         title = f"h at noise levels sigma/alpha, {count:,} data: N(0, 1) if q were exact"
@@ -115,9 +119,10 @@ def _metric_rows(summary: dict[str, Any]) -> list[list[str]]:
     rows = []
     for name, entry in summary["figures"].items():
         words, write = WORDS[name]
+        features = NAMES.get(summary["features"], summary["features"])
         rows.append(
             [
-                words.format(features=NAMES.get(summary["features"], summary["features"])),
+                words.format(features=features, draws=summary["draws"]),
                 write(entry["value"]),
                 f"{write(entry['low'])} to {write(entry['high'])}",
                 "" if entry["real"] is None else write(entry["real"]),
@@ -182,6 +187,8 @@ def _notes(summary: dict[str, Any]) -> list[str]:
             f"bits/dim: mean over images with {summary['probes']} probes per step; the standard "
             f"error of the mean from the probes alone is {entry['probe_standard_error']:.2g}."
         )
+    if "bits_per_dim_truncated" in figures:
+        notes.append(_about_bounds(summary))
     if OF_SAMPLES & figures.keys():
         on = summary["noise_on_real"]
         noise = "with the noise of t_min, which the samples have" if on else "without noise"
@@ -197,6 +204,22 @@ def _notes(summary: dict[str, Any]) -> list[str]:
             "jackknife) is for the expected distance at this number of samples."
         )
     return notes
+
+
+def _about_bounds(summary: dict[str, Any]) -> str:
+    """Say what the bits per dimension are, and which figure is the tightest."""
+    bounds = {name: entry for name, entry in summary["figures"].items() if name.startswith("bits")}
+    tightest = min(bounds, key=lambda name: bounds[name]["value"])
+    words = {
+        "bits_per_dim": "uniform noise",
+        "bits_per_dim_truncated": "normal noise cut off at each level",
+        "bits_per_dim_weighted": f"the weighted mean over {summary['draws']} draws of that noise",
+    }
+    several = " and ".join(words[name] for name in bounds if name != tightest)
+    return (
+        "Bits/dim are upper bounds on the code length of the levels, one for each way to fill the "
+        f"levels with noise. The tightest here is {words[tightest]}; the others are {several}."
+    )
 
 
 def _about_h(summary: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Float, UInt8
 
 from dgjax.typing import Key, Sample, as_float
 
-__all__ = ["bits_per_dim", "dequantize", "from_uint8", "to_uint8"]
+__all__ = ["bits_per_dim", "check_is_8_bit", "dequantize", "from_uint8", "to_uint8"]
 
 
 def to_uint8(
@@ -66,14 +66,27 @@ def dequantize(
     Raises:
         ValueError: if `levels` is not uint8.
     """
+    levels = check_is_8_bit(levels)
+    low, high = data_range
+    noise = jax.random.uniform(key, levels.shape) - 0.5
+    return low + (levels.astype(noise.dtype) + noise) * ((high - low) / 255.0)
+
+
+def check_is_8_bit(levels: ArrayLike) -> Array:
+    """Return levels as an array.
+
+    Args:
+        levels: uint8 levels of any shape.
+
+    Raises:
+        ValueError: if they are of another type.
+    """
     levels = jnp.asarray(levels)
     if levels.dtype != jnp.uint8:
         raise ValueError(
             f"only 8-bit levels are dequantized, got {levels.dtype}; pass floats as is"
         )
-    low, high = data_range
-    noise = jax.random.uniform(key, levels.shape) - 0.5
-    return low + (levels.astype(noise.dtype) + noise) * ((high - low) / 255.0)
+    return levels
 
 
 def bits_per_dim(log_density: ArrayLike, size: int, data_range: tuple[float, float]) -> Array:

@@ -76,8 +76,8 @@ def test_density_of_an_exact_model(folder, data, tmp_path, run):
     names = ("bits", "normality", "routes")
     summary, text, tables, printed = measure(run, folder, data, tmp_path / "out", names)
     found = summary["figures"]
-    assert [*found] == ["bits_per_dim"]
-    assert [len(t.splitlines()) for t in tables] == [3, 7]
+    assert [*found] == ["bits_per_dim", "bits_per_dim_truncated", "bits_per_dim_weighted"]
+    assert [len(t.splitlines()) for t in tables] == [5, 7]
 
     # The cross entropy of data that has no noise of t_min, of the marginal that has.
     variance = SPREAD**2 + T_MIN**2
@@ -88,7 +88,14 @@ def test_density_of_an_exact_model(folder, data, tmp_path, run):
     assert (entry["high"] - entry["low"]) / 2 == pytest.approx(2.09 * error, rel=0.6)
     assert entry["number"] == 20
     assert entry["probe_standard_error"] < 1e-4  # every Jacobian is a multiple of the identity
+    # The density varies little within a level: all noises give the same.
+    for name in ("bits_per_dim_truncated", "bits_per_dim_weighted"):
+        assert found[name]["value"] == pytest.approx(entry["value"], abs=5e-3)
+    weighted = found["bits_per_dim_weighted"]["value"]
+    assert weighted != found["bits_per_dim_truncated"]["value"]
     assert f"| bits/dim of data | {entry['value']:.3f} |" in text
+    assert f"| bits/dim, 2 draws | {weighted:.3f} |" in text
+    assert "upper bounds on the code length" in text
     assert f"{entry['value']:.3f}" in printed
 
     routes = summary["routes"]
