@@ -16,6 +16,11 @@ is DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2) with a polyn
 theirs is in log w. At the bound of density guidance eta is 2: methods whose linear part has eta = 1
 are unstable there at affordable numbers of steps.
 
+**Correction.** The step to a point can be taken again when the model has been evaluated there, now
+through the last k values with the newest among them. The next step starts from this corrected y,
+and the model is not evaluated at it: so it costs nothing (UniPC, Zhao et al. 2023, arXiv
+2302.04867). The points of the trajectory are those where the model was evaluated.
+
 The log-density follows by identity (A), d log p/dt = -div u + <v - u, s>: predicted over the step
 by the same polynomial (Adams-Bashforth), and corrected on the next step, when one more evaluation
 is known (Adams-Moulton), by the residual of `dgjax.sampling.solver_quadrature` too.
@@ -60,6 +65,7 @@ class History(NamedTuple):
         noises: (k, *shape) -sigma s.
         rates: (k, m) d log p/du in nats, by each divergence estimate.
         log_densities: (m,) corrected log-densities at the newest point, in nats.
+        anchor: y from which the last step was taken: that of its start, corrected if it is.
         filled: how many of the k are there.
     """
 
@@ -69,18 +75,20 @@ class History(NamedTuple):
     noises: Float[Array, "k ..."]
     rates: Float[Array, "k m"]
     log_densities: Float[Array, " m"]
+    anchor: Sample
     filled: Scalar
 
 
-def init(order: int, x: Sample, log_densities: Float[Array, " m"]) -> History:
+def init(order: int, correction: int, x: Sample, log_densities: Float[Array, " m"]) -> History:
     """Return an empty history.
 
     Args:
         order: evaluations that a step uses. There is room for those that the residuals need.
+        correction: evaluations that a step is corrected with, or 0.
         x: the sample at the start.
         log_densities: (m,) there.
     """
-    k = max(RESIDUAL_POINTS, order)
+    k = max(RESIDUAL_POINTS, order, correction)
     empty = jnp.zeros((k, *x.shape), x.dtype)
     return History(
         us=jnp.zeros(k, x.dtype),
@@ -89,17 +97,25 @@ def init(order: int, x: Sample, log_densities: Float[Array, " m"]) -> History:
         noises=empty,
         rates=jnp.zeros((k, *log_densities.shape), log_densities.dtype),
         log_densities=jnp.zeros_like(log_densities),
+        anchor=jnp.zeros_like(x),
         filled=jnp.zeros((), jnp.int32),
     )
 
 
 def step(
-    order: int, path: Path, history: History, state: State, evaluation: Evaluation, dt: Scalar
+    order: int,
+    correction: int,
+    path: Path,
+    history: History,
+    state: State,
+    evaluation: Evaluation,
+    dt: Scalar,
 ) -> tuple[State, History]:
     """Take one step.
 
     Args:
         order: evaluations that the step uses.
+        correction: evaluations that the step before is corrected with, or 0.
         path: of the model.
         history: the evaluations at earlier points.
         state: at the start of the step.
@@ -122,9 +138,14 @@ def step(
     predicted = log_densities + weights(history.us, used, u0, u1) @ history.rates
 
     eta = jnp.clip(score_weight(evaluation.drift, local), 0, ETA_MAX)
-    decay = weights(history.us, used, u0, u1, lambda u: (u1 / u) ** (RHO * eta) * dlog_w_du(u))
-    integral = weighted_sum(decay, eta * history.ys - history.slopes)
-    y = (u1 / u0) ** (RHO * eta) * history.ys[0] - integral
+    anchor = history.ys[0]
+    if correction:
+        first = history.filled == 1  # there is no step before, and its result is not used
+        earlier = jnp.where(first, 2 * u0, history.us[1])
+        again = index < jnp.minimum(history.filled, correction)
+        anchor = jnp.where(first, anchor, _advance(history, again, eta, earlier, u0))
+    history = history._replace(anchor=anchor)
+    y = _advance(history, used, eta, u0, u1)
     passed = end.logsnr - local.logsnr
     score2 = jnp.sum((local.sigma * local.score) ** 2)
     state = state._replace(
@@ -147,6 +168,13 @@ def empty_node(x: Sample, log_densities: Float[Array, " m"]) -> Node:
     zero = jnp.zeros((), x.dtype)
     three = jnp.zeros(3, x.dtype)
     return Node(zero, jnp.zeros_like(log_densities), zero, three, three)
+
+
+def _advance(history: History, used: Array, eta: Scalar, u0: Scalar, u1: Scalar) -> Sample:
+    """Take y from the anchor at u0 to u1, with N as a polynomial through the points used."""
+    decay = weights(history.us, used, u0, u1, lambda u: (u1 / u) ** (RHO * eta) * dlog_w_du(u))
+    integral = weighted_sum(decay, eta * history.ys - history.slopes)
+    return (u1 / u0) ** (RHO * eta) * history.anchor - integral
 
 
 def _node(history: History, local: Local, slope: Sample, score2: Scalar) -> Node:

@@ -58,7 +58,8 @@ class Multistep(diffrax.AbstractSolver):
 
     `Multistep(1)` is DDIM (arXiv 2010.02502), `Multistep(2)` the scheme of DPM-Solver++(2M) (arXiv
     2211.01095), both under any guide. The formulas are in `dgjax.sampling.multistep`. The order
-    rises from 1 over the first steps.
+    rises from 1 over the first steps. `Multistep(3, 4)` also corrects each step when the model has
+    been evaluated at its end, in the manner of UniPC (arXiv 2302.04867), at no further evaluation.
 
     Log-densities are tracked by Adams-Moulton steps, for guides that need them on the way. Those
     that `sample` and `likelihood` return are integrated afterwards from all points at once
@@ -67,27 +68,33 @@ class Multistep(diffrax.AbstractSolver):
     Args:
         memory: evaluations that a step uses, and its order. Take 2 with a guide that has a target:
             its feedback oscillates at higher orders.
+        correction: evaluations that each step is corrected with, the one at its end among them; 0
+            corrects nothing. With memory + 1 the order is one higher. Samples with 8 to 16 steps
+            come closer to the end of the ODE, and log-densities of given points less close.
 
     Raises:
-        ValueError: if `memory` is not a positive int.
+        ValueError: if `memory` is not a positive int, or `correction` neither that nor 0.
     """
 
     memory: int = 4
+    correction: int = 0
     term_structure: ClassVar = diffrax.AbstractTerm
     interpolation_cls: ClassVar = diffrax.LocalLinearInterpolation
 
     def __check_init__(self):
         check_count("memory", self.memory)
+        if self.correction != 0:
+            check_count("correction", self.correction)
 
     def order(self, terms) -> int:
         """Return the order of the error of x."""
         del terms
-        return self.memory
+        return max(self.memory, min(self.memory + 1, self.correction))
 
     def init(self, terms, t0, t1, y0, args):
         """Return an empty history."""
         del terms, t0, t1, args
-        return multistep.init(self.memory, y0.x, y0.log_densities)
+        return multistep.init(self.memory, self.correction, y0.x, y0.log_densities)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         """Evaluate at t0 and step to t1."""
@@ -95,7 +102,9 @@ class Multistep(diffrax.AbstractSolver):
         evaluation, _ = terms.vf(t0, y0, args)
         dt, _ = terms.contr(t0, t1)  # in the model's own time; diffrax's may be its negative
         path = args.model.path
-        y1, history = multistep.step(self.memory, path, solver_state, y0, evaluation, dt)
+        y1, history = multistep.step(
+            self.memory, self.correction, path, solver_state, y0, evaluation, dt
+        )
         return y1, None, {"y0": y0, "y1": y1}, history, diffrax.RESULTS.successful
 
     def func(self, terms, t0, y0, args):
@@ -167,6 +176,7 @@ SOLVERS: dict[str, Callable[[], Solver]] = {
     "dopri5": diffrax.Dopri5,
     "multistep": Multistep,
     "multistep2": partial(Multistep, 2),
+    "multistep_corrected": partial(Multistep, 3, 4),
     "ddim": partial(Multistep, 1),
     "dpm_solver_pp": partial(Multistep, 2),
     "level_set_euler": LevelSetEuler,

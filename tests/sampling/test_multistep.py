@@ -60,16 +60,18 @@ EDM = model_on(dgjax.edm(), SMALL)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("memory", [1, 2, 4])
-def test_order_of_the_sample(memory):
+@pytest.mark.parametrize(("memory", "correction"), [(1, 0), (2, 0), (4, 0), (1, 2), (2, 3)])
+def test_order_of_the_sample(memory, correction):
     # The first steps are of lower order, where sigma is large and D hardly moves: the higher the
-    # order the longer that is felt (slopes 0.98, 2.06 and 3.61).
+    # order the longer that is felt (slopes 0.98, 2.06, 3.61, 2.0 and 2.9).
     x = latents(EDM, SMALL, 8)
     exact = solved(EDM, x, 256, diffrax.Dopri5()).x
     steps = [32, 64, 128]
-    errors = [rms(solved(EDM, x, n, Multistep(memory)).x - exact) for n in steps]
+    solver = Multistep(memory, correction)
+    errors = [rms(solved(EDM, x, n, solver).x - exact) for n in steps]
     slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
-    assert slope > memory - 0.5
+    assert slope > solver.order(None) - 0.5
+    assert solver.order(None) == memory + (correction > 0)
 
 
 @pytest.mark.slow
@@ -78,11 +80,11 @@ def test_the_log_density_is_that_of_the_point_reached():
     model = model_on(dgjax.edm(), mixture)
     x = latents(model, mixture, 6)
     exact = solved(model, x, 128, diffrax.Dopri5()).log_density
-    for memory in (1, 4):
-        found = solved(model, x, 31, Multistep(memory))
+    for solver in (Multistep(1), Multistep(4), Multistep(3, 4)):
+        found = solved(model, x, 31, solver)
         error = rms(found.log_density - truth(model, found.x))
         assert error < 0.02
-        if memory == 1:  # which Euler's steps took elsewhere
+        if solver.memory == 1:  # which Euler's steps took elsewhere
             assert rms(found.log_density - exact) > 20 * error
 
 
@@ -230,3 +232,5 @@ def test_what_it_refuses():
     for memory in (0, 1.5):
         with pytest.raises(ValueError, match="memory must be a positive int"):
             Multistep(memory)
+    with pytest.raises(ValueError, match="correction must be a positive int"):
+        Multistep(3, -1)
