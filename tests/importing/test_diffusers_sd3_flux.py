@@ -300,6 +300,7 @@ def test_commands_take_prompts_and_distilled_guidance(folders, tmp_path, run):
         distilled = () if weight == 3.5 else ("--distilled-guidance", weight)
         status, _, complaint = run("sample", *given, *distilled, *options, tmp_path / str(weight))
         assert status == 0, complaint
+        assert ("--distilled-guidance 2.0" in complaint) == (weight == 2.0)  # the next command
         summary = json.loads((tmp_path / str(weight) / "summary.json").read_text())
         assert summary["distilled_guidance"] == weight
         drawn[weight] = np.load(tmp_path / str(weight) / "samples.npz")["log_density"].item()
