@@ -192,6 +192,8 @@ def find_label(chosen: Model, name: str | None) -> int | None:
             f"the condition of the model {chosen.name} is a number or a vector, not a class: pass "
             "it as cond, or in an npz file as its array cond"
         )
+    if classes is None and chosen.meta.text:
+        raise ValueError(f"the model {chosen.name} takes a prompt, not a class: give a prompt")
     if classes is None:
         raise ValueError(
             f"the model {chosen.name} takes no class labels: ask for no class, or choose a model "

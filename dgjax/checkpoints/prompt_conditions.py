@@ -9,12 +9,16 @@ from dgjax.typing import Cond
 
 __all__ = [
     "CONDITIONS",
+    "DISTILLED_GUIDANCE",
     "MakeCondition",
     "flux",
     "stable_diffusion",
     "stable_diffusion_3",
     "stable_diffusion_xl",
 ]
+
+# The weight of guidance that diffusers' FluxPipeline takes unless told otherwise.
+DISTILLED_GUIDANCE = 3.5
 
 MakeCondition = Callable[[Sequence[EncodedText]], Cond]
 

@@ -62,12 +62,33 @@ class PromptEncoder:
     def __call__(self, prompt: str) -> Cond:
         """Encode a prompt as the condition of the model's network.
 
+        The encoder with the most tokens reads all of the prompt. Those with fewer, as CLIP beside
+        T5, read its beginning, as they do in the pipelines of diffusers; `unread` is the rest.
+
         Raises:
-            ValueError: as of `Tokenizer`; if a token is unknown to its encoder.
+            ValueError: as of `Tokenizer`, if the prompt is too long for the longest; if a token is
+                unknown to its encoder.
         """
         make = construct("text.condition", CONDITIONS, self.condition)
-        pairs = zip(self.tokenizers, self.encoders, strict=True)
-        return make([encoder(jnp.asarray(tokenizer(prompt))) for tokenizer, encoder in pairs])
+        tokens = [
+            one(prompt) if one.length == self._longest else one.beginning(prompt)
+            for one in self.tokenizers
+        ]
+        pairs = zip(self.encoders, tokens, strict=True)
+        return make([encoder(jnp.asarray(one)) for encoder, one in pairs])
+
+    def unread(self, prompt: str) -> str:
+        """Return the end of a prompt that not all encoders read; empty if all read all of it.
+
+        Raises:
+            ValueError: as of `Tokenizer.rest`.
+        """
+        shorter = [t for t in self.tokenizers if t.length < self._longest]
+        return max((t.rest(prompt) for t in shorter), key=len, default="")
+
+    @property
+    def _longest(self) -> int:
+        return max(t.length for t in self.tokenizers)
 
     @property
     def distilled_guidance(self) -> float | None:

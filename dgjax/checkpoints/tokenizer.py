@@ -54,19 +54,48 @@ class Tokenizer:
                 tokenizers is missing. Nothing is cut off silently: the samples and their
                 log-densities would be those of another prompt.
         """
-        found = self._tokenizer.encode(prompt, add_special_tokens=False)
-        begin = [] if self.begin is None else [self.begin]
-        room = self.length - len(begin) - 1
-        if len(found.ids) > room:
-            rest = prompt[found.offsets[room][0] :]
+        found = self._encode(prompt)
+        if len(found.ids) > self._room:
             raise ValueError(
-                f"the prompt has {len(found.ids)} tokens and this model reads {room}: shorten it; "
-                f"what does not fit begins with {rest[:40]!r}"
+                f"the prompt has {len(found.ids)} tokens and this model reads {self._room}: "
+                f"shorten it; what does not fit begins with {self.rest(prompt)[:40]!r}"
             )
+        return self.beginning(prompt)
+
+    def beginning(self, prompt: str) -> np.ndarray:
+        """Return the tokens of as much of a prompt as there is room for.
+
+        Args:
+            prompt: any text.
+
+        Returns:
+            `length` whole numbers.
+
+        Raises:
+            ValueError: if the library tokenizers is missing.
+        """
+        begin = [] if self.begin is None else [self.begin]
+        text = [*begin, *self._encode(prompt).ids[: self._room], self.end]
         tokens = np.full(self.length, self.pad, np.int32)
-        text = [*begin, *found.ids, self.end]
         tokens[: len(text)] = text
         return tokens
+
+    def rest(self, prompt: str) -> str:
+        """Return the end of a prompt for which there is no room; empty if all of it fits.
+
+        Raises:
+            ValueError: if the library tokenizers is missing.
+        """
+        found = self._encode(prompt)
+        return "" if len(found.ids) <= self._room else prompt[found.offsets[self._room][0] :]
+
+    @property
+    def _room(self) -> int:
+        """The most tokens of a prompt, without those that begin and end it."""
+        return self.length - 1 - (self.begin is not None)
+
+    def _encode(self, prompt: str) -> Any:
+        return self._tokenizer.encode(prompt, add_special_tokens=False)
 
     @cached_property
     def _tokenizer(self) -> Any:

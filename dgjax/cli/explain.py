@@ -27,7 +27,9 @@ def explain(error: Exception) -> int:
     if hasattr(error, "format_message"):
         context = getattr(error, "ctx", None)
         where = f"{context.command_path} --help" if context else "dgjax --help"
-        _print(f"{error.format_message()} (see {where})")
+        # pydantic, with which typer checks choices, puts the kind of its error first.
+        text = error.format_message().replace("Value error, ", "")
+        _print(f"{text} (see {where})")
         return getattr(error, "exit_code", USAGE)
     if kind == "Abort":  # Ctrl-C
         _print("stopped")

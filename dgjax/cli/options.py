@@ -50,6 +50,7 @@ __all__ = [
     "choose_model",
     "make_solver",
     "note_shadowed",
+    "note_unread",
     "table",
     "takes_no_condition",
 ]
@@ -110,7 +111,8 @@ WIDTH = Annotated[
 DISTILLED_GUIDANCE = Annotated[
     float | None,
     typer.Option(
-        help="Guidance weight that a distilled model (Flux) takes as an input, beside --prompt.",
+        help="Guidance weight that a distilled model (Flux) takes as an input, beside --prompt "
+        "or --cond.",
         show_default="that of its pipeline, 3.5",
     ),
 ]
@@ -215,7 +217,21 @@ def choose_condition(
     """
     if prompt is None and file is None and distilled is None:
         check_class(chosen, class_)
-    return find_condition(chosen, class_, prompt, file=file, negative=negative, distilled=distilled)
+    found = find_condition(
+        chosen, class_, prompt, file=file, negative=negative, distilled=distilled
+    )
+    note_unread(found)
+    return found
+
+
+def note_unread(found: Condition) -> None:
+    """Note on standard error which part of a prompt not all text encoders read."""
+    for rest in found.unread:
+        say(
+            "the prompt is long: T5 reads all of it and CLIP the beginning alone, as in diffusers; "
+            f"what CLIP does not read begins with {rest[:40]!r}",
+            warning=True,
+        )
 
 
 def make_solver(name: str) -> Any:

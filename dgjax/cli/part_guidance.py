@@ -69,8 +69,8 @@ def choose_part(
     height, width, _ = chosen.image_shape
     if image.size != (width, height):
         raise ValueError(
-            f"the mask {mask} has {image.width} x {image.height} pixels and pictures of this model "
-            f"have {width} x {height}: scale it"
+            f"the mask {mask} has {image.width} x {image.height} pixels (width x height) and "
+            f"pictures of this model have {width} x {height}: scale it"
         )
     weights = np.asarray(image, np.float32) / 255
     if not weights.any():

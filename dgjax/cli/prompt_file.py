@@ -12,6 +12,7 @@ import typer
 
 from dgjax.checkpoints.conditions import Condition, Negative, encode_prompts
 from dgjax.checkpoints.opened import Model
+from dgjax.cli.options import note_unread
 from dgjax.devices.progress import progress
 
 __all__ = ["PROMPTS", "encode_all", "prompt_folders", "read_prompts"]
@@ -86,6 +87,7 @@ def encode_all(
         try:
             for one in encoded:
                 cond = jax.tree.map(np.asarray, one.cond)
+                note_unread(one)
                 found.append(one._replace(cond=cond))
                 show(1)
         except ValueError as error:

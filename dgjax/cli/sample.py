@@ -236,7 +236,14 @@ def command(
     if json:
         print(as_json(summary))
     if chosen.has_pictures and texts is None:
-        same = {"--model": model, "--class": class_, "--prompt": prompt, "--cond": cond}
+        same: dict[str, Any] = {
+            "--model": model,
+            "--class": class_,
+            "--prompt": prompt,
+            "--cond": cond,
+        }
+        same |= {"--distilled-guidance": distilled_guidance, "--height": height, "--width": width}
+        same |= {"--dtype": None if dtype == "float32" else dtype}
         words = [f"{name} {quote(str(v))}" for name, v in same.items() if v is not None]
         say(f"next: dgjax explore {' '.join(words)}, a page in which you turn q")
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dgjax.checkpoints.prompt_conditions import DISTILLED_GUIDANCE
+
 __all__ = ["PROMPTED", "Conditioned", "Prompted"]
 
 
@@ -120,8 +122,6 @@ def _check_pooled(found: int, wanted: int) -> None:
         )
 
 
-# The weight of guidance that diffusers' FluxPipeline takes unless told otherwise.
-DISTILLED_GUIDANCE = 3.5
 # By the kind of the network.
 PROMPTED = {
     "unet2d_condition": Prompted(

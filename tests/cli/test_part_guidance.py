@@ -66,7 +66,8 @@ def picture(size, level, file):
     ("options", "message"),
     [
         (["--mask", "black.png"], "is black"),
-        (["--mask", "small.png"], "has 5 x 4 pixels and pictures of this model have 6 x 8"),
+        (["--mask", "small.png"], "has 5 x 4 pixels (width x height) and pictures of this"),
+        (["--band", "middle"], "Invalid value for '--band': 'middle' is not one of"),
         (["--mask", "none.png"], "there is no file"),
         (["--mask", "white.png", "--band", "low"], "either --mask or --band"),
         (["--band", "low", "--noise", "0.1"], "without --noise"),

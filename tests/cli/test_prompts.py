@@ -199,6 +199,9 @@ def test_the_condition_of_stable_diffusion_3_has_no_size_of_a_picture():
     model = build(spec, drawn(lambda: build_network(spec)))
     _, large, _ = resize(model, meta, decoder, 12, 16)
     assert (large.shape, large.text) == ((6, 8, 4), text)
+    # Places keep their distance, though the specification leaves it to the height.
+    found = (build(one, model.network).network.pos_embed.base for one in (spec, large.model))
+    assert list(found) == [2, 2]
 
 
 @pytest.mark.parametrize(
@@ -262,6 +265,31 @@ def test_a_file_of_embeddings_is_the_prompt(folder, chosen, tmp_path):
     assert (found.file, found.prompt) == ("cat.npz", None)
     with pytest.raises(ValueError, match="on a file: give one"):
         choose_condition(chosen, None, "a cat", file=file)
+
+
+def test_a_file_of_embeddings_may_leave_the_distilled_guidance_to_the_option(chosen, tmp_path):
+    network = {"kind": "flux_transformer", "num_layers": 1, "num_single_layers": 0}
+    network |= {"num_attention_heads": 1, "attention_head_dim": 6, "axes_dims_rope": [2, 2, 2]}
+    network |= {"joint_attention_dim": SIZE, "pooled_projection_dim": 2, "guidance_embeds": True}
+    spec = replace(chosen.meta.model, network=network)
+    field = build(spec, drawn(lambda: build_network(spec)))
+    flux = chosen._replace(field=field, meta=replace(chosen.meta, model=spec, text={}))
+    arrays = {"encoder_hidden_states": np.zeros((3, SIZE)), "pooled_projections": np.zeros(2)}
+    arrays |= {f"negative.{name}": array for name, array in arrays.items()}
+    np.savez(tmp_path / "without.npz", **arrays)
+    np.savez(tmp_path / "with.npz", guidance=np.float32(2.5), **arrays)
+    for name, given, wanted in (("without", None, 3.5), ("without", 2, 2), ("with", None, 2.5)):
+        options = {"file": tmp_path / f"{name}.npz", "distilled": given, "negative": Negative()}
+        found = find_condition(flux, None, None, **options)
+        weights = [found.distilled, *(float(c["guidance"]) for c in (found.cond, found.null))]
+        assert weights == 3 * [wanted]
+    for model, name, given, message in (
+        (flux, "with", 2.0, "holds one as guidance, too"),
+        (flux, "without", float("inf"), "must be finite"),
+        (chosen, "with", 2.0, "takes no guidance weight as an input"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            find_condition(model, None, None, file=tmp_path / f"{name}.npz", distilled=given)
 
 
 GOOD = {"encoder_hidden_states": np.zeros((TOKENS, SIZE))}

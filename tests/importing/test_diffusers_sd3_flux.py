@@ -220,7 +220,11 @@ def test_a_checkpoint_of_a_pipeline_is_the_pipeline(name, folders, tmp_path):
         dtype=None,
     )
     encode = load_prompt_encoder(tmp_path / "it")
-    for prompt, negative in (("a cat's Hat", "tea"), ("12 tea", None)):
+    # The long one is cut for CLIP, which reads 14 tokens, and not for T5.
+    long = "12 tea" if name == "sd3 without T5" else 15 * "cat " + "12 tea"
+    rest = "" if long == "12 tea" else "cat 12 tea"
+    assert (encode.unread(long), encode.unread("a cat")) == (rest, "")
+    for prompt, negative in (("a cat's Hat", "tea"), (long, None)):
         with_prompt, without = conditions(original, prompt, negative)
         close(encode(prompt), with_prompt)
         close(encode.negative(negative), without)
@@ -232,6 +236,8 @@ def test_a_checkpoint_of_a_pipeline_is_the_pipeline(name, folders, tmp_path):
         config = original.vae.config
         latents = to_torch(x) / config.scaling_factor + config.shift_factor
         picture = to_numpy(original.vae.decode(latents).sample)
+    with pytest.raises(ValueError, match="does not fit"):
+        encode(24 * "cat ")
     out = model.network(jnp.asarray(x), jnp.float32(t), encode(prompt))
     assert np.abs(out - wanted).max() < 1e-4 * np.abs(wanted).max()
     decoded = load_autoencoder(tmp_path / "it").decode(jnp.asarray(x))
@@ -294,6 +300,7 @@ def test_commands_take_prompts_and_distilled_guidance(folders, tmp_path, run):
         distilled = () if weight == 3.5 else ("--distilled-guidance", weight)
         status, _, complaint = run("sample", *given, *distilled, *options, tmp_path / str(weight))
         assert status == 0, complaint
+        assert ("--distilled-guidance 2.0" in complaint) == (weight == 2.0)  # the next command
         summary = json.loads((tmp_path / str(weight) / "summary.json").read_text())
         assert summary["distilled_guidance"] == weight
         drawn[weight] = np.load(tmp_path / str(weight) / "samples.npz")["log_density"].item()

@@ -403,7 +403,7 @@ def test_prompts_that_cannot_be_taken_are_refused_in_one_line(folders, tmp_path)
         (sd, (None, None), "add --prompt"),
         (sd, (None, "cat " * 15), "has 15 tokens and this model reads 14"),
         (sd, ("1", "cat"), "on a class, on a prompt or on a file"),
-        (sd, ("1", None), "takes no class labels"),
+        (sd, ("1", None), "takes a prompt, not a class"),
         (blind, (None, "cat"), "takes no prompts: it has no text encoder"),
     ):
         with pytest.raises(ValueError, match=message):
