@@ -81,6 +81,10 @@ def lock_run(run_dir: Path) -> Iterator[None]:
     Raises:
         ValueError: if another process holds the folder, or it cannot be used.
     """
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ValueError(
+            f"cannot write to {run_dir}: it is there and is no folder; choose another place"
+        )
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         held = FileLock(run_dir / LOCK_FILE).acquire(timeout=0)

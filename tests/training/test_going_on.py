@@ -261,3 +261,9 @@ def test_a_missing_package_is_named_before_data_are_read(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="training needs grain: `pip install "):
         fit(config(tmp_path / "none.npz"), tmp_path / "run", progress=False)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_missing_key_is_named_with_the_page_that_explains_it():
+    values = {"model": MODEL, "steps": 1, "data": {"dataset": "npz"}}
+    with pytest.raises(ValueError, match="data: sigma_data missing; `dgjax train reference --show"):
+        TrainConfig.from_dict(values)
