@@ -126,7 +126,7 @@ def read_samples(
         values = read()
         names = [f"{file.name}[{i}]" for i in range(len(values))] if is_array else [file.name]
         found.append(SampleFile(names, values.dtype == np.uint8, read))
-    for line in dark.notes():
+    for line in dark.notes("state their data range, such as 0 4095"):
         note(line)
     return found
 
