@@ -1,8 +1,9 @@
 """Texts for people: foreign text made safe for a terminal, and how to install what is missing."""
 
 from importlib.metadata import PackageNotFoundError, requires
+from importlib.util import find_spec
 
-__all__ = ["install_line", "printable"]
+__all__ = ["check_installed", "install_line", "printable"]
 
 MOST = 1000  # characters
 
@@ -24,6 +25,22 @@ def printable(text: str, *, lines: bool = False) -> str:
 
 def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode()
+
+
+def check_installed(extra: str, modules: tuple[str, ...], what: str) -> None:
+    """Check that an extra's modules are there, without importing them.
+
+    Args:
+        extra: name of the extra, such as "train".
+        modules: names of modules that it installs.
+        what: what needs them, for the message.
+
+    Raises:
+        ValueError: if one is missing; the message says how to install them.
+    """
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        raise ValueError(f"{what} needs {' and '.join(missing)}: `{install_line(extra)}`")
 
 
 def install_line(extra: str) -> str:

@@ -47,6 +47,7 @@ SOLVERS = {  # evaluations a step, those beyond, solver and grid
 }
 ON_NETWORKS = ("Heun", "Tsit5", "Multistep(3)", "Multistep(3), log-SNR", "Multistep(4), log-SNR")
 MARKERS = "osDv^<>PhX*"
+MORE_COLOURS = ("#9467bd",)  # the style has ten, one less than there are solvers
 FIGURES = Path(__file__).parent / "figures"
 
 
@@ -215,14 +216,16 @@ def draw(rows, columns, file):
     names = list(dict.fromkeys(row[0] for row in rows[1:]))
     base, *_ = rows
     with plt.style.context("tableau-colorblind10"):
+        colours = (*plt.rcParams["axes.prop_cycle"].by_key()["color"], *MORE_COLOURS)
         figure, axes = plt.subplots(
             2, len(columns), figsize=(4 * len(columns) + 2.5, 7), sharey=True, layout="constrained"
         )
         for place, column in enumerate(columns):
             for axis, cost in zip(axes[:, place], (1, 2), strict=True):
-                for name, marker in zip(names, MARKERS, strict=False):
+                for i, name in enumerate(names):
                     points = [(row[cost], row[3][place]) for row in rows if row[0] == name]
-                    axis.loglog(*zip(*points, strict=True), marker=marker, label=name)
+                    style = {"marker": MARKERS[i], "color": colours[i]}
+                    axis.loglog(*zip(*points, strict=True), **style, label=name)
                 axis.axhline(base[3][place], color="black", ls="--", label=f"Euler, {BASELINE}")
                 axis.grid(alpha=0.3)
             axes[0, place].set_xticks(EVALUATIONS, [str(count) for count in EVALUATIONS])

@@ -174,6 +174,11 @@ def save(
         raise ValueError("a model of prompts is saved with its text encoders: pass prompts")
     folder = Path(folder).absolute()
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        if folder.is_dir() and not (folder / "config.json").exists():
+            raise ValueError(
+                f"cannot write to {folder}: it has files and is no dgjax checkpoint; choose a "
+                "new or an empty folder"
+            )
         _read_config(folder)  # raises unless it is a checkpoint, which may be replaced
     weights = {WEIGHTS: as_dtype(model.network, dtype)}
     if meta.latent:

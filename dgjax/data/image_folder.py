@@ -92,7 +92,10 @@ def load_folder(
     else:
         images = [_decode(root / name, shape, crop, dark) for name in chosen]
         values = UncroppedImages(images, shape)
-    notes = [*_notes(root, len(names), beside, others), *dark.notes()]
+    notes = [
+        *_notes(root, len(names), beside, others),
+        *dark.notes("set data.levels, such as [0, 4095]"),
+    ]
     return Dataset(values, 1 / 127.5, -1.0, (-1.0, 1.0), labels, "unknown", classes, tuple(notes))
 
 

@@ -252,7 +252,7 @@ def check_values(x: np.ndarray, what: str) -> None:
         row = int(bad[0])
         value = x[row].reshape(-1)[~finite[row]][0]
         raise ValueError(
-            f"{what} has {value:g} in row {row}, like {bad.size} of {len(x)} rows: "
+            f"{what} has {value:g} in row {row} ({bad.size} of {len(x)} rows are bad): "
             "numbers must be finite and fit float32; take these rows out"
         )
     if x.min() == x.max():

@@ -43,15 +43,18 @@ class DarkPictures:
         if image.mode.startswith("I;16"):
             self.largest = max(self.largest or 0, int(np.asarray(image).max()))
 
-    def notes(self) -> Iterator[str]:
-        """Yield a line if these pictures use less than half of the levels."""
+    def notes(self, fix: str) -> Iterator[str]:
+        """Yield a line if these pictures use less than half of the levels.
+
+        Args:
+            fix: how their range is stated, for the message.
+        """
         low, high = self.levels
         if self.largest is not None and self.largest - low < (high - low) / 2:
             count = max(int((self.largest - low) * 255 / (high - low)), 0) + 1
             yield (
                 f"pictures of 16 bits have levels up to {self.largest:,} of {high:,}, and become "
-                f"{count} of 256 levels: state their range (such as 0 to 4095), or scale them "
-                "first"
+                f"{count} of 256 levels: {fix}, or scale them first"
             )
 
 

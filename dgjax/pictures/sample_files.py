@@ -126,7 +126,7 @@ def read_samples(
         values = read()
         names = [f"{file.name}[{i}]" for i in range(len(values))] if is_array else [file.name]
         found.append(SampleFile(names, values.dtype == np.uint8, read))
-    for line in dark.notes():
+    for line in dark.notes("state their data range, such as 0 4095"):
         note(line)
     return found
 
@@ -184,6 +184,6 @@ def _read_array(file: Path, model: Model) -> np.ndarray:
     if bad.size:
         raise ValueError(
             f"x in {file} has a number that is not finite, or too large for float32, in row "
-            f"{bad[0]}, like {bad.size} of {len(x)} rows: take these rows out"
+            f"{bad[0]} ({bad.size} of {len(x)} rows are bad): take these rows out"
         )
     return values

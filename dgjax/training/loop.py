@@ -33,6 +33,7 @@ from dgjax.data.dataset import Dataset
 from dgjax.data.named_datasets import NoHeldOut, load_data
 from dgjax.devices.progress import say
 from dgjax.devices.sharding import device_mesh
+from dgjax.messages import check_installed
 from dgjax.model.field import Field
 from dgjax.training.checkpointing import latest_step, open_checkpoints, restore_latest
 from dgjax.training.components import (
@@ -134,6 +135,7 @@ def _fit(
 ) -> Fit:
     mesh = device_mesh()
     with raise_on_all_hosts():
+        check_installed("train", ("grain", "tensorboardX"), "training")  # before data are read
         config = with_recorded_start(run_dir, config)
         check_batch(config.batch, config.execution.accumulate, mesh)
         data = load_data(config.data, config.model.shape)

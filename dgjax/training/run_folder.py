@@ -81,6 +81,10 @@ def lock_run(run_dir: Path) -> Iterator[None]:
     Raises:
         ValueError: if another process holds the folder, or it cannot be used.
     """
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ValueError(
+            f"cannot write to {run_dir}: it is there and is no folder; choose another place"
+        )
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         held = FileLock(run_dir / LOCK_FILE).acquire(timeout=0)
@@ -130,12 +134,17 @@ def config_changes(
     then = _flat(_as_json_values(_read(run_dir, CONFIG_FILE, _complete)))
     names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
     changes = {name: (then.get(name), now.get(name)) for name in names}
-    for name, values in changes.items():
-        if not any(name == key or name.startswith(f"{key}.") for key in changeable):
-            raise ValueError(
-                f"the run in {run_dir} was started with another configuration: "
-                f"{_describe(name, *values)}; restore it, or choose another folder"
-            )
+    fixed = {
+        name: values
+        for name, values in changes.items()
+        if not any(name == key or name.startswith(f"{key}.") for key in changeable)
+    }
+    if fixed:
+        them = "it" if len(fixed) == 1 else "them"
+        raise ValueError(
+            f"the run in {run_dir} was started with another configuration: "
+            f"{describe_changes(fixed)}; restore {them}, or choose another folder"
+        )
     return changes
 
 

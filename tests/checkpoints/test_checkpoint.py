@@ -174,11 +174,14 @@ def test_saving_replaces_a_checkpoint_and_nothing_else(folder):
     save(folder, filled_model(), replace(META, steps=9))
     assert load(folder)[1].steps == 9
     assert [p.name for p in folder.parent.iterdir()] == ["model"]
-    for name, content in (("notes", "mine"), ("config.json", '{"architectures": []}')):
+    for name, content, message in (
+        ("notes", "mine", "cannot write to .*: it has files and is no dgjax checkpoint"),
+        ("config.json", '{"architectures": []}', r"no.* checkpoint"),
+    ):
         foreign = folder.parent / f"foreign-{name}"
         foreign.mkdir()
         (foreign / name).write_text(content)
-        with pytest.raises(ValueError, match=r"no.* checkpoint"):
+        with pytest.raises(ValueError, match=message):
             save(foreign, filled_model(), META)
         assert (foreign / name).read_text() == content
 

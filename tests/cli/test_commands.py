@@ -1,8 +1,10 @@
 """The list of commands: help without imports, and the same words as in the commands themselves."""
 
 import importlib
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +19,12 @@ HEAVY = ("jax", "diffrax", "flax", "orbax", "scipy", "matplotlib")
 def test_the_list_says_what_the_command_says(name):
     module = importlib.import_module(f"dgjax.cli.{COMMANDS[name].module}")
     assert module.command.__doc__.splitlines()[0] == COMMANDS[name].help
+
+
+def test_the_readme_names_every_command():
+    readme = Path(__file__).parents[2] / "README.md"
+    named = re.search(r"The commands are (.*?)\. Each", readme.read_text("utf-8"), re.DOTALL)[1]
+    assert sorted(re.findall(r"`(?:dgjax )?(\w+)`", named)) == sorted(COMMANDS)
 
 
 @pytest.mark.parametrize("options", [["--help"], ["--version"], ["nothing"]])

@@ -177,6 +177,7 @@ def test_pictures_of_twelve_bits_in_sixteen_are_said(tmp_path):
     assert note.startswith(
         "pictures of 16 bits have levels up to 4,095 of 65,535, and become 16 of"
     )
+    assert "set data.levels, such as [0, 4095]" in note
     Image.fromarray(deep * 16).save(tmp_path / "b.png")
     assert load_folder(tmp_path, (4, 4, 1)).notes == ()
 

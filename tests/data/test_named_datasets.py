@@ -14,8 +14,8 @@ from dgjax.data.named_datasets import load_dataset
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({(3, 0): np.nan}, r"x has nan in row 3, like 1 of 64 rows.*take these rows out"),
-        ({(3, 0): 1e300, (5, 1): -np.inf}, r"x has 1e\+300 in row 3, like 2 of 64 rows"),
+        ({(3, 0): np.nan}, r"x has nan in row 3 \(1 of 64 rows are bad\).*take these rows out"),
+        ({(3, 0): 1e300, (5, 1): -np.inf}, r"x has 1e\+300 in row 3 \(2 of 64 rows are bad\)"),
         (0.25, r"x is 0.25 everywhere: constant data"),
     ],
 )

@@ -254,3 +254,16 @@ def test_fold_gathers_neighbours_of_any_rank_and_unfold_inverts_it(sides):
 def test_a_vector_is_no_grid():
     with pytest.raises(ValueError, match=r"\(L, C\), \(H, W, C\) or \(D, H, W, C\)"):
         UNet((4,), rngs=nnx.Rngs(0))
+
+
+def test_a_missing_package_is_named_before_data_are_read(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "grain", None)
+    with pytest.raises(ValueError, match="training needs grain: `pip install "):
+        fit(config(tmp_path / "none.npz"), tmp_path / "run", progress=False)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_missing_key_is_named_with_the_page_that_explains_it():
+    values = {"model": MODEL, "steps": 1, "data": {"dataset": "npz"}}
+    with pytest.raises(ValueError, match="data: sigma_data missing; `dgjax train reference --show"):
+        TrainConfig.from_dict(values)

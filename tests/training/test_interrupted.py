@@ -164,6 +164,16 @@ def test_a_run_stopped_at_random_moments_ends_with_the_very_same_weights(config,
     )
 
 
+def test_a_run_folder_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with (
+        pytest.raises(ValueError, match="run: it is there and is no folder"),
+        lock_run(tmp_path / "run"),
+    ):
+        pass
+    assert (tmp_path / "run").read_text() == "mine"
+
+
 @pytest.mark.slow
 def test_no_room_is_one_clear_line_and_what_was_saved_stays(config, tmp_path):
     run = tmp_path / "run"

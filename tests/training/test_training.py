@@ -282,6 +282,10 @@ def test_a_changed_configuration_is_refused(gaussian_npz, tmp_path):
     message = r"noise_distribution\.mean was None and is 0\.5; restore it"
     with pytest.raises(ValueError, match=message):
         fit(config(gaussian_npz, steps=2, **other), tmp_path / "run", progress=False)
+    with pytest.raises(ValueError, match="restore them") as caught:
+        fit(config(gaussian_npz, steps=2, seed=3, **other), tmp_path / "run", progress=False)
+    assert "seed was 0 and is 3" in str(caught.value)
+    assert "mean was None and is 0.5" in str(caught.value)
     with pytest.raises(ValueError, match="is at step 2 and steps is 1: set steps to 2 or more"):
         fit(config(gaussian_npz, steps=1), tmp_path / "run", progress=False)
 
