@@ -146,8 +146,8 @@ class EDM2Block(nnx.Module):
         if self.attn_qkv is not None and self.attn_proj is not None:
             # EDM2's order of channels: query, key and value of one channel are neighbours.
             qkv = self.attn_qkv(h).reshape(1, -1, self.heads, self.outputs // self.heads, 3)
-            qkv = pixel_norm(qkv, axis=-2)
-            out = attend(qkv[..., 0], qkv[..., 1], qkv[..., 2])
+            # Apart: with the axes of vmaps a sum over one of 8 axes would crash XLA on CPUs.
+            out = attend(*(pixel_norm(qkv[..., i], axis=-1) for i in range(3)))
             h = mp_sum(h, self.attn_proj(out.reshape(h.shape)), self.attn_balance)
         return h if self.clip_act is None else jnp.clip(h, -self.clip_act, self.clip_act)
 

@@ -244,6 +244,35 @@ def test_gradients_are_finite_where_features_vanish():
     assert jnp.isfinite(slope).all()
 
 
+def test_arrays_of_products_for_a_batch_have_few_axes():
+    """XLA 0.10.2 crashes on CPUs in sums over one of 8 axes; two of these are of `vmap`."""
+    net = EDM2UNet(
+        (8, 8, 3),
+        None,
+        8,
+        (1, 2),
+        num_blocks=1,
+        attn_resolutions=(4,),
+        channels_per_head=8,
+        rngs=nnx.Rngs(0),
+    )
+    model = dgjax.field(net, dgjax.edm(), dgjax.preconditioned(0.5), t_min=0.02, t_max=80.0)
+    options = {"divergence": dgjax.Coloured(2), "key": jax.random.key(0)}
+    batch = jax.vmap(lambda x: evaluate(model, 1.0, x, **options).divergences)
+
+    def axes(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name.startswith("reduce"):
+                yield from (v.aval.ndim for v in equation.invars)
+            for inner in jax.tree.leaves(list(equation.params.values())):
+                if hasattr(inner, "jaxpr"):
+                    yield from axes(inner.jaxpr)
+
+    found = [*axes(jax.make_jaxpr(batch)(jnp.ones((4, 8, 8, 3))).jaxpr)]
+    assert len(found) > 10
+    assert max(found) < 7  # one more is for a vmap of the caller
+
+
 def test_the_uncertainty_head_is_left_out_and_weights_are_plain(tmp_path):
     folder = write(tmp_path / "source", LABELLED, use_fp16=True, dropout=0.1, precond="Precond")
     assert is_edm2(folder)
