@@ -98,7 +98,7 @@ class Coloured:
 
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(self.repeats))
         signs = jax.vmap(lambda key: rademacher(key, x))(keys)
-        probes = (signs[:, None] * masks).reshape(-1, *x.shape)
+        probes = (signs[:, None] * masks[None]).reshape(-1, *x.shape)
         # One axis for all products, not two: sums over one of 8 axes crash XLA on CPUs (0.10.2).
         products = jnp.sum(probes * jax.vmap(jvp)(probes), tuple(range(1, probes.ndim)))
         return jnp.sum(products.reshape(self.repeats, self.colours), 1)
