@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from dgjax.files import replace_file
 from dgjax.messages import printable
+from dgjax.pictures.picture import Picture
 
 __all__ = ["image_grid", "save_figure"]
 
@@ -33,7 +34,7 @@ def image_grid(
         caption: small text below the images.
 
     Returns:
-        A figure, which is not registered with pyplot: save it with `figure.savefig(file)`.
+        A figure that is not registered with pyplot. Notebooks show it; `figure.savefig(file)` saves.
 
     Raises:
         ValueError: if `levels` is not uint8 of the shape above, or there are not R row labels.
@@ -58,7 +59,7 @@ def image_grid(
         + (0.17 * (1 + column_labels[0].count("\n")) if column_labels else 0.0)
     )
     height_in = count * cell + top + bottom
-    figure = Figure(figsize=(width_in, height_in), dpi=150)
+    figure = Picture(figsize=(width_in, height_in), dpi=150)
 
     def write(x: float, y: float, text: str, **style: Any) -> None:
         # Without mathtext: a $ in a name is a $.

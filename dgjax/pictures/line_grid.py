@@ -6,6 +6,8 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
+from dgjax.pictures.picture import Picture
+
 __all__ = ["line_grid"]
 
 
@@ -26,7 +28,7 @@ def line_grid(
         caption: small text below them.
 
     Returns:
-        A figure, which is not registered with pyplot: save it with `figure.savefig(file)`.
+        A figure that is not registered with pyplot. Notebooks show it; `figure.savefig(file)` saves.
 
     Raises:
         ValueError: if `x` has another number of axes, or there are not R row labels.
@@ -37,7 +39,7 @@ def line_grid(
             f"and {len(row_labels)} labels"
         )
     rows, columns, length, _ = x.shape
-    figure = Figure(figsize=(1.6 * columns + 1.9, 0.9 * rows + 0.9), dpi=150, layout="constrained")
+    figure = Picture(figsize=(1.6 * columns + 1.9, 0.9 * rows + 0.9), dpi=150, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for r in range(rows):
         for c in range(columns):

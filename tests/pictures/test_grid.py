@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from IPython.core.formatters import DisplayFormatter
 
 from dgjax.pictures.grid import image_grid
+from dgjax.pictures.line_grid import line_grid
 
 
 def pictures(rows, columns, channels=1):
@@ -73,3 +75,11 @@ def test_other_shapes_are_refused(x, rows):
 def test_samples_that_are_not_quantized_are_refused():
     with pytest.raises(ValueError, match="must be uint8, got float64"):
         image_grid(pictures(1, 1) / 255, ["a"])
+
+
+@pytest.mark.parametrize(
+    "figure", [image_grid(pictures(1, 2), ["a"]), line_grid(np.ones((1, 2, 8, 1)), ["a"])]
+)
+def test_a_notebook_shows_it_before_pyplot_has_drawn(figure):
+    data, _ = DisplayFormatter().format(figure)
+    assert data["image/png"].startswith(b"\x89PNG")
