@@ -34,7 +34,8 @@ def image_grid(
         caption: small text below the images.
 
     Returns:
-        A figure that is not registered with pyplot. Notebooks show it; `figure.savefig(file)` saves.
+        A figure that is not registered with pyplot. Notebooks show it, and
+        `figure.savefig(file)` saves it.
 
     Raises:
         ValueError: if `levels` is not uint8 of the shape above, or there are not R row labels.

@@ -28,7 +28,8 @@ def line_grid(
         caption: small text below them.
 
     Returns:
-        A figure that is not registered with pyplot. Notebooks show it; `figure.savefig(file)` saves.
+        A figure that is not registered with pyplot. Notebooks show it, and
+        `figure.savefig(file)` saves it.
 
     Raises:
         ValueError: if `x` has another number of axes, or there are not R row labels.
