@@ -24,7 +24,6 @@ import numpy as np
 from flax import nnx
 
 from dgjax._version import __version__
-from dgjax.checkpoints import orbax_folder
 from dgjax.checkpoints.arrays import (
     WeightSharding,
     abstract_as,
@@ -353,6 +352,8 @@ def _read(
     folder: Path, form: str, name: str, like: Any, what: str, sharding: WeightSharding | None
 ) -> Any:
     if form == ORBAX_FORMAT:
+        from dgjax.checkpoints import orbax_folder  # few need it, and importing orbax takes long
+
         return orbax_folder.restore(folder / name, like, what, sharding)
     return read_weights(folder / f"{name}.safetensors", like, what, sharding)
 

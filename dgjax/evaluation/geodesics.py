@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float
-from scipy.interpolate import CubicSpline
 
 from dgjax.model.divergence import Divergence, Hutchinson, check_count
 from dgjax.model.faults import first, refuse
@@ -292,6 +291,8 @@ def _semicircle(ends, segments: int) -> tuple[Array, Array]:
 
 def _spline(segments: int, knots: int) -> np.ndarray:
     """Return (n+1, knots) weights of a cubic spline through `knots` values, 0 at both ends."""
+    from scipy.interpolate import CubicSpline  # half a second, which `import dgjax` saves
+
     values = np.eye(knots + 2)[:, 1:-1]
     spline = CubicSpline(np.linspace(0, 1, knots + 2), values)
     return spline(np.linspace(0, 1, segments + 1))

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from scipy.interpolate import CubicSpline
 
 from dgjax.model.paths import Path
 from dgjax.typing import Scalar, as_float, register_dataclass
@@ -121,6 +120,8 @@ def discrete_time(alphas_cumprod: tuple[float, ...]) -> DiscreteTime:
             "alphas_cumprod must be at least 4 numbers that fall from below 1 to above 0; they "
             "are the squared scale of the data at each time step, least noise first"
         )
+    from scipy.interpolate import CubicSpline  # half a second, which `import dgjax` saves
+
     values = np.log(table) - np.log1p(-table)
     u = np.log1p(np.arange(table.size))
     chords = np.diff(values) / np.diff(u)

@@ -45,6 +45,18 @@ finally:
     assert done.returncode == (2 if options == ["nothing"] else 0)
 
 
+def test_what_most_use_imports_little_beyond_what_it_builds_on():
+    names = ("scipy.interpolate", "scipy.stats", "orbax.checkpoint", "matplotlib", "grain")
+    program = f"""
+import sys
+import dgjax
+dgjax.sample, dgjax.likelihood, dgjax.field, dgjax.load_pretrained, dgjax.density_guidance
+print([name for name in {names} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "[]\n"
+
+
 def test_a_mistyped_command_is_corrected(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["dgjax", "smaple", "--num", "3"])
     with pytest.raises(SystemExit, match="2"):
