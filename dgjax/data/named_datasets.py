@@ -63,8 +63,8 @@ def load_data(data: DataConfig, shape: tuple[int, ...], part: str = "train") -> 
         return load_dataset(data.dataset, data.path, part)
     if part == "held-out" and not data.held_out:
         raise NoHeldOut(
-            f"{data.path} has no held-out part: set held_out to a fraction above 0, or take the "
-            "part train"
+            f"{data.path} has no held-out part: set held_out (--held-out) to a fraction "
+            "above 0, or take the part train (--part train)"
         )
     return load_folder(
         data.path,

@@ -222,7 +222,8 @@ def test_the_held_out_part_of_a_folder_is_what_is_measured(folder, tmp_path, run
     assert 8 <= summary["data_size"] < 32
     code, _, said = run(*common, *options)
     assert code == 1
-    assert "has no held-out part: set held_out to a fraction" in " ".join(said.split())
+    assert "set held_out (--held-out) to a fraction" in " ".join(said.split())
+    assert "(--part train)" in " ".join(said.split())
     model, meta = load(folder)
     save(tmp_path / "told", model, replace(meta, held_out=0.5))
     code, printed, _ = run(*common, *options, "--model", tmp_path / "told")  # as in its training
