@@ -70,6 +70,14 @@ class Model(NamedTuple):
         """Whether samples are pictures themselves, whose levels bits per dimension count."""
         return self.has_pictures and not self.meta.latent
 
+    @property
+    def class_name(self) -> str | None:
+        """Name of the class the field is conditioned on, or its number if the classes have none."""
+        if self.label is None:
+            return None
+        words = self.meta.labels[self.label] if self.label < len(self.meta.labels) else ""
+        return words.split(",")[0].strip() or str(self.label)
+
     def facts(self) -> dict[str, Any]:
         """Return the facts that every summary states; noise levels are sigma/alpha."""
         path = self.field.path
@@ -82,6 +90,7 @@ class Model(NamedTuple):
             "shape": list(self.meta.shape),
             "latent": self.meta.latent,
             "class": self.label,
+            **({} if self.label is None else {"class_name": self.class_name}),
             **({} if self.prompt is None else {"prompt": self.prompt}),
             **({} if self.file is None else {"cond": self.file}),
             **({} if self.distilled is None else {"distilled_guidance": self.distilled}),
@@ -144,7 +153,7 @@ def density_title(facts: Mapping[str, Any]) -> str:
     Args:
         facts: as of `Model.facts`.
     """
-    given = None if facts["class"] is None else f"class {facts['class']}"
+    given = None if facts["class"] is None else f"class {facts['class_name']}"
     if (prompt := facts.get("prompt")) is not None:
         given = repr(prompt if len(prompt) <= SHOWN else f"{prompt[: SHOWN - 3]}...")
     if (file := facts.get("cond")) is not None:

@@ -72,7 +72,7 @@ def command(
     if json:
         print(as_json(summary))
         return
-    of = "" if chosen.label is None else f" of class {chosen.label}"
+    of = "" if chosen.label is None else f" of class {chosen.class_name}"
     of = of if chosen.prompt is None else f" with the prompt {chosen.prompt!r}"
     table(
         f"{chosen.name}: score alignment{of} from t_max = {summary['t_max']:g} "

@@ -77,7 +77,8 @@ def write_in_shards(
 def _finish(plan, measured, levels, x, out, settings, made) -> dict[str, Any]:
     chosen = plan.chosen
     rows = summarize(chosen, plan.dials, plan.by_target, measured)
-    summary = {**chosen.facts(), "rows": rows, **settings}
+    facts = chosen._replace(label=settings["class"]).facts()
+    summary = {**facts, "rows": rows, **settings}
     write_json(out / "summary.json", summary)
     complete = f"{made} and summary.json are"
     if levels is not None:

@@ -196,8 +196,9 @@ def _about(chosen: Model, given: Condition, how: str) -> dict[str, str]:
     t_min = chosen.facts()["t_min"]
     what, condition = "no class", ""
     if given.label is not None:
-        what = f"class {given.label}"
-        condition = f" for {what}, log p(x | {given.label})"
+        name = chosen._replace(label=given.label).class_name
+        what = f"class {name}"
+        condition = f" for {what}, log p(x | {name})"
     if given.file is not None:
         what = f"condition of {given.file}"
         condition = f" for the {what}, log p(x | condition)"

@@ -164,7 +164,10 @@ def test_asking_the_hub_is_said(run, tmp_path, monkeypatch):
 
 
 def test_classes_of_the_shipped_model_have_names():
-    from dgjax.checkpoints.opened import find_label, open_model
+    from dgjax.checkpoints.opened import density_title, find_label, open_model
 
     chosen = open_model("fashion-mnist")
     assert [find_label(chosen, name) for name in ("Bag", "t-shirt", "ankle boot")] == [8, 0, 9]
+    assert density_title(chosen._replace(label=8).facts()) == "log p(x | class Bag) at t_min = 0.02"
+    assert density_title(chosen._replace(label=0).facts())[:24] == "log p(x | class T-shirt)"
+    assert density_title(chosen.facts()) == "log p at t_min = 0.02"
