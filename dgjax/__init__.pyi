@@ -89,7 +89,6 @@ from .pictures.code_length import (
     Dequantized,
     bits_per_dim_bound,
     dequantize_truncated,
-    uniform_noise_density,
 )
 from .pictures.png import png_bytes
 from .pictures.quantization import bits_per_dim, dequantize
@@ -251,7 +250,6 @@ __all__ = [
     "target_guidance",
     "temperature",
     "torch_network",
-    "uniform_noise_density",
     "ve",
     "velocity",
     "vp",

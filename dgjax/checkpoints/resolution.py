@@ -22,7 +22,6 @@ from dgjax.model.field import Field
 
 __all__ = ["resize"]
 
-PATCH = 2  # of the transformer of Stable Diffusion 3, unless its specification has another
 UNITS = (1, 2, 4, 8, 16, 32)  # of which the sides of a sample may have to be multiples
 
 
@@ -58,7 +57,7 @@ def resize(
     size = (height or image[0], width or image[1])
     if size == image[:2]:
         return field, meta, autoencoder
-    meta = replace(meta, model=_keep_positions(meta.model))
+    meta = replace(meta, model=_keep_positions(meta.model, field))
     unit = image[0] // shape[0]  # pixels for one element of a latent
     wanted = f"pictures of {size[0]} x {size[1]} pixels (height x width)"
     sides = tuple(-(-n // unit) for n in size)
@@ -82,12 +81,11 @@ def resize(
     )
 
 
-def _keep_positions(spec: ModelSpec) -> ModelSpec:
+def _keep_positions(spec: ModelSpec, field: Field) -> ModelSpec:
     """Write down the distance of neighbours where it follows from the shape, which changes."""
-    network = dict(spec.network)
-    if network["kind"] == "sd3_transformer" and network.get("base_size") is None:
-        network["base_size"] = spec.shape[0] // network.get("patch_size", PATCH)
-    return replace(spec, network=network)
+    if spec.network["kind"] != "sd3_transformer":
+        return spec
+    return replace(spec, network={**spec.network, "base_size": field.network.pos_embed.base})
 
 
 def _network(meta: Meta, sides: tuple[int, ...]) -> Any:

@@ -21,7 +21,7 @@ from jaxtyping import Array, ArrayLike
 from dgjax.pictures.quantization import check_is_8_bit
 from dgjax.typing import Key, Sample, Scalar, as_float
 
-__all__ = ["Dequantized", "bits_per_dim_bound", "dequantize_truncated", "uniform_noise_density"]
+__all__ = ["Dequantized", "bits_per_dim_bound", "dequantize_truncated"]
 
 
 class Dequantized(NamedTuple):
@@ -68,17 +68,6 @@ def dequantize_truncated(
     each = -0.5 * normal**2 - 0.5 * jnp.log(2 * jnp.pi) - jnp.log(sigma * mass)
     x = low + levels.astype(sigma.dtype) * width + sigma * normal
     return Dequantized(x, jnp.sum(each))
-
-
-def uniform_noise_density(size: int, data_range: tuple[float, float] = (-1.0, 1.0)) -> float:
-    """Return the log-density of the noise of `dequantize` in the model's coordinates, in nats.
-
-    Args:
-        size: number of elements D of one sample.
-        data_range: (low, high), the values of levels 0 and 255.
-    """
-    low, high = data_range
-    return float(size * jnp.log(255.0 / (high - low)))
 
 
 def bits_per_dim_bound(log_weights: ArrayLike, size: int) -> Array:

@@ -89,7 +89,7 @@ class Multistep(diffrax.AbstractSolver):
     def order(self, terms) -> int:
         """Return the order of the error of x."""
         del terms
-        return max(self.memory, min(self.memory + 1, self.correction))
+        return min(self.memory + 1, self.correction) if self.correction else self.memory
 
     def init(self, terms, t0, t1, y0, args):
         """Return an empty history."""

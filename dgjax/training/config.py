@@ -168,9 +168,7 @@ def _check_section(where: str, kind: type, values: Any) -> dict[str, Any]:
     for f in fields(kind):
         optional = f.default is not MISSING or f.default_factory is not MISSING
         if f.name not in values and not optional:
-            raise ValueError(
-                f"{where}: {f.name} missing; `dgjax train reference --show` explains every key"
-            )
+            raise ValueError(f"{where}: {f.name} missing; the config reference explains every key")
     return values
 
 

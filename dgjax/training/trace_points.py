@@ -53,7 +53,7 @@ class Points(NamedTuple):
 
 
 class Lessons(NamedTuple):
-    """What a head sees at N points, and estimates of the diagonal that it predicts.
+    """Inputs of a head at N points, and estimates of the diagonal that it predicts.
 
     The features are float16 to save memory.
 

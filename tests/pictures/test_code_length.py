@@ -23,7 +23,7 @@ def log_density(x):
 
 def uniform(key):
     x = dgjax.dequantize(key, LEVELS, RANGE)
-    return log_density(x) - dgjax.uniform_noise_density(LEVELS.size, RANGE)
+    return log_density(x) + LEVELS.size * np.log(WIDTH)  # the noise has the density 1/WIDTH
 
 
 def truncated(sigma):

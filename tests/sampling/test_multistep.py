@@ -63,7 +63,7 @@ EDM = model_on(dgjax.edm(), SMALL)
 @pytest.mark.parametrize(("memory", "correction"), [(1, 0), (2, 0), (4, 0), (1, 2), (2, 3)])
 def test_order_of_the_sample(memory, correction):
     # The first steps are of lower order, where sigma is large and D hardly moves: the higher the
-    # order the longer that is felt (slopes 0.98, 2.06, 3.61, 2.0 and 2.9).
+    # order the longer that is felt (slopes 0.98, 2.06, 3.61, 1.98 and 2.97).
     x = latents(EDM, SMALL, 8)
     exact = solved(EDM, x, 256, diffrax.Dopri5()).x
     steps = [32, 64, 128]
@@ -232,5 +232,7 @@ def test_what_it_refuses():
     for memory in (0, 1.5):
         with pytest.raises(ValueError, match="memory must be a positive int"):
             Multistep(memory)
+    orders = {(3, 0): 3, (3, 2): 2, (3, 4): 4, (3, 6): 4}  # a coarse correction lowers it
+    assert all(Multistep(*given).order(None) == order for given, order in orders.items())
     with pytest.raises(ValueError, match="correction must be a positive int"):
         Multistep(3, -1)

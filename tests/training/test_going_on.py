@@ -265,5 +265,5 @@ def test_a_missing_package_is_named_before_data_are_read(tmp_path, monkeypatch):
 
 def test_a_missing_key_is_named_with_the_page_that_explains_it():
     values = {"model": MODEL, "steps": 1, "data": {"dataset": "npz"}}
-    with pytest.raises(ValueError, match="data: sigma_data missing; `dgjax train reference --show"):
+    with pytest.raises(ValueError, match="data: sigma_data missing; the config reference expl"):
         TrainConfig.from_dict(values)
