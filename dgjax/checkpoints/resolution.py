@@ -19,6 +19,7 @@ from dgjax.checkpoints.spec import (
     build_network,
 )
 from dgjax.model.field import Field
+from dgjax.networks import SD3Transformer
 
 __all__ = ["resize"]
 
@@ -83,9 +84,10 @@ def resize(
 
 def _keep_positions(spec: ModelSpec, field: Field) -> ModelSpec:
     """Write down the distance of neighbours where it follows from the shape, which changes."""
-    if spec.network["kind"] != "sd3_transformer":
+    network = field.network
+    if not isinstance(network, SD3Transformer):
         return spec
-    return replace(spec, network={**spec.network, "base_size": field.network.pos_embed.base})
+    return replace(spec, network={**spec.network, "base_size": network.pos_embed.base})
 
 
 def _network(meta: Meta, sides: tuple[int, ...]) -> Any:
