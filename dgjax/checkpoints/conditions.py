@@ -1,6 +1,5 @@
 """Choose what a model is conditioned on: a class, a prompt, or the arrays in a file."""
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from dgjax.checkpoints.checkpoint import load_prompt_encoder
 from dgjax.checkpoints.condition_file import StoredCondition, check_condition, read_condition
 from dgjax.checkpoints.opened import Model, find_label
 from dgjax.checkpoints.prompt_conditions import DISTILLED_GUIDANCE
-from dgjax.checkpoints.prompts import PromptEncoder
+from dgjax.checkpoints.prompts import PromptEncoder, check_distilled_guidance
 from dgjax.checkpoints.spec import ModelSpec
 from dgjax.model.field import condition
 from dgjax.networks.prompt_inputs import GUIDANCE
@@ -167,11 +166,8 @@ def _distilled_weight(chosen: Model, cond: Cond, given: float | None, file: Path
     """
     spec = chosen.meta.model
     takes = isinstance(spec, ModelSpec) and spec.network.get("guidance_embeds", False)
-    if given is not None and not takes:
-        raise ValueError(
-            f"the model {chosen.name} takes no guidance weight as an input: leave out the "
-            "distilled guidance weight"
-        )
+    if given is not None:
+        check_distilled_guidance(takes, given)
     if not takes:
         return None
     stored = cond.get(GUIDANCE) if isinstance(cond, Mapping) else None
@@ -180,8 +176,6 @@ def _distilled_weight(chosen: Model, cond: Cond, given: float | None, file: Path
             f"the distilled guidance weight is given and {file} holds one as {GUIDANCE}, too: "
             "leave out one of them"
         )
-    if given is not None and not math.isfinite(given):
-        raise ValueError(f"the distilled guidance weight must be finite, got {given}")
     if stored is not None:  # the network checks its shape
         return float(stored) if jnp.ndim(stored) == 0 else None
     if given is not None:

@@ -30,6 +30,7 @@ from dgjax.typing import Cond
 __all__ = [
     "PromptEncoder",
     "build_text_encoder",
+    "check_distilled_guidance",
     "check_text",
     "is_text_file",
     "read_prompt_encoder",
@@ -107,13 +108,7 @@ class PromptEncoder:
         Raises:
             ValueError: if the network takes none, or the weight is not finite.
         """
-        if self.distilled_guidance is None:
-            raise ValueError(
-                "this model takes no guidance weight as an input, as it is not distilled from "
-                "guided predictions: use classifier-free guidance"
-            )
-        if not math.isfinite(weight):
-            raise ValueError(f"the distilled guidance weight must be finite, got {weight}")
+        check_distilled_guidance(self.distilled_guidance is not None, weight)
         return replace(self, condition={**self.condition, "guidance": float(weight)})
 
     def negative(self, prompt: str | None = None) -> Cond:
@@ -133,6 +128,25 @@ class PromptEncoder:
         return jax.tree.map_with_path(
             lambda path, leaf: leaf if keep(path) else jnp.zeros_like(leaf), cond
         )
+
+
+def check_distilled_guidance(takes: bool, weight: float) -> None:
+    """Check a weight of guidance that a distilled network is to take as an input.
+
+    Args:
+        takes: whether the network takes one.
+        weight: the weight.
+
+    Raises:
+        ValueError: if the network takes none, or the weight is not finite.
+    """
+    if not takes:
+        raise ValueError(
+            "this model takes no guidance weight as an input, as it is not distilled from guided "
+            "predictions: leave it out, or use classifier-free guidance"
+        )
+    if not math.isfinite(weight):
+        raise ValueError(f"the distilled guidance weight must be finite, got {weight}")
 
 
 def check_text(values: Any) -> None:

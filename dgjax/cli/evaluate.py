@@ -44,13 +44,13 @@ from dgjax.cli.options import (
 from dgjax.data.named_datasets import DATASETS
 from dgjax.devices.progress import say
 from dgjax.evaluation.batched import SolverSettings, sample_model
+from dgjax.evaluation.data_bits import measure_bits_per_dim
 from dgjax.evaluation.features import make_features, pixels
 from dgjax.evaluation.inconsistency import InconsistencyStatistics
 from dgjax.evaluation.intervals import check_confidence
 from dgjax.evaluation.metrics import (
     Metric,
     measure_aligned_share,
-    measure_bits_per_dim,
     measure_distances,
     measure_inconsistency,
     measure_normality,

@@ -198,7 +198,7 @@ function say() {
   wait = setTimeout(() => {
     find("#status").textContent = shown().map((i) => {
       const chosen = state.panels[i], sample = sampleOf(chosen);
-      return `${state.compare ? LETTERS[i] + ": " : ""}${qText(chosen.q)}, ${noiseText(chosen.setting)}: log-density ${nats(sample)}, ${bits(sample)} bits per dimension, PNG ${bytes(sample)}.`;
+      return `${state.compare ? LETTERS[i] + ": " : ""}${qText(chosen.q)}, ${noiseText(chosen.setting)}: log-density ${nats(sample)}, ${sample.bits === null ? "" : `${bits(sample)} bits per dimension, `}PNG ${bytes(sample)}.`;
     }).join(" ");
   }, 350);
 }

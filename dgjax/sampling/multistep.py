@@ -65,7 +65,8 @@ class History(NamedTuple):
         noises: (k, *shape) -sigma s.
         rates: (k, m) d log p/du in nats, by each divergence estimate.
         log_densities: (m,) corrected log-densities at the newest point, in nats.
-        anchor: y from which the last step was taken: that of its start, corrected if it is.
+        anchor: y from which the last step was taken: that of its start, corrected; None where
+            nothing is corrected.
         filled: how many of the k are there.
     """
 
@@ -75,7 +76,7 @@ class History(NamedTuple):
     noises: Float[Array, "k ..."]
     rates: Float[Array, "k m"]
     log_densities: Float[Array, " m"]
-    anchor: Sample
+    anchor: Sample | None
     filled: Scalar
 
 
@@ -97,7 +98,7 @@ def init(order: int, correction: int, x: Sample, log_densities: Float[Array, " m
         noises=empty,
         rates=jnp.zeros((k, *log_densities.shape), log_densities.dtype),
         log_densities=jnp.zeros_like(log_densities),
-        anchor=jnp.zeros_like(x),
+        anchor=jnp.zeros_like(x) if correction else None,
         filled=jnp.zeros((), jnp.int32),
     )
 
@@ -139,13 +140,14 @@ def step(
 
     eta = jnp.clip(score_weight(evaluation.drift, local), 0, ETA_MAX)
     anchor = history.ys[0]
-    if correction:
+    if history.anchor is not None:
         first = history.filled == 1  # there is no step before, and its result is not used
         earlier = jnp.where(first, 2 * u0, history.us[1])
         again = index < jnp.minimum(history.filled, correction)
-        anchor = jnp.where(first, anchor, _advance(history, again, eta, earlier, u0))
-    history = history._replace(anchor=anchor)
-    y = _advance(history, used, eta, u0, u1)
+        corrected_y = _advance(history, history.anchor, again, eta, earlier, u0)
+        anchor = jnp.where(first, anchor, corrected_y)
+        history = history._replace(anchor=anchor)
+    y = _advance(history, anchor, used, eta, u0, u1)
     passed = end.logsnr - local.logsnr
     score2 = jnp.sum((local.sigma * local.score) ** 2)
     state = state._replace(
@@ -170,11 +172,13 @@ def empty_node(x: Sample, log_densities: Float[Array, " m"]) -> Node:
     return Node(zero, jnp.zeros_like(log_densities), zero, three, three)
 
 
-def _advance(history: History, used: Array, eta: Scalar, u0: Scalar, u1: Scalar) -> Sample:
+def _advance(
+    history: History, anchor: Sample, used: Array, eta: Scalar, u0: Scalar, u1: Scalar
+) -> Sample:
     """Take y from the anchor at u0 to u1, with N as a polynomial through the points used."""
     decay = weights(history.us, used, u0, u1, lambda u: (u1 / u) ** (RHO * eta) * dlog_w_du(u))
     integral = weighted_sum(decay, eta * history.ys - history.slopes)
-    return (u1 / u0) ** (RHO * eta) * history.anchor - integral
+    return (u1 / u0) ** (RHO * eta) * anchor - integral
 
 
 def _node(history: History, local: Local, slope: Sample, score2: Scalar) -> Node:

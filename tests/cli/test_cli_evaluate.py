@@ -277,7 +277,7 @@ def test_a_model_with_classes_is_given_the_labels_of_the_data(tmp_path, run, mon
         seen.append(labels)
         return np.zeros(len(x)), np.zeros(len(x))
 
-    monkeypatch.setattr("dgjax.evaluation.metrics.measure_log_densities", stub)
+    monkeypatch.setattr("dgjax.evaluation.data_bits.measure_log_densities", stub)
     common = ("evaluate", "--model", model, "--part", "train", *QUICK, "--num", 6, "--json")
     common = (*common, "--only", "bits", "--out", tmp_path / "out")
     code, printed, _ = run(*common, "--data", tmp_path / "data.npz")
