@@ -147,10 +147,20 @@ class TrainConfig:
             ValueError: if a key is unknown or missing or a value is wrong; the message names it.
         """
         values = _check_section("config", cls, values)
+        given = {name: kind for name, kind in SECTIONS.items() if name in values}
+        values |= {name: _check_section(name, kind, values[name]) for name, kind in given.items()}
+        missing = _missing(cls, values)
+        for name, kind in {"model": ModelSpec, **given}.items():
+            if isinstance(values.get(name), Mapping):
+                missing += [f"{name}.{key}" for key in _missing(kind, values[name])]
+        if missing:
+            raise ValueError(
+                f"config: {', '.join(missing)} missing; `dgjax train digits --show` prints a whole "
+                "configuration to copy, and `dgjax train reference --show` one that explains every "
+                "key"
+            )
         values["model"] = ModelSpec.from_dict(values["model"])
-        for name, kind in SECTIONS.items():
-            if name in values:
-                values[name] = kind(**_tuples(_check_section(name, kind, values[name])))
+        values |= {name: kind(**_tuples(values[name])) for name, kind in given.items()}
         if isinstance(values.get("ema_widths"), list):
             values["ema_widths"] = tuple(values["ema_widths"])
         return cls(**values)
@@ -161,15 +171,17 @@ class TrainConfig:
 
 
 def _check_section(where: str, kind: type, values: Any) -> dict[str, Any]:
-    """Return the values of a section by their present keys; raise if a key is wrong or missing."""
+    """Return the values of a section by their present keys; raise if a key is wrong."""
     if isinstance(values, Mapping):
         values = _by_present_keys(where, values)
     check_names(where, values, [f.name for f in fields(kind)])
-    for f in fields(kind):
-        optional = f.default is not MISSING or f.default_factory is not MISSING
-        if f.name not in values and not optional:
-            raise ValueError(f"{where}: {f.name} missing; the config reference explains every key")
     return values
+
+
+def _missing(kind: type, values: Mapping[str, Any]) -> list[str]:
+    """Return the keys without a default that are not there."""
+    needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+    return [name for name in needed if name not in values]
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

@@ -263,7 +263,11 @@ def test_a_missing_package_is_named_before_data_are_read(tmp_path, monkeypatch):
     assert not any(tmp_path.iterdir())
 
 
-def test_a_missing_key_is_named_with_the_page_that_explains_it():
-    values = {"model": MODEL, "steps": 1, "data": {"dataset": "npz"}}
-    with pytest.raises(ValueError, match="data: sigma_data missing; the config reference expl"):
+def test_all_missing_keys_are_named_with_the_command_that_prints_them():
+    model = {key: value for key, value in MODEL.items() if key not in ("path", "t_max")}
+    values = {"model": model, "data": {"dataset": "npz"}}
+    told = "steps, model.path, model.t_max, data.sigma_data missing; `dgjax train digits --show`"
+    with pytest.raises(ValueError, match=told):
         TrainConfig.from_dict(values)
+    with pytest.raises(ValueError, match="config: model, data missing"):
+        TrainConfig.from_dict({"steps": 1})
