@@ -209,7 +209,7 @@ def measured(setup, groups):
         for name, error, count in zip(groups, errors, counts, strict=True):
             cells = [f"{np.mean(count):.0f}", f"{rms(error) / unit:.4f}", "", ""]
             rows[name].append([name, f"Tsit5, tolerance {tolerance:g}", *cells])
-    return sum(rows.values(), [])
+    return [row for of in rows.values() for row in of]
 
 
 def main():

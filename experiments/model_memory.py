@@ -6,17 +6,19 @@ compiled, and XLA says what it reserves on each device: weights and other argume
 intermediate results. Cut weights (`dgjax.devices.weight_sharding`) need several devices; a cut
 batch has one sample on each. All collectives that gather a whole parameter are counted. A second
 table says how many samples a card holds at a time: nine tenths of its memory, less the weights, by
-the intermediate results of one sample.
+the intermediate results of one sample. Of transformers only the weights are counted.
 
     python experiments/model_memory.py sd15 --whole
     XLA_FLAGS=--xla_backend_optimization_level=0 python experiments/model_memory.py xl
     python experiments/model_memory.py --attention
+    python experiments/model_memory.py --transformers
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python experiments/model_memory.py xl --cut
 """
 
 import argparse
 import re
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +27,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import dgjax
 import dgjax.networks.attention
+from dgjax.checkpoints.spec import NETWORKS, TEXT_ENCODERS
 from dgjax.devices.sharding import AXIS, device_mesh, weight_sharding
+from dgjax.importing.diffusers_flux import read_flux_transformer
+from dgjax.importing.diffusers_sd3 import read_sd3_transformer
 from dgjax.importing.diffusers_unet2d_condition import read_unet2d_condition
+from dgjax.importing.t5_text import read_t5_text
 from dgjax.networks import UNet2DCondition
 from dgjax.networks.unet2d_transformer import Context, CrossAttention
 
@@ -60,6 +66,30 @@ MODELS = {  # diffusers' configs
     "xl": XL,
     "xl-2": {**XL, "transformer_layers_per_block": [1, 2, 2]},  # compiles faster
     "xl-4": {**XL, "transformer_layers_per_block": [1, 2, 4]},
+}
+SD3 = {"in_channels": 16, "out_channels": 16, "sample_size": 128, "pos_embed_max_size": 192}
+LARGE = {
+    **SD3,
+    "num_layers": 38,
+    "num_attention_heads": 38,
+    "caption_projection_dim": 38 * 64,
+    "qk_norm": "rms_norm",
+}
+MEDIUM = {**SD3, "num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 24 * 64}
+T5 = {
+    "architectures": ["T5EncoderModel"],
+    "vocab_size": 32128,
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "feed_forward_proj": "gated-gelu",
+}
+TRANSFORMERS = {
+    "Stable Diffusion 3 medium": (read_sd3_transformer, MEDIUM),
+    "Stable Diffusion 3.5 large": (read_sd3_transformer, LARGE),
+    "Flux": (read_flux_transformer, {"guidance_embeds": True}),
 }
 TOKENS = 77
 GIB = 2**30
@@ -187,10 +217,25 @@ def attention_rows():
         print(f"| {' | '.join(cells)} |", flush=True)
 
 
+def transformer_rows():
+    """Count the weights of transformers and of the text encoder T5, without making any."""
+    builders = {}
+    for name, (read, config) in TRANSFORMERS.items():
+        shape, network, _ = read(config)
+        builders[name] = partial(NETWORKS[network.pop("kind")], shape, **network)
+    encoder = read_t5_text(T5)
+    builders["T5, for the encoding only"] = partial(TEXT_ENCODERS[encoder.pop("kind")], **encoder)
+    for name, make in builders.items():
+        module = nnx.eval_shape(lambda make=make: make(rngs=nnx.Rngs(0)))
+        count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
+        print(f"| {name} | {count:,} | {4 * count / GIB:.3g} | {2 * count / GIB:.3g} |")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(MODELS)}")
     parser.add_argument("--attention", action="store_true", help="of one layer, and its seconds")
+    parser.add_argument("--transformers", action="store_true", help="weights of SD3, Flux, T5")
     parser.add_argument("--cut", action="store_true", help="cut over all devices, too")
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--whole", action="store_true", help="attention without chunks, too")
@@ -199,6 +244,10 @@ def main():
         header = ["model", "pixels", "heads", "whole, GiB", "seconds", "in chunks, GiB", "seconds"]
         print(f"| {' | '.join(header)} |\n{'|---' * len(header)}|")
         attention_rows()
+    if asked.transformers:
+        header = ["", "weights", "in float32, GiB", "in bfloat16, GiB"]
+        print(f"| {' | '.join(header)} |\n{'|---' * len(header)}|")
+        transformer_rows()
     if not asked.models:
         return
     header = ["model", "weights in", "placement", "attention", "weights, GiB"]

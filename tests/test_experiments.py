@@ -21,6 +21,7 @@ sys.path.insert(0, str(FOLDER))  # they import `claims` from beside them
 
 import claims  # noqa: E402
 import class_guidance  # noqa: E402
+import few_steps  # noqa: E402
 import hand_scan  # noqa: E402
 import high_density  # noqa: E402
 import imperfect_score  # noqa: E402
@@ -270,6 +271,25 @@ def test_quality_is_read_off_where_the_size_is_asked_for():
     assert prior_guidance.at_size(group, 250.0) == ((3, 2, 5), (4, 3, 6), (5, 4, 7))
     assert prior_guidance.at_size(group, 100.0)[0] == (2, 1, 4)
     assert prior_guidance.at_size(group, 301.0) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [("DPM-Solver++(2M)", 2), ("UniPC, order 2", 3), ("UniPC, order 3", 4), ("DEIS, order 3", 3)],
+)
+def test_the_rivals_of_few_steps_have_their_order(name, order):
+    # First and last steps are of lower order; the denoised image changes little there.
+    mean, variance, ends = 0.7, 0.3**2, (3e3, 1e-4)
+    denoise = lambda x, sigma: mean + variance / (variance + sigma**2) * (x - mean)
+    start = mean + ends[0] * np.array([0.9, -1.4])
+    scale = np.sqrt((variance + ends[1] ** 2) / (variance + ends[0] ** 2))
+    exact = mean + (start - mean) * scale
+    errors = []
+    for steps in (200, 400):
+        sigmas = np.geomspace(*ends, steps + 1)
+        found = few_steps.integrate(few_steps.RIVALS[name], denoise, start, sigmas)
+        errors.append(np.abs(found - exact).max())
+    assert np.log2(errors[0] / errors[1]) > order - 0.2  # that of DEIS is 4 on a Gaussian
 
 
 @pytest.mark.parametrize("name", other_samplers.SAMPLERS)

@@ -57,9 +57,10 @@ from dgjax.sampling.time_grids import grid_logsnr
 
 __all__ = ["command"]
 
-LEGEND = (
-    "+-: stated errors, of log p and of bits/dim; dequantized: uniform noise of one level was "
-    "added to the levels of a picture, as bits/dim need it"
+STATED = "+-: stated errors of the figure before them"
+DEQUANTIZED = (
+    "; dequantized: uniform noise of one level was added to the levels of a picture, as bits/dim "
+    "need it"
 )
 
 
@@ -177,5 +178,5 @@ def command(
             [row["file"], row["data"], *(form(row[name]) for name, _, form in columns)]
             for row in rows
         ],
-        LEGEND,
+        STATED + (DEQUANTIZED if any(row["data"] == "dequantized" for row in rows) else ""),
     )
