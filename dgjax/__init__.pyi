@@ -12,7 +12,7 @@ from . import training as training
 from .checkpoints.pretrained import load_pretrained, pretrained_models
 from .evaluation.alignment import Alignment, AlignmentStatistics, align, alignment_statistics
 from .evaluation.frechet import frechet_distance, frechet_gaussian, frechet_interval
-from .evaluation.geodesics import Geodesic, Posterior, geodesic, jeffreys, posterior
+from .evaluation.geodesics import Geodesic, geodesic
 from .evaluation.inconsistency import (
     Inconsistency,
     InconsistencyStatistics,
@@ -23,6 +23,7 @@ from .evaluation.inconsistency import (
 from .evaluation.intervals import Estimate
 from .evaluation.local_dimension import local_dimension
 from .evaluation.normality import Normality, h_statistic, normality
+from .evaluation.posteriors import Posterior, jeffreys, posterior, posterior_kl
 from .evaluation.precision_recall import PrecisionRecall, precision_recall
 from .evaluation.reweighting import effective_sample_size, importance_weights, weighted_mean
 from .evaluation.route_gap import RouteGap, RouteGapStatistics, route_gap, route_gap_statistics
@@ -222,6 +223,7 @@ __all__ = [
     "pilot",
     "png_bytes",
     "posterior",
+    "posterior_kl",
     "precision_recall",
     "preconditioned",
     "pretrained_models",

@@ -9,8 +9,10 @@ and without `hold`.
 
     python experiments/parts.py
     python experiments/parts.py --model photo-patches
+    python experiments/parts.py --count 8 --bound 2
 """
 
+import argparse
 from functools import partial
 
 import claims
@@ -54,7 +56,7 @@ def make_parts(shape):
     }
 
 
-def run(field, x, key, *, grid, parts):
+def run(field, x, key, *, grid, parts, bound):
     """Return denoised images (1 + kinds * quantiles, ...), log p, error and nats forced."""
     options = {"key": key, "divergence": DIVERGENCE}
     free = dgjax.sample(field, x, grid, save=dgjax.Trajectory, **options)
@@ -65,7 +67,7 @@ def run(field, x, key, *, grid, parts):
             course = free.trajectory
             before = (dgjax.hold(part.rest(), field, course.t, course.x),)
         for q in QUANTILES:
-            guides = (*before, dgjax.density_guidance(q, part=part))
+            guides = (*before, dgjax.density_guidance(q, bound=bound, part=part))
             found.append(dgjax.sample(field, x, grid, guides=guides, **options))
             bare = dgjax.sample(field, x, grid, guides=guides, key=key, divergence=NoDivergence())
             forces.append(forced(field, x, bare))
@@ -113,7 +115,7 @@ def rows_of(parts, images, log_density, forces):
         ]
 
 
-def draw(setup, parts, images):
+def draw(setup, name, parts, images):
     """Draw the first latents: unguided, and every kind at both quantiles."""
     lines = [("unguided", "")] + [(kind, f"q = {q}") for kind in parts for q in QUANTILES]
     shown = to_uint8(np.asarray(images[:SHOWN]), setup.model.meta.data_range)
@@ -125,17 +127,20 @@ def draw(setup, parts, images):
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
         line[0].set_ylabel("\n".join(label), rotation=0, ha="right", va="center", fontsize=9)
-    claims.save(figure, f"parts-{setup.model.name}")
+    claims.save(figure, name)
 
 
 def main():
-    setup = claims.start(__doc__)
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--bound", type=float, default=1.0, help="of the score weight minus one")
+    setup = claims.start(__doc__, options)
+    bound = options.parse_known_args()[0].bound
     field, (count, steps, _) = setup.model.field, setup.preset
     shape = setup.model.meta.shape
     parts = make_parts(shape)
     keys = claims.keys(setup, count)
     latents = jax.vmap(lambda key: dgjax.prior_sample(field, key, shape))(keys)
-    one = partial(run, grid=dgjax.grid_logsnr(field, steps), parts=parts)
+    one = partial(run, grid=dgjax.grid_logsnr(field, steps), parts=parts, bound=bound)
     images, log_density, error, forces = claims.each(
         "parts", one, setup, latents, claims.keys(setup, count, 1)
     )
@@ -150,9 +155,10 @@ def main():
         "gain, nats",
         "of the gain without hold",
     ]
-    claims.report(f"parts-{setup.model.name}", header, rows_of(parts, images, log_density, forces))
+    name = f"parts-{setup.model.name}" + ("" if bound == 1 else f"-bound-{bound:g}")
+    claims.report(name, header, rows_of(parts, images, log_density, forces))
     print(f"solver's error, nats: median {np.median(error):.2g}, largest {error.max():.2g}")
-    draw(setup, parts, images)
+    draw(setup, name, parts, images)
 
 
 if __name__ == "__main__":

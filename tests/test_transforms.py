@@ -65,6 +65,7 @@ FUNCTIONS = {
     "h_statistic": lambda m, x: dgjax.h_statistic(m, 0.5, x, divergence=dgjax.Exact(), key=KEY),
     "posterior": lambda m, x: dgjax.posterior(m, 0.5, x, key=KEY),
     "jeffreys": lambda m, x: dgjax.jeffreys(m, *points(m, x), key=KEY),
+    "posterior_kl": lambda m, x: dgjax.posterior_kl(m, *points(m, x), key=KEY),
     "geodesic": lambda m, x: dgjax.geodesic(
         m, 0.5, x, 0.6, 2 * x, key=KEY, segments=4, knots=2, steps=2
     ),

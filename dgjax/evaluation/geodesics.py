@@ -1,17 +1,11 @@
-r"""Spacetime geometry of a diffusion model: distances between denoising posteriors.
+r"""Spacetime geodesics of a diffusion model: curves of least energy between noisy samples.
 
-The posteriors p(x_0 | x_t), one for every point (x, t), form an exponential family with sufficient
-statistics (x_0, |x_0|^2) (Spacetime Geometry of Denoising, arXiv 2505.17517). In the scaled
-coordinates y = x/alpha and w = sigma/alpha, with the denoiser D(y, w) = E[x_0 | x_t],
-
-    natural parameters      (y/w^2, -1/(2 w^2))  =  (alpha x/sigma^2, -alpha^2/(2 sigma^2)),
-    expectation parameters  (D, |D|^2 + w^2 div_y D).
-
-The Fisher-Rao metric is <d natural, d expectation>. For two members of the family, <difference of
-natural, difference of expectation> is the Jeffreys divergence KL(p|q) + KL(q|p). So the energy of a
+The Fisher-Rao metric of the denoising posteriors (`dgjax.evaluation.posteriors`) is
+<d natural, d expectation> (Spacetime Geometry of Denoising, arXiv 2505.17517). So the energy of a
 curve needs one evaluation and one Hessian product per point, and no metric tensor.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -20,33 +14,20 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float
 
+from dgjax.evaluation.posteriors import jeffreys
 from dgjax.model.divergence import Divergence, Hutchinson, check_count
 from dgjax.model.faults import first, refuse
-from dgjax.model.field import Field, condition, denoise
+from dgjax.model.field import Field, condition
 from dgjax.model.manual_axes import explain_manual_axes
 from dgjax.model.paths import logsnr
-from dgjax.sampling.checks import (
-    check_in_range,
-    check_sample,
-    check_shape,
-    check_trajectory_shape,
-)
+from dgjax.sampling.checks import check_in_range, check_sample
 from dgjax.sampling.traced_numbers import check_model
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float
 
-__all__ = ["Geodesic", "Posterior", "geodesic", "jeffreys", "posterior"]
+__all__ = ["Geodesic", "geodesic"]
 
-
-class Posterior(NamedTuple):
-    """The denoising posterior at one point, as parameters of its exponential family.
-
-    Attributes:
-        natural: (alpha x/sigma^2, -alpha^2/(2 sigma^2)).
-        expectation: (E[x_0 | x], E[|x_0|^2 | x]).
-    """
-
-    natural: tuple[Sample, Scalar]
-    expectation: tuple[Sample, Scalar]
+# A function of the times (n+1,) and the points (n+1, *shape) of a curve.
+Penalty = Callable[[Float[Array, " n+1"], Float[Array, "n+1 ..."]], Scalar]
 
 
 class Geodesic(NamedTuple):
@@ -58,7 +39,8 @@ class Geodesic(NamedTuple):
         length: sum of the square roots of the Jeffreys divergences between consecutive points.
         energy: n/2 times the sum of these divergences, in nats; length^2/2 if the points are
             equally spaced.
-        energies: (steps,) estimates of the energy during the optimisation, each with new probes.
+        energies: (steps,) estimates of the energy, and the penalty if there is one, during the
+            optimisation, each with new probes.
     """
 
     ts: Float[Array, " n+1"]
@@ -66,107 +48,6 @@ class Geodesic(NamedTuple):
     length: Scalar
     energy: Scalar
     energies: Float[Array, " steps"]
-
-
-class _Point(NamedTuple):
-    """One point in scaled coordinates: y, w^2, the denoised D and an estimate of w^2 div_y D."""
-
-    y: Sample
-    w2: Scalar
-    denoised: Sample
-    spread: Scalar
-
-
-@explain_manual_axes
-def posterior(
-    model: Field,
-    t: ArrayLike,
-    x: Sample,
-    *,
-    key: Key,
-    divergence: Divergence = Hutchinson(),
-    cond: Cond = None,
-) -> Posterior:
-    """Return the natural and expectation parameters of the posterior p(x_0 | x_t = x).
-
-    Spacetime Geometry of Denoising, arXiv 2505.17517.
-
-    Args:
-        model: the field.
-        t: a time of its path.
-        x: one sample at `t`, of any shape.
-        key: for the probes.
-        divergence: trace estimator of w^2 div_y D in E[|x_0|^2 | x].
-        cond: condition of the model, if any.
-    """
-    p = _point(condition(model, cond), as_float(t), x, key, divergence)
-    second = jnp.sum(p.denoised**2) + p.spread
-    return Posterior((p.y / p.w2, -0.5 / p.w2), (p.denoised, second))
-
-
-def _point(model: Field, t: Scalar, x: Sample, key: Key, divergence: Divergence) -> _Point:
-    alpha, sigma = model.path.alpha(t), model.path.sigma(t)
-    w2 = (sigma / alpha) ** 2
-    denoised, push = jax.linearize(lambda x: denoise(model, t, x), x)
-    spread = w2 * alpha * jnp.mean(divergence(push, x, key))
-    return _Point(x / alpha, w2, denoised, spread)
-
-
-@explain_manual_axes
-def jeffreys(
-    model: Field,
-    ts: Float[Array, " n+1"],
-    xs: Float[Array, "n+1 ..."],
-    *,
-    key: Key,
-    divergence: Divergence = Hutchinson(),
-    cond: Cond = None,
-    batch: int = 16,
-) -> Float[Array, " n"]:
-    """Return the Jeffreys divergences KL(p|q) + KL(q|p) between posteriors at consecutive points.
-
-    To second order each is the squared Fisher-Rao length of its segment. All points share one
-    probe, so most of its noise cancels in their differences. An estimate can still be negative.
-
-    Args:
-        model: the field.
-        ts: (n+1,) times.
-        xs: (n+1, *shape) points, on the model's path.
-        key: for the probes.
-        divergence: trace estimator.
-        cond: condition of the model, if any.
-        batch: number of points evaluated together; it bounds memory.
-
-    Returns:
-        (n,) nats.
-
-    Raises:
-        ValueError: if there are fewer than two points, their numbers differ, or `batch` is not a
-            positive int.
-    """
-    check_count("batch", batch)
-    ts, xs = as_float(ts), jnp.asarray(xs)
-    check_trajectory_shape(ts, xs)
-    check_shape(model, xs.shape[1:], "each of xs")
-    model = condition(model, cond)
-    points = jax.lax.map(
-        lambda p: _point(model, p[0], p[1], key, divergence),
-        (ts, xs),
-        batch_size=min(batch, len(ts)),
-    )
-    return jax.vmap(_between)(_part(points, slice(None, -1)), _part(points, slice(1, None)))
-
-
-def _part(points: _Point, which: slice) -> _Point:
-    return jax.tree.map(lambda a: a[which], points)
-
-
-def _between(a: _Point, b: _Point) -> Scalar:
-    # The statistics of x_0 - c give the same product for every c. With c halfway between both D
-    # the terms |D - c|^2 are equal and drop out; otherwise they cancel badly at low noise.
-    c = 0.5 * (a.denoised + b.denoised)
-    along = jnp.sum(((b.y - c) / b.w2 - (a.y - c) / a.w2) * (b.denoised - a.denoised))
-    return along - 0.5 * (1 / b.w2 - 1 / a.w2) * (b.spread - a.spread)
 
 
 @explain_manual_axes
@@ -184,6 +65,7 @@ def geodesic(
     knots: int = 6,
     steps: int = 200,
     optimiser: optax.GradientTransformation | None = None,
+    penalty: Penalty | None = None,
     batch: int = 16,
 ) -> Geodesic:
     """Find the curve of least energy between (x0, t0) and (x1, t1).
@@ -207,6 +89,9 @@ def geodesic(
         knots: number of knots of the spline between the ends.
         steps: number of steps of the optimiser.
         optimiser: `optax.adam` with a cosine decay from 0.03 by default.
+        penalty: function of the times and the points of the curve, whose value is added to the
+            energy, in nats. A smooth one that is large in a region keeps the curve out of it; that
+            of points is their sum over n, as the energy is an integral over the curve.
         batch: number of points evaluated together; it bounds memory.
 
     Returns:
@@ -243,27 +128,29 @@ def geodesic(
         ts = ts.at[0].set(t0).at[-1].set(t1)
         return ts, jax.vmap(lambda t, y: model.path.alpha(t) * y)(ts, ys)
 
-    def parts(moved, key):
-        return jeffreys(model, *curve(moved), key=key, divergence=divergence, batch=batch)
+    def parts(points, key):
+        return jeffreys(model, *points, key=key, divergence=divergence, batch=batch)
+
+    def objective(moved, key):
+        points = curve(moved)
+        energy = 0.5 * segments * jnp.sum(parts(points, key))
+        return energy if penalty is None else energy + penalty(*points)
 
     if optimiser is None:
         optimiser = optax.adam(optax.cosine_decay_schedule(0.03, steps))
 
     def step(carry, i):
         moved, state = carry
-        energy, slope = jax.value_and_grad(
-            lambda m: 0.5 * segments * jnp.sum(parts(m, jax.random.fold_in(key, i)))
-        )(moved)
+        energy, slope = jax.value_and_grad(objective)(moved, jax.random.fold_in(key, i))
         with jax.numpy_dtype_promotion("standard"):  # schedules of optax mix dtypes
             updates, state = optimiser.update(slope, state, moved)
         return (optax.apply_updates(moved, updates), state), energy
 
     start = jnp.zeros((knots, *x0.shape), x0.dtype), jnp.zeros(knots, x0.dtype)
     (moved, _), energies = jax.lax.scan(step, (start, optimiser.init(start)), jnp.arange(steps))
-    pieces = parts(moved, jax.random.fold_in(key, steps))
-    pieces = refuse(fault, pieces)
-    length = jnp.sum(jnp.sqrt(jnp.maximum(pieces, 0)))
     ts, xs = curve(moved)
+    pieces = refuse(fault, parts((ts, xs), jax.random.fold_in(key, steps)))
+    length = jnp.sum(jnp.sqrt(jnp.maximum(pieces, 0)))
     return Geodesic(ts, xs, length, 0.5 * segments * jnp.sum(pieces), energies)
 
 

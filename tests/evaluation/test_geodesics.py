@@ -143,6 +143,58 @@ def test_geodesic_is_shorter_than_where_it_starts(mixture):
     assert found.length**2 / 2 <= found.energy * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("path", [dgjax.vp(), dgjax.edm()], ids=["vp", "edm"])
+def test_kl_along_a_curve_is_that_of_two_gaussians(path):
+    mean = 0.4
+    mixture = dgjax.gaussian(jnp.full(6, mean), SCALE**2 * jnp.eye(6))
+    model = dgjax.closed_form(mixture, path, t_min=0.02, t_max=0.9)
+    ends = jax.random.normal(jax.random.key(0), (2, 6))
+
+    def curve(n, bend):
+        share = jnp.linspace(0, 1, n + 1)
+        ts = 0.1 + 0.4 * share + bend * share * (1 - share)
+        bow = bend * jnp.sin(jnp.pi * share)[:, None] * jnp.arange(6.0)
+        return ts, ends[0] + share[:, None] * (ends[1] - ends[0]) + bow
+
+    found = lambda n, bend: dgjax.posterior_kl(
+        model, *curve(n, bend), key=jax.random.key(1), divergence=dgjax.Exact()
+    )
+    ts, xs = curve(64, 0.0)
+    c = jax.vmap(lambda t: coefficients(path, t))(ts)
+    w2 = (c.sigma / c.alpha) ** 2
+    variance = SCALE**2 * w2 / (SCALE**2 + w2)
+    means = mean + (variance / w2)[:, None] * (xs / c.alpha[:, None] - mean)
+    ratio = variance[0] / variance
+    apart = jnp.sum((means - means[0]) ** 2, 1) / variance
+    exact = 0.5 * (6 * (ratio - 1 - jnp.log(ratio)) + apart)
+    assert exact[-1] > 1
+    np.testing.assert_allclose(found(64, 0.0), exact, rtol=3e-3, atol=3e-3 * exact[-1])
+    # Of second order, by any curve.
+    for bend in (0.0, 0.3):
+        errors = [abs(found(n, bend)[-1] - exact[-1]) for n in (64, 128)]
+        assert np.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.2)
+
+
+@pytest.mark.slow
+def test_a_penalty_keeps_the_curve_out_of_a_region():
+    """A disc of y between two points is gone around, and the way is longer."""
+    model = isotropic(dgjax.edm(), size=2)
+    ends = jnp.array([-0.9, 0.4]), jnp.array([1.1, 0.6])
+
+    def between(penalty):
+        options = {"key": jax.random.key(1), "divergence": dgjax.Exact(), "segments": 16}
+        options |= {"steps": 150, "penalty": penalty}
+        return dgjax.geodesic(model, 0.1, ends[0], 0.1, ends[1], **options)
+
+    straight = between(None)
+    middle = straight.xs[8] + jnp.array([0.02, 0.05])
+    depth = lambda xs: jnp.maximum(0.4 - jnp.linalg.norm(xs - middle, axis=-1), 0)
+    around = between(lambda ts, xs: 1e3 * jnp.mean(depth(xs) ** 2))
+    assert depth(straight.xs).max() > 0.3
+    assert depth(around.xs).max() < 0.05
+    assert straight.energy < around.energy < 3 * straight.energy
+
+
 def test_bad_input():
     model = isotropic(dgjax.edm())
     x, key = jnp.zeros(6), jax.random.key(0)
