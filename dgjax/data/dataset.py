@@ -92,6 +92,16 @@ class Dataset:
     def __len__(self) -> int:
         return self.values.shape[0]
 
+    def standard_deviation(self, most: int = 1024) -> float:
+        """Return the standard deviation of all values together, in the model's coordinates.
+
+        Args:
+            most: samples at even distances that are read at most.
+        """
+        indices = np.linspace(0, len(self) - 1, min(most, len(self))).astype(int)
+        centres = np.full((len(indices), 2), 0.5)
+        return float(self.batch(indices, positions=centres).std(dtype=np.float64))
+
     def content(self) -> dict[str, Any]:
         """Return numbers that tell these data from others, wherever they are stored.
 

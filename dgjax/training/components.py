@@ -7,6 +7,7 @@ state come first (`state_shapes`), and `create_state` makes every array in its p
 from functools import partial
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -39,8 +40,11 @@ __all__ = [
     "jit_train_step",
     "make_augment",
     "model_shapes",
+    "scale_notes",
     "state_shapes",
 ]
+
+MISMATCH = 1.25  # ratio of sigma_data to the data's from which it is said
 
 
 def model_shapes(config: TrainConfig) -> Field:
@@ -151,6 +155,28 @@ def check_data(config: TrainConfig, data: Dataset, part: str = "train") -> None:
         raise ValueError(
             f"num_classes = {classes}: {name} needs labels from 0 to {classes - 1}{why}"
         )
+
+
+def scale_notes(config: TrainConfig, data: Dataset) -> list[str]:
+    """Return a line for each sigma_data that is far from the standard deviation of the data.
+
+    The model is exact with any value; training is slower and worse with a wrong one.
+
+    Args:
+        config: of the run.
+        data: the training data.
+    """
+    given = {
+        "data.sigma_data": config.data.sigma_data,
+        "model.parametrization.sigma_data": config.model.parametrization.get("sigma_data"),
+    }
+    found = data.standard_deviation()
+    return [
+        f"{name} is {value:g}, and the standard deviation of the data is about {found:.3g}: such "
+        "a model learns better if they are alike"
+        for name, value in given.items()
+        if value is not None and found > 0 and abs(np.log(value / found)) > np.log(MISMATCH)
+    ]
 
 
 def make_augment(config: TrainConfig) -> Augment:

@@ -42,6 +42,7 @@ from dgjax.training.components import (
     jit_train_step,
     make_augment,
     model_shapes,
+    scale_notes,
     state_shapes,
 )
 from dgjax.training.config import TrainConfig
@@ -141,7 +142,7 @@ def _fit(
         data = load_data(config.data, config.model.shape)
         check_data(config, data)
         if progress and is_first_host():
-            say(f"data: {data.summary}", *data.notes)
+            say(f"data: {data.summary}", *data.notes, *scale_notes(config, data))
         rows = host_rows(config.batch, mesh)
         model, shapes = model_shapes(config), state_shapes(config)
         where = state_shardings(shapes, mesh, config.execution.parameters)

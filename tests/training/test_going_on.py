@@ -15,11 +15,12 @@ from flax import nnx
 
 from dgjax.checkpoints.arrays import to_named
 from dgjax.data import load_dataset
+from dgjax.data.named_datasets import load_data
 from dgjax.networks import UNet
 from dgjax.networks.unet import fold, unfold
 from dgjax.training import TrainConfig, export, fit
 from dgjax.training.checkpointing import is_finished, restore_latest
-from dgjax.training.components import state_shapes
+from dgjax.training.components import scale_notes, state_shapes
 from dgjax.training.run_folder import check_recorded_run, is_recorded, read_config
 
 MODEL = {
@@ -271,3 +272,20 @@ def test_all_missing_keys_are_named_with_the_command_that_prints_them():
         TrainConfig.from_dict(values)
     with pytest.raises(ValueError, match="config: model, data missing"):
         TrainConfig.from_dict({"steps": 1})
+
+
+def test_a_sigma_far_from_that_of_the_data_is_said(tmp_path):
+    x = np.random.default_rng(0).normal(-0.4, 0.31, (500, 2)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    found = config(tmp_path / "x.npz")
+    data = load_data(found.data, found.model.shape)
+    assert data.standard_deviation() == pytest.approx(x.std(), rel=1e-5)
+    told = f"is 1, and the standard deviation of the data is about {x.std():.3g}"
+    notes = scale_notes(found, data)
+    assert [note.split(" ", 1)[0] for note in notes] == [
+        "data.sigma_data",
+        "model.parametrization.sigma_data",
+    ]
+    assert all(told in note for note in notes)
+    near = replace(found, data=replace(found.data, sigma_data=0.28))
+    assert len(scale_notes(near, data)) == 1
