@@ -112,6 +112,7 @@ def filled(network):
     return jax.tree.map(lambda a: a + 0.1 * jax.random.normal(next(keys), a.shape), network)
 
 
+@pytest.mark.slow
 def test_layers_are_read_in_the_pass_that_the_model_makes():
     network = filled(UNet((6, 6, 1), (8,), 1, 16, num_classes=3, rngs=nnx.Rngs(0)))
     model = dgjax.field(network, dgjax.edm(), dgjax.preconditioned(0.5), t_min=0.02, t_max=80.0)

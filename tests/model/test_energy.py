@@ -88,6 +88,7 @@ def test_the_normalizer_is_that_of_the_density():
     assert abs(found) < 4 * error + 1e-4
 
 
+@pytest.mark.slow
 def test_the_loss_is_smallest_at_the_exact_energy():
     """The minimum of the loss is the truth, and it sees a constant that depends on w."""
     keys = jax.random.split(jax.random.key(2), 3)

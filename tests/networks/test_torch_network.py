@@ -99,6 +99,7 @@ def test_values_and_gradients_are_those_of_the_network_in_jax(module, name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), *found)
 
 
+@pytest.mark.slow
 def test_derivatives_of_every_order(module):
     mine, theirs = torch_network(module), in_jax(module)
     x, v = jnp.asarray([1.0, -2.0, 0.5, 3.0]), jnp.arange(4.0)

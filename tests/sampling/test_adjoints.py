@@ -60,6 +60,7 @@ def test_both_modes_agree_with_the_reverse_mode_of_diffrax(solver, adjoint):
     np.testing.assert_allclose(push(DIRECTION), truth[1] @ DIRECTION, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_second_derivatives_agree_in_all_orders_of_the_modes():
     hessians = [jax.jit(outer(inner(log_density)))(X) for outer, inner in ORDERS]
     np.testing.assert_allclose(hessians[0], hessians[1], rtol=1e-9)
