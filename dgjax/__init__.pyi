@@ -106,7 +106,7 @@ from .sampling.shooting import Shot, pilot, shoot
 from .sampling.solvers import RK4, LevelSetEuler, Multistep
 from .sampling.spacetime_quadrature import chord, quadrature
 from .sampling.superposition import Superposed, intersection, mixture, superpose
-from .sampling.time_grids import grid_karras, grid_logsnr, grid_uniform
+from .sampling.time_grids import grid_from_data, grid_karras, grid_logsnr, grid_uniform
 from .typing import register_dataclass
 
 __version__: str
@@ -193,6 +193,7 @@ __all__ = [
     "gaussian_mixture",
     "gaussian_prior",
     "geodesic",
+    "grid_from_data",
     "grid_karras",
     "grid_logsnr",
     "grid_uniform",

@@ -27,7 +27,7 @@ from out_of_distribution import digits, photographs
 import dgjax
 from dgjax.devices.batches import map_batches
 
-SAMPLING, LIKELIHOOD = (8, 12, 16, 24, 32), (4, 6, 8, 12, 16)  # evaluations
+SAMPLING, LIKELIHOOD = (8, 12, 16, 24, 32), (4, 6, 8, 12, 16, 24)  # evaluations
 CONVERGED = 128  # steps
 GRIDS = {"log-SNR": dgjax.grid_logsnr, "sigma^(1/7)": dgjax.grid_karras}
 TOLERANCES, TIGHT = (0.1, 0.03, 0.01, 0.003), 1e-4
@@ -37,6 +37,7 @@ OURS = {
     "Multistep(2)": dgjax.Multistep(2),
     "Multistep(3, 4)": dgjax.Multistep(3, 4),
 }
+FROM_DATA = "Multistep(), grid_from_data"  # the same as grid_logsnr below 16 evaluations
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(32)
 
 
@@ -151,9 +152,8 @@ def sampling(setup, latents, exact):
             yield [name, grid_name, *(f"{e:.4f}" for e in errors)]
 
 
-def likelihoods(setup, x, solver, steps):
+def likelihoods(setup, x, solver, times):
     """Return log-densities and their stated errors, with one fixed probe an image."""
-    times = dgjax.grid_logsnr(setup.model.field, steps)
 
     def one(field, x, key):
         probe = dgjax.FixedProbe(dgjax.Hutchinson(), key)
@@ -191,10 +191,13 @@ def measured(setup, groups):
     x, unit = np.concatenate(list(groups.values())), setup.model.size * np.log(2)
     ends = np.cumsum([len(group) for group in groups.values()])[:-1]
     rows = {name: [] for name in groups}
-    exact, _ = likelihoods(setup, x, dgjax.Multistep(), CONVERGED)
-    for solver_name, solver in OURS.items():
-        for count in LIKELIHOOD:
-            found, stated = likelihoods(setup, x, solver, count - 1)
+    field = setup.model.field
+    exact, _ = likelihoods(setup, x, dgjax.Multistep(), dgjax.grid_logsnr(field, CONVERGED))
+    tried = [(name, solver, dgjax.grid_logsnr, LIKELIHOOD) for name, solver in OURS.items()]
+    tried.append((FROM_DATA, dgjax.Multistep(), dgjax.grid_from_data, LIKELIHOOD[-2:]))
+    for solver_name, solver, grid, counts in tried:
+        for count in counts:
+            found, stated = likelihoods(setup, x, solver, grid(field, count - 1))
             errors = np.split(np.abs(found - exact), ends)
             for name, error, of in zip(groups, errors, np.split(stated, ends), strict=True):
                 cells = [f"{rms(error) / unit:.4f}", f"{rms(of) / unit:.4f}"]

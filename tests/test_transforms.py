@@ -58,6 +58,7 @@ FUNCTIONS = {
     "chi_quantile": lambda m, x: dgjax.chi_quantile(jax.nn.sigmoid(x[0]), 3),
     "grid_logsnr": lambda m, x: grid(_from(m, x)),
     "grid_karras": lambda m, x: dgjax.grid_karras(_from(m, x), STEPS),
+    "grid_from_data": lambda m, x: dgjax.grid_from_data(_from(m, x), 16),
     "grid_uniform": lambda m, x: dgjax.grid_uniform(_from(m, x), STEPS),
     "repath": lambda m, x: dgjax.repath(_from(m, x), dgjax.vp()).t_min,
     "heat_residual": lambda m, x: dgjax.heat_residual(m, 0.5, x, key=KEY),

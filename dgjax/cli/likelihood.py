@@ -53,7 +53,7 @@ from dgjax.pictures.image_files import FULL, check_levels
 from dgjax.pictures.quantization import bits_per_dim, dequantize
 from dgjax.pictures.sample_files import LazySamples, encode_levels, find_samples, read_samples
 from dgjax.sampling.likelihood import likelihood
-from dgjax.sampling.time_grids import grid_logsnr
+from dgjax.sampling.time_grids import grid_from_data
 
 __all__ = ["command"]
 
@@ -94,7 +94,7 @@ def command(
 
     A latent model encodes pictures to the mean of their latent first; the log-density is that of
     the latent, without bits per dimension. With --class or --prompt it is the conditional
-    log p(x | class) or log p(x | prompt).
+    log p(x | class) or log p(x | prompt). Of 15 steps or more, the one at the data is cut in three.
     """
     method = make_solver(solver)
     size = height, width
@@ -127,7 +127,7 @@ def command(
         xs = jax.vmap(partial(prepare, keys))(*(part[some] for part in items))
         run_one = partial(likelihood, **options)
         steps = find_steps(chosen.field, xs, tolerance, key=keys[1], run=run_one)
-    grid = grid_logsnr(chosen.field, steps)
+    grid = grid_from_data(chosen.field, steps)
 
     @jax.jit
     def run(field, keys, batch):

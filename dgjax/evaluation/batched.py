@@ -15,12 +15,12 @@ from dgjax.checkpoints.opened import Model
 from dgjax.devices.batches import map_batches
 from dgjax.evaluation.alignment import Alignment, align
 from dgjax.model.divergence import Untracked
-from dgjax.model.field import denoise
+from dgjax.model.field import Field, denoise
 from dgjax.model.prior import prior_sample
 from dgjax.sampling.likelihood import likelihood
 from dgjax.sampling.sample import sample
 from dgjax.sampling.solvers import Solver, default_divergence
-from dgjax.sampling.time_grids import grid_logsnr
+from dgjax.sampling.time_grids import grid_from_data, grid_logsnr
 
 __all__ = [
     "SolverSettings",
@@ -141,7 +141,7 @@ def measure_log_densities(
         )
         return found.log_density, found.info.standard_error
 
-    return _in_batches("likelihood", one, model, (x, keys, labels), settings)
+    return _in_batches("likelihood", one, model, (x, keys, labels), settings, grid_from_data)
 
 
 def _latents(model: Model, keys: Array) -> Array:
@@ -149,9 +149,14 @@ def _latents(model: Model, keys: Array) -> Array:
 
 
 def _in_batches(
-    what: str, one: Callable[..., Any], model: Model, items: Any, settings: SolverSettings
+    what: str,
+    one: Callable[..., Any],
+    model: Model,
+    items: Any,
+    settings: SolverSettings,
+    make_grid: Callable[[Field, int], Array] = grid_logsnr,
 ) -> Any:
-    solver, grid = settings.solver, grid_logsnr(model.field, settings.steps)
+    solver, grid = settings.solver, make_grid(model.field, settings.steps)
 
     @jax.jit
     def run(field, batch):

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from dgjax.model.divergence import check_count
@@ -9,7 +10,10 @@ from dgjax.model.field import Field
 from dgjax.model.paths import logsnr
 from dgjax.typing import as_float
 
-__all__ = ["grid_karras", "grid_logsnr", "grid_uniform"]
+__all__ = ["grid_from_data", "grid_karras", "grid_logsnr", "grid_uniform"]
+
+CUT = (0.5, 0.75, 1.0)  # where the parts of the step at the data end, from the noise on
+LEAST_CUT = 15  # steps of a grid in which one is cut
 
 
 def _with_ends(model: Field, times: Array) -> Float[Array, " n+1"]:
@@ -54,6 +58,33 @@ def grid_logsnr(model: Field, steps: int) -> Float[Array, " n+1"]:
     check_count("steps", steps)
     start, stop = logsnr(model.path, model.t_max), logsnr(model.path, model.t_min)
     return _with_ends(model, _times(model, jnp.linspace(start, stop, steps + 1)))
+
+
+def grid_from_data(model: Field, steps: int) -> Float[Array, " n+1"]:
+    """Return a grid for likelihoods of real data: `grid_logsnr` with shorter steps at the data.
+
+    A solve that starts at the data has no earlier evaluations there, so its first steps are of low
+    order, and real data, which are not quite the model's, move most in them. So the step at the
+    data is cut into a quarter, a quarter and a half, the other steps are equal in log-SNR, and
+    there are as many as asked for. Fewer than 15 steps are all equal: there are none to spare.
+
+    Args:
+        model: the field, whose range the grid covers.
+        steps: number of steps.
+
+    Returns:
+        (steps + 1,) decreasing times.
+
+    Raises:
+        ValueError: if `steps` is not a positive int.
+    """
+    check_count("steps", steps)
+    if steps < LEAST_CUT:
+        return grid_logsnr(model, steps)
+    start, stop = logsnr(model.path, model.t_max), logsnr(model.path, model.t_min)
+    equal = steps - len(CUT)
+    shares = np.concatenate([np.arange(equal + 1), equal + np.asarray(CUT)]) / (equal + 1)
+    return _with_ends(model, _times(model, start + as_float(shares) * (stop - start)))
 
 
 def grid_karras(model: Field, steps: int, rho: ArrayLike = 7.0) -> Float[Array, " n+1"]:

@@ -42,6 +42,34 @@ def test_equal_steps_between_the_models_own_ends(span, make, clock):
     np.testing.assert_array_equal(make(model, 1), jnp.stack([model.t_max, model.t_min]))
 
 
+def test_the_step_at_the_data_is_cut_in_three(span):
+    model = on_path(span.path)
+    grid = dgjax.grid_from_data(model, 20)
+    assert grid.shape == (21,)
+    assert (grid[0], grid[-1]) == (model.t_max, model.t_min)
+    steps = -jnp.diff(jnp.log(scaled_noise(model, grid)))
+    whole = np.log(20.0 / 0.02) / 18
+    np.testing.assert_allclose(steps, [whole] * 17 + [whole / 2, whole / 4, whole / 4], rtol=1e-8)
+    few = dgjax.grid_from_data(model, 14)
+    np.testing.assert_array_equal(few, dgjax.grid_logsnr(model, 14))
+
+
+@pytest.mark.parametrize("steps", [24, 32])
+def test_likelihood_of_what_is_not_the_models_needs_short_steps_at_the_data(steps):
+    mixture = dgjax.gaussian(jnp.array([0.5, -1.0, 0.2]), jnp.diag(jnp.array([1e-4, 0.09, 4.0])))
+    model = dgjax.closed_form(mixture, dgjax.edm(), t_min=0.02, t_max=80.0)
+    x = jnp.array([0.5 + 0.15, -0.3, 2.0])  # seven standard deviations off along the first axis
+    exact = mixture.log_density(x, 0.02)
+
+    def error(grid):
+        found = dgjax.likelihood(
+            model, x, grid(model, steps), key=jax.random.key(0), divergence=dgjax.Exact()
+        )
+        return abs(found.log_density - exact)
+
+    assert error(dgjax.grid_from_data) < 0.4 * error(dgjax.grid_logsnr)
+
+
 def test_karras_is_equation_5():
     """Karras et al. 2022, eq. 5, and the same grid as equal steps on the clock sigma^(1/7)."""
     i = np.arange(9) / 8
@@ -56,7 +84,9 @@ def test_karras_is_equation_5():
 
 
 @pytest.mark.parametrize("steps", [0, -3, 2.5, "8"])
-@pytest.mark.parametrize("make", [dgjax.grid_uniform, dgjax.grid_logsnr, dgjax.grid_karras])
+@pytest.mark.parametrize(
+    "make", [dgjax.grid_uniform, dgjax.grid_logsnr, dgjax.grid_karras, dgjax.grid_from_data]
+)
 def test_steps_must_be_a_positive_int(make, steps):
     with pytest.raises(ValueError, match="steps must be a positive int"):
         make(on_path(dgjax.edm()), steps)
