@@ -27,7 +27,6 @@ from out_of_distribution import digits, photographs
 
 import dgjax
 from dgjax.data.named_datasets import DATASETS
-from dgjax.devices.batches import map_batches
 from dgjax.pictures.quantization import to_uint8
 
 SAMPLING, LIKELIHOOD = (8, 12, 16, 24, 32), (4, 6, 8, 12, 16, 24)  # evaluations
@@ -123,15 +122,7 @@ def solved(setup, latents, solver, times):
     def one(field, x, key):
         return dgjax.sample(field, x, times, key=key, divergence=probe, solver=solver).x
 
-    return each("samples", one, setup, latents, claims.keys(setup, len(latents)))
-
-
-def each(what, one, setup, *items):
-    return map_batches(what, jitted(one), items, setup.preset.batch, setup.model.field)
-
-
-def jitted(one):
-    return jax.jit(lambda field, batch: jax.vmap(lambda *item: one(field, *item))(*batch))
+    return claims.each("samples", one, setup, latents, claims.keys(setup, len(latents)))
 
 
 def sampling(setup, latents, exact):
@@ -163,7 +154,7 @@ def likelihoods(setup, x, solver, times):
         found = dgjax.likelihood(field, x, times, key=key, divergence=probe, solver=solver)
         return found.log_density, found.info.solver_error
 
-    return each("likelihood", one, setup, x, claims.keys(setup, len(x)))
+    return claims.each("likelihood", one, setup, x, claims.keys(setup, len(x)))
 
 
 def adaptive(field, x, key, tolerance):
@@ -208,7 +199,9 @@ def measured(setup, groups, counts):
                 cells.append(f"{np.mean(error <= 3 * of):.0%}")
                 rows[name].append([name, solver_name, str(count), *cells])
     keys = claims.keys(setup, len(x))
-    run = lambda tolerance: each("Tsit5", partial(adaptive, tolerance=tolerance), setup, x, keys)
+    run = lambda tolerance: claims.each(
+        "Tsit5", partial(adaptive, tolerance=tolerance), setup, x, keys
+    )
     exact, _ = run(TIGHT)
     for tolerance in TOLERANCES:
         found, used = run(tolerance)

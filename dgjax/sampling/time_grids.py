@@ -25,6 +25,12 @@ def _times(model: Field, log_snrs: Array) -> Array:
     return jax.vmap(model.path.time)(log_snrs)
 
 
+def _at_shares(model: Field, shares: np.ndarray) -> Float[Array, " n+1"]:
+    """Return the times at these shares of the model's range of log-SNR, from t_max on."""
+    start, stop = logsnr(model.path, model.t_max), logsnr(model.path, model.t_min)
+    return _with_ends(model, _times(model, start + as_float(shares) * (stop - start)))
+
+
 def grid_uniform(model: Field, steps: int) -> Float[Array, " n+1"]:
     """Return a grid of equal steps of t.
 
@@ -56,8 +62,7 @@ def grid_logsnr(model: Field, steps: int) -> Float[Array, " n+1"]:
         ValueError: if `steps` is not a positive int.
     """
     check_count("steps", steps)
-    start, stop = logsnr(model.path, model.t_max), logsnr(model.path, model.t_min)
-    return _with_ends(model, _times(model, jnp.linspace(start, stop, steps + 1)))
+    return _at_shares(model, np.linspace(0, 1, steps + 1))
 
 
 def grid_from_data(model: Field, steps: int) -> Float[Array, " n+1"]:
@@ -81,10 +86,9 @@ def grid_from_data(model: Field, steps: int) -> Float[Array, " n+1"]:
     check_count("steps", steps)
     if steps < LEAST_CUT:
         return grid_logsnr(model, steps)
-    start, stop = logsnr(model.path, model.t_max), logsnr(model.path, model.t_min)
     equal = steps - len(CUT)
     shares = np.concatenate([np.arange(equal + 1), equal + np.asarray(CUT)]) / (equal + 1)
-    return _with_ends(model, _times(model, start + as_float(shares) * (stop - start)))
+    return _at_shares(model, shares)
 
 
 def grid_karras(model: Field, steps: int, rho: ArrayLike = 7.0) -> Float[Array, " n+1"]:

@@ -160,8 +160,6 @@ def check_data(config: TrainConfig, data: Dataset, part: str = "train") -> None:
 def scale_notes(config: TrainConfig, data: Dataset) -> list[str]:
     """Return a line for each sigma_data that is far from the standard deviation of the data.
 
-    The model is exact with any value; training is slower and worse with a wrong one.
-
     Args:
         config: of the run.
         data: the training data.
@@ -172,8 +170,8 @@ def scale_notes(config: TrainConfig, data: Dataset) -> list[str]:
     }
     found = data.standard_deviation()
     return [
-        f"{name} is {value:g}, and the standard deviation of the data is about {found:.3g}: such "
-        "a model learns better if they are alike"
+        f"{name} is {value:g}, and the standard deviation of the data is about {found:.3g}: "
+        "EDM's preconditioning and weighting take them to be alike"
         for name, value in given.items()
         if value is not None and found > 0 and abs(np.log(value / found)) > np.log(MISMATCH)
     ]
