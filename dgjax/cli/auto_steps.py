@@ -13,7 +13,8 @@ from dgjax.model.field import Field
 from dgjax.sampling.find_grid import find_grid
 from dgjax.sampling.likelihood import Likelihood
 from dgjax.sampling.results import Sampled
-from dgjax.typing import Key
+from dgjax.sampling.time_grids import grid_logsnr
+from dgjax.typing import Array, Key
 
 __all__ = [
     "AUTO",
@@ -85,6 +86,7 @@ def find_steps(
     *,
     key: Key,
     run: Callable[..., Sampled | Likelihood],
+    make_grid: Callable[[Field, int], Array] = grid_logsnr,
 ) -> int:
     """Return the number of steps that `find_grid` finds, and print it with its stated error.
 
@@ -95,6 +97,7 @@ def find_steps(
         tolerance: largest error from the solver, in nats.
         key: for probes and noise.
         run: `run(model, x, grid, key=key)` solves from one start.
+        make_grid: `make_grid(model, steps)` returns the grid of so many steps.
 
     Raises:
         ValueError: if no number of steps meets the tolerance, or the solver does not state its
@@ -102,7 +105,7 @@ def find_steps(
     """
     try:
         with console.status("finding the number of steps"):
-            found = find_grid(model, xs, tolerance, key=key, run=run)
+            found = find_grid(model, xs, tolerance, key=key, run=run, make_grid=make_grid)
     except ValueError as error:
         what = str(error).partition(":")[0]
         raise ValueError(

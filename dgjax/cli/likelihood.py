@@ -126,7 +126,9 @@ def command(
         some = np.linspace(0, len(names) - 1, min(TRIALS, len(names))).astype(int)
         xs = jax.vmap(partial(prepare, keys))(*(part[some] for part in items))
         run_one = partial(likelihood, **options)
-        steps = find_steps(chosen.field, xs, tolerance, key=keys[1], run=run_one)
+        steps = find_steps(
+            chosen.field, xs, tolerance, key=keys[1], run=run_one, make_grid=grid_from_data
+        )
     grid = grid_from_data(chosen.field, steps)
 
     @jax.jit

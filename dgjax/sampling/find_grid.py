@@ -21,7 +21,7 @@ class FoundGrid(NamedTuple):
     """A time grid that meets a tolerance.
 
     Attributes:
-        grid: (steps + 1,) times, uniform in log-SNR.
+        grid: (steps + 1,) times, made by `make_grid`.
         error: largest `info.solver_error` of the solves on it, in nats.
     """
 
@@ -41,6 +41,7 @@ def find_grid(
     *,
     key: Key,
     run: Callable[..., Sampled | Likelihood] = sample,
+    make_grid: Callable[[Field, int], Array] = grid_logsnr,
     fewest: int = 8,
     most: int = 512,
     **options: Any,
@@ -60,6 +61,8 @@ def find_grid(
         key: for probes and noise.
         run: `sample`, `likelihood` or a function of the same signature. The arrays of a
             `jax.tree_util.Partial` are arguments of the compiled program, not constants in it.
+        make_grid: `make_grid(model, steps)` returns the grid of so many steps; `grid_from_data`
+            suits `likelihood`.
         fewest: number of steps to begin with.
         most: number of steps not to exceed.
         **options: passed on to `run` (guides, divergence, solver, ...).
@@ -89,7 +92,7 @@ def find_grid(
 
     steps = fewest
     while True:
-        grid = grid_logsnr(model, steps)
+        grid = make_grid(model, steps)
         error = float(jnp.max(errors(run, model, grid, starts, keys)))
         if error <= tolerance:
             return FoundGrid(grid, error)

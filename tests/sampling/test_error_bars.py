@@ -265,6 +265,16 @@ def test_a_grid_is_found_that_keeps_the_tolerance(mixture2):
     assert stated.max() > 1e-3
 
 
+def test_the_grid_found_is_of_the_kind_asked_for(mixture2):
+    model = model_of(mixture2.model)
+    options = {"key": KEY, "run": dgjax.likelihood, "divergence": dgjax.Exact()}
+    found = dgjax.find_grid(
+        model, jnp.ones((2, 2)), 1e6, fewest=16, make_grid=dgjax.grid_from_data, **options
+    )
+    np.testing.assert_array_equal(found.grid, dgjax.grid_from_data(model, 16))
+    assert np.abs(found.grid - dgjax.grid_logsnr(model, 16)).max() > 0.01
+
+
 @pytest.mark.slow
 def test_what_no_grid_can_keep_is_refused(mixture2):
     model = model_of(mixture2.model)
