@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import typer
+from jaxtyping import Array
 
 from dgjax.cli.options import MOST_STEPS
 from dgjax.cli.stated_errors import error_cell
@@ -14,7 +15,7 @@ from dgjax.sampling.find_grid import find_grid
 from dgjax.sampling.likelihood import Likelihood
 from dgjax.sampling.results import Sampled
 from dgjax.sampling.time_grids import grid_logsnr
-from dgjax.typing import Array, Key
+from dgjax.typing import Key
 
 __all__ = [
     "AUTO",

@@ -1,5 +1,6 @@
 """Evaluate a model at one point (t, x): velocity, score, divergence and Hessian products."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from dgjax.model.reverse_mode import has_forward_mode, transpose
 from dgjax.model.trace_head import recorded_pair
 from dgjax.typing import Cond, Key, LinearMap, Sample, Scalar, as_float, check_made
 
-__all__ = ["Local", "evaluate"]
+__all__ = ["Local", "evaluate", "evaluate_with_rates"]
 
 
 class Local(NamedTuple):
@@ -118,13 +119,62 @@ def evaluate(
         The model at (t, x).
     """
     t, x = as_float(t), jnp.asarray(x)
+    seen = lambda x: recorded_pair(model, t, x, cond, _layers(model))
+    linearized = jax.linearize(seen, x, has_aux=True)
+    return _local(model, t, x, linearized, divergence, key, log_densities)
+
+
+def evaluate_with_rates(
+    model: Field,
+    t: ArrayLike,
+    x: Sample,
+    *,
+    divergence: Divergence,
+    key: Key,
+    log_densities: Float[Array, " n"] | None = None,
+    cond: Cond = None,
+) -> tuple[Local, Callable[[Sample], Sample]]:
+    """Evaluate a model at (t, x) like `evaluate`, and find how its denoised sample changes.
+
+    Args:
+        model: the field.
+        t: a time on the model's path.
+        x: one sample, of any shape.
+        divergence: trace estimator for the divergence.
+        key: random key of the estimator.
+        log_densities: `(n,)` tracked log-densities in nats, stored in the result; 0 by default.
+        cond: condition of the network.
+
+    Returns:
+        The model at (t, x), and a function that maps a drift dx/dt to the derivative in time of
+        the denoised sample along it. A call costs one product with the Jacobian, in time and x.
+
+    Raises:
+        ValueError: if the network has no forward mode.
+    """
+    t, x = as_float(t), jnp.asarray(x)
+    seen = lambda t, x: recorded_pair(model, t, x, cond, _layers(model))
+    pair, push, features = jax.linearize(seen, t, x, has_aux=True)
+    push_x = lambda z: push(jnp.zeros_like(t), z)
+    if not has_forward_mode(push_x, x):
+        raise ValueError(
+            "the derivative along the trajectory needs forward mode, and this network has a "
+            "jax.custom_vjp: use a solver without derivatives, as Multistep() is"
+        )
+    local = _local(model, t, x, (pair, push_x, features), divergence, key, log_densities)
+    return local, lambda drift: push(jnp.ones_like(t), drift).x0
+
+
+def _layers(model: Field) -> tuple[str, ...]:
+    return () if model.trace_head is None else model.trace_head.layers
+
+
+def _local(model: Field, t, x, linearized, divergence, key, log_densities) -> Local:
+    """Return all that is known at (t, x) from what `jax.linearize` returns there."""
     check_made("divergence", divergence)
     c = coefficients(model.path, t)
     head = model.trace_head
-    layers = () if head is None else head.layers
-    seen = lambda x: recorded_pair(model, t, x, cond, layers)
-    (x0, eps), push, features = jax.linearize(seen, x, has_aux=True)
-
+    (x0, eps), push, features = linearized
     jacobian: LinearMap = lambda z: push(z).x0
     hvp: LinearMap = lambda z: -push(z).eps / c.sigma  # the derivative of s = -eps/sigma
     if not has_forward_mode(push, x):

@@ -12,7 +12,16 @@ from numpy.polynomial import legendre
 
 from dgjax.typing import Scalar, as_float
 
-__all__ = ["RHO", "dlog_w_du", "lagrange", "u_of_logsnr", "unit_density", "weights"]
+__all__ = [
+    "RHO",
+    "dlog_w_du",
+    "hermite",
+    "hermite_weights",
+    "lagrange",
+    "u_of_logsnr",
+    "unit_density",
+    "weights",
+]
 
 RHO = 7.0
 GAUSS_POINTS = 8  # of the Gauss-Legendre rule over one step
@@ -71,7 +80,68 @@ def weights(
     Returns:
         (k,) weights: their inner product with values at the points is the integral.
     """
-    gauss, masses = (as_float(a).astype(points.dtype) for a in legendre.leggauss(GAUSS_POINTS))
+    u, masses = _gauss_points(start, stop, density, points.dtype)
+    return jnp.sum(masses[:, None] * lagrange(points, valid, u), 0)
+
+
+def hermite(
+    points: Float[Array, " k"],
+    valid: Bool[Array, " k"],
+    sloped: Bool[Array, " k"],
+    u: Float[Array, " m"],
+) -> tuple[Float[Array, "m k"], Float[Array, "m k"]]:
+    """Evaluate the Hermite polynomials of values at some points, and slopes at some of these.
+
+    Args:
+        points: (k,) interpolation points.
+        valid: (k,) at which of them the value is used.
+        sloped: (k,) at which of the valid ones the derivative in u is used, too.
+        u: (m,) where to evaluate.
+
+    Returns:
+        Two times (m, k): what a value, and what a derivative contributes at every u. It is 0 for
+        those that are not used.
+    """
+    sloped = valid & sloped
+    other = valid[None] & ~jnp.eye(points.shape[0], dtype=bool)
+    distance = jnp.where(other, points[:, None] - points[None], 1)
+    passed = u[:, None] - points[None]
+    ratios = jnp.where(other[None], passed[:, None] / distance[None], 1)
+    ratios = jnp.where(sloped[None, None], ratios**2, ratios)
+    product = jnp.where(valid[None], jnp.prod(ratios, -1), 0)
+    rate = jnp.sum(jnp.where(other, jnp.where(sloped, 2, 1)[None] / distance, 0), -1)
+    values = product * jnp.where(sloped, 1 - rate * passed, 1)
+    return values, jnp.where(sloped, product * passed, 0)
+
+
+def hermite_weights(
+    points: Float[Array, " k"],
+    valid: Bool[Array, " k"],
+    sloped: Bool[Array, " k"],
+    start: Scalar,
+    stop: Scalar,
+    density: Callable[[Array], Array] = unit_density,
+) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
+    """Integrate the Hermite polynomials times a density.
+
+    Args:
+        points: (k,) interpolation points.
+        valid: (k,) at which of them the value is used.
+        sloped: (k,) at which of the valid ones the derivative in u is used, too.
+        start: lower end of the integral.
+        stop: upper end, which may be the smaller number.
+        density: a function of u.
+
+    Returns:
+        Two times (k,): weights of the values and of the derivatives.
+    """
+    u, masses = _gauss_points(start, stop, density, points.dtype)
+    values, slopes = hermite(points, valid, sloped, u)
+    return jnp.sum(masses[:, None] * values, 0), jnp.sum(masses[:, None] * slopes, 0)
+
+
+def _gauss_points(start, stop, density, dtype) -> tuple[Array, Array]:
+    """Where a density between two ends is evaluated, and the masses there."""
+    gauss, masses = (as_float(a).astype(dtype) for a in legendre.leggauss(GAUSS_POINTS))
     u = 0.5 * (start + stop) + 0.5 * (stop - start) * gauss
-    values = lagrange(points, valid, u)
-    return 0.5 * (stop - start) * jnp.sum((masses * density(u))[:, None] * values, 0)
+    return u, 0.5 * (stop - start) * masses * density(u)

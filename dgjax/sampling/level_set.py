@@ -127,7 +127,7 @@ def _laplacians(local: Local) -> Float[Array, " m"]:
 
 def _guided_rate(evaluation: Evaluation) -> Scalar:
     """Rate d log p/d log w of the guides alone, in nats."""
-    drift, local, _ = evaluation
+    drift, local = evaluation.drift, evaluation.local
     return 2 * inner(drift - local.velocity, local.score) * local.sigma**2 / local.g2
 
 
@@ -160,7 +160,7 @@ def predict(
     Returns:
         The state at the end, and the displacement by the noise.
     """
-    drift, local, at_bound = history.evaluation
+    drift, local, at_bound, _ = history.evaluation
     end = coefficients(path, local.t + dt)
     passed = end.logsnr - local.logsnr
     dlog_w = -0.5 * passed

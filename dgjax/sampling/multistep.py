@@ -21,6 +21,12 @@ through the last k values with the newest among them. The next step starts from 
 and the model is not evaluated at it: so it costs nothing (UniPC, Zhao et al. 2023, arXiv
 2302.04867). The points of the trajectory are those where the model was evaluated.
 
+**Derivatives.** One product with the Jacobian of the network, in time and x, gives dx0/du along the
+drift. N is eta x0 + R, and without guides R is 0. So x0 is taken as the Hermite polynomial through
+its last values and derivatives (the Taylor steps of GENIE, Dockhorn et al. 2022, arXiv 2210.05475,
+take one value and one derivative), and R, whose derivative is not known, as a polynomial
+through as many values as there are of both.
+
 The log-density follows by identity (A), d log p/dt = -div u + <v - u, s>: predicted over the step
 by the same polynomial (Adams-Bashforth), and corrected on the next step, when one more evaluation
 is known (Adams-Moulton), by the residual of `dgjax.sampling.solver_quadrature` too.
@@ -39,7 +45,13 @@ from jaxtyping import Array, Float
 from dgjax.guidance.guide import score_weight
 from dgjax.model.local import Local
 from dgjax.model.paths import Path, coefficients
-from dgjax.sampling.interpolation import RHO, dlog_w_du, u_of_logsnr, weights
+from dgjax.sampling.interpolation import (
+    RHO,
+    dlog_w_du,
+    hermite_weights,
+    u_of_logsnr,
+    weights,
+)
 from dgjax.sampling.solver_quadrature import (
     RESIDUAL_POINTS,
     residual_gain,
@@ -50,9 +62,23 @@ from dgjax.sampling.spacetime_identity import log_density_gain
 from dgjax.sampling.state import Evaluation, Node, Start, State
 from dgjax.typing import Sample, Scalar, inner
 
-__all__ = ["History", "empty_node", "init", "step"]
+__all__ = ["History", "Points", "empty_node", "init", "step"]
 
 ETA_MAX = 2.0  # the largest eta of the linear part; the rest of it goes into N
+
+
+class Points(NamedTuple):
+    """How many of the last evaluations are used.
+
+    Attributes:
+        order: that a step uses.
+        correction: that the step before is corrected with, or 0.
+        derivatives: of which the derivative is used: the newest for a step, all for a correction.
+    """
+
+    order: int
+    correction: int
+    derivatives: int
 
 
 class History(NamedTuple):
@@ -63,6 +89,8 @@ class History(NamedTuple):
         ys: (k, *shape) y = x/alpha.
         slopes: (k, *shape) dy/d log w along the drift.
         noises: (k, *shape) -sigma s.
+        denoised_rates: (n, *shape) d x0/du along the drift at the newest n, whose derivatives are
+            used; None if there are none.
         rates: (k, m) d log p/du in nats, by each divergence estimate.
         log_densities: (m,) corrected log-densities at the newest point, in nats.
         anchor: y from which the last step was taken: that of its start, corrected; None where
@@ -74,38 +102,39 @@ class History(NamedTuple):
     ys: Float[Array, "k ..."]
     slopes: Float[Array, "k ..."]
     noises: Float[Array, "k ..."]
+    denoised_rates: Float[Array, "n ..."] | None
     rates: Float[Array, "k m"]
     log_densities: Float[Array, " m"]
     anchor: Sample | None
     filled: Scalar
 
 
-def init(order: int, correction: int, x: Sample, log_densities: Float[Array, " m"]) -> History:
+def init(points: Points, x: Sample, log_densities: Float[Array, " m"]) -> History:
     """Return an empty history.
 
     Args:
-        order: evaluations that a step uses. There is room for those that the residuals need.
-        correction: evaluations that a step is corrected with, or 0.
+        points: evaluations that are used. There is room for those that the residuals need.
         x: the sample at the start.
         log_densities: (m,) there.
     """
-    k = max(RESIDUAL_POINTS, order, correction)
+    most = max(points.order, points.correction)
+    k = max(RESIDUAL_POINTS, most + points.derivatives)
     empty = jnp.zeros((k, *x.shape), x.dtype)
     return History(
         us=jnp.zeros(k, x.dtype),
         ys=empty,
         slopes=empty,
         noises=empty,
+        denoised_rates=empty[: points.derivatives] if points.derivatives else None,
         rates=jnp.zeros((k, *log_densities.shape), log_densities.dtype),
         log_densities=jnp.zeros_like(log_densities),
-        anchor=jnp.zeros_like(x) if correction else None,
+        anchor=jnp.zeros_like(x) if points.correction else None,
         filled=jnp.zeros((), jnp.int32),
     )
 
 
 def step(
-    order: int,
-    correction: int,
+    points: Points,
     path: Path,
     history: History,
     state: State,
@@ -115,8 +144,7 @@ def step(
     """Take one step.
 
     Args:
-        order: evaluations that the step uses.
-        correction: evaluations that the step before is corrected with, or 0.
+        points: evaluations that are used.
         path: of the model.
         history: the evaluations at earlier points.
         state: at the start of the step.
@@ -132,10 +160,11 @@ def step(
 
     history, slope = _push(history, evaluation, u0)
     index = jnp.arange(history.us.shape[0], dtype=history.filled.dtype)
-    corrected = index < jnp.minimum(history.filled, max(2, order))  # Adams-Moulton needs two
+    two = max(2, points.order)  # Adams-Moulton needs as many
+    corrected = index < jnp.minimum(history.filled, two)
     log_densities = _correct(history, corrected, state.log_densities)
     history = history._replace(log_densities=log_densities)
-    used = index < jnp.minimum(history.filled, order)
+    used = index < jnp.minimum(history.filled, points.order)
     predicted = log_densities + weights(history.us, used, u0, u1) @ history.rates
 
     eta = jnp.clip(score_weight(evaluation.drift, local), 0, ETA_MAX)
@@ -143,11 +172,11 @@ def step(
     if history.anchor is not None:
         first = history.filled == 1  # there is no step before, and its result is not used
         earlier = jnp.where(first, 2 * u0, history.us[1])
-        again = index < jnp.minimum(history.filled, correction)
-        corrected_y = _advance(history, history.anchor, again, eta, earlier, u0)
+        using = points.correction, points.derivatives
+        corrected_y = _advance(history, history.anchor, using, eta, earlier, u0)
         anchor = jnp.where(first, anchor, corrected_y)
         history = history._replace(anchor=anchor)
-    y = _advance(history, anchor, used, eta, u0, u1)
+    y = _advance(history, anchor, (points.order, min(points.derivatives, 1)), eta, u0, u1)
     passed = end.logsnr - local.logsnr
     score2 = jnp.sum((local.sigma * local.score) ** 2)
     state = state._replace(
@@ -173,11 +202,30 @@ def empty_node(x: Sample, log_densities: Float[Array, " m"]) -> Node:
 
 
 def _advance(
-    history: History, anchor: Sample, used: Array, eta: Scalar, u0: Scalar, u1: Scalar
+    history: History,
+    anchor: Sample,
+    using: tuple[int, int],
+    eta: Scalar,
+    u0: Scalar,
+    u1: Scalar,
 ) -> Sample:
-    """Take y from the anchor at u0 to u1, with N as a polynomial through the points used."""
-    decay = weights(history.us, used, u0, u1, lambda u: (u1 / u) ** (RHO * eta) * dlog_w_du(u))
+    """Take y from the anchor at u0 to u1, with N as a polynomial.
+
+    `using` are the numbers of points that it goes through, and of those with a derivative.
+    """
+    count, derivatives = using
+    us, rates = history.us, history.denoised_rates
+    density = lambda u: (u1 / u) ** (RHO * eta) * dlog_w_du(u)
+    newest = lambda count: jnp.arange(us.shape[0]) < jnp.minimum(history.filled, count)
+    decay = weights(us, newest(count + derivatives), u0, u1, density)
     integral = weighted_sum(decay, eta * history.ys - history.slopes)
+    if rates is not None and derivatives:
+        # N = eta x0 + R, and the polynomial of x0 has the derivatives, too.
+        values, slopes = hermite_weights(us, newest(count), newest(derivatives), u0, u1, density)
+        shaped = lambda a: a.reshape(-1, *[1] * anchor.ndim)
+        x0 = history.ys - shaped(us**RHO) * history.noises
+        change = weighted_sum(values - decay, x0)
+        integral += eta * (change + weighted_sum(slopes[: len(rates)], rates))
     return (u1 / u0) ** (RHO * eta) * anchor - integral
 
 
@@ -192,17 +240,22 @@ def _node(history: History, local: Local, slope: Sample, score2: Scalar) -> Node
 
 def _push(history: History, evaluation: Evaluation, u: Scalar) -> tuple[History, Sample]:
     """The history with a new evaluation in front, and the dy/d log w of that evaluation."""
-    drift, local, _ = evaluation
+    drift, local = evaluation.drift, evaluation.local
     guided = drift - local.velocity
     dt_dlog_w = 2 * local.sigma**2 / local.g2
     slope = (guided * dt_dlog_w - local.sigma**2 * local.score) / local.alpha
     rates = (inner(guided, local.score) - local.divergences) * dt_dlog_w * dlog_w_du(u)
     push = lambda new, old: jnp.concatenate([new[None].astype(old.dtype), old[:-1]])
+    denoised_rates = history.denoised_rates
+    if denoised_rates is not None and evaluation.denoised_rate is not None:
+        new = evaluation.denoised_rate * dt_dlog_w * dlog_w_du(u)
+        denoised_rates = push(new, denoised_rates)
     history = history._replace(
         us=push(u, history.us),
         ys=push(local.x / local.alpha, history.ys),
         slopes=push(slope, history.slopes),
         noises=push(-local.sigma * local.score, history.noises),
+        denoised_rates=denoised_rates,
         rates=push(rates, history.rates),
         filled=history.filled + 1,
     )

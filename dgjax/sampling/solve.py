@@ -31,7 +31,7 @@ from dgjax.model.distilled import count_estimates
 from dgjax.model.divergence import Divergence, Hutchinson, Untracked
 from dgjax.model.faults import Code, Fault, first, refuse
 from dgjax.model.field import Field
-from dgjax.model.local import Local, evaluate
+from dgjax.model.local import Local, evaluate, evaluate_with_rates
 from dgjax.model.paths import Path
 from dgjax.sampling.adjoints import Adjoint, default_adjoint, guard_inputs, guard_results
 from dgjax.sampling.arguments import as_guides, check_options
@@ -92,6 +92,7 @@ class _Augmented(diffrax.AbstractTerm):
     like: jax.ShapeDtypeStruct = equinox.field(static=True)
     stochastic: bool = equinox.field(static=True)
     stages: bool = equinox.field(static=True)
+    rates: bool = equinox.field(static=True)
 
     def _passed(self, times, t):
         """Count the `times` at or before t, in the direction of the solve."""
@@ -106,15 +107,18 @@ class _Augmented(diffrax.AbstractTerm):
         return jax.random.fold_in(self.probe_key, self._passed(middles, t))
 
     def _evaluate(self, t, y: State, args: _Problem) -> Evaluation:
-        local = evaluate(
-            args.model,
-            t,
-            y.x,
-            divergence=args.divergence,
-            key=self._probe_key(t),
-            log_densities=y.log_densities,
-        )
-        return Evaluation(apply_guides(args.guides, local), local, _at_bound(args.guides, local))
+        options = {
+            "divergence": args.divergence,
+            "key": self._probe_key(t),
+            "log_densities": y.log_densities,
+        }
+        if not self.rates:
+            local = evaluate(args.model, t, y.x, **options)
+            drift = apply_guides(args.guides, local)
+            return Evaluation(drift, local, _at_bound(args.guides, local))
+        local, denoised_rate = evaluate_with_rates(args.model, t, y.x, **options)
+        drift = apply_guides(args.guides, local)
+        return Evaluation(drift, local, _at_bound(args.guides, local), denoised_rate(drift))
 
     def vf(self, t, y, args):
         evaluation = self._evaluate(t, y, args)
@@ -135,7 +139,7 @@ class _Augmented(diffrax.AbstractTerm):
 
     def prod(self, vf, control):
         evaluation, noise = vf
-        drift, local, _ = evaluation
+        drift, local = evaluation.drift, evaluation.local
         dt, dW = control
         dx = drift * dt
         if noise is not None:
@@ -236,7 +240,8 @@ def _solve(
     # a grid of one time has.
     probe_grid = grid if controller is None else grid[:1]
     stages = knows_error(solver) and not isinstance(divergence, Untracked)
-    term = _Augmented(probe_grid, probe_key, noise_key, like, noise is not None, stages)
+    rates = isinstance(solver, Multistep) and solver.derivatives > 0
+    term = _Augmented(probe_grid, probe_key, noise_key, like, noise is not None, stages, rates)
     traced = None if isinstance(fault, Fault) else fault
     adjoint = default_adjoint(controller) if adjoint is None else adjoint
     problem = _Problem(model, guides, noise, divergence, traced)

@@ -60,6 +60,10 @@ class Multistep(diffrax.AbstractSolver):
     2211.01095), both under any guide. The formulas are in `dgjax.sampling.multistep`. The order
     rises from 1 over the first steps. `Multistep(3, 4)` also corrects each step when the model has
     been evaluated at its end, in the manner of UniPC (arXiv 2302.04867), at no further evaluation.
+    `Multistep(3, 3, 2)` also uses the derivative of the denoised sample along the trajectory, which
+    costs one product with the Jacobian a step. Beside the products that a log-density takes this is
+    little, and it brings the errors of half as many steps. Samples without a log-density gain more
+    from twice the steps.
 
     Log-densities are tracked by Adams-Moulton steps, for guides that need them on the way. Those
     that `sample` and `likelihood` return are integrated afterwards from all points at once
@@ -71,13 +75,18 @@ class Multistep(diffrax.AbstractSolver):
         correction: evaluations that each step is corrected with, the one at its end among them; 0
             corrects nothing. With memory + 1 the order is one higher. Samples with 8 to 16 steps
             come closer to the end of the ODE, and log-densities of given points less close.
+        derivatives: evaluations of which the derivative is used: by a correction all, and by a step
+            the newest, which raises its order by one.
 
     Raises:
-        ValueError: if `memory` is not a positive int, or `correction` neither that nor 0.
+        ValueError: if `memory` is not a positive int, or `correction` neither that nor 0, or
+            `derivatives` not 0, 1 or 2; in a solve, if derivatives are asked for and the network
+            has no forward mode.
     """
 
     memory: int = 4
     correction: int = 0
+    derivatives: int = 0
     term_structure: ClassVar = diffrax.AbstractTerm
     interpolation_cls: ClassVar = diffrax.LocalLinearInterpolation
 
@@ -85,16 +94,21 @@ class Multistep(diffrax.AbstractSolver):
         check_count("memory", self.memory)
         if self.correction != 0:
             check_count("correction", self.correction)
+        if self.derivatives not in (0, 1, 2):
+            raise ValueError(f"derivatives must be 0, 1 or 2, got {self.derivatives!r}")
 
     def order(self, terms) -> int:
         """Return the order of the error of x."""
         del terms
-        return min(self.memory + 1, self.correction) if self.correction else self.memory
+        predicted = self.memory + min(self.derivatives, 1)
+        corrected = self.correction + min(self.derivatives, self.correction)
+        return min(predicted + 1, corrected) if self.correction else predicted
 
     def init(self, terms, t0, t1, y0, args):
         """Return an empty history."""
         del terms, t0, t1, args
-        return multistep.init(self.memory, self.correction, y0.x, y0.log_densities)
+        points = multistep.Points(self.memory, self.correction, self.derivatives)
+        return multistep.init(points, y0.x, y0.log_densities)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         """Evaluate at t0 and step to t1."""
@@ -102,9 +116,8 @@ class Multistep(diffrax.AbstractSolver):
         evaluation, _ = terms.vf(t0, y0, args)
         dt, _ = terms.contr(t0, t1)  # in the model's own time; diffrax's may be its negative
         path = args.model.path
-        y1, history = multistep.step(
-            self.memory, self.correction, path, solver_state, y0, evaluation, dt
-        )
+        points = multistep.Points(self.memory, self.correction, self.derivatives)
+        y1, history = multistep.step(points, path, solver_state, y0, evaluation, dt)
         return y1, None, {"y0": y0, "y1": y1}, history, diffrax.RESULTS.successful
 
     def func(self, terms, t0, y0, args):
@@ -177,6 +190,7 @@ SOLVERS: dict[str, Callable[[], Solver]] = {
     "multistep": Multistep,
     "multistep2": partial(Multistep, 2),
     "multistep_corrected": partial(Multistep, 3, 4),
+    "multistep_hermite": partial(Multistep, 3, 3, 2),
     "ddim": partial(Multistep, 1),
     "dpm_solver_pp": partial(Multistep, 2),
     "level_set_euler": LevelSetEuler,

@@ -48,11 +48,14 @@ class Evaluation(NamedTuple):
         drift: dx/dt after all guides, of the shape of x.
         local: what the model says at (t, x).
         at_bound: 1 if a guide is stopped by its bound here, else 0.
+        denoised_rate: derivative of the denoised sample in time along the drift, of the shape of
+            x; None where the solver does not use it.
     """
 
     drift: Sample
     local: Local
     at_bound: Scalar
+    denoised_rate: Sample | None = None
 
 
 class Stage(NamedTuple):

@@ -17,7 +17,7 @@ import dgjax
 from dgjax.model.closed_form import closed_form
 from dgjax.model.divergence import Exact, Hutchinson
 from dgjax.model.field import condition, gaussian_prior, log_prior, repath
-from dgjax.model.local import evaluate
+from dgjax.model.local import evaluate, evaluate_with_rates
 from dgjax.model.log_density import log_density
 from dgjax.model.parametrization import DenoisedPrediction, NoisePrediction, VelocityPrediction
 from dgjax.model.paths import coefficients
@@ -99,6 +99,19 @@ def test_local_is_the_closed_form_on_every_path(points):
         said = (got.t, got.alpha, got.sigma, got.f, got.g2, got.logsnr)
         np.testing.assert_allclose(said, (t, c.alpha, c.sigma, c.f, c.g2, c.logsnr), rtol=1e-10)
         np.testing.assert_array_equal(got.x, x)
+
+
+def test_the_denoised_sample_changes_along_a_drift_as_it_does(points, mixture2):
+    """Against differences of E[x_0 | x_t] along a straight line through (t, x)."""
+    span, rows = points
+    model = closed_form(mixture2.model, span.path, t_min=span.t_min, t_max=span.t_max)
+    for t, x, *_ in rows:
+        drift, h = jnp.array([0.7, -2.0]) / t, 1e-6 * t
+        got, along = evaluate_with_rates(model, t, x, divergence=Exact(), key=KEY)
+        same = evaluate(model, t, x, divergence=Exact(), key=KEY)
+        jax.tree.map(np.testing.assert_array_equal, got._replace(hvp=None), same._replace(hvp=None))
+        before, after = (dgjax.denoise(model, t + s * h, x + s * h * drift) for s in (-1, 1))
+        np.testing.assert_allclose(along(drift), (after - before) / (2 * h), rtol=1e-5, atol=1e-7)
 
 
 def test_the_velocity_carries_the_density(points):

@@ -44,6 +44,12 @@ def make_model(layer, symmetric=False):
     )
 
 
+def test_derivatives_along_a_trajectory_need_forward_mode():
+    model, grid = make_model(fused), dgjax.grid_logsnr(make_model(fused), 4)
+    with pytest.raises(ValueError, match="custom_vjp: use a solver without derivatives"):
+        dgjax.sample(model, X, grid, key=KEYS[0], solver=dgjax.Multistep(3, 3, 2))
+
+
 ESTIMATORS = {
     "exact": dgjax.Exact(2),
     "hutchinson": dgjax.Hutchinson(),
