@@ -120,8 +120,9 @@ def _fresh_trace_counts():
 
 
 def slow_but(values, *quick):
-    """Parameters of a test, all marked slow but those in `quick`."""
-    return [v if v in quick else pytest.param(v, marks=pytest.mark.slow) for v in values]
+    """Parameters of a test, all marked slow but those in `quick`. A tuple is several arguments."""
+    slow = lambda v: pytest.param(*(v if isinstance(v, tuple) else [v]), marks=pytest.mark.slow)
+    return [v if v in quick else slow(v) for v in values]
 
 
 class Span(NamedTuple):

@@ -109,9 +109,10 @@ def hermite(
     ratios = jnp.where(other[None], passed[:, None] / distance[None], 1)
     ratios = jnp.where(sloped[None, None], ratios**2, ratios)
     product = jnp.where(valid[None], jnp.prod(ratios, -1), 0)
-    rate = jnp.sum(jnp.where(other, jnp.where(sloped, 2, 1)[None] / distance, 0), -1)
-    values = product * jnp.where(sloped, 1 - rate * passed, 1)
-    return values, jnp.where(sloped, product * passed, 0)
+    times = jnp.where(sloped, 2, 1).astype(points.dtype)
+    rate = jnp.sum(jnp.where(other, times[None] / distance, 0), -1)
+    values = product * jnp.where(sloped[None], 1 - rate[None] * passed, 1)
+    return values, jnp.where(sloped[None], product * passed, 0)
 
 
 def hermite_weights(

@@ -216,7 +216,8 @@ def _advance(
     count, derivatives = using
     us, rates = history.us, history.denoised_rates
     density = lambda u: (u1 / u) ** (RHO * eta) * dlog_w_du(u)
-    newest = lambda count: jnp.arange(us.shape[0]) < jnp.minimum(history.filled, count)
+    index = jnp.arange(us.shape[0], dtype=history.filled.dtype)
+    newest = lambda count: index < jnp.minimum(history.filled, count)
     decay = weights(us, newest(count + derivatives), u0, u1, density)
     integral = weighted_sum(decay, eta * history.ys - history.slopes)
     if rates is not None and derivatives:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import slow_but
 
 import dgjax
 from dgjax.checkpoints import load, save
@@ -201,7 +202,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", slow_but(VARIANTS, "newer order, learned variance"))
 def test_outputs_are_those_of_pytorch(variant, tmp_path):
     arguments, settings = VARIANTS[variant]
     net = Reference(**arguments)
@@ -313,7 +314,7 @@ SCHEDULES = {
 }
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", slow_but(SCHEDULES, "cosine, of the data"))
 def test_a_diffusion_has_the_log_density_of_its_data(name, tmp_path):
     settings, steps = SCHEDULES[name]
     found = import_adm(write(tmp_path, Reference(), {**ADM, **settings}))

@@ -133,7 +133,7 @@ def ours(network, x, t, cond):
     return np.stack([one(i) for i in range(len(x))])
 
 
-SLOW = ("2.1", "other", "k blocks")  # in the time they take
+SLOW = ("2.1", "xl", "other", "k blocks")  # in the time they take
 
 
 @pytest.mark.parametrize(
@@ -188,6 +188,7 @@ def test_masked_tokens_are_not_attended_to():
     np.testing.assert_array_equal(ours(here, x, t, cond), ours(here, x, t, prompt))
 
 
+@pytest.mark.slow
 def test_conditions_that_do_not_fit_are_refused():
     plain, shape = copied(original(mid_block_type=None))
     xl, _ = copied(original(**CONFIGS["xl"]))

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import slow_but
 from flax import nnx
 from test_autoencoder_folder import SIZES, write_autoencoder
 
@@ -196,7 +197,7 @@ PROCESSES = [
 ]
 
 
-@pytest.mark.parametrize(("family", "path", "prediction"), PROCESSES)
+@pytest.mark.parametrize(("family", "path", "prediction"), slow_but(PROCESSES, *PROCESSES[3:6]))
 def test_the_log_density_is_that_of_the_data(family, path, prediction, tmp_path):
     settings = {"model": family, "num_heads": HEADS, "path_type": path, "prediction": prediction}
     found = import_dit(write(tmp_path, "last.pt", settings))

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import slow_but
 from flax import serialization
 
 import dgjax
@@ -233,7 +234,7 @@ def standard_deviation(settings, t):
     return lost if settings["sde"] == "subvpsde" else math.sqrt(lost)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_but(CASES, "VE", "VP by steps", "sub-VP"))
 def test_scores_are_those_of_pytorch(case, tmp_path):
     kind, settings, t, own = CASES[case]
     net = Reference(**kind)
@@ -252,7 +253,7 @@ def test_scores_are_those_of_pytorch(case, tmp_path):
     assert found.meta.data_range == (-1.0, 1.0)
 
 
-@pytest.mark.parametrize("case", ["VP", "VE", "VE of data in [-1, 1]"])
+@pytest.mark.parametrize("case", slow_but(["VP", "VE", "VE of data in [-1, 1]"], "VE"))
 def test_the_file_of_flax_is_read_as_that_of_pytorch(case, tmp_path):
     kind, settings, _, _ = CASES[case]
     net = Reference(**kind)

@@ -22,6 +22,7 @@ def library(block):
     return next((name for name in LIBRARIES if f"import {name}" in block), None)
 
 
+@pytest.mark.slow
 def test_the_blocks_of_this_library(capsys):
     names = {}
     for block in BLOCKS:

@@ -70,7 +70,8 @@ def trajectories(model, steps, size):
     return run(latents)
 
 
-@pytest.mark.parametrize("discrete", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("discrete", [False, True])
 def test_quadratures_between_given_points_state_their_error(mixture16, nearly_discrete, discrete):
     """The ratio of the two errors lies between bounds, so neither can be off by a factor of 100."""
     model, size = (nearly_discrete, (5,)) if discrete else (model_of(mixture16.model), (2, 8))

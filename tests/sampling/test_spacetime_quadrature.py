@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import slow_but
 
 import dgjax
 from dgjax.sampling.node_quadrature import node_quadrature
@@ -97,7 +98,7 @@ def test_reverse_sde_where_its_own_tracking_fails(count):
 CHUNK = 16
 
 
-@pytest.mark.parametrize(("nodes", "steps"), [(1, 128), (2, 64), (3, 32)])
+@pytest.mark.parametrize(("nodes", "steps"), slow_but([(1, 128), (2, 64), (3, 32)], (3, 32)))
 def test_gauss_order_on_smooth_curves(spans, mixture2, nodes, steps):
     """In pieces of one length, so that one compilation serves both numbers of steps."""
     model = model_on(spans["edm7"], mixture2.model)
@@ -307,7 +308,7 @@ def chord_errors(nodes, model, t, x0, x1):
     return jnp.abs(run.difference - exact), run.error, jnp.abs(exact)
 
 
-@pytest.mark.parametrize("nodes", [4, 8, 16, 32])
+@pytest.mark.parametrize("nodes", slow_but([4, 8, 16, 32], 16))
 def test_chord_states_its_error(spans, mixture16, nodes):
     """Chords of all lengths, half of them through the bends between modes."""
     model = model_on(spans["rectified_flow"], mixture16.model)
