@@ -11,6 +11,7 @@ from dgjax.model.distilled import KnownTrace
 from dgjax.model.divergence import Divergence
 from dgjax.model.field import Field
 from dgjax.model.manual_axes import explain_manual_axes
+from dgjax.model.parametrization import Pair
 from dgjax.model.paths import coefficients
 from dgjax.model.reverse_mode import has_forward_mode, transpose
 from dgjax.model.trace_head import recorded_pair
@@ -120,10 +121,12 @@ def evaluate(
     """
     t, x = as_float(t), jnp.asarray(x)
     seen = lambda x: recorded_pair(model, t, x, cond, _layers(model))
-    linearized = jax.linearize(seen, x, has_aux=True)
-    return _local(model, t, x, linearized, divergence, key, log_densities)
+    pair, push, features = jax.linearize(seen, x, has_aux=True)
+    done = _Pass(pair, push, features, has_forward_mode(push, x))
+    return _local(model, t, x, done, divergence, key, log_densities)
 
 
+@explain_manual_axes
 def evaluate_with_rates(
     model: Field,
     t: ArrayLike,
@@ -161,23 +164,40 @@ def evaluate_with_rates(
             "the derivative along the trajectory needs forward mode, and this network has a "
             "jax.custom_vjp: use a solver without derivatives, as Multistep() is"
         )
-    local = _local(model, t, x, (pair, push_x, features), divergence, key, log_densities)
-    return local, lambda drift: push(jnp.ones_like(t), drift).x0
+    done = _Pass(pair, push_x, features, forward_mode=True)
+    local = _local(model, t, x, done, divergence, key, log_densities)
+    return local, lambda drift: push(jnp.ones_like(t), drift.astype(x.dtype)).x0
+
+
+class _Pass(NamedTuple):
+    """One pass of the network at (t, x).
+
+    Attributes:
+        pair: the expected data and noise.
+        push: the derivative of the pair in x.
+        features: outputs of the layers that a head reads.
+        forward_mode: whether `push` can be evaluated, and not only transposed.
+    """
+
+    pair: Pair
+    push: Callable[[Sample], Pair]
+    features: tuple[Array, ...]
+    forward_mode: bool
 
 
 def _layers(model: Field) -> tuple[str, ...]:
     return () if model.trace_head is None else model.trace_head.layers
 
 
-def _local(model: Field, t, x, linearized, divergence, key, log_densities) -> Local:
-    """Return all that is known at (t, x) from what `jax.linearize` returns there."""
+def _local(model: Field, t, x, done: _Pass, divergence, key, log_densities) -> Local:
+    """Return all that is known at (t, x) from one pass of the network."""
     check_made("divergence", divergence)
     c = coefficients(model.path, t)
     head = model.trace_head
-    (x0, eps), push, features = linearized
+    (x0, eps), push, features, forward_mode = done
     jacobian: LinearMap = lambda z: push(z).x0
     hvp: LinearMap = lambda z: -push(z).eps / c.sigma  # the derivative of s = -eps/sigma
-    if not has_forward_mode(push, x):
+    if not forward_mode:
         jacobian, hvp = transpose(jacobian, x), transpose(hvp, x)
 
     # div u of u = alpha' x0 + sigma' eps with eps = (x - alpha x0)/sigma.
