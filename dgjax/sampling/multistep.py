@@ -248,7 +248,8 @@ def _push(history: History, evaluation: Evaluation, u: Scalar) -> tuple[History,
     rates = (inner(guided, local.score) - local.divergences) * dt_dlog_w * dlog_w_du(u)
     push = lambda new, old: jnp.concatenate([new[None].astype(old.dtype), old[:-1]])
     denoised_rates = history.denoised_rates
-    if denoised_rates is not None and evaluation.denoised_rate is not None:
+    if denoised_rates is not None:
+        assert evaluation.denoised_rate is not None
         new = evaluation.denoised_rate * dt_dlog_w * dlog_w_du(u)
         denoised_rates = push(new, denoised_rates)
     history = history._replace(
