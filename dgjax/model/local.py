@@ -162,7 +162,7 @@ def evaluate_with_rates(
     if not has_forward_mode(push_x, x):
         raise ValueError(
             "the derivative along the trajectory needs forward mode, and this network has a "
-            "jax.custom_vjp: use a solver without derivatives, as Multistep() is"
+            "jax.custom_vjp: use a solver without derivatives, such as Multistep()"
         )
     done = _Pass(pair, push_x, features, forward_mode=True)
     local = _local(model, t, x, done, divergence, key, log_densities)

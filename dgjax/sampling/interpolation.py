@@ -99,8 +99,8 @@ def hermite(
         u: (m,) where to evaluate.
 
     Returns:
-        Two times (m, k): what a value, and what a derivative contributes at every u. It is 0 for
-        those that are not used.
+        Two arrays (m, k): the coefficient of each value and of each derivative, at every u. It is
+        0 for those that are not used.
     """
     sloped = valid & sloped
     other = valid[None] & ~jnp.eye(points.shape[0], dtype=bool)
@@ -134,7 +134,7 @@ def hermite_weights(
         density: a function of u.
 
     Returns:
-        Two times (k,): weights of the values and of the derivatives.
+        Two arrays (k,): weights of the values and of the derivatives.
     """
     u, masses = _gauss_points(start, stop, density, points.dtype)
     values, slopes = hermite(points, valid, sloped, u)
@@ -142,7 +142,7 @@ def hermite_weights(
 
 
 def _gauss_points(start, stop, density, dtype) -> tuple[Array, Array]:
-    """Where a density between two ends is evaluated, and the masses there."""
+    """Return the points of the Gauss-Legendre rule, and the density times its weights."""
     gauss, masses = (as_float(a).astype(dtype) for a in legendre.leggauss(GAUSS_POINTS))
     u = 0.5 * (start + stop) + 0.5 * (stop - start) * gauss
     return u, 0.5 * (stop - start) * masses * density(u)

@@ -97,7 +97,8 @@ def test_the_log_density_is_that_of_the_point_reached():
     x = latents(model, mixture, 6)
     exact = solved(model, x, 128, diffrax.Dopri5()).log_density
     for solver in (Multistep(1), Multistep(4), Multistep(3, 4), Multistep(3, 3, 2)):
-        # With derivatives points are further apart from where four of them lead: 0.025 at 31.
+        # The log-density interpolates through four values, less accurately than these steps: 0.025
+        # at 31 steps.
         found = solved(model, x, 48 if solver.derivatives else 31, solver)
         error = rms(found.log_density - truth(model, found.x))
         assert error < 0.02
@@ -254,6 +255,9 @@ def test_what_it_refuses():
     assert all(Multistep(*given).order(None) == order for given, order in orders.items())
     with pytest.raises(ValueError, match="correction must be a positive int"):
         Multistep(3, -1)
-    for derivatives in (3, -1, 0.5):
+    for derivatives in (3, -1, 0.5, 1.0, True, np.int64(1)):
         with pytest.raises(ValueError, match="derivatives must be 0, 1 or 2"):
             Multistep(3, 3, derivatives)
+    for correction in (0, 1):
+        with pytest.raises(ValueError, match="2 derivatives need a correction with as many"):
+            Multistep(3, correction, 2)
