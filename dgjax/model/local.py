@@ -139,14 +139,7 @@ def evaluate_with_rates(
 ) -> tuple[Local, Callable[[Sample], Sample]]:
     """Evaluate a model at (t, x) like `evaluate`, and find how its denoised sample changes.
 
-    Args:
-        model: the field.
-        t: a time on the model's path.
-        x: one sample, of any shape.
-        divergence: trace estimator for the divergence.
-        key: random key of the estimator.
-        log_densities: `(n,)` tracked log-densities in nats, stored in the result; 0 by default.
-        cond: condition of the network.
+    The arguments are those of `evaluate`.
 
     Returns:
         The model at (t, x), and a function that maps a drift dx/dt to the derivative in time of

@@ -55,9 +55,7 @@ def lagrange(
     Returns:
         (m, k) values.
     """
-    other = valid[None] & ~jnp.eye(points.shape[0], dtype=bool)
-    distance = jnp.where(other, points[:, None] - points[None], 1)
-    ratios = jnp.where(other[None], (u[:, None, None] - points[None, None]) / distance[None], 1)
+    _, ratios = _ratios(points, valid, u)
     return jnp.where(valid[None], jnp.prod(ratios, -1), 0)
 
 
@@ -103,14 +101,12 @@ def hermite(
         0 for those that are not used.
     """
     sloped = valid & sloped
-    other = valid[None] & ~jnp.eye(points.shape[0], dtype=bool)
-    distance = jnp.where(other, points[:, None] - points[None], 1)
+    inverse, ratios = _ratios(points, valid, u)
     passed = u[:, None] - points[None]
-    ratios = jnp.where(other[None], passed[:, None] / distance[None], 1)
     ratios = jnp.where(sloped[None, None], ratios**2, ratios)
     product = jnp.where(valid[None], jnp.prod(ratios, -1), 0)
     times = jnp.where(sloped, 2, 1).astype(points.dtype)
-    rate = jnp.sum(jnp.where(other, times[None] / distance, 0), -1)
+    rate = jnp.sum(times[None] * inverse, -1)
     values = product * jnp.where(sloped[None], 1 - rate[None] * passed, 1)
     return values, jnp.where(sloped[None], product * passed, 0)
 
@@ -139,6 +135,17 @@ def hermite_weights(
     u, masses = _gauss_points(start, stop, density, points.dtype)
     values, slopes = hermite(points, valid, sloped, u)
     return jnp.sum(masses[:, None] * values, 0), jnp.sum(masses[:, None] * slopes, 0)
+
+
+def _ratios(points, valid, u) -> tuple[Array, Array]:
+    """Return 1/(u_i - u_j), of shape (k, k), and (u - u_j)/(u_i - u_j), of shape (m, k, k).
+
+    They are 0 and 1 for j = i, and where point j is not valid.
+    """
+    other = valid[None] & ~jnp.eye(points.shape[0], dtype=bool)
+    distance = jnp.where(other, points[:, None] - points[None], 1)
+    ratios = jnp.where(other[None], (u[:, None, None] - points[None, None]) / distance[None], 1)
+    return jnp.where(other, 1 / distance, 0), ratios
 
 
 def _gauss_points(start, stop, density, dtype) -> tuple[Array, Array]:

@@ -68,7 +68,7 @@ ETA_MAX = 2.0  # the largest eta of the linear part; the rest of it goes into N
 
 
 class Points(NamedTuple):
-    """How many of the last evaluations are used.
+    """Numbers of evaluations that a step uses.
 
     Attributes:
         order: that a step uses.

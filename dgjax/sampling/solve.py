@@ -112,13 +112,14 @@ class _Augmented(diffrax.AbstractTerm):
             "key": self._probe_key(t),
             "log_densities": y.log_densities,
         }
-        if not self.rates:
+        along = None
+        if self.rates:
+            local, along = evaluate_with_rates(args.model, t, y.x, **options)
+        else:
             local = evaluate(args.model, t, y.x, **options)
-            drift = apply_guides(args.guides, local)
-            return Evaluation(drift, local, _at_bound(args.guides, local))
-        local, denoised_rate = evaluate_with_rates(args.model, t, y.x, **options)
         drift = apply_guides(args.guides, local)
-        return Evaluation(drift, local, _at_bound(args.guides, local), denoised_rate(drift))
+        rate = None if along is None else along(drift)
+        return Evaluation(drift, local, _at_bound(args.guides, local), rate)
 
     def vf(self, t, y, args):
         evaluation = self._evaluate(t, y, args)

@@ -61,12 +61,11 @@ class Multistep(diffrax.AbstractSolver):
     rises from 1 over the first steps. `Multistep(3, 4)` also corrects each step when the model has
     been evaluated at its end, in the manner of UniPC (arXiv 2302.04867), at no further evaluation.
     `Multistep(3, 3, 2)` also uses the derivative of the denoised sample along the trajectory, which
-    costs one product with the Jacobian a step: a sixth more beside a log-density by five probes,
-    half more beside one by one probe. Samples come closer to the end of the ODE, and likelihoods of
-    given points to their value from 12 steps on. `Multistep(2, 2, 2)` is more stable with guides at
-    their bound. The network must be differentiable in time: for one that rounds t or looks it up in
-    a table the derivative is wrong, samples are less accurate, and nothing says so. Samples without
-    a log-density gain more from twice the steps.
+    costs one product with the Jacobian a step, as one more probe does. Samples come closer to the
+    end of the ODE, and likelihoods of given points to their value from 12 steps on. `Multistep(2,
+    2, 2)` is more stable with guides at their bound. The network must be differentiable in time:
+    for one that rounds t or looks it up in a table the derivative is wrong, samples are less
+    accurate, and nothing says so. Samples without a log-density gain more from twice the steps.
 
     Log-densities are tracked by Adams-Moulton steps, for guides that need them on the way. Those
     that `sample` and `likelihood` return are integrated afterwards from all points at once
@@ -110,14 +109,17 @@ class Multistep(diffrax.AbstractSolver):
         """Return the order of the error of x."""
         del terms
         predicted = self.memory + min(self.derivatives, 1)
-        corrected = self.correction + min(self.derivatives, self.correction)
+        corrected = self.correction + self.derivatives
         return min(predicted + 1, corrected) if self.correction else predicted
+
+    @property
+    def _points(self) -> multistep.Points:
+        return multistep.Points(self.memory, self.correction, self.derivatives)
 
     def init(self, terms, t0, t1, y0, args):
         """Return an empty history."""
         del terms, t0, t1, args
-        points = multistep.Points(self.memory, self.correction, self.derivatives)
-        return multistep.init(points, y0.x, y0.log_densities)
+        return multistep.init(self._points, y0.x, y0.log_densities)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         """Evaluate at t0 and step to t1."""
@@ -125,8 +127,7 @@ class Multistep(diffrax.AbstractSolver):
         evaluation, _ = terms.vf(t0, y0, args)
         dt, _ = terms.contr(t0, t1)  # in the model's own time; diffrax's may be its negative
         path = args.model.path
-        points = multistep.Points(self.memory, self.correction, self.derivatives)
-        y1, history = multistep.step(points, path, solver_state, y0, evaluation, dt)
+        y1, history = multistep.step(self._points, path, solver_state, y0, evaluation, dt)
         return y1, None, {"y0": y0, "y1": y1}, history, diffrax.RESULTS.successful
 
     def func(self, terms, t0, y0, args):
