@@ -64,8 +64,9 @@ class Multistep(diffrax.AbstractSolver):
     costs one product with the Jacobian a step, as one more probe does. Samples come closer to the
     end of the ODE, and likelihoods of given points to their value from 12 steps on. `Multistep(2,
     2, 2)` is more stable with guides at their bound. The network must be differentiable in time:
-    for one that rounds t or looks it up in a table the derivative is wrong, samples are less
-    accurate, and nothing says so. Samples without a log-density gain more from twice the steps.
+    one that rounds t or looks it up in a table is refused. In a PyTorch network this is not seen,
+    and its samples are then less accurate. Samples without a log-density gain more from twice the
+    steps.
 
     Log-densities are tracked by Adams-Moulton steps, for guides that need them on the way. Those
     that `sample` and `likelihood` return are integrated afterwards from all points at once
@@ -84,7 +85,7 @@ class Multistep(diffrax.AbstractSolver):
     Raises:
         ValueError: if `memory` is not a positive int, or `correction` neither that nor 0, or
             `derivatives` not 0, 1 or 2, or more than a correction uses; in a solve, if derivatives
-            are asked for and the network has no forward mode.
+            are asked for and the network has no forward mode or no derivative in its time.
     """
 
     memory: int = 4
