@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import slow_but
 from PIL import Image
 
 from dgjax.messages import printable
@@ -44,7 +45,11 @@ def commands(tmp_path, model):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the names of open files in /proc")
 @pytest.mark.parametrize(
-    "name", ["samples.npz", "edit.npz", "page.html", "evaluation.json", "pictures"]
+    "name",
+    slow_but(
+        ["samples.npz", "edit.npz", "page.html", "evaluation.json", "pictures"],
+        *("samples.npz", "pictures"),
+    ),
 )
 def test_a_full_disk_costs_no_sample(name, commands, run, tmp_path, monkeypatch):
     saved = tmp_path / "temporary"

@@ -173,6 +173,7 @@ def test_a_prompt_that_is_too_long_is_told_by_its_number(folder, chosen):
     jax.tree.map(np.testing.assert_array_equal, found[1].cond, wanted)
 
 
+@pytest.mark.slow
 def test_another_resolution_has_the_same_weights_and_tells_the_network(folder, chosen):
     plain, large = chosen, open_model(str(folder), height=12, width=16)
     assert (large.meta.shape, large.image_shape, large.size) == ((6, 8, 4), (12, 16, 3), 192)
@@ -204,6 +205,7 @@ def test_the_condition_of_stable_diffusion_3_has_no_size_of_a_picture():
     assert list(found) == [2, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "message"),
     [
@@ -226,6 +228,7 @@ def test_weights_of_one_resolution_are_refused(small_model, tmp_path):
         open_model(str(tmp_path / "vector"), height=8)
 
 
+@pytest.mark.slow
 def test_weights_of_half_the_size(folder, chosen):
     half = open_model(str(folder), dtype="bfloat16")
     assert {leaf.dtype.name for leaf in jax.tree.leaves(half.field.network)} == {"bfloat16"}

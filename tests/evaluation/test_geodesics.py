@@ -143,7 +143,13 @@ def test_geodesic_is_shorter_than_where_it_starts(mixture):
     assert found.length**2 / 2 <= found.energy * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("path", [dgjax.vp(), dgjax.edm()], ids=["vp", "edm"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(dgjax.vp(), id="vp", marks=pytest.mark.slow),
+        pytest.param(dgjax.edm(), id="edm"),
+    ],
+)
 def test_kl_along_a_curve_is_that_of_two_gaussians(path):
     mean = 0.4
     mixture = dgjax.gaussian(jnp.full(6, mean), SCALE**2 * jnp.eye(6))

@@ -355,6 +355,7 @@ def test_a_reload_shows_the_same_choice(chromium, address):
     context.close()
 
 
+@pytest.mark.slow
 def test_the_chart_says_the_same_number_as_the_panel(visit):
     page = visit()
     for q in range(int(page.locator("#dial-A").get_attribute("max")) + 1):

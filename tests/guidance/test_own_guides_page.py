@@ -12,6 +12,7 @@ if not PAGE.is_file():
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
 
+@pytest.mark.slow
 def test_inpainting(tmp_path, monkeypatch, float32):
     # Dataclasses look their module up by its name.
     names = {"__name__": "own_guides"}

@@ -214,6 +214,7 @@ def test_outputs_are_those_of_pytorch(variant, tmp_path):
     assert any("learned variance" in note for note in found.notes) == (net.outputs == 6)
 
 
+@pytest.mark.slow
 def test_classes_are_read_with_and_without_one_for_none(tmp_path):
     net = Reference(labels=4)
     file = write(tmp_path, net, ADM)
@@ -250,6 +251,7 @@ def averages(weights):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("program", "settings"), [("torchcfm", FLOW), ("flow_matching", None)])
 def test_averaged_weights_of_a_run_are_taken_and_named(program, settings, tmp_path):
     net = Reference()
@@ -314,6 +316,7 @@ SCHEDULES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(SCHEDULES, "cosine, of the data"))
 def test_a_diffusion_has_the_log_density_of_its_data(name, tmp_path):
     settings, steps = SCHEDULES[name]

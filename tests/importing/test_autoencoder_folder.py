@@ -63,6 +63,7 @@ def x():
     return np.random.default_rng(0).standard_normal((8, 8, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stated", [False, True], ids=["EDM2's defaults", "other statistics"])
 def test_latents_of_edm2_are_whitened_per_channel(stated, plain, x, tmp_path):
     mean, std, final = [5.81, 3.25, 0.12, -2.15], [4.17, 4.62, 3.71, 3.28], (0.0, 0.5)

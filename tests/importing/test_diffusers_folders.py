@@ -106,6 +106,7 @@ def test_averaged_weights_are_read_as_their_library_writes_them(unet, scheduler,
     assert "of unet_ema and unet the first is read" in found.notes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("safe", "shards"), [(True, "1GB"), (True, "5KB"), (False, "1GB"), (False, "5KB")]
 )
@@ -213,6 +214,7 @@ def latents(tmp_path_factory):
     return folder, vqvae, unet
 
 
+@pytest.mark.slow
 def test_latents_with_a_codebook_are_those_of_pytorch(latents, tmp_path, run):
     folder, vqvae, unet = latents
     found = import_model(folder)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import slow_but
 from flax import nnx
 
 from dgjax.checkpoints.spec import NETWORKS, construct
@@ -114,12 +115,7 @@ def predict(kind, network, x, t, cond):
     return out[0].movedim(0, -1).numpy()
 
 
-FAST = ("3.5 medium", "dev")  # together they have every part
-
-
-@pytest.mark.parametrize(
-    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
-)
+@pytest.mark.parametrize("name", slow_but(CASES, "dev"))
 def test_outputs_are_equal(name):
     kind, changes, sides = CASES[name]
     network = original(kind, changes)

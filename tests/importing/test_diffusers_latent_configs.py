@@ -95,6 +95,7 @@ def edit(file, **changes):
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
+@pytest.mark.slow
 def test_a_pipeline_becomes_one_checkpoint(folder, run):
     code, printed, complaint = run("import", folder, folder / "out", "--licence", "MIT")
     assert code == 0, complaint

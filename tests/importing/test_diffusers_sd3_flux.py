@@ -203,6 +203,7 @@ def unpack(original, latents):
     return original._unpack_latents(latents, 16, 16, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [n if n == "flux schnell" else pytest.param(n, marks=pytest.mark.slow) for n in PIPELINES],

@@ -259,6 +259,7 @@ def test_other_tokenizers_are_refused(tmp_path):
 SLOW = pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param("1.5", marks=SLOW), pytest.param("2.1", marks=SLOW), "xl"]
 )

@@ -120,7 +120,7 @@ def projected(weights):
     return {**weights, "projectors.0.0.weight": torch.zeros(8, WIDTH)}
 
 
-@pytest.mark.parametrize("family", ["DiT", "SiT", "REPA"])
+@pytest.mark.parametrize("family", slow_but(["DiT", "SiT", "REPA"], "SiT"))
 def test_outputs_are_those_of_pytorch(family, tmp_path):
     net = Reference(CHANNELS if family == "REPA" else 2 * CHANNELS)
     table = projected if family == "REPA" else lambda weights: weights
@@ -197,6 +197,7 @@ PROCESSES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "path", "prediction"), slow_but(PROCESSES, *PROCESSES[3:6]))
 def test_the_log_density_is_that_of_the_data(family, path, prediction, tmp_path):
     settings = {"model": family, "num_heads": HEADS, "path_type": path, "prediction": prediction}

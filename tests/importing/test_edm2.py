@@ -244,6 +244,7 @@ def test_gradients_are_finite_where_features_vanish():
     assert jnp.isfinite(slope).all()
 
 
+@pytest.mark.slow
 def test_arrays_of_products_for_a_batch_have_few_axes():
     """XLA 0.10.2 crashes on CPUs in sums over one of 8 axes; two of these are of `vmap`."""
     net = EDM2UNet(

@@ -80,6 +80,7 @@ def test_divergence_in_reverse_mode(name, chosen):
     assert asked.standard_error(found[0]).shape == ()
 
 
+@pytest.mark.slow
 def test_hessian_products_of_the_transpose():
     models = make_model(layer), make_model(fused)
     forward, reverse = (

@@ -244,6 +244,7 @@ def test_the_bend_pays_the_deficit_on_a_sphere(model, deficit):
     assert jnp.linalg.norm(moved.noise) > 2
 
 
+@pytest.mark.slow
 def test_log_densities_are_predicted_with_what_the_guides_ask_for():
     model = dgjax.closed_form(
         dgjax.gaussian(jnp.full(8, 3.0), 4.0), dgjax.edm(), t_min=W_MIN, t_max=W_MAX

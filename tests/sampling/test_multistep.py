@@ -81,7 +81,10 @@ def test_order_of_the_sample(points):
     assert solver.order(None) == orders.get(points, points[0] + (points[1] > 0))
 
 
-@pytest.mark.parametrize("guides", [(), (dgjax.density_guidance(0.6),)], ids=["free", "guided"])
+GUIDED = pytest.param((dgjax.density_guidance(0.6),), id="guided", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("guides", [pytest.param((), id="free"), GUIDED])
 def test_derivatives_bring_the_errors_of_more_steps(guides):
     # measured: 0.16 and 0.50 of the error without them
     x = latents(EDM, SMALL, 8)

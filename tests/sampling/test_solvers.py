@@ -159,6 +159,7 @@ def test_rk4_states_its_difference_to_the_midpoint_rule():
     assert slope == pytest.approx(3, abs=0.1)
 
 
+@pytest.mark.slow
 def test_adaptive_rk4_reaches_the_closed_form():
     model, x = make_model(), jnp.array([15.0, -22.0, 9.0])
 

@@ -119,6 +119,7 @@ def test_gauss_order_on_smooth_curves(spans, mixture2, nodes, steps):
     assert 2 * nodes - 0.4 < slope([steps, 2 * steps], errors) < 2 * nodes + 0.6
 
 
+@pytest.mark.slow
 def test_route_and_direction_do_not_matter(spans, mixture2):
     """A random walk through spacetime, back and forth in time, against the straight way."""
     model = model_on(spans["cosine"], mixture2.model)

@@ -102,6 +102,7 @@ def test_the_loss_of_a_network_that_predicts_no_noise_is_known():
         np.testing.assert_allclose(loss, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_exact_denoiser_loses_the_posterior_variance_on_every_path():
     mixture = gaussian(MEAN, COVARIANCE)
     model = closed_form(mixture, dgjax.edm(), t_min=0.02, t_max=80.0)
