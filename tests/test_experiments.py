@@ -35,6 +35,7 @@ import particles  # noqa: E402
 import png_size  # noqa: E402
 import prior_guidance  # noqa: E402
 import products  # noqa: E402
+import reverse_sde_correlation  # noqa: E402
 import rivals  # noqa: E402
 import score_alignment  # noqa: E402
 import superposition  # noqa: E402
@@ -224,6 +225,18 @@ def test_an_earlier_threshold_has_a_higher_density(sphere, keys):
     assert (np.diff(true) > 0).all()
     np.testing.assert_allclose(tracked, true, atol=0.05)
     np.testing.assert_allclose(again, true, atol=0.05)
+
+
+def test_tracking_along_the_reverse_sde_goes_with_the_density_the_more_steps_there_are(sphere):
+    keys = jax.random.split(jax.random.key(3), 32)
+    errors = []
+    for steps in (64, 1024):
+        one = partial(reverse_sde_correlation.sampled, sphere, shape=SHAPE, steps=(steps, 32))
+        tracked, flow, _ = jax.jit(jax.vmap(one))(keys)
+        errors.append(np.std(tracked - flow))
+    assert errors[1] < 0.5 * errors[0]
+    assert np.corrcoef(tracked, flow)[0, 1] > 0.9
+    assert abs(np.mean(tracked - flow)) < 0.5
 
 
 def test_area_counts_pairs():
