@@ -47,7 +47,7 @@ def sampled(field, key, *, shape, steps):
 
 def measure(setup):
     """Return {steps: results of `sampled`}."""
-    field, (count, fine, _) = setup.model.field, setup.preset
+    count, fine, _ = setup.preset
     shape = setup.model.meta.shape
     return {
         steps: claims.each(
