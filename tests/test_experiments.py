@@ -25,6 +25,7 @@ import few_steps  # noqa: E402
 import hand_scan  # noqa: E402
 import high_density  # noqa: E402
 import imperfect_score  # noqa: E402
+import latent_ascent  # noqa: E402
 import low_dimension  # noqa: E402
 import noise_windows  # noqa: E402
 import normality  # noqa: E402
@@ -237,6 +238,24 @@ def test_tracking_along_the_reverse_sde_goes_with_the_density_the_more_steps_the
     assert errors[1] < 0.5 * errors[0]
     assert np.corrcoef(tracked, flow)[0, 1] > 0.9
     assert abs(np.mean(tracked - flow)) < 0.5
+
+
+def test_ascent_in_the_latent_changes_its_norm_alone_where_that_is_all_there_is(sphere, keys):
+    """On N(0, v I) log p of a sample depends on the norm of the latent."""
+    start = jax.vmap(lambda key: dgjax.prior_sample(sphere, key, SHAPE))(keys[:4])
+    grid = dgjax.grid_logsnr(sphere, 12)
+    run = jax.jit(jax.vmap(lambda x: dgjax.sample(sphere, x, grid, key=keys[0]).x))
+    true = jax.vmap(lambda x: dgjax.log_density(sphere, sphere.t_min, x))
+    before = true(run(start))
+    gains = {}
+    for name, project in latent_ascent.NORMS.items():
+        options = {"grid": grid, "steps": 8, "every": 4}
+        found = list(latent_ascent.climb(sphere, start, keys[1], project, **options))
+        assert [i for i, _ in found] == [4, 8]
+        gains[name] = [true(run(x)) - before for _, x in found]
+    np.testing.assert_allclose(gains["norm held"], 0, atol=1e-3)
+    assert (gains["norm free"][0] > 0.1).all()
+    assert (gains["norm free"][1] > gains["norm free"][0]).all()
 
 
 def test_area_counts_pairs():
