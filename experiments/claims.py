@@ -10,11 +10,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy import stats
 
-from dgjax.checkpoints.opened import Model, open_model
+from dgjax.checkpoints.opened import Model
+from dgjax.cli.options import choose_conditioned
+from dgjax.data.named_datasets import DATASETS
 from dgjax.devices.batches import map_batches
 from dgjax.evaluation.intervals import Estimate
 from dgjax.evaluation.reference_data import open_reference_data
 from dgjax.files import replace_file
+from dgjax.pictures.latents import from_pictures, to_levels
+from dgjax.pictures.png import encode_png
 
 FIGURES = Path(__file__).parent / "figures"
 # Of Okabe and Ito, told apart by colour-blind readers.
@@ -60,8 +64,15 @@ def start(doc: str, *options: argparse.ArgumentParser) -> Setup:
     """
     parser = argparse.ArgumentParser(description=doc.splitlines()[0], parents=options)
     parser.add_argument("--model", help="shipped model or checkpoint folder (fashion-mnist)")
+    parser.add_argument("--class", dest="class_", help="condition on this class")
+    parser.add_argument("--prompt", help="condition on this text, for a model of prompts")
+    parser.add_argument("--height", type=int, help="of the pictures, where weights allow another")
+    parser.add_argument("--width", type=int)
+    parser.add_argument("--dtype", default="float32", help="of the weights in memory")
     parser.add_argument("--preset", choices=PRESETS, default="laptop")
     parser.add_argument("--count", type=int, help="latents or images of a group, for the preset's")
+    parser.add_argument("--steps", type=int, help="of the solver, for the preset's")
+    parser.add_argument("--batch", type=int, help="samples in one compiled call, for the preset's")
     parser.add_argument("--data", help="data set, npz file or folder, for that of the training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="folder of parts: done ones are not done again")
@@ -69,12 +80,19 @@ def start(doc: str, *options: argparse.ArgumentParser) -> Setup:
     if asked.preset != "laptop" and asked.model is None:
         parser.error(f"preset {asked.preset} needs a model of that size: give --model FOLDER")
     preset = PRESETS[asked.preset]
-    if asked.count is not None:
-        if asked.count < LEAST:
-            parser.error(f"--count must be at least {LEAST}, got {asked.count}")
-        preset = preset._replace(count=asked.count)
+    for name, least in (("count", LEAST), ("steps", 1), ("batch", 1)):
+        if (value := getattr(asked, name)) is not None:
+            if value < least:
+                parser.error(f"--{name} must be at least {least}, got {value}")
+            preset = preset._replace(**{name: value})
     try:
-        model = open_model(asked.model or "fashion-mnist")
+        model = choose_conditioned(
+            asked.model or "fashion-mnist",
+            asked.class_,
+            asked.prompt,
+            size=(asked.height, asked.width),
+            dtype=asked.dtype,
+        )
     except ValueError as error:
         parser.error(str(error))
     plt.rcParams["axes.prop_cycle"] = plt.cycler(color=COLOURS)
@@ -83,9 +101,31 @@ def start(doc: str, *options: argparse.ArgumentParser) -> Setup:
 
 
 def images(setup: Setup, num: int, part: str = "held-out") -> np.ndarray:
-    """Return (n, *shape) real images in the model's coordinates: `num`, or all if fewer."""
-    data = open_reference_data(setup.model, setup.data, part, None, "none", 1, setup.seed)
-    return data.samples(0, min(num, len(data.dataset)))
+    """Return (n, *shape) real images in the model's coordinates: `num`, or all if fewer.
+
+    Those of a latent model are encoded.
+    """
+    try:
+        data = open_reference_data(setup.model, setup.data, part, None, "none", 1, setup.seed)
+        found = data.samples(0, min(num, len(data.dataset)))
+    except ValueError as error:
+        raise SystemExit(f"error: {error}; name the data by --data") from None
+    return from_pictures(setup.model, found)
+
+
+def has_images(setup: Setup) -> bool:
+    """Return whether there are real images: of --data, or a set by the name in the model."""
+    return setup.data is not None or setup.model.meta.dataset in DATASETS
+
+
+def levels(setup: Setup, x: np.ndarray) -> np.ndarray:
+    """Return samples (..., *shape) as uint8 pictures (..., H, W, C); latents are decoded."""
+    return to_levels(setup.model, x)
+
+
+def sizes(setup: Setup, x: np.ndarray) -> np.ndarray:
+    """Return the sizes (n,) in bytes of samples (n, *shape) as PNG files."""
+    return np.array([len(encode_png(picture)) for picture in levels(setup, x)])
 
 
 def each(what: str, one: Callable[..., Any], setup: Setup, *items: Any) -> Any:

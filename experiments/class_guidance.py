@@ -21,7 +21,6 @@ import dgjax
 from dgjax.evaluation.intervals import share_interval
 from dgjax.evaluation.reference_data import open_reference_data
 from dgjax.pictures.grid import image_grid
-from dgjax.pictures.quantization import to_uint8
 
 WEIGHTS, QUANTILES = (1.0, 2.0, 4.0), (0.2, 0.5, 0.8)  # 1 and 0.5 are no guidance
 TAUGHT = 2000  # training images that the classifier sees; a quarter as many test it
@@ -105,9 +104,7 @@ def draw(setup, groups, labels):
     """Draw images: a row for each weight and q, a column for each class."""
     shown = [int(np.flatnonzero(labels == label)[0]) for label in np.unique(labels)[:10]]
     figure = image_grid(
-        to_uint8(
-            np.stack([group[0][shown] for group in groups.values()]), setup.model.meta.data_range
-        ),
+        claims.levels(setup, np.stack([group[0][shown] for group in groups.values()])),
         [f"weight {w:g}, q = {q:g}\nlog p {g[1].mean():,.0f}" for (w, q), g in groups.items()],
         title="Classifier-free weight and q, the same latents and classes in each row",
         caption="Mean log p(x | class) in nats at t_min; images without the noise of t_min.",

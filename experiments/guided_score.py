@@ -26,7 +26,6 @@ import numpy as np
 from jax.scipy.special import ndtri
 
 import dgjax
-from dgjax.pictures.png import png_bytes
 
 WEIGHTS, QUANTILES = (1.0, 3.0), (0.2, 0.5, 0.8)  # 1 is no guidance
 JUDGED = (0.5, 1.0, 2.0)  # levels sigma/alpha at which the class is judged
@@ -252,8 +251,7 @@ def main():
 
     def last(key, found):
         right = found.label == labels
-        sizes = [png_bytes(image, setup.model.meta.data_range) for image in found.x]
-        return [f"{right.mean():.0%}", claims.mean_error(sizes)]
+        return [f"{right.mean():.0%}", claims.mean_error(claims.sizes(setup, found.x))]
 
     unit = float(dgjax.forcing_nats(setup.model.field, setup.model.size))
     header = [*HEADER, "in the class asked for", "PNG, bytes"]

@@ -17,7 +17,6 @@ import numpy as np
 
 import dgjax
 from dgjax.pictures.grid import image_grid
-from dgjax.pictures.quantization import to_uint8
 
 SIGMAS = (0.0, 0.1, 0.3, 1.0, 3.0, np.inf)  # thresholds; 0 is the PF-ODE alone
 SHOWN = 8  # latents in the picture
@@ -81,10 +80,6 @@ def measure(setup):
     return {sigma: tuple(part[i] for part in parts) for i, sigma in enumerate(SIGMAS)}
 
 
-def sizes(setup, x):
-    return np.array([dgjax.png_bytes(image, setup.model.meta.data_range) for image in x])
-
-
 def name(sigma):
     return {0.0: "never (PF-ODE)", np.inf: "always"}.get(sigma, f"{sigma:g}")
 
@@ -101,7 +96,7 @@ def row(setup, groups, sigma):
         claims.mean_error(again),
         claims.probe_error(again_error),
         f"{np.mean(tracked > plain[1].max()):.0%}",
-        claims.mean_error(sizes(setup, denoised)),
+        claims.mean_error(claims.sizes(setup, denoised)),
     ]
 
 
@@ -112,7 +107,7 @@ def curves(setup, groups):
     series = [
         (top, "tracked", [g[1] for g in groups.values()]),
         (top, "by the PF-ODE, for the image reached", [g[3] for g in groups.values()]),
-        (bottom, None, [sizes(setup, g[0]) for g in groups.values()]),
+        (bottom, None, [claims.sizes(setup, g[0]) for g in groups.values()]),
     ]
     for i, (axis, label, values) in enumerate(series):
         values = np.array(values)
@@ -134,7 +129,7 @@ def picture(setup, groups):
         for sigma, group in groups.items()
     ]
     figure = image_grid(
-        to_uint8(x, setup.model.meta.data_range),
+        claims.levels(setup, x),
         labels,
         title="The score counts double below sigma ..., the same latents in each row",
         caption="Mean tracked log p in nats at t_min; images without the noise of t_min.",

@@ -23,7 +23,6 @@ import optax
 
 import dgjax
 from dgjax.pictures.grid import image_grid
-from dgjax.pictures.quantization import to_uint8
 
 CLIMB = 40  # steps of the ascent
 SOLVE = 16  # steps of the solver within it
@@ -133,7 +132,6 @@ def costs(setup):
 
 def row(setup, name, group, plain):
     x, log_density, error = group
-    sizes = np.array([dgjax.png_bytes(image, setup.model.meta.data_range) for image in x])
     moved = np.sqrt(np.mean((x - plain[0]) ** 2, axis=tuple(range(1, x.ndim))))
     return [
         name,
@@ -142,7 +140,7 @@ def row(setup, name, group, plain):
         claims.probe_error(error),
         claims.mean_error(log_density - plain[1]),
         claims.mean_error(moved, 2),
-        claims.mean_error(sizes),
+        claims.mean_error(claims.sizes(setup, x)),
     ]
 
 
@@ -152,7 +150,7 @@ def draw(setup, groups, steps):
     x = np.stack([groups[name][0][:8] for name in names])
     labels = [f"{name}\nlog p {groups[name][1].mean():,.0f}" for name in names]
     figure = image_grid(
-        to_uint8(x, setup.model.meta.data_range),
+        claims.levels(setup, x),
         labels,
         title="The same latents, guided or climbed from",
         caption="Mean log p in nats at t_min; images without the noise of t_min.",

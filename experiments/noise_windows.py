@@ -23,7 +23,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import dgjax
-from dgjax.pictures.quantization import to_uint8
 
 Q = 0.5  # the reverse SDE has no other
 BLOCK = 4  # pixels
@@ -149,7 +148,7 @@ def row(key, denoised, tracked, log_density, error):
 def draw(setup, groups):
     """Draw images of each group, and their variation at both scales."""
     x = np.stack([group[0][:SHOWN] for group in groups.values()])
-    shown = to_uint8(x, setup.model.meta.data_range)
+    shown = claims.levels(setup, x)
     figure = Figure(figsize=(12.4, 1.06 * len(groups) + 0.5), layout="constrained")
     axes = figure.subplots(len(groups), SHOWN + 2)
     spreads = [[part.std((0, -1)) for part in scales(group[0])] for group in groups.values()]

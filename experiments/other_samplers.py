@@ -23,7 +23,6 @@ from reverse_sde import cloud, rms
 
 import dgjax
 from dgjax.pictures.grid import image_grid
-from dgjax.pictures.quantization import to_uint8
 
 STEPS, NODES, RANGE, PATHS = (16, 32, 64), (2, 3, 4), (0.02, 80.0), 8  # on the mixture
 PROBES, DIVERGENCE = dgjax.Hutchinson(2), dgjax.Coloured()  # of quadrature, and of the PF-ODE
@@ -199,7 +198,7 @@ def image_row(setup, name, steps, denoised, found, error, again, again_error):
         claims.mean_error(found - again),
         f"{gap.mean():+.3f}",
         f"{np.corrcoef(found, again)[0, 1]:.4f}",
-        claims.mean_error([dgjax.png_bytes(x, setup.model.meta.data_range) for x in denoised]),
+        claims.mean_error(claims.sizes(setup, denoised)),
     ]
 
 
@@ -219,7 +218,7 @@ def main():
     shown = {name: group for (name, n), group in groups.items() if n == steps}
     del shown["churned Heun, without the points after noise"]  # the same images
     figure = image_grid(
-        to_uint8(np.stack([group[0][:8] for group in shown.values()]), setup.model.meta.data_range),
+        claims.levels(setup, np.stack([group[0][:8] for group in shown.values()])),
         [f"{name}\nlog p {group[1].mean():,.0f}" for name, group in shown.items()],
         title=f"Four samplers from the same latents, {steps} steps",
         caption="Mean log p in nats at t_min by quadrature; images without the noise of t_min.",

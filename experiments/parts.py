@@ -23,7 +23,6 @@ from guided_score import NoDivergence, forced
 from matplotlib.figure import Figure
 
 import dgjax
-from dgjax.pictures.quantization import to_uint8
 
 QUANTILES = (0.3, 0.7)
 SHOWN = 8
@@ -118,7 +117,7 @@ def rows_of(parts, images, log_density, forces):
 def draw(setup, name, parts, images):
     """Draw the first latents: unguided, and every kind at both quantiles."""
     lines = [("unguided", "")] + [(kind, f"q = {q}") for kind in parts for q in QUANTILES]
-    shown = to_uint8(np.asarray(images[:SHOWN]), setup.model.meta.data_range)
+    shown = claims.levels(setup, np.asarray(images[:SHOWN]))
     figure = Figure(figsize=(1.0 * shown.shape[0] + 2.2, 1.0 * len(lines)), layout="constrained")
     axes = figure.subplots(len(lines), shown.shape[0])
     for i, (line, label) in enumerate(zip(axes, lines, strict=True)):

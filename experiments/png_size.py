@@ -59,6 +59,8 @@ def measure(setup):
     for q in QUANTILES:
         name = "q = 0.5, no guidance" if q == 0.5 else f"q = {q}"
         groups[name] = tuple(a[qs == np.float32(q)] for a in found)
+    if not claims.has_images(setup):
+        return groups
     real = claims.images(setup, count)
     groups["real test images"] = claims.each(
         "real images",
@@ -70,12 +72,8 @@ def measure(setup):
     return groups
 
 
-def sizes(setup, x):
-    return np.array([dgjax.png_bytes(image, setup.model.meta.data_range) for image in x])
-
-
 def row(setup, name, x, clean, log_density, error):
-    noisy, denoised = sizes(setup, x), sizes(setup, clean)
+    noisy, denoised = claims.sizes(setup, x), claims.sizes(setup, clean)
     return [
         name,
         str(len(x)),
@@ -97,14 +95,14 @@ def pooled(groups):
 def draw(setup, groups):
     """Draw size against -log p, with and without the noise of t_min."""
     figure, axes = plt.subplots(1, 2, figsize=(11.5, 4.8), sharex=True, layout="constrained")
-    shades = plt.get_cmap("viridis")(np.linspace(0, 0.88, len(groups) - 1))
+    shades = plt.get_cmap("viridis")(np.linspace(0, 0.88, len(QUANTILES)))
     titles = ("the image as it is at t_min", "the image without the noise of t_min")
     for which, (axis, title) in enumerate(zip(axes, titles, strict=True)):
         for i, (name, group) in enumerate(groups.items()):
             real = "real" in name
             style = {"marker": "x" if real else MARKERS[i % 5], "s": 26}
             style |= {"color": claims.COLOURS[1] if real else shades[i], "alpha": 0.75}
-            axis.scatter(-group[2], sizes(setup, group[which]), label=name, **style)
+            axis.scatter(-group[2], claims.sizes(setup, group[which]), label=name, **style)
         axis.set(xlabel="-log p at t_min, nats", ylabel="PNG size, bytes", title=title)
     axes[1].legend(fontsize=8)
     claims.save(figure, "png_size")

@@ -26,7 +26,6 @@ from dgjax.evaluation.frechet import frechet_distance, frechet_interval
 from dgjax.evaluation.intervals import Estimate
 from dgjax.evaluation.precision_recall import precision_recall
 from dgjax.evaluation.vgg16 import vgg16
-from dgjax.pictures.quantization import to_uint8
 
 FINE = 0.1  # the finer scale of temperature, of data in [-1, 1]
 CHANGES = (-0.2, -0.1, -0.05, 0.05, 0.1, 0.2)  # of PNG size, at which dials are compared
@@ -109,13 +108,9 @@ def turned(setup, name, turn, settings, count):
     return np.concatenate([x, others], 1), log_density, error
 
 
-def sizes(setup, x):
-    return np.array([dgjax.png_bytes(image, setup.model.meta.data_range) for image in x])
-
-
 def features(setup, x):
     """Return (n, 1472) features of images rounded to 8 bits."""
-    levels = to_uint8(x, setup.model.meta.data_range)
+    levels = claims.levels(setup, x)
     run = jax.jit(lambda net, x: net(x))
     return map_batches("features", run, levels / np.float32(255), setup.preset.batch, vgg16())
 
@@ -139,12 +134,12 @@ def measure(setup):
         measured = {}
         for setting, x, log_density, error in zip(asked, *found, strict=True):
             quality = qualities(features(setup, x), real)
-            measured[setting] = Setting(log_density, error, sizes(setup, x), quality)
+            measured[setting] = Setting(log_density, error, claims.sizes(setup, x), quality)
         neutral = neutral or measured[dial.neutral]
         groups[name] = {s: measured.get(s, neutral) for s in dial.settings}
     shares = precision_recall(others, real)
     best = frechet_distance(others, real), shares.precision.value, shares.recall.value
-    return groups, neutral, sizes(setup, pictures[:count]), best
+    return groups, neutral, claims.sizes(setup, pictures[:count]), best
 
 
 def row(name, setting, found):

@@ -30,7 +30,6 @@ from dgjax.devices.batches import map_batches
 from dgjax.evaluation.frechet import frechet_distance
 from dgjax.evaluation.precision_recall import precision_recall
 from dgjax.pictures.grid import image_grid
-from dgjax.pictures.quantization import to_uint8
 
 EVALUATIONS = (8, 16, 32)
 CHANGE = 0.1  # of the PNG size
@@ -250,7 +249,7 @@ def draw(setup, evaluations, plain, groups):
     shown = {**less, "unguided": plain, **more}
     images = {label: found.images[:SHOWN] for label, found in shown.items() if found is not None}
     figure = image_grid(
-        to_uint8(np.stack(list(images.values())), setup.model.meta.data_range),
+        claims.levels(setup, np.stack(list(images.values()))),
         list(images),
         title=f"The same latents with each dial at one mean PNG size, {evaluations} evaluations",
         caption="Images without the noise of t_min. A dial is left out where it cannot reach it.",
