@@ -15,7 +15,7 @@ import sys
 import claims
 import jax.numpy as jnp
 import numpy as np
-from prior_guidance import QUALITIES, features, qualities, sizes
+from prior_guidance import QUALITIES, features, qualities
 
 import dgjax
 from dgjax.evaluation.intervals import share_interval
@@ -93,7 +93,7 @@ def row(setup, pair, group, labels, predict, seen_real):
         f"{pair[1]:g}",
         claims.mean_error(log_density),
         claims.probe_error(error),
-        claims.mean_error(sizes(setup, x)),
+        claims.mean_error(claims.sizes(setup, x)),
         share(predict(seen) == labels),
         claims.between(distance, 3),
         *(f"{s.value:.0%} [{s.low:.0%}, {s.high:.0%}]" for s in shares),
@@ -134,7 +134,7 @@ def main():
             "",
             "",
             "",
-            claims.mean_error(sizes(setup, images)),
+            claims.mean_error(claims.sizes(setup, images)),
             share(predict(seen) == known),
             claims.between(distance, 3),
             *(f"{s.value:.0%} [{s.low:.0%}, {s.high:.0%}]" for s in shares),

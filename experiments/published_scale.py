@@ -3,9 +3,9 @@
 Networks of published sizes without weights: one evaluation of each kind that the experiments make
 is lowered for abstract arrays, and XLA counts its floating-point operations. *Plain* is the
 denoised sample, *with log-density* has five products with the Jacobian, *pushed* is the derivative
-of that along a tangent, which score alignment needs. Hours are by calculation, not by measurement: the
-operations of all images of the preset, at a rate that --tflops gives. Memory is that of one sample
-in the compiled program (--memory, minutes of compilation).
+of that along a tangent, which score alignment needs. Hours are by calculation, not by measurement:
+the operations of all images of the preset, at a rate that --tflops gives. Memory is that of one
+sample in the compiled program (--memory, minutes of compilation).
 
     python experiments/published_scale.py
     XLA_FLAGS=--xla_backend_optimization_level=0 python experiments/published_scale.py --memory

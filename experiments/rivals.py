@@ -22,7 +22,7 @@ import claims
 import jax
 import jax.numpy as jnp
 import numpy as np
-from prior_guidance import features, qualities, sizes
+from prior_guidance import features, qualities
 from scipy.interpolate import PchipInterpolator
 
 import dgjax
@@ -128,7 +128,9 @@ def curve(setup, name, run, plain):
     """
     tried = DIALS[name].settings
     images, log_density, _ = run(name, tried if plain else (*tried, neutral(name)), 0, TRIED, True)
-    found = [(sizes(setup, x).mean(), a.mean()) for x, a in zip(images, log_density, strict=True)]
+    found = [
+        (claims.sizes(setup, x).mean(), a.mean()) for x, a in zip(images, log_density, strict=True)
+    ]
     found, plain = (found, plain) if plain else (found[:-1], found[-1])
     half = len(found) // 2
     settings = (*tried[:half], neutral(name), *tried[half:])
@@ -167,7 +169,7 @@ def measured(setup, name, evaluations, run, settings, real):
         where = f"{evaluations}-{name}-{setting:.9g}-{count}-features"
         make = partial(features, setup, x)
         (seen,) = claims.kept(setup, where, lambda make=make: [make()])
-        found[setting] = Found(setting, x, *known, sizes(setup, x), qualities(seen, real))
+        found[setting] = Found(setting, x, *known, claims.sizes(setup, x), qualities(seen, real))
     return found
 
 
@@ -283,7 +285,7 @@ def main():
         print(
             f"other held-out images: Fréchet {frechet_distance(others, real):.3f}, precision "
             f"{shares.precision.value:.0%}, recall {shares.recall.value:.0%}; "
-            f"{sizes(setup, pictures).mean():.0f} bytes"
+            f"{claims.sizes(setup, pictures).mean():.0f} bytes"
         )
     for evaluations, (plain, _) in found.items():
         print(f"{evaluations} evaluations: solver's error {np.median(plain.error):.2g} nats")
