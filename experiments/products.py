@@ -7,8 +7,10 @@
    resampling and moves. Their weights give its divergence from that density,
    KL = log Z - E[log w], and say how many of n samples it is worth. The model is a 2-D mixture, for
    which Z is a sum on a grid.
+3. The same on a class of a shipped model, whose Z is not known: the spread of the log-weights.
 
     python experiments/products.py
+    python experiments/products.py images      a class of fashion-mnist
     python experiments/products.py scatter     the error of log Z at weight 4, for several seeds
 """
 
@@ -107,11 +109,11 @@ def products(num=4000):
         yield row
 
 
-def guided(models, conds, weight, grid, num, key=KEY, **options):
+def guided(models, weight, grid, num, key=KEY, divergence=EXACT, **options):
     """Return the particles of p(x | c)^w p(x)^(1 - w)."""
     powers = jnp.array([weight, 1 - weight])
     return dgjax.sample_product(
-        models, powers, grid, key=key, num=num, conds=conds, divergence=EXACT, **options
+        models, powers, grid, key=key, num=num, divergence=divergence, **options
     )
 
 
@@ -140,8 +142,8 @@ def classes_in_2d(num=4000):
     grid = dgjax.grid_logsnr(models[0], STEPS)
     for weight in WEIGHTS:
         true = log_z(weight)
-        plain = guided(models, None, weight, grid, num, moves=0, resample_below=0)
-        moved = guided(models, None, weight, grid, num)
+        plain = guided(models, weight, grid, num, moves=0, resample_below=0)
+        moved = guided(models, weight, grid, num)
         log_weights = np.asarray(plain.log_weights)
         yield [
             "2-D mixture",
@@ -156,13 +158,29 @@ def classes_in_2d(num=4000):
         ]
 
 
+def images(label=8, num=32):
+    """Yield a row for each weight, of a class of fashion-mnist."""
+    every, _ = dgjax.load_pretrained("fashion-mnist")
+    models = [dgjax.condition(every, label), every]
+    grid, probes = dgjax.grid_logsnr(every, 32), dgjax.Coloured(13)
+    for weight in WEIGHTS[1:]:
+        found = guided(models, weight, grid, num, divergence=probes, moves=0, resample_below=0)
+        log_weights = np.asarray(found.log_weights)
+        yield [
+            f"{weight:g}",
+            f"{num}",
+            f"{log_weights.std(ddof=1):.1f}",
+            f"{dgjax.effective_sample_size(log_weights):.1f}",
+        ]
+
+
 def scatter(weight=4.0, num=2000, seeds=6):
     """Yield the error of log Z with moves for several seeds, by the number of steps."""
     models, log_z = class_among_others()
     for steps in (STEPS, 3 * STEPS):
         grid = dgjax.grid_logsnr(models[0], steps)
         keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
-        found = [guided(models, None, weight, grid, num, key=key).log_normalizer for key in keys]
+        found = [guided(models, weight, grid, num, key=key).log_normalizer for key in keys]
         errors = np.sort(np.asarray(found) - log_z(weight))
         yield [f"{steps}", f"{num}", ", ".join(f"{e:+.2f}" for e in errors)]
 
@@ -172,6 +190,10 @@ def main():
         with jax.enable_x64():
             header = ["steps", "particles", "error of log Z, nats, sorted"]
             claims.report("products_scatter", header, list(scatter()))
+        return
+    if sys.argv[1:] == ["images"]:
+        header = ["weight", "particles n", "s.d. of log weights, nats", "n effective"]
+        claims.report("products_images", header, list(images()))
         return
     header = ["product", "corrector: particles left", "error of log Z"]
     header += ["mean of velocities: left", "error of log Z", "with moves: left", "error of log Z"]

@@ -64,7 +64,7 @@ def abstract(make):
         return model_memory.abstract(model_memory.MODELS[make], jnp.float32)
     net = nnx.eval_shape(make)
     field = dgjax.field(net, dgjax.edm(), dgjax.preconditioned(0.5), t_min=0.02, t_max=80.0)
-    return field, jax.ShapeDtypeStruct(net.shape, jnp.float32), None
+    return field, jax.ShapeDtypeStruct(net.shape, jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
 
 
 def plain(field, x, cond):
