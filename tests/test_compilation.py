@@ -141,3 +141,27 @@ def test_an_unread_divergence_costs_nothing(mixture16):
     free = flops(dgjax.Untracked(), lambda out: out.x)
     assert flops(dgjax.Hutchinson(8), lambda out: out.x) < 1.02 * free
     assert flops(dgjax.Hutchinson(8), lambda out: (out.x, out.log_density)) > 2 * free
+
+
+def test_the_steps_of_a_batch_are_batched_once():
+    """Constants that became a batch on the way would have JAX trace all steps a second time."""
+    batched = []
+
+    @jax.custom_batching.custom_vmap
+    def seen(x):
+        return x
+
+    @seen.def_vmap
+    def _(size, axes, x):
+        batched.append(size)
+        return x, axes[0]
+
+    network = lambda x, t, cond: x / (1 + t**2) + 0 * seen(jax.lax.stop_gradient(x))
+    model = dgjax.field(network, dgjax.edm(), dgjax.DenoisedPrediction(), t_min=0.02, t_max=80.0)
+    grid, key, x = dgjax.grid_logsnr(model, 4), jax.random.key(0), jnp.ones((3, 2))
+    guides = (dgjax.density_guidance(0.7),)
+    for options in ({}, {"guides": guides}, {"solver": dgjax.Multistep(2, 2, 2)}):
+        batched.clear()
+        run = lambda x, options=options: dgjax.sample(model, x, grid, key=key, **options)
+        jax.jit(jax.vmap(run)).lower(x)
+        assert batched == [3]

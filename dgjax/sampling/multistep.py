@@ -59,7 +59,7 @@ from dgjax.sampling.solver_quadrature import (
     weighted_sum,
 )
 from dgjax.sampling.spacetime_identity import log_density_gain
-from dgjax.sampling.state import Evaluation, Node, Start, State
+from dgjax.sampling.state import Evaluation, Node, Start, State, zeros_of
 from dgjax.typing import Sample, Scalar, inner
 
 __all__ = ["History", "Points", "empty_node", "init", "step"]
@@ -119,16 +119,16 @@ def init(points: Points, x: Sample, log_densities: Float[Array, " m"]) -> Histor
     """
     most = max(points.order, points.correction)
     k = max(RESIDUAL_POINTS, most + points.derivatives)
-    empty = jnp.zeros((k, *x.shape), x.dtype)
+    empty = zeros_of(x, (k, *x.shape))
     return History(
         us=jnp.zeros(k, x.dtype),
         ys=empty,
         slopes=empty,
         noises=empty,
         denoised_rates=empty[: points.derivatives] if points.derivatives else None,
-        rates=jnp.zeros((k, *log_densities.shape), log_densities.dtype),
-        log_densities=jnp.zeros_like(log_densities),
-        anchor=jnp.zeros_like(x) if points.correction else None,
+        rates=zeros_of(x, (k, *log_densities.shape)).astype(log_densities.dtype),
+        log_densities=zeros_of(x, log_densities.shape).astype(log_densities.dtype),
+        anchor=zeros_of(x, x.shape) if points.correction else None,
         filled=jnp.zeros((), jnp.int32),
     )
 
@@ -196,9 +196,9 @@ def empty_node(x: Sample, log_densities: Float[Array, " m"]) -> Node:
         x: the sample at the start.
         log_densities: (m,) there.
     """
-    zero = jnp.zeros((), x.dtype)
-    three = jnp.zeros(3, x.dtype)
-    return Node(zero, jnp.zeros_like(log_densities), zero, three, three)
+    u, three = jnp.zeros((), x.dtype), zeros_of(x, (3,))
+    rates = zeros_of(x, log_densities.shape).astype(log_densities.dtype)
+    return Node(u, rates, zeros_of(x), three, three)
 
 
 def _advance(

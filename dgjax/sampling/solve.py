@@ -50,7 +50,7 @@ from dgjax.sampling.solvers import (
     default_solver,
 )
 from dgjax.sampling.stage_error import StageErrors, knows_error
-from dgjax.sampling.state import Evaluation, Stage, Start, State
+from dgjax.sampling.state import Evaluation, Stage, Start, State, zeros_of
 from dgjax.sampling.traced_numbers import check_guides
 from dgjax.typing import Key, Sample, Scalar, inner
 
@@ -276,8 +276,8 @@ def _solve(
 
 def _initial_state(x, start, divergence: Divergence, key) -> State:
     estimates = count_estimates(divergence, x, key)
-    zero = jnp.zeros((), x.dtype)
-    return State(x, jnp.broadcast_to(start, estimates.shape), zero, zero)
+    zero = zeros_of(x)
+    return State(x, jnp.broadcast_to(start + zero, estimates.shape), zero, zero)
 
 
 def _by_steps(run, grid, state: State, save: Save | None):

@@ -2,12 +2,27 @@
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dgjax.model.local import Local
 from dgjax.typing import Sample, Scalar
 
-__all__ = ["Evaluation", "Node", "Stage", "Start", "State"]
+__all__ = ["Evaluation", "Node", "Stage", "Start", "State", "zeros_of"]
+
+
+def zeros_of(x: Sample, shape: tuple[int, ...] = ()) -> Array:
+    """Return zeros that JAX takes to depend on `x`.
+
+    Under `vmap` they have the batch axis from the start. A scan that carries constants which become
+    a batch is traced twice.
+
+    Args:
+        x: one sample of any shape, which gives the dtype.
+        shape: of the zeros.
+    """
+    zero = jnp.where(jnp.zeros((), bool), jnp.ravel(x)[0], jnp.zeros((), x.dtype))
+    return jnp.broadcast_to(zero, shape)
 
 
 class Node(NamedTuple):
