@@ -129,15 +129,17 @@ def main():
                 *(f"{f / 1e9:,.0f}" for f in flops),
             ]
         )
-        for experiment, numbers in evaluations(network.preset).items():
-            whole = sum(n * f for n, f in zip(numbers, flops, strict=True))
-            command = f"{experiment}.py --preset {network.preset} --model FOLDER {network.options}"
-            hours = whole / (asked.tflops * 1e12) / 3600
-            costs.append([name, f"`{command}`", f"{whole / 1e15:,.0f}", f"{hours:.1f}"])
+        work = [
+            sum(n * f for n, f in zip(numbers, flops, strict=True))
+            for numbers in evaluations(network.preset).values()
+        ]
+        hours = [f"{w / 1e15:,.0f}, {w / (asked.tflops * 3.6e15):.1f} h" for w in work]
+        options = f"`--preset {network.preset} --model FOLDER {network.options}`"
+        costs.append([name, options, *hours])
     header = ["network", "weights, GiB", "one sample, GiB", *(f"{kind}, GFLOP" for kind in KINDS)]
     report("published_scale", header, sizes)
     print()
-    header = ["network", "command", "PFLOP", f"hours at {asked.tflops:g} TFLOP/s"]
+    header = ["PFLOP, hours", "options", *evaluations("laptop")]
     report("published_scale_hours", header, costs)
 
 
