@@ -45,6 +45,12 @@ def log_densities(x, field, keys, *, grid):
     return jnp.sum(jax.vmap(one)(x, keys))
 
 
+@jax.jit
+def slopes(x, field, keys, grid):
+    """Return the gradient of each log-density in its latent."""
+    return jax.grad(log_densities)(x, field, keys, grid=grid)
+
+
 def held_norm(x, start):
     """Scale each latent of `x` to the norm of that of `start`."""
     axes = tuple(range(1, x.ndim))
@@ -66,16 +72,11 @@ def climb(field, start, key, project, *, grid, steps, every):
     scale = field.path.sigma(field.t_max)
     optimiser = optax.adam(RATE * scale)
 
-    @jax.jit
-    def step(field, x, state, key):
-        keys = jax.random.split(key, len(x))
-        gradient = jax.grad(log_densities)(x, field, keys, grid=grid)
-        update, state = optimiser.update(-gradient, state)
-        return project(optax.apply_updates(x, update), start), state
-
     x, state = start, optimiser.init(start)
     for i in range(1, steps + 1):
-        x, state = step(field, x, state, jax.random.fold_in(key, i))
+        keys = jax.random.split(jax.random.fold_in(key, i), len(x))
+        update, state = optimiser.update(-slopes(x, field, keys, grid), state)
+        x = project(optax.apply_updates(x, update), start)
         if i % every == 0:
             yield i, x
 
@@ -89,27 +90,29 @@ def seconds(run):
 
 
 def measure(setup, steps):
-    """Return {name: (cost of one, denoised, log p, s.e.)} of all methods."""
+    """Return {name: (denoised, log p, its s.e.)} of all methods."""
     field, (count, fine, _) = setup.model.field, setup.preset
     count = max(count // 8, claims.LEAST)
     grid, coarse = dgjax.grid_logsnr(field, fine), dgjax.grid_logsnr(field, SOLVE)
     draw = lambda key: dgjax.prior_sample(field, key, setup.model.meta.shape)
     start = jax.vmap(draw)(claims.keys(setup, count))
 
-    def group(x, q, stream):
-        one = partial(measured, grid=grid)
-        qs, keys = np.full(count, q, np.float32), claims.keys(setup, count, stream)
-        return claims.each("log-densities", one, setup, x, keys, qs)
-
-    groups = {}
-    for q in (0.5, *QUANTILES):
-        name = "no guidance" if q == 0.5 else f"density guidance, q = {q}"
-        groups[name] = group(start, q, 1)
+    asked = {"no guidance": (start, 0.5)}
+    asked |= {f"density guidance, q = {q}": (start, q) for q in QUANTILES}
     for name, project in NORMS.items():
         options = {"grid": coarse, "steps": steps, "every": EVERY}
         for i, x in climb(field, start, jax.random.key(setup.seed), project, **options):
-            groups[f"ascent, {name}, {i} steps"] = group(x, 0.5, 2)
-    return groups
+            asked[f"ascent, {name}, {i} steps"] = x, 0.5
+    found = claims.each(
+        "log-densities",
+        partial(measured, grid=grid),
+        setup,
+        np.concatenate([x for x, _ in asked.values()]),
+        claims.keys(setup, count * len(asked), 1),
+        np.repeat(np.float32([q for _, q in asked.values()]), count),
+    )
+    parts = [np.split(a, len(asked)) for a in found]
+    return {name: tuple(part[i] for part in parts) for i, name in enumerate(asked)}
 
 
 def costs(setup):
@@ -125,8 +128,7 @@ def costs(setup):
         one = lambda x, key: dgjax.sample(field, x, grid, key=key, guides=guides).log_density
         return jax.vmap(one)(x, keys)
 
-    gradient = jax.jit(partial(jax.grad(log_densities), grid=grid))
-    runs = (lambda: guided(field, x, keys)), (lambda: gradient(x, field, keys))
+    runs = (lambda: guided(field, x, keys)), (lambda: slopes(x, field, keys, grid))
     return np.median([[seconds(run) for run in runs] for _ in range(3)], 0)
 
 
