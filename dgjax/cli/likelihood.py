@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import typer
 
-from dgjax.checkpoints.opened import Model, density_title
+from dgjax.checkpoints.opened import density_title
 from dgjax.cli.auto_steps import (
     AUTO,
     STEPS_OR_AUTO,
@@ -33,7 +33,7 @@ from dgjax.cli.options import (
     PROBES_HELP,
     PROMPT,
     SEED,
-    SOLVER_HELP,
+    SOLVER,
     WIDTH,
     choose_conditioned,
     make_solver,
@@ -49,7 +49,6 @@ from dgjax.cli.stated_errors import (
 from dgjax.devices.batches import map_batches
 from dgjax.devices.progress import say
 from dgjax.files import as_json
-from dgjax.model.local import supports_rates
 from dgjax.pictures.image_files import FULL, check_levels
 from dgjax.pictures.quantization import bits_per_dim, dequantize
 from dgjax.pictures.sample_files import LazySamples, encode_levels, find_samples, read_samples
@@ -85,14 +84,7 @@ def command(
     batch: BATCH = 8,
     steps: STEPS_OR_AUTO = 32,
     tolerance: TOLERANCE = None,
-    solver: Annotated[
-        str | None,
-        typer.Option(
-            help=SOLVER_HELP,
-            show_default="multistep_hermite; multistep with --divergence distilled, and for "
-            "networks that it cannot take",
-        ),
-    ] = None,
+    solver: SOLVER = "multistep",
     probes: Annotated[int, typer.Option(min=2, max=MOST_PROBES, help=PROBES_HELP)] = 5,
     divergence: DIVERGENCE = "probes",
     seed: SEED = 0,
@@ -104,15 +96,11 @@ def command(
     the latent, without bits per dimension. With --class or --prompt it is the conditional
     log p(x | class) or log p(x | prompt). Of 15 steps or more, the one at the data is cut in three.
     """
-    if solver is not None:
-        make_solver(solver)  # an unknown name is told before the model is read
+    method = make_solver(solver)
     size = height, width
     chosen = choose_conditioned(
         model, class_, prompt, distilled_guidance, file=cond, size=size, dtype=dtype
     )
-    if solver is None:
-        solver = "multistep" if divergence == "distilled" else _default_solver(chosen)
-    method = make_solver(solver)
     tolerance = set_tolerance(steps, tolerance, chosen.size)
     if data_range is not None:
         check_levels(data_range)
@@ -194,14 +182,3 @@ def command(
         ],
         STATED + (DEQUANTIZED if any(row["data"] == "dequantized" for row in rows) else ""),
     )
-
-
-def _default_solver(chosen: Model) -> str:
-    """Return the name of the solver for given data.
-
-    Its first steps decide the error: with derivatives they are of a higher order. A derivative
-    costs a product with the Jacobian, which a distilled divergence is there to save.
-    """
-    x = jax.ShapeDtypeStruct(chosen.meta.shape, jnp.float32)
-    with_rates = supports_rates(chosen.field, chosen.field.t_min, x)
-    return "multistep_hermite" if with_rates else "multistep"

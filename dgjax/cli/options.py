@@ -76,7 +76,7 @@ BATCH = Annotated[
         min=1, max=MOST_BATCH, help="Samples in one compiled call, on all devices together."
     ),
 ]
-PROBES_HELP = "Hutchinson probes per step; with the solver multistep, one per colour of pixels."
+PROBES_HELP = "Hutchinson probes per step; with multistep solvers, one per colour of pixels."
 PROBES = Annotated[int, typer.Option(min=1, max=MOST_PROBES, help=PROBES_HELP)]
 CLASS = Annotated[
     str | None,

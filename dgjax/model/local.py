@@ -18,7 +18,7 @@ from dgjax.model.time_derivative import has_time_derivative
 from dgjax.model.trace_head import recorded_pair
 from dgjax.typing import Cond, Key, LinearMap, Sample, Scalar, as_float, check_made
 
-__all__ = ["Local", "evaluate", "evaluate_with_rates", "supports_rates"]
+__all__ = ["Local", "evaluate", "evaluate_with_rates"]
 
 
 class Local(NamedTuple):
@@ -150,38 +150,23 @@ def evaluate_with_rates(
         ValueError: if the network has no forward mode, or no derivative in its time.
     """
     t, x = as_float(t), jnp.asarray(x)
-    done, along = _pass_with_rates(model, t, x, cond)
-    lacking = _lacking(model, done, t, x, cond)
-    if lacking:
+    seen = lambda t, x: recorded_pair(model, t, x, cond, _layers(model))
+    pair, push, features = jax.linearize(seen, t, x, has_aux=True)
+    push_x = lambda z: push(jnp.zeros_like(t), z)
+    if not has_forward_mode(push_x, x):
         raise ValueError(
-            f"the derivative along the trajectory needs {lacking}: use a solver without "
-            "derivatives, such as Multistep()"
+            "the derivative along the trajectory needs forward mode, and this network has a "
+            "jax.custom_vjp: use a solver without derivatives, such as Multistep()"
         )
+    if not has_time_derivative(model, t, x, cond):
+        raise ValueError(
+            "the derivative along the trajectory needs that of the network in its time, and this "
+            "network has none (the time is rounded, picks a row of a table or passes "
+            "stop_gradient): use a solver without derivatives, such as Multistep()"
+        )
+    done = _Pass(pair, push_x, features, forward_mode=True)
     local = _local(model, t, x, done, divergence, key, log_densities)
-    return local, along
-
-
-def supports_rates(
-    model: Field, t: ArrayLike, x: Sample | jax.ShapeDtypeStruct, cond: Cond = None
-) -> bool:
-    """Return whether `evaluate_with_rates` can evaluate a model.
-
-    The network is traced and not run.
-
-    Args:
-        model: the field.
-        t: a time on the model's path.
-        x: one sample, of any shape, or its shape and dtype.
-        cond: condition of the network.
-    """
-    found = []
-
-    def ask(t, x):
-        done, _ = _pass_with_rates(model, t, x, cond)
-        found.append(_lacking(model, done, t, x, cond))
-
-    jax.eval_shape(ask, as_float(t), x)
-    return found == [""]
+    return local, lambda drift: push(jnp.ones_like(t), drift.astype(x.dtype)).x0
 
 
 class _Pass(NamedTuple):
@@ -198,26 +183,6 @@ class _Pass(NamedTuple):
     push: Callable[[Sample], Pair]
     features: tuple[Array, ...]
     forward_mode: bool
-
-
-def _pass_with_rates(model: Field, t, x, cond) -> tuple[_Pass, Callable[[Sample], Sample]]:
-    seen = lambda t, x: recorded_pair(model, t, x, cond, _layers(model))
-    pair, push, features = jax.linearize(seen, t, x, has_aux=True)
-    push_x = lambda z: push(jnp.zeros_like(t), z)
-    done = _Pass(pair, push_x, features, has_forward_mode(push_x, x))
-    return done, lambda drift: push(jnp.ones_like(t), drift.astype(x.dtype)).x0
-
-
-def _lacking(model: Field, done: _Pass, t, x, cond) -> str:
-    """Return what a derivative along the trajectory lacks, or nothing."""
-    if not done.forward_mode:
-        return "forward mode, and this network has a jax.custom_vjp"
-    if not has_time_derivative(model, t, x, cond):
-        return (
-            "that of the network in its time, and this network has none (the time is rounded, "
-            "picks a row of a table, passes stop_gradient or is not used)"
-        )
-    return ""
 
 
 def _layers(model: Field) -> tuple[str, ...]:

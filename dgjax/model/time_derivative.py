@@ -32,9 +32,9 @@ class _Asked:
 def has_time_derivative(model: Field, t: Scalar, x: Sample, cond: Cond = None) -> bool:
     """Return whether JAX can differentiate the output of a model's network in its time.
 
-    It cannot where the time is rounded, picks a row of a table, passes `jax.lax.stop_gradient` or
-    is not used. The network is traced once and not run. What a network outside of JAX does with
-    its time is not seen.
+    It cannot where all that the network does with the time goes through a rounding, the choice of
+    a row of a table, or `jax.lax.stop_gradient`. If a part of it goes another way, this is not
+    seen, nor is what a network outside of JAX does. The network is traced and not run.
 
     Args:
         model: the field.
@@ -58,4 +58,17 @@ def has_time_derivative(model: Field, t: Scalar, x: Sample, cond: Cond = None) -
     asked = replace(model, network=network, trace_head=None)
     pair = lambda t: asked.pair(t, x, cond)
     jax.eval_shape(lambda t: jax.jvp(pair, (t,), (jnp.ones_like(t),))[0], jnp.asarray(t))
-    return bool(found) or not network.called  # a closed form is not called as a network is
+    if found or not network.called:  # a closed form is not called as a network is
+        return True
+    return not _depends(lambda t: model.network(jax.lax.stop_gradient(x), t, cond), t)
+
+
+def _depends(function: Callable[[Scalar], Any], t: Scalar) -> bool:
+    """Return whether the output of a function may depend on its argument."""
+    jaxpr = jax.make_jaxpr(function)(t).jaxpr
+    reached = list(jaxpr.invars)
+    holds = lambda variables: any(v is w for v in variables for w in reached)
+    for equation in jaxpr.eqns:
+        if holds(equation.invars):
+            reached += equation.outvars
+    return holds(jaxpr.outvars)

@@ -160,8 +160,9 @@ def step(
 
     history, slope = _push(history, evaluation, u0)
     index = jnp.arange(history.us.shape[0], dtype=history.filled.dtype)
-    two = max(2, points.order)  # Adams-Moulton needs as many
-    corrected = index < jnp.minimum(history.filled, two)
+    # Adams-Moulton needs two. A step with derivatives is as good as one with so many more points.
+    known = max(2, points.order + points.derivatives)
+    corrected = index < jnp.minimum(history.filled, known)
     log_densities = _correct(history, corrected, state.log_densities)
     history = history._replace(log_densities=log_densities)
     used = index < jnp.minimum(history.filled, points.order)

@@ -64,9 +64,9 @@ class Multistep(diffrax.AbstractSolver):
     costs one product with the Jacobian a step, as one more probe does. Samples come closer to the
     end of the ODE, and likelihoods of given points to their value from 12 steps on. `Multistep(2,
     2, 2)` is more stable with guides at their bound. The network must be differentiable in time:
-    one that rounds t or looks it up in a table is refused. In a PyTorch network this is not seen,
-    and its samples are then less accurate. Samples without a log-density gain more from twice the
-    steps.
+    one that only rounds t, or looks it up in a table, is refused. In a PyTorch network, or where a
+    part of t goes another way, dgjax cannot see this, and samples are less accurate. Samples
+    without a log-density gain more from twice the steps.
 
     Log-densities are tracked by Adams-Moulton steps, for guides that need them on the way. Those
     that `sample` and `likelihood` return are integrated afterwards from all points at once

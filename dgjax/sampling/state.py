@@ -14,8 +14,9 @@ __all__ = ["Evaluation", "Node", "Stage", "Start", "State", "zeros_of"]
 def zeros_of(x: Sample, shape: tuple[int, ...] = ()) -> Array:
     """Return zeros that JAX takes to depend on `x`.
 
-    Under `vmap` they have the batch axis from the start. A scan that carries constants which become
-    a batch is traced twice.
+    Under `vmap` they have the batch axis from the start. A scan that starts with constants, and
+    goes on with a batch in their place, would be traced twice. Values and derivatives are those
+    of zeros.
 
     Args:
         x: one sample of any shape, which gives the dtype.

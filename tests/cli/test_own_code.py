@@ -78,24 +78,6 @@ def test_sample_and_likelihood(run, file, tmp_path, name):
     assert ("bits_per_dim" in rows[0]) == (name == "pictures")
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "solver"),
-    [
-        ("vectors", [], "multistep_hermite"),
-        ("vectors", ["--solver", "multistep2"], "multistep2"),
-        ("rounded", [], "multistep"),
-    ],
-)
-def test_given_data_take_the_solver_with_derivatives_where_there_are_some(
-    run, file, tmp_path, name, options, solver
-):
-    np.save(tmp_path / "x.npy", np.full((1, 5), 2, np.float32))
-    asked = ["likelihood", "--model", f"{file}:{name}", tmp_path / "x.npy", "--steps", "8"]
-    status, printed, err = run(*asked, *options, "--json")
-    assert status == 0, err
-    assert json.loads(printed)["solver"] == solver
-
-
 def test_a_solver_with_derivatives_names_what_a_network_lacks(run, file, tmp_path):
     asked = ["sample", "--model", f"{file}:rounded", "--solver", "multistep_hermite"]
     status, _, err = run(*asked, "--num", "1", "--steps", "4", "--out", tmp_path / "out")

@@ -7,7 +7,6 @@ import pytest
 from flax import nnx
 
 import dgjax
-from dgjax.model.local import supports_rates
 from dgjax.model.time_derivative import has_time_derivative
 from dgjax.networks import MLP, EnergyMLP
 
@@ -29,7 +28,7 @@ NETWORKS = {
         lambda x, t, cond: jax.lax.scan(lambda x, _: (x * jnp.round(t), None), x, length=2)[0],
         False,
     ),
-    "not used": (lambda x, t, cond: 0.9 * x, False),
+    "not used": (lambda x, t, cond: 0.9 * x, True),
 }
 
 
@@ -66,30 +65,6 @@ def test_networks_of_the_library_have_one():
         assert has_time_derivative(model, 0.4, jnp.zeros(model.shape or (2,)))
 
 
-@jax.custom_vjp
-def fused(x, t, cond):
-    return x * t
-
-
-def forth(x, t, cond):
-    return x * t, (x, t)
-
-
-def back(saved, g):
-    return g * saved[1], g @ saved[0], None
-
-
-fused.defvjp(forth, back)
-
-
-def test_rates_need_a_forward_mode_as_well():
-    networks = {**NETWORKS, "fused": (fused, False)}
-    for network, wanted in networks.values():
-        model = model_of(network)
-        for x in (X, jax.ShapeDtypeStruct(X.shape, X.dtype)):
-            assert supports_rates(model, 0.5, x) is wanted
-
-
 @pytest.mark.parametrize("name", ["table", "rounded", "stopped"])
 def test_a_solver_with_derivatives_refuses_networks_without(name):
     model = model_of(NETWORKS[name][0])
@@ -99,3 +74,11 @@ def test_a_solver_with_derivatives_refuses_networks_without(name):
             run(model, X, grid, **options)
     options["solver"] = dgjax.Multistep()
     assert np.isfinite(dgjax.likelihood(model, X, grid, **options).log_density)
+
+
+def test_networks_that_do_not_use_their_time_are_taken():
+    model = model_of(NETWORKS["not used"][0])
+    grid, options = dgjax.grid_logsnr(model, 64), {"key": jax.random.key(0)}
+    found = dgjax.sample(model, X, grid, solver=SOLVER, **options)
+    exact = dgjax.sample(model, X, dgjax.grid_logsnr(model, 512), **options)
+    np.testing.assert_allclose(found.x, exact.x, rtol=1e-5)
