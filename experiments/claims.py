@@ -1,6 +1,7 @@
 """Functions shared by the experiments on the papers' claims: start, batches, intervals, files."""
 
 import argparse
+import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy import stats
 
-from dgjax.checkpoints.opened import Model
+from dgjax.checkpoints.opened import Model, open_model
 from dgjax.cli.options import choose_conditioned
 from dgjax.data.named_datasets import DATASETS
 from dgjax.devices.batches import map_batches
@@ -80,19 +81,18 @@ def start(doc: str, *options: argparse.ArgumentParser) -> Setup:
     if asked.preset != "laptop" and asked.model is None:
         parser.error(f"preset {asked.preset} needs a model of that size: give --model FOLDER")
     preset = PRESETS[asked.preset]
-    for name, least in (("count", LEAST), ("steps", 1), ("batch", 1)):
+    for name, least in (("count", LEAST), ("steps", 2), ("batch", 1)):
         if (value := getattr(asked, name)) is not None:
             if value < least:
                 parser.error(f"--{name} must be at least {least}, got {value}")
             preset = preset._replace(**{name: value})
     try:
-        model = choose_conditioned(
-            asked.model or "fashion-mnist",
-            asked.class_,
-            asked.prompt,
-            size=(asked.height, asked.width),
-            dtype=asked.dtype,
-        )
+        name, size = asked.model or "fashion-mnist", (asked.height, asked.width)
+        if asked.class_ is None and asked.prompt is None:
+            model = open_model(name, height=size[0], width=size[1], dtype=asked.dtype)
+        else:
+            condition = asked.class_, asked.prompt
+            model = choose_conditioned(name, *condition, size=size, dtype=asked.dtype)
     except ValueError as error:
         parser.error(str(error))
     plt.rcParams["axes.prop_cycle"] = plt.cycler(color=COLOURS)
@@ -103,19 +103,25 @@ def start(doc: str, *options: argparse.ArgumentParser) -> Setup:
 def images(setup: Setup, num: int, part: str = "held-out") -> np.ndarray:
     """Return (n, *shape) real images in the model's coordinates: `num`, or all if fewer.
 
-    Those of a latent model are encoded.
+    With --class they are of that class. Those of a latent model are encoded.
     """
+    label = setup.model.label
     try:
-        data = open_reference_data(setup.model, setup.data, part, None, "none", 1, setup.seed)
-        found = data.samples(0, min(num, len(data.dataset)))
-    except ValueError as error:
-        raise SystemExit(f"error: {error}; name the data by --data") from None
+        if setup.model.prompt is not None:
+            raise ValueError("there are no real images of a prompt: leave --prompt out")
+        labels = "none" if label is None else "data"
+        data = open_reference_data(setup.model, setup.data, part, None, labels, 1, setup.seed)
+        rows = data.order if label is None else data.order[data.labels[data.order] == label]
+        found = data.dataset.batch(rows[:num])
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
     return from_pictures(setup.model, found)
 
 
 def has_images(setup: Setup) -> bool:
     """Return whether there are real images: of --data, or a set by the name in the model."""
-    return setup.data is not None or setup.model.meta.dataset in DATASETS
+    known = setup.data is not None or setup.model.meta.dataset in set(DATASETS) - {"npz", "folder"}
+    return known and setup.model.prompt is None
 
 
 def levels(setup: Setup, x: np.ndarray) -> np.ndarray:
@@ -141,11 +147,13 @@ def each(what: str, one: Callable[..., Any], setup: Setup, *items: Any) -> Any:
 def kept(setup: Setup, name: str, make: Callable[[], Iterable[Any]]) -> list[np.ndarray]:
     """Return the arrays that `make` returns, from the folder of `--keep` if it has them.
 
-    `name` says all that they depend on, besides the model's name and the seed.
+    `name` says all that they depend on, besides the model, its condition, the data and the seed.
     """
     if setup.keep is None:
         return [np.asarray(a) for a in make()]
-    file = setup.keep / f"{setup.model.name}-{setup.seed}-{name}.npz"
+    known = repr((setup.model.facts(), setup.data, setup.seed))
+    digest = hashlib.sha256(known.encode()).hexdigest()[:12]
+    file = setup.keep / f"{Path(setup.model.name).name}-{digest}-{name}.npz"
     if not file.exists():
         arrays = list(make())
         replace_file(file, lambda stream: np.savez(stream, *arrays))

@@ -4,7 +4,8 @@ The direct way to a high log-density is to differentiate log p of the sample in 
 climb. It costs a gradient through the whole solve at each step; density guidance costs one solve.
 Both start from the same latents. The norm of the latent, whose quantile is what prior guidance
 turns, is either held or left free. Each step of the ascent has fresh probes, so that it cannot
-climb their error; log-densities in the table are by probes by colours.
+climb their error. It climbs the log-density by 16 solver steps; the table measures what it reached
+by the steps of the preset and probes by colours.
 
     python experiments/latent_ascent.py
     python experiments/latent_ascent.py --preset cifar10 --model FOLDER
@@ -101,8 +102,17 @@ def measure(setup, steps):
     asked |= {f"density guidance, q = {q}": (start, q) for q in QUANTILES}
     for name, project in NORMS.items():
         options = {"grid": coarse, "steps": steps, "every": EVERY}
-        for i, x in climb(field, start, jax.random.key(setup.seed), project, **options):
-            asked[f"ascent, {name}, {i} steps"] = x, 0.5
+        parts = [start[i : i + setup.preset.batch] for i in range(0, count, setup.preset.batch)]
+        key = jax.random.key(setup.seed)
+        walks = [
+            climb(field, part, jax.random.fold_in(key, i), project, **options)
+            for i, part in enumerate(parts)
+        ]
+        for found in zip(*walks, strict=True):
+            asked[f"ascent, {name}, {found[0][0]} steps"] = (
+                np.concatenate([x for _, x in found]),
+                0.5,
+            )
     found = claims.each(
         "log-densities",
         partial(measured, grid=grid),
@@ -148,7 +158,7 @@ def row(setup, name, group, plain):
 
 def draw(setup, groups, steps):
     names = ["no guidance", f"density guidance, q = {QUANTILES[-1]}"]
-    names += [f"ascent, {name}, {steps // EVERY * EVERY} steps" for name in NORMS]
+    names += [f"ascent, {name}, {steps} steps" for name in NORMS]
     x = np.stack([groups[name][0][:8] for name in names])
     labels = [f"{name}\nlog p {groups[name][1].mean():,.0f}" for name in names]
     figure = image_grid(
@@ -166,8 +176,8 @@ def main():
     options.add_argument("--climb", type=int, default=CLIMB, help="steps of the ascent")
     setup = claims.start(__doc__, options)
     steps = options.parse_known_args()[0].climb
-    if steps < EVERY:
-        options.error(f"--climb must be at least {EVERY}, got {steps}")
+    if steps < EVERY or steps % EVERY:
+        options.error(f"--climb must be a positive multiple of {EVERY}, got {steps}")
     groups = measure(setup, steps)
     header = ["method", "latents", "log p, nats", "probes, s.e.", "gain, nats"]
     header += ["distance from unguided, RMS", "PNG, bytes"]

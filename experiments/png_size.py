@@ -44,6 +44,7 @@ def measure(setup):
     """Return {group: (x, clean image, log p, s.e.)}; guided groups share their latents."""
     field, (count, steps, _) = setup.model.field, setup.preset
     grid, shape = dgjax.grid_logsnr(field, steps), setup.model.meta.shape
+    real = claims.images(setup, count) if claims.has_images(setup) else None
     many, total = len(QUANTILES), len(QUANTILES) * count
     latents = jnp.tile(claims.keys(setup, count), many)
     qs = np.repeat(np.float32(QUANTILES), count)
@@ -59,9 +60,8 @@ def measure(setup):
     for q in QUANTILES:
         name = "q = 0.5, no guidance" if q == 0.5 else f"q = {q}"
         groups[name] = tuple(a[qs == np.float32(q)] for a in found)
-    if not claims.has_images(setup):
+    if real is None:
         return groups
-    real = claims.images(setup, count)
     groups["real test images"] = claims.each(
         "real images",
         lambda *item: measured(*item, grid=grid),

@@ -3,9 +3,9 @@
 Networks of published sizes without weights: one evaluation of each kind that the experiments make
 is lowered for abstract arrays, and XLA counts its floating-point operations. *Plain* is the
 denoised sample, *with log-density* has five products with the Jacobian, *pushed* is the derivative
-of that along a tangent, which score alignment needs. Hours are by calculation, not by measurement:
-the operations of all images of the preset, at a rate that --tflops gives. Memory is that of one
-sample in the compiled program (--memory, minutes of compilation).
+of one with ten along a tangent, which score alignment needs. Hours are by calculation, not by
+measurement: the operations of all images of the preset, at a rate that --tflops gives. Memory is
+that of one sample in the compiled program (--memory, minutes of compilation).
 
     python experiments/published_scale.py
     XLA_FLAGS=--xla_backend_optimization_level=0 python experiments/published_scale.py --memory
@@ -20,10 +20,12 @@ import jax.numpy as jnp
 import model_memory
 import png_size
 import reverse_sde_correlation
+import score_alignment
 from claims import PRESETS, report
 from flax import nnx
 
 import dgjax
+import dgjax.networks.attention
 from dgjax.networks import DhariwalUNet, EDM2UNet, SongUNet
 
 KINDS = ("plain", "with log-density", "pushed")
@@ -71,27 +73,29 @@ def plain(field, x, cond):
     return dgjax.denoise(field, 1.0, x, cond)
 
 
-def with_log_density(field, x, cond):
-    local = dgjax.evaluate(
-        field, 1.0, x, divergence=dgjax.Coloured(), key=jax.random.key(0), cond=cond
-    )
+def with_log_density(field, x, cond, divergence=png_size.DIVERGENCE):
+    local = dgjax.evaluate(field, 1.0, x, divergence=divergence, key=jax.random.key(0), cond=cond)
     return local.velocity, local.score, local.divergences
 
 
 def pushed(field, x, cond):
-    return jax.jvp(lambda x: with_log_density(field, x, cond), (x,), (x,))
+    run = lambda x: with_log_density(field, x, cond, score_alignment.DIVERGENCE)
+    return jax.jvp(run, (x,), (x,))
 
 
-def evaluations(preset):
-    """Return {experiment: numbers of evaluations of each of `KINDS`} of one preset."""
+def evaluations(preset, real):
+    """Return {experiment: numbers of evaluations of each of `KINDS`} of one preset.
+
+    `real` says whether there are real images, which are measured, too.
+    """
     count, steps, _ = PRESETS[preset]
     solve, groups = steps + 1, len(png_size.QUANTILES)
     thresholds = len(high_density.SIGMAS)
     walks = reverse_sde_correlation.STEPS
     return {
         "score_alignment": (9 * count, 0, count * solve),
-        "png_size": (groups * count, groups * count * solve, 0),
-        "high_density": (0, thresholds * count // 4 * 3 * solve, 0),
+        "png_size": (groups * count, (groups + real) * count * solve, 0),
+        "high_density": (thresholds * count // 4, thresholds * count // 4 * 3 * solve, 0),
         "reverse_sde_correlation": (count * sum(walks), len(walks) * count * solve, 0),
     }
 
@@ -116,6 +120,8 @@ def arguments():
 
 def main():
     asked = arguments()
+    # XLA counts the body of a loop once: attention must not be cut into chunks.
+    dgjax.networks.attention.LOGITS = 2**62
     sizes, costs = [], []
     for name, network in NETWORKS.items():
         if asked.only not in (None, name):
@@ -131,7 +137,7 @@ def main():
         )
         work = [
             sum(n * f for n, f in zip(numbers, flops, strict=True))
-            for numbers in evaluations(network.preset).values()
+            for numbers in evaluations(network.preset, "--data" in network.options).values()
         ]
         hours = [f"{w / 1e15:,.0f}, {w / (asked.tflops * 3.6e15):.1f} h" for w in work]
         options = f"`--preset {network.preset} --model FOLDER {network.options}`"
@@ -139,7 +145,7 @@ def main():
     header = ["network", "weights, GiB", "one sample, GiB", *(f"{kind}, GFLOP" for kind in KINDS)]
     report("published_scale", header, sizes)
     print()
-    header = ["PFLOP, hours", "options", *evaluations("laptop")]
+    header = ["network", "options", *(f"{name}.py" for name in evaluations("laptop", False))]
     report("published_scale_hours", header, costs)
 
 

@@ -36,6 +36,7 @@ import particles  # noqa: E402
 import png_size  # noqa: E402
 import prior_guidance  # noqa: E402
 import products  # noqa: E402
+import published_scale  # noqa: E402
 import reverse_sde_correlation  # noqa: E402
 import rivals  # noqa: E402
 import score_alignment  # noqa: E402
@@ -103,12 +104,48 @@ def test_wrong_command_lines_are_one_line(monkeypatch, capsys, arguments, messag
 
 
 def test_parts_that_are_kept_are_not_made_again(tmp_path):
-    setup = SimpleNamespace(model=SimpleNamespace(name="a"), seed=0, keep=tmp_path / "parts")
+    known = {"class": None}
+    model = SimpleNamespace(name="models/a", facts=lambda: known)
+    setup = SimpleNamespace(model=model, seed=0, data=None, keep=tmp_path / "parts")
     make = lambda: [np.arange(3), np.float32(2)]
     for found in (claims.kept(setup, "x", make), claims.kept(setup, "x", None)):
         assert [a.tolist() for a in found] == [[0, 1, 2], 2.0]
     with pytest.raises(TypeError):
         claims.kept(setup, "y", None)
+    known["class"] = 3  # of another class they are others
+    with pytest.raises(TypeError):
+        claims.kept(setup, "x", None)
+
+
+def test_options_of_the_experiments(monkeypatch, capsys):
+    def started(*options):
+        monkeypatch.setattr(sys, "argv", ["experiment", *map(str, options)])
+        return claims.start("An experiment.")
+
+    setup = started("--class", "Bag", "--count", 9, "--steps", 5, "--batch", 3)
+    assert (setup.preset, setup.model.label) == (claims.Preset(9, 5, 3), 8)
+    assert claims.has_images(setup)
+    x = np.random.default_rng(0).uniform(-1.1, 1.1, (2, *setup.model.meta.shape))
+    levels = claims.levels(setup, x)
+    np.testing.assert_array_equal(levels, np.clip(np.round((x + 1) * 127.5), 0, 255))
+    sizes = [dgjax.png_bytes(image) for image in x]
+    assert claims.sizes(setup, x).tolist() == sizes
+    for options, message in (
+        (("--steps", 1), "--steps must be at least 2"),
+        (("--prompt", "a cat"), "takes no prompt"),
+        (("--class", "Bags"), "Bags"),
+    ):
+        with pytest.raises(SystemExit):
+            started(*options)
+        assert message in capsys.readouterr().err
+
+
+def test_passes_of_the_claims_are_counted():
+    found = published_scale.evaluations("laptop", real=True)
+    assert found["png_size"] == (5 * 64, 6 * 64 * 33, 0)
+    assert published_scale.evaluations("laptop", real=False)["png_size"] == (5 * 64, 5 * 64 * 33, 0)
+    assert found["high_density"] == (96, 96 * 99, 0)
+    assert found["reverse_sde_correlation"] == (64 * 1344, 64 * 3 * 33, 0)
 
 
 def test_in_one_program_only_the_dial_that_is_turned_acts(sphere, keys):
@@ -228,11 +265,14 @@ def test_an_earlier_threshold_has_a_higher_density(sphere, keys):
     np.testing.assert_allclose(again, true, atol=0.05)
 
 
-def test_tracking_along_the_reverse_sde_goes_with_the_density_the_more_steps_there_are(sphere):
+def test_tracking_along_the_reverse_sde_goes_with_the_density_the_more_steps_there_are():
     keys = jax.random.split(jax.random.key(3), 32)
+    data = dgjax.gaussian(jnp.full(SHAPE, 0.7), 0.25)
+    # sigma 1 at t_min, where alpha is 0.7 on the path of the SDE and 1 here
+    model = dgjax.closed_form(data, dgjax.edm(7.0), t_min=1.0, t_max=1.9)
     errors = []
     for steps in (64, 1024):
-        one = partial(reverse_sde_correlation.sampled, sphere, shape=SHAPE, steps=(steps, 32))
+        one = partial(reverse_sde_correlation.sampled, model, shape=SHAPE, steps=(steps, 32))
         tracked, flow, _ = jax.jit(jax.vmap(one))(keys)
         errors.append(np.std(tracked - flow))
     assert errors[1] < 0.5 * errors[0]
@@ -252,6 +292,7 @@ def test_ascent_in_the_latent_changes_its_norm_alone_where_that_is_all_there_is(
         options = {"grid": grid, "steps": 8, "every": 4}
         found = list(latent_ascent.climb(sphere, start, keys[1], project, **options))
         assert [i for i, _ in found] == [4, 8]
+        assert jnp.abs(found[-1][1] - start).max() > 0.1 * jnp.abs(start).max()
         gains[name] = [true(run(x)) - before for _, x in found]
     np.testing.assert_allclose(gains["norm held"], 0, atol=1e-3)
     assert (gains["norm free"][0] > 0.1).all()

@@ -317,7 +317,7 @@ SCHEDULES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", slow_but(SCHEDULES, "cosine, of the data"))
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_a_diffusion_has_the_log_density_of_its_data(name, tmp_path):
     settings, steps = SCHEDULES[name]
     found = import_adm(write(tmp_path, Reference(), {**ADM, **settings}))

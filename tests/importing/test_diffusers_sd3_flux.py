@@ -204,10 +204,7 @@ def unpack(original, latents):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [n if n == "flux schnell" else pytest.param(n, marks=pytest.mark.slow) for n in PIPELINES],
-)
+@pytest.mark.parametrize("name", PIPELINES)
 def test_a_checkpoint_of_a_pipeline_is_the_pipeline(name, folders, tmp_path):
     """Prompts, predictions and pictures are equal; each part is loaded alone."""
     original, folder = folders[name]

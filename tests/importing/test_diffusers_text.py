@@ -256,13 +256,8 @@ def test_other_tokenizers_are_refused(tmp_path):
         read_tokenizer(folder, 8, CLIP)
 
 
-SLOW = pytest.mark.slow
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [pytest.param("1.5", marks=SLOW), pytest.param("2.1", marks=SLOW), "xl"]
-)
+@pytest.mark.parametrize("name", ["1.5", "2.1", "xl"])
 def test_a_checkpoint_of_a_pipeline_is_the_pipeline(name, folders, tmp_path):
     """Prompts, predictions and pictures are equal; each part is loaded alone."""
     original, folder = folders[name]

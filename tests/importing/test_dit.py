@@ -197,8 +197,7 @@ PROCESSES = [
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("family", "path", "prediction"), slow_but(PROCESSES, *PROCESSES[3:6]))
+@pytest.mark.parametrize(("family", "path", "prediction"), slow_but(PROCESSES, PROCESSES[3]))
 def test_the_log_density_is_that_of_the_data(family, path, prediction, tmp_path):
     settings = {"model": family, "num_heads": HEADS, "path_type": path, "prediction": prediction}
     found = import_dit(write(tmp_path, "last.pt", settings))
