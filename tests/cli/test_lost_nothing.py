@@ -107,7 +107,7 @@ def test_what_is_no_file_is_refused_before_anything_is_computed(
     assert "it is there and is no file" in complaint
 
 
-@pytest.mark.parametrize("name", ["samples.npz", "edit.npz"])
+@pytest.mark.parametrize("name", slow_but(["samples.npz", "edit.npz"], "samples.npz"))
 def test_a_figure_that_cannot_be_drawn_costs_no_sample(name, commands, run, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("no font\nat all")

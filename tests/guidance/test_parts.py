@@ -116,7 +116,8 @@ def test_nats_of_a_part_on_a_gaussian(name, float32):
 HALF = dgjax.region(np.array([1.0, 1, 0, 0, 0, 0]))
 
 
-@pytest.mark.parametrize("part", [HALF, pytest.param(PARTS["high"], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("part", [HALF, PARTS["high"]])
 def test_held_parts_follow_the_reference(part):
     """The held part ends as in the reference, the log-density is true and keeps its nats."""
     model = mixture_model()

@@ -342,6 +342,7 @@ def test_a_diffusion_has_the_log_density_of_its_data(name, tmp_path):
     assert measured(found, network, x) == pytest.approx(expected, abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_keeps_the_clock(tmp_path):
     found = import_model(write(tmp_path, Reference(), FLOW))
     save(tmp_path / "saved", found.model, found.meta, dtype=None)

@@ -133,7 +133,7 @@ def ours(network, x, t, cond):
     return np.stack([one(i) for i in range(len(x))])
 
 
-SLOW = ("2.1", "xl", "other", "k blocks")  # in the time they take
+SLOW = ("1.5", "2.1", "xl", "other", "k blocks")  # in the time they take
 
 
 @pytest.mark.parametrize(

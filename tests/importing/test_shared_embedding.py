@@ -36,7 +36,7 @@ def drawn(equal):
     return found
 
 
-@pytest.mark.parametrize("equal", [True, False])
+@pytest.mark.parametrize("equal", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_equal_embeddings_are_kept_once(equal):
     weights = drawn(equal)
     network, kept = share_embedding({**SIZE}, weights)

@@ -76,6 +76,7 @@ def test_a_solver_with_derivatives_refuses_networks_without(name):
     assert np.isfinite(dgjax.likelihood(model, X, grid, **options).log_density)
 
 
+@pytest.mark.slow
 def test_networks_that_do_not_use_their_time_are_taken():
     model = model_of(NETWORKS["not used"][0])
     grid, options = dgjax.grid_logsnr(model, 64), {"key": jax.random.key(0)}

@@ -30,6 +30,7 @@ class WrongHead:
         return 0.01 * (1 + w)
 
 
+@pytest.mark.slow
 def test_the_mean_correction_is_the_integral_of_the_error():
     model = replace(MODEL, trace_head=WrongHead(jnp.array(0.2)))
     grid = dgjax.grid_logsnr(model, 24)
