@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import slow_but
 
 import dgjax
 from dgjax.guidance.detail_daemon import DetailDaemon
