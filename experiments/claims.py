@@ -100,6 +100,16 @@ def start(doc: str, *options: argparse.ArgumentParser) -> Setup:
     return Setup(model, preset, asked.seed, asked.data, asked.keep)
 
 
+def start_unconditional(doc: str, *options: argparse.ArgumentParser) -> Setup:
+    """`start` for experiments that choose classes themselves, and so take none."""
+    setup = start(doc, *options)
+    if setup.model.label is not None or setup.model.prompt is not None:
+        raise SystemExit(
+            "error: this experiment chooses the classes: leave --class and --prompt out"
+        )
+    return setup
+
+
 def images(setup: Setup, num: int, part: str = "held-out") -> np.ndarray:
     """Return (n, *shape) real images in the model's coordinates: `num`, or all if fewer.
 

@@ -21,6 +21,7 @@ import dgjax
 from dgjax.evaluation.intervals import share_interval
 from dgjax.evaluation.reference_data import open_reference_data
 from dgjax.pictures.grid import image_grid
+from dgjax.pictures.latents import from_pictures
 
 WEIGHTS, QUANTILES = (1.0, 2.0, 4.0), (0.2, 0.5, 0.8)  # 1 and 0.5 are no guidance
 TAUGHT = 2000  # training images that the classifier sees; a quarter as many test it
@@ -39,7 +40,7 @@ def sampled(field, latent_key, key, label, weight, q, *, shape, grid):
 def real(setup, part, num):
     """Return images and their labels."""
     data = open_reference_data(setup.model, setup.data, part, None, "data", num, setup.seed)
-    return data.samples(0, num), data.conditions(num)
+    return from_pictures(setup.model, data.samples(0, num)), data.conditions(num)
 
 
 def classifier(seen, labels):
@@ -113,7 +114,7 @@ def draw(setup, groups, labels):
 
 
 def main():
-    setup = claims.start(__doc__)
+    setup = claims.start_unconditional(__doc__)
     if setup.model.meta.model.network.get("num_classes") is None:
         sys.exit(f"{setup.model.name} takes no classes: give --model of one trained with labels")
     groups, labels = measure(setup)

@@ -238,7 +238,7 @@ HEADER += ["log p(x given class), nats", "RMS change from q = 0.5"]
 
 
 def main():
-    setup = claims.start(__doc__)
+    setup = claims.start_unconditional(__doc__)
     groups, shares, field = on_mixture()
     unit = float(dgjax.forcing_nats(field, SIZE))
     claims.report(

@@ -209,7 +209,7 @@ def main():
         with jax.enable_x64():
             claims.report("superposition_mixtures", header, list(mixtures()))
         return
-    setup = claims.start(__doc__)
+    setup = claims.start_unconditional(__doc__)
     rows, shown = classes(setup)
     claims.report("superposition", header, rows)
     draw(setup, shown)

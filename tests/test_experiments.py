@@ -138,6 +138,9 @@ def test_options_of_the_experiments(monkeypatch, capsys):
         with pytest.raises(SystemExit):
             started(*options)
         assert message in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["experiment", "--class", "Bag"])
+    with pytest.raises(SystemExit, match="leave --class and --prompt out"):
+        claims.start_unconditional("An experiment.")
 
 
 def test_passes_of_the_claims_are_counted():

@@ -4,8 +4,6 @@ Large states may be split over devices and never exist whole on one of them. So 
 state come first (`state_shapes`), and `create_state` makes every array in its place.
 """
 
-from functools import partial
-
 import jax
 import numpy as np
 from flax import nnx
@@ -26,6 +24,7 @@ from dgjax.training.data_parallel import data_parallel
 from dgjax.training.pipeline import Augment
 from dgjax.training.precision import in_precision
 from dgjax.training.step import (
+    GradientFunction,
     LabelDropout,
     Objective,
     Step,
@@ -87,7 +86,13 @@ def _initial(config: TrainConfig) -> TrainState:
     return initial_state(network, make_optimiser(config), len(config.ema_widths), noise_sampler)
 
 
-def jit_train_step(config: TrainConfig, model: Field, mesh: Mesh, where: TrainState) -> Step:
+def jit_train_step(
+    config: TrainConfig,
+    model: Field,
+    mesh: Mesh,
+    where: TrainState,
+    gradient: GradientFunction | None = None,
+) -> Step:
     """Return the jitted training step of a run.
 
     The buffers of the state that it is given are donated: use the returned state instead.
@@ -97,6 +102,7 @@ def jit_train_step(config: TrainConfig, model: Field, mesh: Mesh, where: TrainSt
         model: path and parametrization; its weights, or their shapes, are not used.
         mesh: of the devices over which batches are split.
         where: sharding of every array of the state.
+        gradient: loss and gradient of one device, None for those by JAX of the objective.
     """
     network = config.model.network
     drop_labels = None
@@ -118,7 +124,7 @@ def jit_train_step(config: TrainConfig, model: Field, mesh: Mesh, where: TrainSt
         gammas=[ema.exponent(width) for width in config.ema_widths],
         accumulate=config.execution.accumulate,
         cast_weights=in_precision(lambda: build_network(config.model), config.execution.precision),
-        distribute=partial(data_parallel, mesh=mesh, where=where.network),
+        distribute=lambda own: data_parallel(gradient or own, mesh, where.network),
     )
     return jax.jit(
         step,

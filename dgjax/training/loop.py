@@ -73,7 +73,7 @@ from dgjax.training.run_folder import (
     record_run,
     with_recorded_start,
 )
-from dgjax.training.step import Metrics, TrainState
+from dgjax.training.step import GradientFunction, Metrics, TrainState
 from dgjax.training.validation import Validation, make_validation
 
 __all__ = ["Fit", "fit"]
@@ -101,6 +101,7 @@ def fit(
     *,
     progress: bool = True,
     log: Log | None = None,
+    gradient: GradientFunction | None = None,
 ) -> Fit:
     """Train until the last step, or until SIGINT (Ctrl-C) or SIGTERM, and save a checkpoint.
 
@@ -115,6 +116,9 @@ def fit(
             `log(step, values)`, where values are numbers by their names ("loss", "gradient_norm",
             "held_out_loss/w=..."), or "samples", a picture (H, W, 3) in uint8. Steps that a
             stopped run takes again are logged again.
+        gradient: calculates loss and gradient in place of JAX, for example on other hardware:
+            `gradient(network, inputs) -> (mean loss, gradient in the weights, all losses)`, where
+            `dgjax.training.step.LossInputs` have leading axes (microbatches, B/microbatches).
 
     Returns:
         Model, metadata and state after the last step taken.
@@ -128,11 +132,16 @@ def fit(
     """
     run_dir = Path(run_dir).absolute()
     with ExitStack() as held:
-        return _fit(config, run_dir, progress, log, held)
+        return _fit(config, run_dir, progress, log, gradient, held)
 
 
 def _fit(
-    config: TrainConfig, run_dir: Path, progress: bool, log: Log | None, held: ExitStack
+    config: TrainConfig,
+    run_dir: Path,
+    progress: bool,
+    log: Log | None,
+    gradient: GradientFunction | None,
+    held: ExitStack,
 ) -> Fit:
     mesh = device_mesh()
     with raise_on_all_hosts():
@@ -172,7 +181,7 @@ def _fit(
     if start is not None:
         state = start.replace_weights(state, where)
     del restored, start  # as large as the state
-    train_step = jit_train_step(config, model, mesh, where)
+    train_step = jit_train_step(config, model, mesh, where, gradient)
     every, snapshots = config.records, snapshot_steps(config.steps, config.ema_snapshots)
     key = jax.random.key(config.seed)
     batches = training_batches(

@@ -21,7 +21,7 @@ from PIL import Image
 import dgjax
 from dgjax.checkpoints.arrays import to_named
 from dgjax.checkpoints.checkpoint import load
-from dgjax.checkpoints.spec import ModelSpec
+from dgjax.checkpoints.spec import ModelSpec, build_network
 from dgjax.data.data_config import DataConfig
 from dgjax.data.named_datasets import load_dataset, read_idx
 from dgjax.model.closed_form import closed_form, gaussian, kernel_density
@@ -665,3 +665,30 @@ def test_shipped_names_win_unless_written_as_paths(tmp_path, monkeypatch):
 def test_a_missing_configuration_is_named(tmp_path):
     with pytest.raises(ValueError, match="shipped are digits, emoji, fashion-mnist"):
         load_config(tmp_path / "none.toml")
+
+
+def test_the_gradient_may_come_from_elsewhere(gaussian_npz, tmp_path):
+    """A function of the user's replaces JAX's gradient; optimiser and averages stay."""
+    chosen = config(gaussian_npz, steps=3)
+
+    def gradient(network, inputs):
+        assert inputs.data.shape == (1, 32, 2)
+        ones = jax.tree.map(jnp.ones_like, network)
+        return jnp.array(0.25), ones, jnp.zeros(inputs.w.shape)
+
+    logged = []
+    result = fit(
+        chosen,
+        tmp_path / "run",
+        progress=False,
+        log=lambda step, values: logged.append(values),
+        gradient=gradient,
+    )
+    assert [values["loss"] for values in logged] == [0.25] * 3
+    # Adam moves each weight against the sign of its gradient, by one common step each time.
+    first = jax.tree.leaves(build_network(chosen.model, chosen.seed))
+    moves = [
+        np.asarray(b) - np.asarray(a)
+        for a, b in zip(first, jax.tree.leaves(result.state.network), strict=True)
+    ]
+    assert all((move < 0).all() and np.ptp(move) < 1e-6 for move in moves)
