@@ -663,7 +663,7 @@ def test_shipped_names_win_unless_written_as_paths(tmp_path, monkeypatch):
 
 
 def test_a_missing_configuration_is_named(tmp_path):
-    with pytest.raises(ValueError, match="shipped are digits, emoji, fashion-mnist"):
+    with pytest.raises(ValueError, match="shipped are avatars, digits, fashion-mnist"):
         load_config(tmp_path / "none.toml")
 
 
