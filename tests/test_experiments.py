@@ -27,6 +27,7 @@ import high_density  # noqa: E402
 import imperfect_score  # noqa: E402
 import latent_ascent  # noqa: E402
 import low_dimension  # noqa: E402
+import nearest  # noqa: E402
 import noise_windows  # noqa: E402
 import normality  # noqa: E402
 import other_samplers  # noqa: E402
@@ -141,6 +142,15 @@ def test_options_of_the_experiments(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["experiment", "--class", "Bag"])
     with pytest.raises(SystemExit, match="leave --class and --prompt out"):
         claims.start_unconditional("An experiment.")
+
+
+def test_the_nearest_training_image_may_be_mirrored():
+    rng = np.random.default_rng(0)
+    training = rng.normal(1.5, 2, (7, 5, 4, 3)).astype(np.float32)
+    x = np.stack([training[3] + 0.1, training[5, :, ::-1] - 0.2])
+    images, distances = nearest.nearest(x, training)
+    np.testing.assert_array_equal(images, np.stack([training[3], training[5, :, ::-1]]))
+    np.testing.assert_allclose(distances, [0.1, 0.2], rtol=1e-4)
 
 
 def test_passes_of_the_claims_are_counted():
