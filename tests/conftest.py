@@ -23,7 +23,8 @@ from flax import nnx
 
 import dgjax
 from dgjax.checkpoints.arrays import from_named, to_named
-from dgjax.checkpoints.checkpoint import Meta, save
+from dgjax.checkpoints.checkpoint import save
+from dgjax.checkpoints.meta import Meta
 from dgjax.checkpoints.spec import ModelSpec, build, build_network
 from dgjax.cli import main
 from dgjax.model import paths

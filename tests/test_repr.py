@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 import dgjax
-from dgjax.checkpoints.checkpoint import Meta
+from dgjax.checkpoints.meta import Meta
 from dgjax.checkpoints.spec import ModelSpec, build, build_network
 
 

@@ -1,7 +1,6 @@
 """Save and load models: weights and facts in one folder, and the models that come with dgjax."""
 
 from dgjax.checkpoints.checkpoint import (
-    Meta,
     digest,
     load,
     load_autoencoder,
@@ -10,6 +9,7 @@ from dgjax.checkpoints.checkpoint import (
     weight_bytes,
 )
 from dgjax.checkpoints.conditions import Condition, condition_model, find_condition
+from dgjax.checkpoints.meta import Meta
 from dgjax.checkpoints.opened import Model, condition_on_class, find_label, open_model
 from dgjax.checkpoints.pretrained import load_pretrained, pretrained_models
 from dgjax.checkpoints.prompts import PromptEncoder

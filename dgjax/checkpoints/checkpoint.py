@@ -12,9 +12,7 @@ place of the two files. They are read, and no longer written.
 import hashlib
 import json
 import os
-import stat
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,43 +21,34 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dgjax._version import __version__
 from dgjax.checkpoints.arrays import (
     WeightSharding,
     abstract_as,
     as_dtype,
-    first_line,
     to_named,
 )
 from dgjax.checkpoints.checksums import check_files, hash_files
-from dgjax.checkpoints.configuration import check_names, check_types
+from dgjax.checkpoints.meta import CHECKSUMS, FORMAT, ORBAX_FORMAT, Meta, read_config
 from dgjax.checkpoints.prompts import (
     PromptEncoder,
-    check_text,
     is_text_file,
     read_prompt_encoder,
     write_prompt_encoder,
 )
 from dgjax.checkpoints.spec import (
     Autoencoder,
-    ModelSpec,
     build,
     build_autoencoder,
     build_head,
     build_network,
-    check_autoencoder,
-    check_head,
     head_spec,
 )
 from dgjax.checkpoints.weights_file import read_weights, write_weights
 from dgjax.files import replace_folder, write_json
 from dgjax.model.field import Field
 from dgjax.model.parametrization import Network
-from dgjax.typing import short_fields
 
 __all__ = [
-    "PIXELS",
-    "Meta",
     "digest",
     "load",
     "load_autoencoder",
@@ -69,76 +58,9 @@ __all__ = [
     "weight_bytes",
 ]
 
-FORMAT, ORBAX_FORMAT = "dgjax-checkpoint-2", "dgjax-checkpoint-1"
 WEIGHTS, AUTOENCODER, HEAD = "weights", "autoencoder", "trace_head"  # names of the files
 OWN_FILES = {"config.json", *(f"{name}.safetensors" for name in (WEIGHTS, AUTOENCODER, HEAD))}
 OWN_FILES |= {WEIGHTS, AUTOENCODER}  # folders of the older format
-CHECKSUMS = "sha256"  # key of config.json
-PIXELS = {"kind": "pixels"}  # the autoencoder of a model whose samples are pixels
-# Types of the fields of `Meta` that hold plain values.
-FACTS = {"dataset": str, "licence": str, "version": str, "source": str, "steps": int}
-FACTS |= {"held_out": float, "labels": tuple[str, ...], "data_range": tuple[float, ...]}
-# Values of fields that checkpoints of older versions lack.
-DEFAULTS = {"held_out": 0.0, "source": "", "autoencoder": PIXELS, "labels": (), "text": {}}
-DEFAULTS |= {"trace_head": {}}
-
-
-@dataclass(frozen=True, repr=False)
-class Meta:
-    """Facts about a trained model, as `config.json` of its checkpoint states them.
-
-    Attributes:
-        model: specification of the model, without its weights.
-        dataset: name of the training data.
-        data_range: (low, high), the range of values of the images: in the model's coordinates, or
-            in the autoencoder's for a model of latents.
-        licence: licence of the training data, in one line.
-        steps: number of training steps.
-        version: version of dgjax that wrote the checkpoint.
-        held_out: fraction of a folder of images that was kept out of training.
-        source: where an imported model comes from; empty for a model trained by dgjax.
-        autoencoder: specification of the autoencoder between samples and images, as
-            `{"kind": name, ...arguments}`; of kind "pixels" where samples are images already.
-        labels: names of the classes in the order of their labels, synonyms separated by commas;
-            empty if the classes have no names.
-        text: specification of what turns prompts into conditions, see
-            `dgjax.checkpoints.prompts`; empty for a model without text encoders.
-        trace_head: specification of the head for the estimator `Distilled`, as
-            `{"kind": name, ...arguments}`; empty for a model without one. `save` sets it.
-    """
-
-    model: ModelSpec
-    dataset: str
-    data_range: tuple[float, float]
-    licence: str
-    steps: int
-    version: str = __version__
-    held_out: float = 0.0
-    source: str = ""
-    autoencoder: Mapping[str, Any] = field(default_factory=lambda: dict(PIXELS))
-    labels: tuple[str, ...] = ()
-    text: Mapping[str, Any] = field(default_factory=dict)
-    trace_head: Mapping[str, Any] = field(default_factory=dict)
-
-    __repr__ = short_fields
-
-    @property
-    def latent(self) -> bool:
-        """Whether samples, and so their densities, are of latents and not of images."""
-        return self.autoencoder["kind"] != PIXELS["kind"]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one sample."""
-        return self.model.shape
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the facts as plain lists, numbers and names for JSON."""
-        values = {**asdict(self), "model": self.model.to_dict()}
-        for name in ("text", "trace_head"):
-            if not values[name]:  # checkpoints and digests of other models stay as they were
-                del values[name]
-        return values
 
 
 def save(
@@ -178,7 +100,7 @@ def save(
                 f"cannot write to {folder}: it has files and is no dgjax checkpoint; choose a "
                 "new or an empty folder"
             )
-        _read_config(folder)  # raises unless it is a checkpoint, which may be replaced
+        read_config(folder)  # raises unless it is a checkpoint, which may be replaced
     weights = {WEIGHTS: as_dtype(model.network, dtype)}
     if meta.latent:
         weights[AUTOENCODER] = as_dtype(autoencoder, dtype)
@@ -224,7 +146,7 @@ def load(
             own config, or `sharding` does not divide a weight.
     """
     folder = Path(folder).absolute()
-    form, meta, checksums = _read_config(folder)
+    form, meta, checksums = read_config(folder)
     if verify:
         check_files(folder, _of_part(WEIGHTS, checksums) | _of_part(HEAD, checksums))
     like = abstract_as(_abstract_network(meta), dtype)
@@ -254,7 +176,7 @@ def load_autoencoder(
         ValueError: as of `load`.
     """
     folder = Path(folder).absolute()
-    form, meta, checksums = _read_config(folder)
+    form, meta, checksums = read_config(folder)
     if verify:
         check_files(folder, _of_part(AUTOENCODER, checksums))
     like = nnx.eval_shape(lambda: build_autoencoder(meta.autoencoder, meta.shape))
@@ -285,7 +207,7 @@ def load_prompt_encoder(
         ValueError: as of `load`; if the checkpoint has no text encoders.
     """
     folder = Path(folder).absolute()
-    _, meta, checksums = _read_config(folder)
+    _, meta, checksums = read_config(folder)
     if not meta.text:
         raise ValueError(
             f"the checkpoint {folder} has no text encoder, so it takes no prompts: pass the "
@@ -302,7 +224,7 @@ def load_meta(folder: str | os.PathLike) -> Meta:
     Raises:
         ValueError: if the folder is missing or no checkpoint.
     """
-    return _read_config(Path(folder).absolute())[1]
+    return read_config(Path(folder).absolute())[1]
 
 
 def weight_bytes(folder: str | os.PathLike, dtype: Any = jnp.float32) -> int:
@@ -315,7 +237,7 @@ def weight_bytes(folder: str | os.PathLike, dtype: Any = jnp.float32) -> int:
     Raises:
         ValueError: if the folder is missing or no checkpoint.
     """
-    _, meta, _ = _read_config(Path(folder).absolute())
+    _, meta, _ = read_config(Path(folder).absolute())
     network = abstract_as(_abstract_network(meta), dtype)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(network))
 
@@ -356,74 +278,3 @@ def _read(
 
         return orbax_folder.restore(folder / name, like, what, sharding)
     return read_weights(folder / f"{name}.safetensors", like, what, sharding)
-
-
-def _read_config(folder: Path) -> tuple[str, Meta, dict[str, str]]:
-    """Return the format of a checkpoint, the facts about its model, and its files' checksums."""
-    file = folder / "config.json"
-    try:
-        there = stat.S_ISDIR(folder.stat().st_mode)
-    except (OSError, ValueError):  # also of names that no file can have
-        there = False
-    if not there:
-        raise ValueError(f"{folder} is no checkpoint: there is no such folder")
-    try:
-        config = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{folder} is no dgjax checkpoint: it has no config.json") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file} cannot be read as JSON: {first_line(error)}") from error
-    if not isinstance(config, dict) or config.get("format") not in (FORMAT, ORBAX_FORMAT):
-        raise ValueError(
-            f"{file} is not of a dgjax checkpoint: its format is neither {FORMAT!r} nor "
-            f"{ORBAX_FORMAT!r}{_written_by_newer(config)}"
-        )
-    form, checksums = config.pop("format"), config.pop(CHECKSUMS, {})
-    if not isinstance(checksums, dict):
-        raise ValueError(
-            f"{file}: {CHECKSUMS} must be a table of files, got {str(checksums)[:80]!r}"
-        )
-    config = {**DEFAULTS, **config}
-    try:
-        check_names("config", config, [f.name for f in fields(Meta)], required=True)
-        model = ModelSpec.from_dict(config["model"])
-        check_autoencoder(config["autoencoder"])
-        check_text(config["text"])
-        check_head(config["trace_head"])
-        check_types("config", {name: config[name] for name in FACTS}, FACTS)
-        low, high = _check_facts(config)
-        labels = tuple(config["labels"])
-        meta = Meta(**{**config, "model": model, "data_range": (low, high), "labels": labels})
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: {first_line(error)}{_written_by_newer(config)}") from error
-    return form, meta, checksums
-
-
-def _check_facts(config: Mapping[str, Any]) -> tuple[float, float]:
-    """Check the values of facts whose types are right; return the data range."""
-    if len(config["data_range"]) != 2 or not config["data_range"][0] < config["data_range"][1]:
-        raise ValueError(
-            f"data_range must be two numbers, the lower one first, got {config['data_range']}"
-        )
-    if config["steps"] < 0 or not 0 <= config["held_out"] < 1:
-        raise ValueError(
-            "steps must not be negative and held_out must lie in [0, 1), got "
-            f"{config['steps']} and {config['held_out']}"
-        )
-    return config["data_range"]
-
-
-def _written_by_newer(config: Any) -> str:
-    """Return a hint if a later version of dgjax wrote this config, else nothing."""
-    version = config.get("version") if isinstance(config, dict) else None
-
-    def numbers(text):
-        return [int(part) for part in text.split(".")[:3]]
-
-    try:
-        newer = numbers(version) > numbers(__version__)
-    except (AttributeError, ValueError):
-        return ""
-    if not newer:
-        return ""
-    return f"; dgjax {version} wrote it and this is dgjax {__version__}: upgrade dgjax"

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dgjax.checkpoints.checkpoint import PIXELS, Meta, load, load_autoencoder, weight_bytes
+from dgjax.checkpoints.checkpoint import load, load_autoencoder, weight_bytes
+from dgjax.checkpoints.meta import PIXELS, Meta
 from dgjax.checkpoints.own_code import is_code, load_code
 from dgjax.checkpoints.pretrained import load_pretrained, pretrained_models
 from dgjax.checkpoints.resolution import resize

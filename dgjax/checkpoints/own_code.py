@@ -9,8 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from dgjax.checkpoints.checkpoint import Meta
 from dgjax.checkpoints.configuration import check_names
+from dgjax.checkpoints.meta import Meta
 from dgjax.model.field import Field
 
 __all__ = ["CodeSpec", "is_code", "load_code"]

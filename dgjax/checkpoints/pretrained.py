@@ -5,8 +5,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from dgjax.checkpoints.checkpoint import Meta, load
+from dgjax.checkpoints.checkpoint import load
 from dgjax.checkpoints.configuration import unknown_name
+from dgjax.checkpoints.meta import Meta
 from dgjax.model.field import Field
 
 __all__ = ["load_pretrained", "pretrained_models"]

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from dgjax.checkpoints.checkpoint import Meta
+from dgjax.checkpoints.meta import Meta
 from dgjax.checkpoints.spec import (
     Autoencoder,
     ModelSpec,

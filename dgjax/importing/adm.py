@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from dgjax.checkpoints.checkpoint import Meta
+from dgjax.checkpoints.meta import Meta
 from dgjax.checkpoints.spec import ModelSpec, build, build_network
 from dgjax.importing.adm_published import PUBLISHED
 from dgjax.importing.adm_structure import AdmStructure, read_structure, split_attention

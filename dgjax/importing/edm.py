@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from dgjax.checkpoints.checkpoint import PIXELS, Meta
 from dgjax.checkpoints.configuration import unknown_name
+from dgjax.checkpoints.meta import PIXELS, Meta
 from dgjax.checkpoints.spec import ModelSpec, build, build_network
 from dgjax.importing.autoencoder_folder import import_autoencoder
 from dgjax.importing.edm_structure import read_structure

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dgjax.checkpoints.checkpoint import Meta
+from dgjax.checkpoints.meta import Meta
 from dgjax.checkpoints.prompts import PromptEncoder
 from dgjax.checkpoints.spec import Autoencoder
 from dgjax.model.field import Field

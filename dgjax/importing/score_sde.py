@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from dgjax.checkpoints.checkpoint import PIXELS, Meta
 from dgjax.checkpoints.configuration import unknown_name
+from dgjax.checkpoints.meta import PIXELS, Meta
 from dgjax.checkpoints.spec import ModelSpec, build, build_network
 from dgjax.importing import score_sde_files
 from dgjax.importing.model_folder import Imported, card_licence

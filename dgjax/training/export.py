@@ -4,7 +4,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from dgjax.checkpoints.checkpoint import Meta, load_meta, save
+from dgjax.checkpoints.checkpoint import load_meta, save
+from dgjax.checkpoints.meta import Meta
 from dgjax.training.checkpointing import latest_step, restore_latest
 from dgjax.training.components import model_shapes, state_shapes
 from dgjax.training.ema_snapshots import (

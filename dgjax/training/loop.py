@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dgjax.checkpoints.checkpoint import Meta
+from dgjax.checkpoints.meta import Meta
 from dgjax.data.dataset import Dataset
 from dgjax.data.named_datasets import NoHeldOut, load_data
 from dgjax.devices.progress import say

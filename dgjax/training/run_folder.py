@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from dgjax.checkpoints.checkpoint import Meta
+from dgjax.checkpoints.meta import Meta
 from dgjax.data.dataset import Dataset
 from dgjax.files import write_json
 from dgjax.training.config import TrainConfig

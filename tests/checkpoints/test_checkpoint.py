@@ -19,7 +19,8 @@ from safetensors.numpy import load_file
 import dgjax
 from dgjax.checkpoints import checkpoint
 from dgjax.checkpoints.arrays import from_named, to_named
-from dgjax.checkpoints.checkpoint import Meta, digest, load, save
+from dgjax.checkpoints.checkpoint import digest, load, save
+from dgjax.checkpoints.meta import Meta
 from dgjax.checkpoints.pretrained import load_pretrained, pretrained_models
 from dgjax.checkpoints.spec import ModelSpec, build, build_network
 from dgjax.networks.trace_head import DiagonalHead

@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from dgjax.checkpoints import load, save
-from dgjax.checkpoints.checkpoint import Meta
+from dgjax.checkpoints.meta import Meta
 from dgjax.checkpoints.spec import ModelSpec, build
 from dgjax.cli import COMMANDS, main
 from dgjax.data import load_dataset, load_folder

@@ -17,7 +17,8 @@ from PIL import Image
 from scipy import stats
 
 from dgjax.checkpoints.arrays import from_named, to_named
-from dgjax.checkpoints.checkpoint import Meta, digest, load, load_autoencoder, save
+from dgjax.checkpoints.checkpoint import digest, load, load_autoencoder, save
+from dgjax.checkpoints.meta import Meta
 from dgjax.checkpoints.pretrained import load_pretrained
 from dgjax.checkpoints.spec import ModelSpec, build, build_autoencoder
 from dgjax.networks import IdentityAutoencoder

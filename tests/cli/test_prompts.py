@@ -12,8 +12,9 @@ import pytest
 from flax import nnx
 
 from dgjax.checkpoints.arrays import from_named, to_named
-from dgjax.checkpoints.checkpoint import Meta, load_prompt_encoder, save, weight_bytes
+from dgjax.checkpoints.checkpoint import load_prompt_encoder, save, weight_bytes
 from dgjax.checkpoints.conditions import Negative, encode_prompts, find_condition
+from dgjax.checkpoints.meta import Meta
 from dgjax.checkpoints.opened import open_model
 from dgjax.checkpoints.prompts import PromptEncoder, build_text_encoder
 from dgjax.checkpoints.resolution import resize

@@ -157,7 +157,8 @@ print(json.dumps(found))
 MODEL = (
     PRELUDE
     + """
-from dgjax.checkpoints.checkpoint import Meta, load, save, weight_bytes
+from dgjax.checkpoints.checkpoint import load, save, weight_bytes
+from dgjax.checkpoints.meta import Meta
 from dgjax.checkpoints.arrays import from_named, to_named
 from dgjax.checkpoints.spec import ModelSpec, build, build_network
 from flax import nnx
