@@ -1,4 +1,4 @@
-"""Avatars: 40x40 cartoon portraits in eight styles before flat and photographed backgrounds.
+"""Avatars: 40x40 cartoon portraits in eight styles, in front of colours and photographs.
 
 The drawings are those of DiceBear's packages of npm, whose licences allow this; avatars.mjs puts
 the portraits together. The backgrounds are plain colours, gradients, and crops of the photographs
