@@ -17,6 +17,7 @@ if not FOLDER.exists():
 sys.path.insert(0, str(FOLDER))
 
 import train_with_torch  # noqa: E402
+from conftest import slow_but  # noqa: E402
 
 from dgjax.checkpoints.arrays import to_named  # noqa: E402
 from dgjax.checkpoints.spec import build_network  # noqa: E402
@@ -76,7 +77,7 @@ def inputs(chosen, seed=2):
     )
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", slow_but(CONFIGS, "two levels, labels"))
 def test_the_network_is_that_of_jax(name):
     chosen, net = CONFIGS[name], random_network(CONFIGS[name])
     x, t, labels = inputs(chosen).data, np.array([-1.0, -0.2, 0.5, 1.1], np.float32), None
@@ -93,7 +94,7 @@ def test_the_network_is_that_of_jax(name):
     np.testing.assert_allclose(got.permute(0, 2, 3, 1), expected, rtol=2e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", slow_but(CONFIGS, "padded sides"))
 def test_loss_and_gradient_are_those_of_jax(name):
     chosen, net = CONFIGS[name], random_network(CONFIGS[name])
     objective = Objective(make_noise_sampler(chosen), make_weighting(chosen))

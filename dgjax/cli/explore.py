@@ -48,7 +48,7 @@ QUANTILES = [round(0.1 + 0.05 * i, 2) for i in range(17)]
 
 
 def command(
-    model: MODEL = "fashion-mnist",
+    model: MODEL = "avatars",
     q: Annotated[
         list[float] | None,
         typer.Option(

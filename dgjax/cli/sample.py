@@ -67,7 +67,7 @@ MOST_BYTES = 2**36  # of all samples, without shards
 
 
 def command(
-    model: MODEL = "fashion-mnist",
+    model: MODEL = "avatars",
     q: Annotated[
         list[float] | None,
         typer.Option(
