@@ -13,7 +13,6 @@ from pathlib import Path
 
 import claims
 import numpy as np
-from sklearn.metrics import pairwise_distances_argmin_min
 
 import dgjax
 from dgjax.evaluation.intervals import share_interval
@@ -37,6 +36,8 @@ def nearest(x, training):
         x: images (n, H, W, C).
         training: images (m, H, W, C).
     """
+    from sklearn.metrics import pairwise_distances_argmin_min
+
     flat = training.reshape(len(training), -1)
     found = [
         pairwise_distances_argmin_min(side.reshape(len(side), -1), flat)

@@ -165,7 +165,7 @@ def test_terms_are_defined_once():
 
 def test_the_checks_can_fail():
     assert len(PAGES) > 15
-    assert len(LINKED) == 6
+    assert len(LINKED) == 8
     assert not is_there(DOCS / "missing.md")
     check_code("import dgjax\ndgjax.sample(m, x, g, key=k)\nfrom dgjax.training import fit\nfit(c)")
     for wrong in (

@@ -145,6 +145,7 @@ def test_options_of_the_experiments(monkeypatch, capsys):
 
 
 def test_the_nearest_training_image_may_be_mirrored():
+    pytest.importorskip("sklearn")
     rng = np.random.default_rng(0)
     training = rng.normal(1.5, 2, (7, 5, 4, 3)).astype(np.float32)
     x = np.stack([training[3] + 0.1, training[5, :, ::-1] - 0.2])
