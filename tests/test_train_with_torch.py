@@ -77,7 +77,8 @@ def inputs(chosen, seed=2):
     )
 
 
-@pytest.mark.parametrize("name", slow_but(CONFIGS, "two levels, labels"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
 def test_the_network_is_that_of_jax(name):
     chosen, net = CONFIGS[name], random_network(CONFIGS[name])
     x, t, labels = inputs(chosen).data, np.array([-1.0, -0.2, 0.5, 1.1], np.float32), None
@@ -94,7 +95,7 @@ def test_the_network_is_that_of_jax(name):
     np.testing.assert_allclose(got.permute(0, 2, 3, 1), expected, rtol=2e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize("name", slow_but(CONFIGS, "padded sides"))
+@pytest.mark.parametrize("name", slow_but(CONFIGS, "two levels, labels"))
 def test_loss_and_gradient_are_those_of_jax(name):
     chosen, net = CONFIGS[name], random_network(CONFIGS[name])
     objective = Objective(make_noise_sampler(chosen), make_weighting(chosen))

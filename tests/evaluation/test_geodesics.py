@@ -143,12 +143,9 @@ def test_geodesic_is_shorter_than_where_it_starts(mixture):
     assert found.length**2 / 2 <= found.energy * (1 + 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(dgjax.vp(), id="vp", marks=pytest.mark.slow),
-        pytest.param(dgjax.edm(), id="edm"),
-    ],
+    "path", [pytest.param(dgjax.vp(), id="vp"), pytest.param(dgjax.edm(), id="edm")]
 )
 def test_kl_along_a_curve_is_that_of_two_gaussians(path):
     mean = 0.4
