@@ -78,7 +78,7 @@ def main():
     neighbours, distances = nearest(np.asarray(x), training)
     _, others = nearest(held_out, training)
     near = np.quantile(others, NEAR)
-    name = f"nearest-{Path(setup.model.name).name}"
+    name = f"nearest_{Path(setup.model.name).name}"
     header = ["images", "number", "nearest: median RMS", "least", f"within {near:.3f} [95 %]"]
     rows = [row("samples", distances, near), row("held-out images", others, near)]
     claims.report(name, header, rows)
