@@ -160,7 +160,11 @@ def draw(setup, groups, steps):
     names = ["no guidance", f"density guidance, q = {QUANTILES[-1]}"]
     names += [f"ascent, {name}, {steps} steps" for name in NORMS]
     x = np.stack([groups[name][0][:8] for name in names])
-    labels = [f"{name}\nlog p {groups[name][1].mean():,.0f}" for name in names]
+    lines = [name.replace(", ", "\n") for name in names]  # a long line would be cut off
+    labels = [
+        f"{line}\nlog p {groups[name][1].mean():,.0f}"
+        for line, name in zip(lines, names, strict=True)
+    ]
     figure = image_grid(
         claims.levels(setup, x),
         labels,
