@@ -420,7 +420,7 @@ def test_a_shipped_model_loads_is_small_and_has_a_card(name):
     # A blank image with a little noise: the model sees how much noise there is.
     assert 0.5 < float(jnp.std(eps)) < 1.5
     folder = Path(dgjax.__file__).parent / "pretrained" / name
-    assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 12 * 2**20
+    assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 12e6
     card = (folder / "CARD.md").read_text()
     assert licence in card
     assert f"{meta.steps:,} steps" in card
