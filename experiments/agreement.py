@@ -5,10 +5,10 @@ and the mean difference is split into what the solvers leave (coarse against fin
 probes), what the probes leave (a standard error), and the rest: the model's own inconsistency,
 since a learned score is not exactly a gradient that obeys the heat equation.
 
-    python experiments/agreement.py
+    python experiments/agreement.py [--model FOLDER]
 """
 
-from pathlib import Path
+import argparse
 
 import jax
 import jax.numpy as jnp
@@ -16,17 +16,20 @@ import numpy as np
 from rich.progress import track
 
 import dgjax
+from dgjax.checkpoints.opened import open_model
 
-MODEL, LATENTS, BATCH = "fashion-mnist", 16, 8
+LATENTS, BATCH = 16, 8
 SPLIT = 8  # latents used for the split, which takes fine grids
 STEPS, FINE, PROBES = 32, 64, 4
 QUANTILES = (0.2, 0.35, 0.5, 0.65, 0.8)
-OUT = Path(__file__).parent / "figures" / "agreement.md"
 SOLVER = dgjax.Multistep()
 
 
 def main():
-    model, meta = dgjax.load_pretrained(MODEL)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="fashion-mnist", help="shipped model or folder")
+    opened = open_model(parser.parse_args().model)
+    model, meta = opened.field, opened.meta
     size = int(np.prod(meta.shape))
     keys = jax.random.split(jax.random.key(3), LATENTS)
     latents = jax.vmap(lambda k: dgjax.prior_sample(model, k, meta.shape))(keys)
@@ -72,12 +75,13 @@ def main():
         return run
 
     plain, coarse, fine = both(STEPS, PROBES), split(STEPS), split(FINE)
-    lines = [
+    header = [
         "| q | tracked, nats | recomputed | difference per dim | correlation "
         "| solver per dim (tracked, recomputed) | probes, s.e. per dim | model per dim "
         "| PNG bytes |",
         "|---" * 9 + "|",
     ]
+    print(*header, sep="\n")
     for q in track(QUANTILES, "agreement"):
         parts = [
             plain(model, latents[i : i + BATCH], keys[i : i + BATCH], q)
@@ -90,16 +94,14 @@ def main():
         t1, te, r1, re = map(np.asarray, fine(*few))
         # The same probes serve both directions, so their errors do not add: the difference's own.
         spread = np.std(t1 - r1, ddof=1) / np.sqrt(SPLIT)
-        lines.append(
+        print(
             f"| {q} | {t.mean():.1f} | {r.mean():.1f} | {(t - r).mean() / size:+.4f} "
             f"| {np.corrcoef(t, r)[0, 1]:.4f} "
             f"| {(t0 - t1).mean() / size:+.5f}, {(r0 - r1).mean() / size:+.5f} "
             f"| {np.sqrt((te**2 + re**2).mean() / SPLIT) / size:.4f} "
-            f"| {(t1 - r1).mean() / size:+.4f} ± {spread / size:.4f} | {bytes_:.0f} |"
+            f"| {(t1 - r1).mean() / size:+.4f} ± {spread / size:.4f} | {bytes_:.0f} |",
+            flush=True,
         )
-        print(lines[-1], flush=True)
-    OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

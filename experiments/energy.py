@@ -7,12 +7,21 @@ the truth, by the probability-flow ODE and by one evaluation; on held-out digits
 and its difference to one evaluation.
 
     python experiments/energy.py [--steps 2000] [--part mixture]
+
+On images (fashion-mnist) U-Nets are trained. They are kept, so that a stopped run continues and
+other commands can measure them.
+
+    python experiments/energy.py --part images --steps 3000 --keep runs
+    python experiments/agreement.py --model runs/energy/model
+    dgjax evaluate --model runs/energy/model --data fashion-mnist
 """
 
 import argparse
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +35,15 @@ T = 0.02
 MEANS = np.array([[3.0, -1.0], [-2.0, 4.0], [1.0, 1.0]])
 SPREADS = np.array([0.5, 1.5, 0.25])
 WEIGHTS = np.array([0.3, 0.5, 0.2])
+MLP = {"kind": "mlp", "width": 128, "depth": 3}
+UNET = {"kind": "unet", "channels": [32, 64], "blocks": 2, "embedding": 64}
 
 
-def config_of(kind, shape, steps, sigma_data, data, width, depth, batch):
-    """The configuration of one run; `kind` is "score" or "energy"."""
+def config_of(kind, shape, steps, data, network, batch, save_every=None):
+    """The configuration of one run; `kind` is "score" or "energy", `network` that of the score."""
     energy = kind == "energy"
+    if energy:
+        network = network | {"kind": f"energy_{network['kind']}"}
     return TrainConfig.from_dict(
         {
             "steps": steps,
@@ -42,47 +55,44 @@ def config_of(kind, shape, steps, sigma_data, data, width, depth, batch):
                 "t_min": T,
                 "t_max": 80.0,
                 "path": {"kind": "edm"},
-                "network": {
-                    "kind": "energy_mlp" if energy else "mlp",
-                    "width": width,
-                    "depth": depth,
-                },
+                "network": network,
                 "parametrization": {
                     "kind": "energy" if energy else "preconditioned",
-                    "sigma_data": sigma_data,
+                    "sigma_data": data["sigma_data"],
                 },
             },
+            "optimiser": {"learning_rate": 1e-3, "warmup": 100, "schedule": "cosine"},
             **({"time_score": {}} if energy else {}),
-            "records": {"validate_every": 0, "save_every": steps},
+            "records": {"validate_every": 0, "save_every": save_every or steps},
         }
     )
 
 
-def train(config):
+def train(config, folder=None):
     """Return the trained model, its parameters and the seconds of a step, compilation included."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
         start = time.perf_counter()
-        model = fit(config, folder, progress=False).model
+        model = fit(config, folder or temporary, progress=folder is not None).model
         seconds = (time.perf_counter() - start) / config.steps
     size = sum(a.size for a in jax.tree.leaves(model.network))
     return model, size, seconds
 
 
-def by_ode(model, x, steps=64):
-    grid = dgjax.grid_logsnr(model, steps)
-    one = lambda x: (
-        dgjax.likelihood(
-            model, x, grid, key=jax.random.key(0), divergence=dgjax.Exact()
-        ).log_density
-    )
-    return jax.jit(jax.vmap(one))(x)
+def by_ode(model, x, steps=64, divergence=None):
+    grid, divergence = dgjax.grid_logsnr(model, steps), divergence or dgjax.Exact()
+
+    def one(model, x):
+        found = dgjax.likelihood(model, x, grid, key=jax.random.key(0), divergence=divergence)
+        return found.log_density
+
+    return jax.jit(lambda model, x: jax.lax.map(partial(one, model), x, batch_size=64))(model, x)
 
 
 def rms(a):
     return float(jnp.sqrt(jnp.mean(a**2)))
 
 
-def mixture(steps):
+def mixture(steps, _):
     """Print the RMS error of log p per dimension, against the true mixture, at t_min."""
     true = dgjax.gaussian_mixture(WEIGHTS, MEANS, SPREADS[:, None, None] ** 2 * np.eye(2)[None])
     draws = np.asarray(jax.vmap(true.sample)(jax.random.split(jax.random.key(1), 50_000)))
@@ -94,57 +104,79 @@ def mixture(steps):
         np.savez(f"{folder}/x.npz", x=draws.astype(np.float32))
         data = {"dataset": "npz", "path": f"{folder}/x.npz", "sigma_data": sigma}
         for kind in ("score", "energy"):
-            config = config_of(kind, (2,), steps, sigma, data, 128, 4, 512)
+            config = config_of(kind, (2,), steps, data, MLP | {"depth": 4}, 512)
             model, size, seconds = train(config)
             model = replace(model, prior=prior)
             print(f"mixture {kind:6} parameters {size} step {1e3 * seconds:.1f} ms", flush=True)
             print(f"  PF-ODE - true: RMS {rms(by_ode(model, x) - exact) / 2:.4f} nats/dim")
             if kind == "energy":
-                report(model, x, exact, 2)
+                report(model, x, exact)
 
 
-def report(model, x, reference, size):
-    """Print one evaluation against a reference, and return it."""
-    model, error = dgjax.normalize(model, jax.random.key(3), samples=1024)
-    found = jax.vmap(lambda x: dgjax.log_density(model, T, x))(x)
+def report(model, x, reference, samples=1024):
+    """Print one evaluation against a reference."""
+    size = x[0].size
+    model, error = dgjax.normalize(model, jax.random.key(3), samples=samples)
+    one = lambda model, x: dgjax.log_density(model, T, x)
+    found = jax.jit(lambda m, x: jax.lax.map(partial(one, m), x, batch_size=64))(model, x)
     off = found - reference
     print(f"  log Z {float(model.parametrization.log_normalizer):.4f} +- {float(error):.4f}")
     print(
         f"  one evaluation - reference: RMS {rms(off) / size:.4f}, mean "
-        f"{float(off.mean()) / size:.4f} nats/dim",
+        f"{float(off.mean()) / size:.4f}, deviation {float(off.std()) / size:.4f} nats/dim",
         flush=True,
     )
-    return found
 
 
-def digits(steps):
+def held_out(data, shape, count):
+    """Return noisy held-out images at t_min."""
+    held = load_data(data, shape, "held-out")
+    rows = np.arange(min(len(held), count))
+    clean = jnp.asarray(held.batch(rows, positions=np.full((len(rows), 2), 0.5)))
+    return clean + T * jax.random.normal(jax.random.key(4), clean.shape)
+
+
+def digits(steps, _):
     """Print log p of held-out digits by the ODE, and by one evaluation."""
     config = load_config("digits")
-    sigma = config.data.sigma_data
-    held = load_data(config.data, (8, 8, 1), "held-out")
-    rows = np.arange(min(len(held), 128))
-    clean = jnp.asarray(held.batch(rows, positions=np.full((len(rows), 2), 0.5)))
-    x = clean + T * jax.random.normal(jax.random.key(4), clean.shape)
+    x = held_out(config.data, (8, 8, 1), 128)
+    data = {"dataset": "digits", "sigma_data": config.data.sigma_data}
     for kind in ("score", "energy"):
-        data = {"dataset": "digits", "sigma_data": sigma}
-        run = config_of(kind, (8, 8, 1), steps, sigma, data, 256, 3, 128)
+        run = config_of(kind, (8, 8, 1), steps, data, MLP | {"width": 256}, 128)
         model, size, seconds = train(run)
         print(f"digits {kind:6} parameters {size} step {1e3 * seconds:.1f} ms", flush=True)
         ode = by_ode(model, x)
         print(f"  held-out log p by PF-ODE: {float(ode.mean()) / 64:.4f} nats/dim", flush=True)
         if kind == "energy":
-            report(model, x, ode, 64)
+            report(model, x, ode)
+
+
+def images(steps, keep):
+    """Train U-Nets on fashion-mnist, keep them, and print log p of held-out images."""
+    config = load_config("fashion-mnist")
+    shape, size = config.model.shape, np.prod(config.model.shape)
+    x = held_out(config.data, shape, 32)
+    data = {"dataset": "fashion-mnist", "sigma_data": config.data.sigma_data}
+    for kind in ("score", "energy"):
+        run = config_of(kind, shape, steps, data, UNET, 32, save_every=250)
+        model, weights, seconds = train(run, Path(keep) / kind)
+        print(f"images {kind:6} parameters {weights} step {1e3 * seconds:.1f} ms", flush=True)
+        ode = by_ode(model, x, 32, dgjax.Coloured(5))
+        print(f"  held-out log p by PF-ODE: {float(ode.mean()) / size:.4f} nats/dim", flush=True)
+        if kind == "energy":
+            report(model, x, ode, samples=256)
 
 
 def main():
-    """Run both parts, or one."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Run the parts on mixtures and digits, or the one that is named."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--part", choices=["mixture", "digits"], default=None)
+    parser.add_argument("--part", choices=["mixture", "digits", "images"], default=None)
+    parser.add_argument("--keep", default="runs", help="folder of the models of images")
     given = parser.parse_args()
-    for part in (mixture, digits):
-        if given.part in (None, part.__name__):
-            part(given.steps)
+    parts = {"mixture": mixture, "digits": digits, "images": images}
+    for name in (given.part,) if given.part else ("mixture", "digits"):
+        parts[name](given.steps, given.keep)
 
 
 if __name__ == "__main__":

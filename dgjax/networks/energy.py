@@ -1,9 +1,12 @@
 """Energy networks: one number for a sample, from the inner product with another network's output.
 
-The energy is e(z, t) = -<z, F(z, t)> sigma_data/w - D b(t), with F a network such as a U-Net, D the
-number of elements and t = log(w/sigma_data)/4. Its gradient is then of the size of F times
-sigma_data/w, as the score of noisy data is, and F keeps its bias towards local structure
-(arXiv 2506.05310). The number b(t) is free, because the inner product is 0 at z = 0.
+The energy is e(z, t) = -<z, F(z, t)> c(r) - D b(t), with F a network such as a U-Net, D the number
+of elements, t = log(r)/4 and r = w/sigma_data. F keeps its bias towards local structure (arXiv
+2506.05310). The number b(t) is free, because the inner product is 0 at z = 0.
+
+The factor is c(r) = 1/sqrt(r^2 + 0.3^2). Where noise outweighs the data, a log-density differs from
+that of a Gaussian by a part of size 1/r. At low noise it has a limit wherever data have a density.
+There a factor 1/r, which would give the gradient its size, multiplies errors of F, too.
 """
 
 from typing import Any
@@ -19,10 +22,13 @@ from dgjax.typing import Cond, Sample, Scalar
 __all__ = ["EnergyMLP", "EnergyUNet"]
 
 OFFSET_UNITS = 32
+# Noise, in units of sigma_data, below which the factor of the inner product stays. On mixtures and
+# on kernel densities of digits 0, 0.1 and 1 gave larger errors of log p.
+KNEE = 0.3
 
 
 class _Energy(nnx.Module):
-    """The energy -<z, F(z, t)> exp(-4 t) - D b(t) of a network F. A new one returns 0."""
+    """The energy -<z, F(z, t)> c(r) - D b(t) of a network F. A new one returns 0."""
 
     def __init__(self, inner: nnx.Module, num_classes: int | None, rngs: nnx.Rngs):
         self.inner = inner
@@ -43,7 +49,8 @@ class _Energy(nnx.Module):
         """
         product = jnp.sum(x * self.inner(x, t, cond, **keywords))
         offset = x.size * self.offset(self.embed(t, cond))[0]
-        return (-product * jnp.exp(-4 * t) - offset).astype(x.dtype)
+        factor = 1 / jnp.hypot(jnp.exp(4 * t), KNEE)
+        return (-product * factor - offset).astype(x.dtype)
 
 
 class EnergyMLP(_Energy):

@@ -77,6 +77,16 @@ def test_score_is_the_gradient_of_the_log_density(make):
     assert jnp.allclose(found, slope, rtol=1e-4, atol=1e-5)
 
 
+def test_the_energy_has_a_limit_at_low_noise_and_vanishes_at_high_noise():
+    network = EnergyMLP((3,), 8, 2, rngs=nnx.Rngs(0))
+    network.inner = lambda z, t, cond: 2 * z
+    energy = lambda w: network(X, jnp.log(jnp.float32(w)) / 4)
+    assert jnp.isclose(energy(1e-4), energy(1e-6), rtol=1e-4)
+    assert jnp.isclose(energy(100.0), 10 * energy(1000.0), rtol=1e-4)
+    assert jnp.isclose(energy(1.0), -2 * X @ X / jnp.sqrt(1 + 0.3**2), rtol=1e-4)
+    assert energy(1e30) == 0
+
+
 def test_the_normalizer_is_that_of_the_density():
     shifted = lambda z, t, cond: exact_energy(z, t, cond) + 5.0
     path = dgjax.edm()
