@@ -34,7 +34,7 @@ from dgjax.pictures.quantization import to_uint8
 CLASSES = 1, 3  # trouser and dress
 JVP, EVALUATIONS = 2.3, 6
 OURS, THEIRS = (8, 16, 32, 72), (110, 440, 1000)  # steps
-ON_CLASSES = {"superpose": (8,), "Ito": (110,)}
+ON_CLASSES = {"superpose": (8, 32), "Ito": (110, 440)}
 SHOWN, FINE = 8, 32  # pictures; steps of the PF-ODE
 PROBES = dgjax.Coloured()
 
