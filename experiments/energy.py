@@ -8,8 +8,8 @@ and its difference to one evaluation.
 
     python experiments/energy.py [--steps 2000] [--part mixture]
 
-On images (fashion-mnist) U-Nets are trained. They are kept, so that a stopped run continues and
-other commands can measure them.
+On images (fashion-mnist) U-Nets are trained, a third one with the likelihood weighting. They are
+kept, so that a stopped run continues and other commands can measure them.
 
     python experiments/energy.py --part images --steps 3000 --keep runs
     python experiments/agreement.py --model runs/energy/model
@@ -40,7 +40,10 @@ UNET = {"kind": "unet", "channels": [32, 64], "blocks": 2, "embedding": 64}
 
 
 def config_of(kind, shape, steps, data, network, batch, save_every=None):
-    """The configuration of one run; `kind` is "score" or "energy", `network` that of the score."""
+    """The configuration of one run; `network` is that of the score.
+
+    `kind` is "score", "likelihood" (a score network with the likelihood weighting) or "energy".
+    """
     energy = kind == "energy"
     if energy:
         network = network | {"kind": f"energy_{network['kind']}"}
@@ -63,6 +66,7 @@ def config_of(kind, shape, steps, data, network, batch, save_every=None):
             },
             "optimiser": {"learning_rate": 1e-3, "warmup": 100, "schedule": "cosine"},
             **({"time_score": {}} if energy else {}),
+            **({"loss": {"kind": "likelihood"}} if kind == "likelihood" else {}),
             "records": {"validate_every": 0, "save_every": save_every or steps},
         }
     )
@@ -157,10 +161,10 @@ def images(steps, keep):
     shape, size = config.model.shape, np.prod(config.model.shape)
     x = held_out(config.data, shape, 32)
     data = {"dataset": "fashion-mnist", "sigma_data": config.data.sigma_data}
-    for kind in ("score", "energy"):
+    for kind in ("score", "likelihood", "energy"):
         run = config_of(kind, shape, steps, data, UNET, 32, save_every=250)
         model, weights, seconds = train(run, Path(keep) / kind)
-        print(f"images {kind:6} parameters {weights} step {1e3 * seconds:.1f} ms", flush=True)
+        print(f"images {kind:10} parameters {weights} step {1e3 * seconds:.1f} ms", flush=True)
         ode = by_ode(model, x, 32, dgjax.Coloured(5))
         print(f"  held-out log p by PF-ODE: {float(ode.mean()) / size:.4f} nats/dim", flush=True)
         if kind == "energy":
