@@ -26,7 +26,13 @@ from .evaluation.normality import Normality, h_statistic, normality
 from .evaluation.posteriors import Posterior, jeffreys, posterior, posterior_kl
 from .evaluation.precision_recall import PrecisionRecall, precision_recall
 from .evaluation.reweighting import effective_sample_size, importance_weights, weighted_mean
-from .evaluation.route_gap import RouteGap, RouteGapStatistics, route_gap, route_gap_statistics
+from .evaluation.route_gap import (
+    RouteGap,
+    RouteGapStatistics,
+    one_evaluation_gap,
+    route_gap,
+    route_gap_statistics,
+)
 from .guidance.classifier_free import autoguidance, classifier_free_guidance
 from .guidance.density import density_guidance, density_guidance_nats, forcing_nats
 from .guidance.detail_daemon import detail_daemon
@@ -221,6 +227,7 @@ __all__ = [
     "normality",
     "normalize",
     "omegance",
+    "one_evaluation_gap",
     "pilot",
     "png_bytes",
     "posterior",

@@ -222,15 +222,16 @@ def small_model():
     """Saves a small model to a folder, which it returns.
 
     The network has normal weights of deviation `weights`. With 0 it returns zero, as one that has
-    not been trained: preconditioned, it is then the exact model of data from N(0, spread^2 I).
+    not been trained: preconditioned, it is then the exact model of data from N(0, spread^2 I), and
+    so is one of the parametrization "energy" with an energy network.
     """
 
-    def call(folder, shape, *, spread, weights=0.0, **network):
+    def call(folder, shape, *, spread, weights=0.0, parametrization="preconditioned", **network):
         spec = ModelSpec(
             shape=shape,
             network={"kind": "mlp", "width": 8, "depth": 1, **network},
             path={"kind": "edm"},
-            parametrization={"kind": "preconditioned", "sigma_data": spread},
+            parametrization={"kind": parametrization, "sigma_data": spread},
             t_min=0.02,
             t_max=80.0,
         )

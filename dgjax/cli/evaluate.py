@@ -54,6 +54,7 @@ from dgjax.evaluation.metrics import (
     measure_distances,
     measure_inconsistency,
     measure_normality,
+    measure_one_evaluation_gap,
     measure_png_bytes,
     measure_route_gap,
 )
@@ -65,6 +66,7 @@ from dgjax.evaluation.reference_data import (
     prepare_sets,
 )
 from dgjax.files import as_json, output_folder, rescue
+from dgjax.model.energy import EnergyPrediction
 from dgjax.pictures.image_files import FULL, check_levels
 
 __all__ = ["command"]
@@ -238,9 +240,11 @@ def command(
             h = measure_normality(chosen, reference, few, levels, *common)
         if "inconsistency" in names:
             gaps = measure_inconsistency(chosen, reference, few, levels, *common)
-        routes = None
+        routes, direct = None, None
         if "routes" in names:
             routes = measure_route_gap(chosen, reference, few, *common)
+            if isinstance(chosen.field.parametrization, EnergyPrediction):
+                direct = measure_one_evaluation_gap(chosen, reference, few, *common)
         summary = {
             **chosen.facts(),
             "version": dgjax.__version__,
@@ -261,6 +265,7 @@ def command(
             "normality": [level_entry(*entry) for entry in h],
             "inconsistency": [level_entry(*entry) for entry in gaps],
             "routes": None if routes is None else route_entry(routes, chosen.size),
+            "one_evaluation": None if direct is None else route_entry(direct, chosen.size),
         }
     # Figures are shown before they are written, and written before pictures: each step may fail.
     if json:

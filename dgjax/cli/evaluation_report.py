@@ -84,6 +84,8 @@ def markdown(summary: dict[str, Any]) -> str:
         parts.append(_markdown_table(INCONSISTENCY_HEADER, _inconsistency_rows(summary, _interval)))
     if summary["routes"]:
         parts += [_trust(summary["routes"]), _about_routes(summary["routes"])]
+    if summary["one_evaluation"]:
+        parts.append(_about_one_evaluation(summary["one_evaluation"]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -109,6 +111,8 @@ def show(summary: dict[str, Any]) -> None:
         table(title, INCONSISTENCY_HEADER, rows, LEGEND_INCONSISTENCY)
     if summary["routes"]:
         print(fill(_trust(summary["routes"]), 80))
+    if summary["one_evaluation"]:
+        print(fill(_about_one_evaluation(summary["one_evaluation"]), 80))
 
 
 def _header(summary: dict[str, Any]) -> list[str]:
@@ -272,6 +276,14 @@ def _about_routes(routes: dict[str, Any]) -> str:
         "between images, from which the noise of the probes "
         f"({routes['probe_error']:.2g} nats) is subtracted; the stated errors of both integrals "
         f"are {routes['solver_error']:.2g} nats. For a true score all of it is 0."
+    )
+
+
+def _about_one_evaluation(found: dict[str, Any]) -> str:
+    return (
+        "The log-density that this energy network states in one evaluation is "
+        f"{_interval(found['mean'])} nats above that along the PF-ODE in the mean, with a standard "
+        f"deviation of {_interval(found['spread'])} between images."
     )
 
 

@@ -3,7 +3,8 @@
 A log-density does not depend on the route to its point, that of a learned score does. One route is
 the probability-flow ODE. The other is the straight line y = x0 + w eps on which the noisy point was
 made, with y = x/alpha and w = sigma/alpha: there identity (C) of
-`dgjax.sampling.spacetime_identity` is integrated from the prior at t_max.
+`dgjax.sampling.spacetime_identity` is integrated from the prior at t_max. An energy model states
+the log-density of every point without a route, and this is compared with the ODE as well.
 """
 
 from typing import NamedTuple
@@ -16,21 +17,28 @@ from jaxtyping import Array, ArrayLike, Float
 from dgjax.evaluation.intervals import Estimate, check_confidence, mean_interval
 from dgjax.model.divergence import Divergence
 from dgjax.model.field import Field
+from dgjax.model.log_density import log_density
 from dgjax.sampling.likelihood import likelihood
 from dgjax.sampling.node_quadrature import node_quadrature
 from dgjax.sampling.solvers import Solver
 from dgjax.typing import Cond, Key, Sample, Scalar
 
-__all__ = ["RouteGap", "RouteGapStatistics", "route_gap", "route_gap_statistics"]
+__all__ = [
+    "RouteGap",
+    "RouteGapStatistics",
+    "one_evaluation_gap",
+    "route_gap",
+    "route_gap_statistics",
+]
 
 
 class RouteGap(NamedTuple):
     """The difference for one point, in nats.
 
     Attributes:
-        gap: log-density along the line minus that along the ODE.
+        gap: log-density along the line, or by one evaluation, minus that along the ODE.
         standard_error: of `gap` from the probes.
-        solver_error: estimate of the error of `gap` from both integrals.
+        solver_error: estimate of the error of `gap` from the integrals.
     """
 
     gap: Scalar
@@ -98,6 +106,43 @@ def route_gap(
     error = jnp.hypot(ode.info.standard_error, straight.standard_error[-1])
     lost = jnp.hypot(ode.info.solver_error, straight.solver_error[-1])
     return RouteGap(straight.log_density[-1] - ode.log_density, error, lost)
+
+
+def one_evaluation_gap(
+    model: Field,
+    x: Sample,
+    noise: Sample,
+    grid: Float[Array, " n+1"],
+    *,
+    key: Key,
+    divergence: Divergence,
+    cond: Cond = None,
+    solver: Solver | None = None,
+) -> RouteGap:
+    """Measure log p of alpha x + sigma noise at t_min by one evaluation and along the ODE.
+
+    Args:
+        model: a field with `energy_prediction`, best one that `normalize` returned: without it the
+            gap has an unknown constant.
+        x: one clean sample of any shape.
+        noise: a draw of N(0, I) of the same shape.
+        grid: (steps + 1,) decreasing times from t_max to t_min.
+        key: for the probes.
+        divergence: trace estimator.
+        cond: condition of the model.
+        solver: of the ODE. By default that of `likelihood`.
+
+    Returns:
+        `RouteGap`, in nats.
+
+    Raises:
+        ValueError: as `likelihood` and `log_density`.
+    """
+    t = jnp.asarray(grid)[-1]
+    noisy = model.path.alpha(t) * x + model.path.sigma(t) * noise
+    stated = log_density(model, t, noisy, cond)
+    ode = likelihood(model, noisy, grid, key=key, divergence=divergence, cond=cond, solver=solver)
+    return RouteGap(stated - ode.log_density, ode.info.standard_error, ode.info.solver_error)
 
 
 def route_gap_statistics(gaps: RouteGap, *, confidence: float = 0.95) -> RouteGapStatistics:

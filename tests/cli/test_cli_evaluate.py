@@ -267,6 +267,44 @@ def test_points_that_are_no_images(tmp_path, run, saved):
     assert "are no images" in said
 
 
+def test_one_evaluation_of_an_energy_network_is_compared_with_the_ode(tmp_path, run, saved):
+    """Of an exact Gaussian whose energy is wrong by D times a number for each class and level."""
+    options = {"kind": "energy_mlp", "num_classes": 2, "parametrization": "energy"}
+    folder = saved(tmp_path / "energy", SHAPE, **options)
+    model, meta = load(folder)
+    offset = model.network.offset
+    weights = jax.random.normal(jax.random.key(3), offset.kernel.shape)
+    offset.kernel.set_value(0.01 * weights)
+    offset.bias.set_value(jnp.full(1, 0.02))
+    embed = model.network.embed
+    for layer, name in (
+        (embed.inner, "kernel"),
+        (embed.outer, "kernel"),
+        (embed.label, "embedding"),
+    ):
+        value = getattr(layer, name)
+        value.set_value(jax.random.normal(jax.random.key(value.size), value.shape))
+    save(folder, model, meta)
+    labels = np.array([0, 0, 0, 1, 1] * 4)
+    np.savez(tmp_path / "data.npz", x=draw(0, 20), labels=labels)
+    out = tmp_path / "out"
+    arguments = ("--model", folder, "--data", tmp_path / "data.npz", "--part", "train")
+    arguments += ("--num", 20, "--num-density", 20, "--only", "routes", "--steps", 32)
+    code, printed, _ = run("evaluate", *arguments, "--labels", "data", "--out", out)
+    assert code == 0
+    found = json.loads((out / "evaluation.json").read_text())["one_evaluation"]
+    network, scale = model.network, jnp.log(jnp.array([T_MIN, 80]) / SPREAD) / 4
+    energies = jax.vmap(
+        lambda label: jax.vmap(lambda t: network(jnp.zeros(SHAPE), t, label))(scale)
+    )(jnp.arange(2))
+    wrong = np.asarray(energies[:, 1] - energies[:, 0], np.float64)  # the constant is of t_max
+    assert abs(wrong[0] - wrong[1]) > 0.1
+    assert np.abs(wrong).max() > 0.5
+    assert found["mean"]["value"] == pytest.approx(wrong[labels].mean(), abs=0.05)
+    assert found["spread"]["value"] == pytest.approx(wrong[labels].std(ddof=1), abs=0.05)
+    assert "states in one evaluation is" in " ".join(printed.split())
+
+
 def test_a_model_with_classes_is_given_the_labels_of_the_data(tmp_path, run, monkeypatch, saved):
     model, x = saved(tmp_path / "labelled", SHAPE, num_classes=3), to_uint8(draw(0, 40))
     labels = np.arange(40) % 3

@@ -20,6 +20,7 @@ SUMMARY = {
     "figures": {},
     "normality": [],
     "inconsistency": [],
+    "one_evaluation": None,
 }
 
 
@@ -39,3 +40,13 @@ def test_an_error_of_the_solver_that_hides_it_is_said():
     text = report(20.0)
     assert "is not known: with these steps the stated error of the solver, 20 nats" in text
     assert "changes by about" not in text
+
+
+def test_an_energy_network_is_held_to_the_ode():
+    found = RouteGapStatistics(
+        Estimate(-30.0, -35.0, -25.0), Estimate(10.0, 8.0, 13.0), 1.0, 0.5, 64
+    )
+    entry = route_entry(found, 100)
+    text = markdown({**SUMMARY, "routes": None, "one_evaluation": entry})
+    assert "is -30 [-35, -25] nats above that along the PF-ODE in the mean" in text
+    assert "a standard deviation of 10 [8, 13] between images" in text

@@ -9,7 +9,12 @@ import pytest
 from scipy import integrate, stats
 
 import dgjax
-from dgjax.evaluation.route_gap import RouteGap, route_gap, route_gap_statistics
+from dgjax.evaluation.route_gap import (
+    RouteGap,
+    one_evaluation_gap,
+    route_gap,
+    route_gap_statistics,
+)
 
 LOW, HIGH, VARIANCE = 0.1, 20.0, 0.3
 MEAN, SIZE = 0.7, 3
@@ -54,6 +59,26 @@ def test_the_gap_is_that_of_the_two_integrals(growth):
     if growth != 1:
         assert abs(truth) > 0.05
     assert found.standard_error == 0
+
+
+def test_the_gap_of_an_energy_network_is_the_error_of_its_energy():
+    """An energy that is wrong by a constant at each noise level has the score of the truth."""
+    spread, wrong = 0.6, lambda t: 0.4 + 0.8 * t
+    network = lambda z, t, cond: cond * wrong(t)
+    parametrization = dgjax.energy_prediction(spread, 0.25)
+    prior = dgjax.gaussian_prior(spread)
+    model = dgjax.field(network, dgjax.edm(), parametrization, t_min=LOW, t_max=HIGH, prior=prior)
+    x, noise = jnp.array([0.5, 2.0, -1.0]), jnp.array([-0.4, 1.2, 0.3])
+    grid = dgjax.grid_logsnr(model, 64)
+    run = partial(one_evaluation_gap, divergence=dgjax.Exact(), solver=dgjax.RK4())
+    found = jax.jit(run)(model, x, noise, grid, key=jax.random.key(0), cond=jnp.array(2.0))
+    truth = -2 * wrong(jnp.log(LOW / spread) / 4) - 0.25
+    assert found.gap == pytest.approx(float(truth), abs=2e-5)
+    assert found.standard_error == 0
+    with pytest.raises(ValueError, match="energy_prediction"):
+        one_evaluation_gap(
+            wrong_gaussian(1.0), x, noise, grid, key=jax.random.key(0), divergence=dgjax.Exact()
+        )
 
 
 def test_statistics_leave_the_probes_out():
