@@ -17,6 +17,7 @@ from dgjax.devices.sharding import device_mesh
 PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "transforms.md"
 KEY = jax.random.key(0)
 STEPS = 7
+GUIDE = dgjax.temperature(0.9, scale=1.0)
 
 
 def make_model():
@@ -35,12 +36,19 @@ def points(model, x):
 
 
 FUNCTIONS = {
-    "sample": lambda m, x: dgjax.sample(
-        m, x, grid(m), key=KEY, guides=dgjax.temperature(0.9, scale=1.0)
-    ),
+    "sample": lambda m, x: dgjax.sample(m, x, grid(m), key=KEY, guides=GUIDE),
     "likelihood": lambda m, x: dgjax.likelihood(m, x, grid(m), key=KEY),
     "quadrature": lambda m, x: dgjax.quadrature(m, *points(m, x), key=KEY),
     "node_quadrature": lambda m, x: dgjax.node_quadrature(m, *points(m, x), key=KEY),
+    "superpose": lambda m, x: dgjax.superpose(
+        [m, m], x, grid(m), dgjax.mixture([0.3, 0.7]), key=KEY
+    ),
+    "sampler_law": lambda m, x: dgjax.sampler_law(
+        m, dgjax.Trajectory(*points(m, x), jnp.zeros(STEPS + 1)), GUIDE, key=KEY
+    ),
+    "route_gap": lambda m, x: dgjax.route_gap(
+        m, x, x[::-1], grid(m), key=KEY, divergence=dgjax.Hutchinson()
+    ),
     "chord": lambda m, x: dgjax.chord(m, 0.5, x, 2 * x),
     "align": lambda m, x: dgjax.align(m, x, grid(m), key=KEY),
     "pilot": lambda m, x: dgjax.pilot(m, x[None], grid(m), key=KEY),

@@ -28,6 +28,7 @@ from dgjax.checkpoints.arrays import (
     to_named,
 )
 from dgjax.checkpoints.checksums import check_files, hash_files
+from dgjax.checkpoints.described import describe
 from dgjax.checkpoints.meta import CHECKSUMS, FORMAT, ORBAX_FORMAT, Meta, read_config
 from dgjax.checkpoints.prompts import (
     PromptEncoder,
@@ -79,7 +80,8 @@ def save(
     Args:
         folder: the folder to make.
         model: the model; its weights are on devices of this host.
-        meta: facts about it. `meta.model` must describe `model`.
+        meta: facts about it. `meta.model` must describe `model`, but for the constant that
+            `dgjax.normalize` measures, which is taken from the model.
         autoencoder: of a model of latents, as `meta.autoencoder` describes it.
         prompts: text encoders and tokenizers of a model of prompts, as `meta.text` describes them.
         dtype: of the weights in the file. float16 moves a log-density of a shipped model by about
@@ -87,8 +89,10 @@ def save(
 
     Raises:
         ValueError: if `folder` holds anything but a checkpoint or cannot be written, a weight is
-            not finite in `dtype`, or the autoencoder or the text encoders are missing.
+            not finite in `dtype`, `meta.model` builds another model, or the autoencoder or the text
+            encoders are missing.
     """
+    meta = replace(meta, model=describe(model, meta.model))
     if meta.latent and autoencoder is None:
         raise ValueError("a model of latents is saved with its autoencoder: pass autoencoder")
     if meta.text and prompts is None:

@@ -88,7 +88,9 @@ def align(
     adjoint: Adjoint | None = None,
     **options: Any,
 ) -> Alignment:
-    """Push the score at `x` through the flow, and compare it with the score at the end.
+    """Find whether a latent of higher log-density leads to a sample of higher log-density.
+
+    The score at the latent is pushed through the flow and compared with the score at the end.
 
     Args:
         model: the field.

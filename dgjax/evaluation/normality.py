@@ -34,7 +34,10 @@ def h_statistic(
     key: Key,
     cond: Cond = None,
 ) -> Float[Array, " p"]:
-    """Estimate h_t(x) without bias, once for each estimate that `divergence` makes.
+    """Estimate the statistic h, whose quantile the dial q asks for.
+
+    h = sigma^2 (Lap log p + |s|^2)/sqrt(2 D), without bias, once for each estimate that
+    `divergence` makes.
 
     Density Guidance (arXiv 2502.05807), section 4.
 

@@ -74,7 +74,7 @@ def classifier_free_guidance(
     low: ArrayLike = -jnp.inf,
     high: ArrayLike = jnp.inf,
 ) -> Contrast:
-    """Make a guide away from the unconditional model.
+    """Make a guide that strengthens the condition (classifier-free guidance).
 
     The guided score is weight s(x | cond) + (1 - weight) s(x) (Ho and Salimans 2022, arXiv
     2207.12598, eq. 6, whose w is weight - 1). Weight 1 is no guidance. `low` and `high` restrict

@@ -92,11 +92,11 @@ def density_guidance(
     bound: ArrayLike = 1.0,
     part: Part | None = None,
 ) -> DensityGuidance:
-    """Make a guide that follows the quantile q of the rate of log p_t.
+    """Make a guide that raises (q > 1/2) or lowers (q < 1/2) the log-density of the sample.
 
     The drift is f x - g^2/2 eta s with eta = 1 + sqrt(2 D) Phi^-1(q)/|sigma s|^2 (Density
-    Guidance, arXiv 2502.05807, eq. 17). q > 1/2 raises the log-density, q < 1/2 lowers it, and
-    q = 1/2 is the probability-flow ODE. q is not a quantile of the final log-density.
+    Guidance, arXiv 2502.05807, eq. 17). q = 1/2 is the probability-flow ODE. q is the quantile
+    at which a statistic of the rate of log p_t is kept, not one of the final log-density.
 
     Args:
         q: a number in (0, 1), or `(n,)` values at `knots` with Phi^-1(q) linear in between.

@@ -4,7 +4,8 @@
     from dgjax.importing import import_model
 
     found = import_model("google/ddpm-cifar10-32")
-    save("models/cifar10", found.model, found.meta, autoencoder=found.autoencoder, dtype=None)
+    parts = {"autoencoder": found.autoencoder, "prompts": found.prompts}
+    save("models/cifar10", found.model, found.meta, **parts, dtype=None)
 
 `import_model` takes a file, a folder or a name on the Hugging Face hub, and asks the readers
 (`READERS`) who recognises it: `import_diffusers`, `import_edm`, `import_edm2`, `import_adm`,

@@ -32,6 +32,7 @@ __all__ = [
     "field",
     "gaussian_prior",
     "log_prior",
+    "log_prior_at",
     "repath",
     "score",
     "velocity",
@@ -371,7 +372,18 @@ def log_prior(model: Field, x: Sample) -> Scalar:
         model: the field.
         x: one sample at t_max, of any shape.
     """
-    x = jnp.asarray(x)
-    alpha = model.path.alpha(model.t_max)
-    w = model.path.sigma(model.t_max) / alpha
-    return model.prior.log_density(x / alpha, w) - x.size * jnp.log(alpha)
+    return log_prior_at(model, model.t_max, x)
+
+
+def log_prior_at(model: Field, t: ArrayLike, x: Sample) -> Scalar:
+    """Return the log-density of the prior at the noise level of t, in nats.
+
+    It is log p_t(x) where the noise outweighs the data, as it does at t_max.
+
+    Args:
+        model: the field.
+        t: a time on its path.
+        x: one sample of any shape.
+    """
+    x, c = jnp.asarray(x), coefficients(model.path, as_float(t))
+    return model.prior.log_density(x / c.alpha, c.sigma / c.alpha) - x.size * jnp.log(c.alpha)

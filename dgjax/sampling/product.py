@@ -44,7 +44,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from dgjax.model.divergence import Divergence, Hutchinson, check_count
 from dgjax.model.faults import as_code, finite, first, refuse, require
-from dgjax.model.field import Field, condition, log_prior, repath, score
+from dgjax.model.field import Field, condition, log_prior_at, repath, score
 from dgjax.model.local import evaluate
 from dgjax.model.paths import coefficients
 from dgjax.sampling.checks import check_latent
@@ -117,7 +117,8 @@ def sample_product(
         powers: (k,) finite numbers b_i with a positive sum. (beta,) of one model is p^beta, (1, 1)
             of two is p_1 p_2, and (w, 1 - w) of a model with and without condition is what
             classifier-free guidance of weight w is often thought to sample.
-        grid: (n+1,) decreasing times on the path of the first model, as from `grid_logsnr`.
+        grid: (n+1,) decreasing times on the path of the first model, from its t_max, as from
+            `grid_logsnr`.
         key: for latents, moves and resampling.
         num: number of particles.
         shape: of one sample, by default that of the first model.
@@ -163,7 +164,11 @@ def sample_product(
     fields = tuple(condition(model, cond) for model, cond in zip(on_path, conds, strict=True))
     start, moving = jax.random.split(key)
     noise = jax.random.normal(start, (num, *shape))
-    fault = first(*(check_latent(field, noise[0], grid, log_density=0.0) for field in fields))
+    # At t_max of the first model, where the priors of all are known: the others may go further.
+    fault = first(
+        check_latent(fields[0], noise[0], grid, log_density=None),
+        *(check_latent(field, noise[0], grid, log_density=0.0) for field in fields[1:]),
+    )
     solver = RK4() if solver is None else solver
     if not isinstance(solver, diffrax.AbstractERK):
         raise ValueError(
@@ -252,7 +257,9 @@ def _sample(
         x = spread * z
         # The density of the latents, N(0, spread^2 I).
         own = -0.5 * inner(z, z) - z.size * (0.5 * jnp.log(2 * jnp.pi) + jnp.log(spread))
-        target = sum(b * log_prior(field, x) for b, field in zip(powers, fields, strict=True))
+        target = sum(
+            b * log_prior_at(field, grid[0], x) for b, field in zip(powers, fields, strict=True)
+        )
         return _State(x, (target - own).astype(x.dtype))
 
     save: Any = lambda t, y, args: None

@@ -71,7 +71,9 @@ def sampler_law(
     cond: Cond = None,
     batch: int = 16,
 ) -> SamplerLaw:
-    """Measure the law of the sampler along a guided trajectory without noise.
+    """Measure the density of the distribution that guided samples come from.
+
+    It is the law of the sampler, along a guided trajectory without noise.
 
     The model is evaluated at the points of the trajectory, with one derivative of the guided drift
     for each product of the estimator. The rate is integrated by polynomials through 6 points. A

@@ -28,7 +28,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from dgjax.model.distilled import count_estimates
 from dgjax.model.divergence import Divergence, Hutchinson
 from dgjax.model.faults import first, refuse, require
-from dgjax.model.field import Field, condition, log_prior, repath
+from dgjax.model.field import Field, condition, log_prior_at, repath
 from dgjax.model.local import Local, evaluate
 from dgjax.sampling.checks import check_latent
 from dgjax.sampling.compiled import compile_once
@@ -188,7 +188,8 @@ def superpose(
         models: k fields of samples of one shape. They are taken on the path of the first, whose
             noise range must be within that of the others.
         x: one latent, at `grid[0]`, which is t_max of the first model.
-        grid: (n+1,) decreasing times on the path of the first model, as from `grid_logsnr`.
+        grid: (n+1,) decreasing times on the path of the first model, from its t_max, as from
+            `grid_logsnr`.
         combination: the drift, as from `mixture` or `intersection`.
         key: for the probes.
         conds: a condition for each model.
@@ -211,7 +212,11 @@ def superpose(
     path = models[0].path
     on_path = [models[0], *(repath(model, path) for model in models[1:])]
     fields = tuple(condition(model, cond) for model, cond in zip(on_path, conds, strict=True))
-    fault = first(*(check_latent(field, x, grid, log_density=0.0) for field in fields))
+    # At t_max of the first model, where the priors of all are known: the others may go further.
+    fault = first(
+        check_latent(fields[0], x, grid, log_density=None),
+        *(check_latent(field, x, grid, log_density=0.0) for field in fields[1:]),
+    )
     solver = RK4() if solver is None else solver
     if not isinstance(solver, diffrax.AbstractERK):
         raise ValueError(
@@ -264,7 +269,7 @@ def _evaluate(fields, t, y: _State, divergence, key) -> list[Local]:
 def _superpose(fields, x, grid, combination, key, divergence, solver, fault) -> Superposed:
     way, end = jax.random.split(key)
     count = count_estimates(divergence, x, key).shape[0]
-    starts = [log_prior(field, x) for field in fields]
+    starts = [log_prior_at(field, grid[0], x) for field in fields]
     state = _State(x, tuple(jnp.full(count, start, x.dtype) for start in starts))
     term = _Together(grid, divergence, way)
     save: Any = lambda t, y, args: y.x

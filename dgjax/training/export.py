@@ -4,8 +4,11 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import jax.numpy as jnp
+
 from dgjax.checkpoints.checkpoint import load_meta, save
 from dgjax.checkpoints.meta import Meta
+from dgjax.model.energy import EnergyPrediction
 from dgjax.training.checkpointing import latest_step, restore_latest
 from dgjax.training.components import model_shapes, state_shapes
 from dgjax.training.ema_snapshots import (
@@ -61,7 +64,9 @@ def export(
         last = plan.step
         network = reconstruct(snapshot_folder(run_dir), plan, model.network)
     meta = model_meta(run_dir, config, last)
-    save(folder, replace(model, network=network), meta)
+    # An energy is a large number of which differences count: half precision would be seen.
+    dtype = None if isinstance(model.parametrization, EnergyPrediction) else jnp.float16
+    save(folder, replace(model, network=network), meta, dtype=dtype)
     return meta
 
 

@@ -171,6 +171,41 @@ def test_a_clock_is_the_time_of_the_network():
             replace(flow, clock=clock)
 
 
+def test_the_constant_of_an_energy_model_is_kept(tmp_path):
+    spec = replace(SPEC, network={**SPEC.network, "kind": "energy_unet"})
+    spec = replace(spec, parametrization={"kind": "energy", "sigma_data": 0.7})
+    model, _ = dgjax.normalize(filled_model(spec), jax.random.key(0), samples=4)
+    constant = float(model.parametrization.log_normalizer)
+    assert abs(constant) > 0.01
+    folder = tmp_path / "energy"
+    save(folder, model, replace(META, model=spec), dtype=None)
+    again, meta = load(folder)
+    assert float(again.parametrization.log_normalizer) == pytest.approx(constant, rel=1e-6)
+    x = jax.random.normal(jax.random.key(1), spec.shape)
+    before, after = (float(dgjax.log_density(m, 0.3, x)) for m in (model, again))
+    assert after == pytest.approx(before, rel=1e-5)
+    save(folder, again, meta, dtype=None)
+    assert load(folder)[1] == meta
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda model: replace(model, t_min=0.03), "t_min"),
+        (
+            lambda model: replace(model, parametrization=dgjax.preconditioned(0.5)),
+            "parametrization",
+        ),
+        (lambda model: replace(model, prior=dgjax.gaussian_prior(0.7)), "prior"),
+        (lambda model: dgjax.repath(model, dgjax.vp()), "path"),
+    ],
+)
+def test_a_model_that_its_facts_do_not_describe_is_not_saved(tmp_path, change, name):
+    with pytest.raises(ValueError, match=f"the model's {name} is not that of meta.model"):
+        save(tmp_path / "model", change(filled_model()), META)
+    assert not (tmp_path / "model").exists()
+
+
 def test_saving_replaces_a_checkpoint_and_nothing_else(folder):
     save(folder, filled_model(), replace(META, steps=9))
     assert load(folder)[1].steps == 9

@@ -99,6 +99,19 @@ def chord(n):
     return out.difference, out, out.error
 
 
+def superpose(n):
+    models = [model_of(n), model_of(n._replace(t_min=n.t_min / 2))]
+    out = dgjax.superpose(models, n.x, n.grid, dgjax.mixture([0.3, 0.7]), **KEY)
+    return out.log_density, out, (out.log_densities, out.solver_errors, out.course)
+
+
+def sampler_law(n):
+    trajectory = dgjax.Trajectory(n.grid, path_of(n), jnp.zeros(STEPS + 1))
+    guide = dgjax.density_guidance(n.q)
+    out = dgjax.sampler_law(model_of(n), trajectory, guide, **KEY)
+    return out.log_density, out, (out.log_weight, out.standard_error, out.solver_error)
+
+
 FUNCTIONS = {
     "sample": sample,
     "likelihood": likelihood,
@@ -107,9 +120,11 @@ FUNCTIONS = {
     "quadrature": quadrature,
     "node_quadrature": node_quadrature,
     "chord": chord,
+    "superpose": superpose,
+    "sampler_law": sampler_law,
 }
 EVERY = set(FUNCTIONS)
-SOLVES = {"sample", "likelihood", "shoot", "align"}
+SOLVES = {"sample", "likelihood", "shoot", "align", "superpose"}
 
 UNORDERED = np.array([20.0, 9, 4, 5, 2, 1, 0.5, 0.2, 0.1])
 
@@ -119,13 +134,19 @@ CASES = {
     Fault.MODEL_NUMBER: (EVERY, {"variance": -1.0}),
     Fault.NOT_DECREASING: (SOLVES, {"grid": np.geomspace(0.1, 20.0, STEPS + 1)}),
     Fault.NOT_MONOTONE: (
-        {"node_quadrature"},
+        {"node_quadrature", "sampler_law"},
         {"grid": UNORDERED},
     ),
     Fault.OUT_OF_RANGE: (EVERY, {"grid": np.geomspace(20.0, 0.01, STEPS + 1), "time": 21.0}),
     Fault.NOT_FINITE: (EVERY, {"x": np.array([30.0, np.nan, 10.0])}),
-    Fault.NOT_AT_T_MAX: (EVERY - {"align", "chord"}, {"grid": np.geomspace(10.0, 0.1, STEPS + 1)}),
-    Fault.GUIDE_NUMBER: ({"sample", "shoot", "align"}, {"q": 1.5, "temperature": -1.0}),
+    Fault.NOT_AT_T_MAX: (
+        EVERY - {"align", "chord", "sampler_law"},
+        {"grid": np.geomspace(10.0, 0.1, STEPS + 1)},
+    ),
+    Fault.GUIDE_NUMBER: (
+        {"sample", "shoot", "align", "sampler_law"},
+        {"q": 1.5, "temperature": -1.0},
+    ),
     Fault.BRACKET: ({"shoot"}, {"low": 0.97}),
     Fault.TARGET: ({"shoot"}, {"target": np.inf}),
 }
@@ -164,7 +185,11 @@ def test_healthy_numbers_have_no_fault(name):
     assert info.fault == Fault.NONE
     assert info.fault.dtype == np.int32
     assert np.isfinite(value).all()
-    if name not in ("quadrature", "node_quadrature"):  # one exact estimate has no scatter
+    if name not in (
+        "quadrature",
+        "node_quadrature",
+        "sampler_law",
+    ):  # one exact estimate has no scatter
         assert all(np.isfinite(a).all() for a in jax.tree.leaves(others))
 
 
@@ -399,12 +424,16 @@ def test_a_batch_is_not_a_sample(name, jit):
     model = dgjax.field(net, dgjax.edm(), predicts, **ends, shape=[3])
     batch = jnp.stack([n.x, n.x])
     points = jnp.stack([batch] * (STEPS + 1))
+    pair, guide = dgjax.mixture([0.3, 0.7]), dgjax.temperature(0.9, scale=1.0)
+    trajectory = dgjax.Trajectory(n.grid, points, jnp.zeros(STEPS + 1))
     calls = {
         "shoot": lambda m: dgjax.shoot(m, batch, n.grid, -9.0, iterations=1, **KEY).sampled[1],
         "quadrature": lambda m: dgjax.quadrature(m, n.grid, points, nodes=1, **KEY)[0],
         "node_quadrature": lambda m: dgjax.node_quadrature(m, n.grid, points, **KEY)[0],
         "chord": lambda m: dgjax.chord(m, n.time, batch, batch / 2, nodes=2)[0],
         "align": lambda m: dgjax.align(m, batch, n.grid, **KEY).omega,
+        "superpose": lambda m: dgjax.superpose([m, m], batch, n.grid, pair, **KEY).log_density,
+        "sampler_law": lambda m: dgjax.sampler_law(m, trajectory, guide, **KEY).log_density,
     }
     function = getattr(dgjax, name)
     call = calls.get(name, lambda m: function(m, batch, n.grid, **KEY).log_density)

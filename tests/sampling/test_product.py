@@ -1,5 +1,7 @@
 """Products and powers by weighted particles, against Gaussians and a grid."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,6 +104,14 @@ def test_a_product_of_mixtures_against_a_grid():
     values, log_weights = np.asarray(found.x[:, 0]), np.asarray(found.log_weights)
     interval = dgjax.weighted_mean(values, log_weights, confidence=0.9995)
     assert interval.low < mean < interval.high
+
+
+def test_a_model_that_goes_to_larger_noise_starts_where_the_first_one_does():
+    wide = replace(model_of(dgjax.gaussian(*map(jnp.asarray, PARTS[1]))), t_max=300.0)
+    check([1.0, 1.0], models=[MODELS[0], wide])
+    grid = dgjax.grid_logsnr(replace(MODELS[0], t_max=30.0), 8)
+    with pytest.raises(ValueError, match="t_max"):
+        dgjax.sample_product(MODELS, [1.0, 1.0], grid, key=KEY, num=8)
 
 
 def test_systematic_resampling():

@@ -4,6 +4,8 @@ The "or" of two Gaussian mixtures is the joint mixture; along the "and" the diff
 log-densities stays as it was. Every log-density is known at every point.
 """
 
+from dataclasses import replace
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -49,6 +51,15 @@ def run(models, combination, steps=32, x=LATENT, **options):
 
 def truths(x):
     return [float(dgjax.log_density(m, 0.05, x)) for m in map(model_of, (FIRST, SECOND))]
+
+
+def test_a_model_that_goes_to_larger_noise_starts_where_the_first_one_does():
+    wide = replace(model_of(SECOND), t_max=300.0)
+    found = jax.jit(run)((MODELS[0], wide), dgjax.mixture(WEIGHTS))
+    np.testing.assert_allclose(found.log_densities, truths(found.x), atol=2e-4)
+    late = dgjax.grid_logsnr(replace(MODELS[0], t_max=30.0), 8)
+    with pytest.raises(ValueError, match="t_max"):
+        dgjax.superpose(MODELS, LATENT / 2, late, dgjax.mixture(WEIGHTS), key=KEY)
 
 
 def test_a_mixture_of_models_is_the_joint_mixture():
