@@ -21,7 +21,7 @@ from PIL import Image
 import dgjax
 from dgjax.checkpoints.arrays import to_named
 from dgjax.checkpoints.checkpoint import load
-from dgjax.checkpoints.spec import ModelSpec, build_network
+from dgjax.checkpoints.spec import ModelSpec, build, build_network
 from dgjax.data.data_config import DataConfig
 from dgjax.data.named_datasets import load_dataset, read_idx
 from dgjax.model.closed_form import closed_form, gaussian, kernel_density
@@ -330,6 +330,21 @@ def test_export_gives_the_averaged_model(gaussian_npz, tmp_path):
     assert loaded == meta
     x, t = jnp.array([0.3, -0.2]), jnp.array(0.5)
     np.testing.assert_allclose(model.pair(t, x).x0, result.model.pair(t, x).x0, atol=1e-3)
+
+
+def test_energy_networks_are_exported_without_rounding(gaussian_npz, tmp_path):
+    chosen = config(gaussian_npz, steps=3)
+    network = {**chosen.model.network, "kind": "energy_mlp"}
+    parametrization = {"kind": "energy", "sigma_data": 1.0}
+    spec = replace(chosen.model, network=network, parametrization=parametrization)
+    result = fit(replace(chosen, model=spec, time_score={}), tmp_path / "run", progress=False)
+    export(tmp_path / "run", tmp_path / "model")
+    x = jnp.array([0.3, -0.2])
+    here, there = (
+        dgjax.log_density(model, 0.02, x) for model in (result.model, load(tmp_path / "model")[0])
+    )
+    assert here == there
+    assert here != dgjax.log_density(build(spec), 0.02, x)
 
 
 def test_labels_reach_a_network_that_takes_them(gaussian_npz, tmp_path):
