@@ -29,7 +29,7 @@ import numpy as np
 
 import dgjax
 from dgjax.data.named_datasets import load_data
-from dgjax.training import TrainConfig, fit, load_config
+from dgjax.training import TrainConfig, export, fit, load_config
 
 T = 0.02
 MEANS = np.array([[3.0, -1.0], [-2.0, 4.0], [1.0, 1.0]])
@@ -78,6 +78,8 @@ def train(config, folder=None):
         start = time.perf_counter()
         model = fit(config, folder or temporary, progress=folder is not None).model
         seconds = (time.perf_counter() - start) / config.steps
+        if folder is not None:
+            export(folder, folder / "model")
     size = sum(a.size for a in jax.tree.leaves(model.network))
     return model, size, seconds
 
