@@ -5,7 +5,7 @@ and the mean difference is split into what the solvers leave (coarse against fin
 probes), what the probes leave (a standard error), and the rest: the model's own inconsistency,
 since a learned score is not exactly a gradient that obeys the heat equation.
 
-    python experiments/agreement.py [--model FOLDER]
+    python experiments/agreement.py [--model FOLDER] [--q 0.2 0.5 0.8]
 """
 
 import argparse
@@ -28,7 +28,9 @@ SOLVER = dgjax.Multistep()
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="fashion-mnist", help="shipped model or folder")
-    opened = open_model(parser.parse_args().model)
+    parser.add_argument("--q", type=float, nargs="+", default=QUANTILES)
+    given = parser.parse_args()
+    opened = open_model(given.model)
     model, meta = opened.field, opened.meta
     size = int(np.prod(meta.shape))
     keys = jax.random.split(jax.random.key(3), LATENTS)
@@ -82,7 +84,7 @@ def main():
         "|---" * 9 + "|",
     ]
     print(*header, sep="\n")
-    for q in track(QUANTILES, "agreement"):
+    for q in track(given.q, "agreement"):
         parts = [
             plain(model, latents[i : i + BATCH], keys[i : i + BATCH], q)
             for i in range(0, LATENTS, BATCH)

@@ -10,12 +10,15 @@ weights, AND keeps both log-densities equal. The cost is in passes of the networ
 one a step of the SDE, and `JVP` for each of the 6 evaluations of a step of `superpose`.
 
 1. Two Gaussian mixtures in 16-D: the stated log-densities against the closed forms.
-2. Two classes of fashion-mnist: against the PF-ODE of each class, converged, at the same image.
+2. Two classes of fashion-mnist, or two checkpoints of images of one shape: against the PF-ODE of
+   each, converged, at the same image.
 
     python experiments/superposition.py mixtures
     python experiments/superposition.py --count 32
+    python experiments/superposition.py --count 32 --other FOLDER
 """
 
+import argparse
 import sys
 from functools import partial
 from typing import NamedTuple
@@ -26,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import dgjax
+from dgjax.checkpoints.opened import open_model
 from dgjax.model.field import condition
 from dgjax.model.paths import coefficients
 from dgjax.pictures.grid import image_grid
@@ -34,7 +38,7 @@ from dgjax.pictures.quantization import to_uint8
 CLASSES = 1, 3  # trouser and dress
 JVP, EVALUATIONS = 2.3, 6
 OURS, THEIRS = (8, 16, 32, 72), (110, 440, 1000)  # steps
-ON_CLASSES = {"superpose": (8, 32), "Ito": (110, 440)}
+ON_IMAGES = {"superpose": (8, 32), "Ito": (110, 440)}
 SHOWN, FINE = 8, 32  # pictures; steps of the PF-ODE
 PROBES = dgjax.Coloured()
 
@@ -160,27 +164,33 @@ def mixtures(count=16):
                 yield row(name, method, steps, found, np.stack(true, 1))
 
 
-def classes(setup):
-    """Return rows on two classes of a shipped model, and pictures of the first latents."""
+def pair_of(field, other):
+    """Return the two models: with and without another checkpoint."""
+    if other is not None:
+        return [field, other.field]
+    return [condition(field, jnp.asarray(label)) for label in CLASSES]
+
+
+def images(setup, other):
+    """Return rows on two models of images, and pictures of the first latents."""
     count, shape = max(setup.preset.count // 4, claims.LEAST), setup.model.meta.shape
     keys = claims.keys(setup, count), claims.keys(setup, count, 1)
     rows, shown = [], []
-    pair = lambda field: [condition(field, jnp.asarray(label)) for label in CLASSES]
     start = lambda field, key: dgjax.prior_sample(field, key, shape)
 
-    def alone(field, key, label):
-        grid = dgjax.grid_logsnr(field, 32)
-        found = dgjax.sample(field, start(field, key), grid, key=key, cond=label, divergence=PROBES)
-        return dgjax.denoise(field, grid[-1], found.x, label)
+    def alone(field, key, index):
+        model, grid = pair_of(field, other)[index], dgjax.grid_logsnr(field, 32)
+        found = dgjax.sample(model, start(field, key), grid, key=key, divergence=PROBES)
+        return dgjax.denoise(model, grid[-1], found.x)
 
-    for label in CLASSES:
-        shown.append(claims.each("alone", alone, setup, keys[0], np.full(count, label)))
+    for index in range(2):
+        shown.append(claims.each("alone", partial(alone, index=index), setup, keys[0]))
     for name in ("OR", "AND"):
         for method, (sampler, _) in METHODS.items():
-            for steps in ON_CLASSES[method]:
+            for steps in ON_IMAGES[method]:
 
                 def one(field, latent_key, key, sampler=sampler, name=name, steps=steps):
-                    models = pair(field)
+                    models = pair_of(field, other)
                     found = sampler(models, name, start(field, latent_key), key, steps=steps)
                     clean = dgjax.denoise(models[0], field.t_min, found.x)
                     return found, by_ode(models, found.x, key), clean
@@ -192,14 +202,16 @@ def classes(setup):
     return rows, [np.asarray(images)[:SHOWN] for images in shown]
 
 
-def draw(setup, shown):
+def draw(setup, other, shown):
     """Draw images of the same latents, a row for each method."""
     meta = setup.model.meta
     names = [meta.labels[label] if meta.labels else f"class {label}" for label in CLASSES]
+    if other is not None:
+        names = [setup.model.name, "the other"]
     names += [f"{name}, {method}" for name in ("OR", "AND") for method in METHODS]
     levels = np.stack([to_uint8(images, meta.data_range) for images in shown])
     figure = image_grid(levels, names, title="One latent a column")
-    claims.save(figure, "superposition")
+    claims.save(figure, "superposition" if other is None else "superposition-checkpoints")
 
 
 def main():
@@ -209,10 +221,19 @@ def main():
         with jax.enable_x64():
             claims.report("superposition_mixtures", header, list(mixtures()))
         return
-    setup = claims.start_unconditional(__doc__)
-    rows, shown = classes(setup)
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--other", help="checkpoint or shipped model, for two classes of --model")
+    setup = claims.start_unconditional(__doc__, options)
+    name = options.parse_known_args()[0].other
+    other = None if name is None else open_model(name)
+    if other is not None and other.meta.shape != setup.model.meta.shape:
+        raise SystemExit(
+            f"error: samples of {name} have the shape {other.meta.shape}, those of "
+            f"{setup.model.name} {setup.model.meta.shape}: both must be equal"
+        )
+    rows, shown = images(setup, other)
     claims.report("superposition", header, rows)
-    draw(setup, shown)
+    draw(setup, other, shown)
 
 
 if __name__ == "__main__":
