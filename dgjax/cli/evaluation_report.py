@@ -281,9 +281,9 @@ def _about_routes(routes: dict[str, Any]) -> str:
 
 def _about_one_evaluation(found: dict[str, Any]) -> str:
     return (
-        "The log-density that this energy network states in one evaluation is "
-        f"{_interval(found['mean'])} nats above that along the PF-ODE in the mean, with a standard "
-        f"deviation of {_interval(found['spread'])} between images."
+        "Energy network: the log-density that it states in one evaluation minus that along the "
+        f"PF-ODE is {_interval(found['mean'])} nats in the mean, with a standard deviation of "
+        f"{_interval(found['spread'])} between images."
     )
 
 

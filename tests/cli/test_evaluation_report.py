@@ -48,5 +48,5 @@ def test_an_energy_network_is_held_to_the_ode():
     )
     entry = route_entry(found, 100)
     text = markdown({**SUMMARY, "routes": None, "one_evaluation": entry})
-    assert "is -30 [-35, -25] nats above that along the PF-ODE in the mean" in text
+    assert "minus that along the PF-ODE is -30 [-35, -25] nats in the mean" in text
     assert "a standard deviation of 10 [8, 13] between images" in text
