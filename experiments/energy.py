@@ -134,12 +134,12 @@ def report(model, x, reference, samples=1024):
     )
 
 
-def held_out(data, shape, count):
-    """Return noisy held-out images at t_min."""
+def held_out(data, shape, count, noise=T):
+    """Return held-out images with noise of this size."""
     held = load_data(data, shape, "held-out")
     rows = np.arange(min(len(held), count))
     clean = jnp.asarray(held.batch(rows, positions=np.full((len(rows), 2), 0.5)))
-    return clean + T * jax.random.normal(jax.random.key(4), clean.shape)
+    return clean + noise * jax.random.normal(jax.random.key(4), clean.shape)
 
 
 def digits(steps, _):
