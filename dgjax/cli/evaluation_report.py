@@ -254,6 +254,11 @@ def _about_inconsistency(summary: dict[str, Any]) -> str:
 def _trust(routes: dict[str, Any]) -> str:
     """Say in one sentence how far log-densities of the model can be trusted."""
     pair, lost = 2**0.5 * routes["spread"]["value"], routes["solver_error"]
+    if math.isnan(pair):
+        return (
+            "How far the model's log-densities can be trusted is not known, because the noise of "
+            "the probes is not."
+        )
     if lost > pair:
         return (
             "How far the model's log-densities can be trusted is not known: with these steps the "

@@ -34,11 +34,11 @@ from dgjax.evaluation.route_gap import (
     route_gap,
     route_gap_statistics,
 )
+from dgjax.model.coloured_probes import Coloured
 from dgjax.model.divergence import Hutchinson
 from dgjax.model.energy import energy_of, normalize
 from dgjax.pictures.latents import from_pictures
 from dgjax.pictures.png import encode_png
-from dgjax.sampling.solvers import default_divergence
 from dgjax.sampling.time_grids import grid_logsnr
 
 __all__ = [
@@ -282,7 +282,8 @@ def _gaps(
     settings: SolverSettings,
 ) -> RouteGap:
     """Return `gap` of the first `num` data, with (n,) leaves."""
-    divergence = default_divergence(settings.probes, settings.solver, model.size)
+    # Two estimates, whose difference says how noisy they are: a line has no solver that would know.
+    divergence = Coloured(min(settings.probes // 2, model.size), 2)
     grid = grid_logsnr(model.field, max(settings.steps, LEAST_STEPS))
     x, labels = from_pictures(model, reference.samples(0, num)), reference.conditions(num)
 

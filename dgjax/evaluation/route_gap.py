@@ -52,8 +52,10 @@ class RouteGapStatistics(NamedTuple):
     Attributes:
         mean: mean, with Student's interval. It is common to all points.
         spread: standard deviation between points without the noise of the probes, with a chi
-            interval. Differences between two points are uncertain by sqrt(2) of it.
-        probe_error: root mean square of the standard errors from the probes.
+            interval; NaN where that noise is not known. Differences between two points are
+            uncertain by sqrt(2) of it.
+        probe_error: root mean square of the standard errors from the probes; infinite, which means
+            unknown, if one of them is.
         solver_error: root mean square of the stated errors of the integrals.
         samples: number of points.
     """
@@ -164,7 +166,8 @@ def route_gap_statistics(gaps: RouteGap, *, confidence: float = 0.95) -> RouteGa
     freedom, noise = gap.size - 1, float(np.mean(probes**2))
     total = float(gap.var(ddof=1))
     ends = (total * freedom / stats.chi2.ppf(0.5 + s * confidence / 2, freedom) for s in (1, -1))
-    spread = Estimate(*(float(np.sqrt(max(v - noise, 0.0))) for v in (total, *ends)))
+    known = lambda v: float(np.sqrt(max(v - noise, 0.0))) if np.isfinite(noise) else np.nan
+    spread = Estimate(*map(known, (total, *ends)))
     return RouteGapStatistics(
         mean=mean_interval(gap, confidence=confidence),
         spread=spread,

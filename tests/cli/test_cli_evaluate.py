@@ -267,6 +267,20 @@ def test_points_that_are_no_images(tmp_path, run, saved):
     assert "are no images" in said
 
 
+@pytest.mark.parametrize("solver", ["multistep", "heun"])
+def test_a_network_that_is_no_score_says_how_far_to_trust_it(tmp_path, run, saved, solver):
+    """Its Jacobian is neither symmetric nor diagonal, so that routes and probes differ."""
+    folder = saved(tmp_path / "random", (3,), weights=0.5)
+    np.savez(tmp_path / "data.npz", x=draw(0, 40, (3,)))
+    arguments = ("--model", folder, "--data", tmp_path / "data.npz", "--part", "train")
+    arguments += ("--num", 40, "--num-density", 40, "--only", "routes", "--steps", 64)
+    code, printed, _ = run("evaluate", *arguments, "--solver", solver, "--json", "--out", tmp_path)
+    routes = json.loads(printed)["routes"]
+    assert code == 0
+    assert 0 < routes["probe_error"] < 1
+    assert routes["spread"]["low"] > 3 * routes["solver_error"]
+
+
 def test_one_evaluation_of_an_energy_network_is_compared_with_the_ode(tmp_path, run, saved):
     """Of an exact Gaussian whose energy is wrong by D times a number for each class and level."""
     options = {"kind": "energy_mlp", "num_classes": 2, "parametrization": "energy"}

@@ -1,5 +1,7 @@
 """The sentence of `dgjax evaluate` on how far log-densities can be trusted."""
 
+import math
+
 from dgjax.cli.evaluation_report import markdown, route_entry
 from dgjax.evaluation.intervals import Estimate
 from dgjax.evaluation.route_gap import RouteGapStatistics
@@ -50,3 +52,10 @@ def test_an_energy_network_is_held_to_the_ode():
     text = markdown({**SUMMARY, "routes": None, "one_evaluation": entry})
     assert "minus that along the PF-ODE is -30 [-35, -25] nats in the mean" in text
     assert "a standard deviation of 10 [8, 13] between images" in text
+
+
+def test_unknown_noise_of_the_probes_is_said():
+    nan = Estimate(math.nan, math.nan, math.nan)
+    found = RouteGapStatistics(Estimate(40.0, 30.0, 50.0), nan, math.inf, 0.5, 64)
+    text = markdown({**SUMMARY, "routes": route_entry(found, 100)})
+    assert "is not known, because the noise of the probes is not" in text

@@ -90,5 +90,8 @@ def test_statistics_leave_the_probes_out():
     assert found.spread.value == pytest.approx(3, rel=0.1)
     assert (found.probe_error, found.samples) == (4.0, 4000)
     assert found.solver_error == pytest.approx(0.2)
+    unknown = route_gap_statistics(RouteGap(gap, np.full(4000, np.inf), np.full(4000, 0.2)))
+    assert np.isnan(unknown.spread).all()
+    assert unknown.mean == found.mean
     with pytest.raises(ValueError, match="n > 1"):
         route_gap_statistics(RouteGap(gap[:1], gap[:1], gap[:1]))
