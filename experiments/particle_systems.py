@@ -55,7 +55,7 @@ def lennard_jones(r):
 
 SYSTEMS = {
     "dw4": System(4, 2, double_well, 0.0, 0.8, 1500, 256, 256, 256, 128, 32),
-    "lj13": System(13, 3, lennard_jones, 1.0, 0.25, 6000, 128, 512, 64, 16, 0),
+    "lj13": System(13, 3, lennard_jones, 1.0, 0.25, 10000, 128, 512, 0, 16, 0),
 }
 
 

@@ -31,7 +31,7 @@ from scipy.linalg import helmert
 import dgjax
 from dgjax.sampling.adjoints import FORWARD
 from dgjax.training.loss import EDMWeighting, denoising_loss
-from dgjax.training.noise_distribution import LogNormal, low_discrepancy_draw
+from dgjax.training.noise_distribution import UniformLogSNR, low_discrepancy_draw
 
 SIGMAS = (0.01, 40.0)
 EULER = 1024
@@ -96,9 +96,7 @@ def trained(system, draws, steps, seed=0):
     rule = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(2e-3, steps))
     )
-    # Particles find their places at noise of a fifth to one and a half of the scale.
-    levels = LogNormal(np.log(scale) - 0.6, 0.9, *SIGMAS, uniform=0.3)
-    weighting = EDMWeighting(scale)
+    levels, weighting = UniformLogSNR(*SIGMAS), EDMWeighting(scale)
     draws, basis = jnp.asarray(draws), jnp.asarray(helmert(system.count), jnp.float32)
 
     def model(weights):
