@@ -25,7 +25,6 @@ from flax import nnx
 import dgjax
 from dgjax.data.named_datasets import load_data
 from dgjax.training import load_config
-from dgjax.training.consistency import consistency_penalty
 from dgjax.training.loss import EDMWeighting, denoising_loss
 from dgjax.training.noise_distribution import LogNormal, low_discrepancy_draw
 
@@ -51,7 +50,8 @@ def trained_on(model, images, weight, steps, seed=0):
             denoising = denoising_loss(tuned, sigma, data, noise)
             total = weighting(sigma, LEVELS.density(sigma)) * denoising
             if weight:
-                total += weight * consistency_penalty(tuned, sigma, data, noise, keys[1])
+                found = dgjax.inconsistency(tuned, sigma, data + sigma * noise, key=keys[1])
+                total += weight * (found.curl + found.transport)
             return total
 
         return jnp.mean(jax.vmap(one)(sigmas, data, keys))

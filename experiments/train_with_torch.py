@@ -160,8 +160,6 @@ def torch_gradient(config: TrainConfig, dtype: torch.dtype) -> GradientFunction:
         raise ValueError("this script trains a `unet` with the parametrization `preconditioned`")
     if len(config.model.shape) != 3 or spec.get("dropout") or spec.get("num_augmentations"):
         raise ValueError("this script trains on images, without dropout and augmentations")
-    if config.consistency is not None:
-        raise ValueError("this script has no consistency penalty: leave the section out")
     names = list(to_named(model_shapes(config).network))
     weighting = make_weighting(config)
     density = make_noise_sampler(config).distribution.density

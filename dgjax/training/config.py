@@ -2,7 +2,7 @@
 
 import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from dgjax.checkpoints.configuration import check_names, check_types, construct
 from dgjax.checkpoints.spec import ModelSpec
 from dgjax.data.data_config import DataConfig
 from dgjax.training import ema
-from dgjax.training.consistency import Consistency
 from dgjax.training.importance_sampling import DirectSampling, ImportanceSampling, NoiseSampler
 from dgjax.training.loss import WEIGHTINGS, EDMWeighting, Weighting
 from dgjax.training.noise_distribution import NOISE_DISTRIBUTIONS
@@ -25,7 +24,6 @@ __all__ = [
     "SECTIONS",
     "TrainConfig",
     "load_config",
-    "make_consistency",
     "make_noise_sampler",
     "make_optimiser",
     "make_time_score",
@@ -69,8 +67,6 @@ class TrainConfig:
         loss: `{"kind": "edm", "likelihood" or "sigmoid", ...}`, the weighting of noise levels.
         time_score: arguments of `TimeScore`, `{}` for its defaults, to train an energy network by
             its derivative in the noise level, too; None for denoising alone.
-        consistency: arguments of `Consistency`, `{}` for its defaults, to penalize the curl of the
-            score and its deviation from the heat equation; None for no penalty.
         optimiser: the optimiser.
         ema_widths: widths of the moving averages of the weights, relative to the length of
             training. The first is the one to export unless told. From 0.05 and 0.1, any width from
@@ -96,7 +92,6 @@ class TrainConfig:
     importance_sampling: Mapping[str, Any] | None = None
     loss: Mapping[str, Any] = field(default_factory=lambda: {"kind": "edm"})
     time_score: Mapping[str, Any] | None = None
-    consistency: Mapping[str, Any] | None = None
     optimiser: Optimiser = field(default_factory=Optimiser)
     ema_widths: tuple[float, ...] = (0.05, 0.1)
     ema_snapshots: int = 32
@@ -120,7 +115,6 @@ class TrainConfig:
         make_noise_sampler(self)
         make_weighting(self)
         make_time_score(self)
-        make_consistency(self)
         widths = self.ema_widths
         if not widths or len({*widths}) < len(widths):
             raise ValueError(f"ema_widths must be a list of different numbers, got {widths!r}")
@@ -289,33 +283,17 @@ def make_time_score(config: TrainConfig) -> TimeScore | None:
     Raises:
         ValueError: if `time_score` is wrong, or the model is no energy model.
     """
-    found = _section("time_score", config.time_score, TimeScore)
-    if found is not None and config.model.parametrization["kind"] != "energy":
-        raise ValueError(
-            "time_score trains energy networks: set model.parametrization to the kind energy, and "
-            "model.network to energy_mlp or energy_unet, or remove the section"
-        )
-    return found
-
-
-def make_consistency(config: TrainConfig) -> Consistency | None:
-    """Return the settings of the consistency penalty, or None for none.
-
-    Args:
-        config: of the run.
-
-    Raises:
-        ValueError: if `consistency` is wrong.
-    """
-    return _section("consistency", config.consistency, Consistency)
-
-
-def _section(where: str, given: Any, maker: Callable[..., Any]) -> Any:
+    where, given = "time_score", config.time_score
     if given is None:
         return None
     if not isinstance(given, Mapping):
         raise ValueError(f"{where} must be a section, {{}} for defaults; got {given!r}")
-    return construct(where, {where: maker}, {"kind": where, **given})
+    if config.model.parametrization["kind"] != "energy":
+        raise ValueError(
+            f"{where} trains energy networks: set model.parametrization to the kind energy, and "
+            "model.network to energy_mlp or energy_unet, or remove the section"
+        )
+    return construct(where, {where: TimeScore}, {"kind": where, **given})
 
 
 def make_weighting(config: TrainConfig) -> Weighting:

@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, PyTree
 from dgjax.model.field import Field
 from dgjax.model.parametrization import Network
 from dgjax.training import ema
-from dgjax.training.consistency import Consistency, consistency_penalty
 from dgjax.training.importance_sampling import NoiseSampler
 from dgjax.training.loss import Weighting, denoising_loss
 from dgjax.training.noise_distribution import low_discrepancy_draw
@@ -122,7 +121,6 @@ class LossInputs(NamedTuple):
         importance: importance weights of the noise levels, (B,).
         labels: labels after label dropout, (B,), or None.
         keywords: further arguments of the network, by name: dropout keys, augmentations.
-        probe_keys: random keys (B,) for the probes of the consistency penalty, or None.
     """
 
     data: Array
@@ -131,7 +129,6 @@ class LossInputs(NamedTuple):
     importance: Array
     labels: Array | None
     keywords: dict[str, Array]
-    probe_keys: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -144,7 +141,6 @@ class Objective:
         drop_labels: label dropout, for batches with labels; None for none.
         dropout: whether the network takes a random `key` for dropout of its units.
         time_score: time-score matching, for energy models; None for none.
-        consistency: penalty on the inconsistency of the score; None for none.
     """
 
     noise_sampler: NoiseSampler
@@ -152,7 +148,6 @@ class Objective:
     drop_labels: LabelDropout | None = None
     dropout: bool = False
     time_score: TimeScore | None = None
-    consistency: Consistency | None = None
 
     def draw(self, state: PyTree[Array], batch: Batch, key: Key) -> LossInputs:
         """Draw everything that is random in a step, for the whole batch at once.
@@ -177,10 +172,7 @@ class Objective:
             keywords["key"] = jax.random.split(jax.random.fold_in(key, 3), size)
         if batch.augmentations is not None:
             keywords["augmentation"] = batch.augmentations
-        probe_keys = None
-        if self.consistency is not None:
-            probe_keys = jax.random.split(jax.random.fold_in(key, 4), size)
-        return LossInputs(batch.data, noise, w, importance, labels, keywords, probe_keys)
+        return LossInputs(batch.data, noise, w, importance, labels, keywords)
 
     def losses(self, model: Field, inputs: LossInputs) -> Float[Array, " b"]:
         """Return the weighted loss of every sample, without importance weights.
@@ -193,7 +185,7 @@ class Objective:
             Losses (B,).
         """
 
-        def one(data, noise, w, labels, keywords, probe_key):
+        def one(data, noise, w, labels, keywords):
             network = _WithKeywords(model.network, keywords) if keywords else model.network
             trained = replace(model, network=network)
             if self.time_score is None:
@@ -202,14 +194,10 @@ class Objective:
             else:
                 weight = self.time_score.weight
                 loss = dual_loss(trained, w, data, noise, labels, weight=weight)
-            loss = self.weighting(w, self.noise_sampler.distribution.density(w)) * loss
-            if self.consistency is None:
-                return loss
-            penalty = consistency_penalty(trained, w, data, noise, probe_key, labels)
-            return loss + self.consistency.weight * penalty
+            return self.weighting(w, self.noise_sampler.distribution.density(w)) * loss
 
         i = inputs
-        return jax.vmap(one)(i.data, i.noise, i.w, i.labels, i.keywords, i.probe_keys)
+        return jax.vmap(one)(i.data, i.noise, i.w, i.labels, i.keywords)
 
 
 def initial_state(

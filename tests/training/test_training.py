@@ -8,7 +8,6 @@ import signal
 import threading
 import tomllib
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +36,6 @@ from dgjax.networks import MLP, UNet
 from dgjax.training import TrainConfig, denoising_loss, ema, export, fit, load_config, loop
 from dgjax.training.checkpointing import is_finished
 from dgjax.training.config import CONFIGS, SECTIONS, shipped_configs
-from dgjax.training.consistency import Consistency, consistency_penalty
 from dgjax.training.data_parallel import global_batch
 from dgjax.training.importance_sampling import DirectSampling, ImportanceSampling
 from dgjax.training.loss import EDMWeighting
@@ -349,55 +347,6 @@ def test_energy_networks_are_exported_without_rounding(gaussian_npz, tmp_path):
     assert here != dgjax.log_density(build(spec), 0.02, x)
 
 
-def test_the_consistency_penalty_is_the_inconsistency_of_the_score():
-    """Of a linear score whose curl and deviation from the heat equation are known."""
-    rotation = jnp.array([[0.0, -1.0], [1.0, 0.0]])
-    # D(y) = y - w^2 (y + c R y)/(v + (1 + c) w^2): for c = 0 the score of N(0, v I).
-    network = lambda x, t, c: x - t**2 * (x + c * rotation @ x) / (2.0 + (1 + c) * t**2)
-    model = field(network, dgjax.edm(), dgjax.DenoisedPrediction(), t_min=0.02, t_max=80.0)
-    data, noise, w = jnp.array([0.4, -1.5]), jnp.array([1.2, 0.3]), 0.7
-
-    def mean(turn):
-        keys = jax.random.split(jax.random.key(0), 4000)
-        run = lambda key: consistency_penalty(model, w, data, noise, key, turn)
-        found = jax.jit(jax.vmap(run))(keys)
-        return float(found.mean()), float(found.std() / np.sqrt(len(found)))
-
-    assert abs(mean(0.0)[0]) < 1e-9
-    found, error = mean(0.3)
-    exact = dgjax.inconsistency(
-        model,
-        w,
-        data + w * noise,
-        key=jax.random.key(1),
-        cond=0.3,
-        divergence=dgjax.Exact(),
-    )
-    # |J - J^T|_F^2/D of the score in units of the noise: J = -w^2 c R/(v + (1 + c) w^2) + ...
-    curl = (2 * 0.3 * w**2 / (2.0 + 1.3 * w**2)) ** 2
-    assert float(exact.curl) == pytest.approx(curl, rel=1e-5)
-    assert float(exact.transport) > 1e-4
-    assert abs(found - float(exact.curl + exact.transport)) < 4 * error + 1e-6
-
-
-def test_training_with_the_consistency_penalty_lowers_it(gaussian_npz, tmp_path):
-    plain = config(gaussian_npz, steps=150)
-    runs = {
-        name: fit(replace(plain, consistency=section), tmp_path / name, progress=False).model
-        for name, section in (("without", None), ("with", {"weight": 20.0}))
-    }
-    keys = jax.random.split(jax.random.key(0), 256)
-    data = jnp.asarray(np.load(gaussian_npz)["x"][:256])
-    noise = jax.random.normal(jax.random.key(1), data.shape)
-    penalties = {
-        name: float(jnp.mean(jax.vmap(partial(consistency_penalty, model, 0.5))(data, noise, keys)))
-        for name, model in runs.items()
-    }
-    assert penalties["with"] < 0.5 * penalties["without"]
-    with pytest.raises(ValueError, match="weight must be positive"):
-        fit(replace(plain, consistency={"weight": 0.0}), tmp_path / "bad", progress=False)
-
-
 def test_labels_reach_a_network_that_takes_them(gaussian_npz, tmp_path):
     chosen = config(gaussian_npz, steps=3)
     result = fit(with_classes(chosen, 3), tmp_path / "run", progress=False)
@@ -680,7 +629,6 @@ MAKERS = {
     "noise_distribution": LogNormal,
     "importance_sampling": ImportanceSampling,
     "time_score": TimeScore,
-    "consistency": Consistency,
     "loss": lambda: EDMWeighting(1.0),  # takes data.sigma_data
     **SECTIONS,
 }
