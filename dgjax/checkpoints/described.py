@@ -1,6 +1,7 @@
 """Whether a specification describes a model, so that a checkpoint of both loses nothing."""
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -40,11 +41,11 @@ def describe(model: Field, spec: ModelSpec) -> ModelSpec:
     return spec
 
 
-def _equal(a, b) -> bool:
-    (a, first), (b, second) = jax.tree.flatten(a), jax.tree.flatten(b)
-    return first == second and all(map(_close, a, b))
+def _equal(a: Any, b: Any) -> bool:
+    same = bool(jax.tree.structure(a) == jax.tree.structure(b))
+    return same and all(map(_close, jax.tree.leaves(a), jax.tree.leaves(b)))
 
 
-def _close(a, b) -> bool:
+def _close(a: Any, b: Any) -> bool:
     a, b = np.asarray(a), np.asarray(b)
     return a.shape == b.shape and np.allclose(a, b, rtol=1e-5, atol=0, equal_nan=True)
