@@ -42,8 +42,10 @@ def describe(model: Field, spec: ModelSpec) -> ModelSpec:
 
 
 def _equal(a: Any, b: Any) -> bool:
-    same = bool(jax.tree.structure(a) == jax.tree.structure(b))
-    return same and all(map(_close, jax.tree.leaves(a), jax.tree.leaves(b)))
+    first: Any = jax.tree.structure(a)
+    if first != jax.tree.structure(b):
+        return False
+    return all(map(_close, jax.tree.leaves(a), jax.tree.leaves(b)))
 
 
 def _close(a: Any, b: Any) -> bool:
