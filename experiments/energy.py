@@ -98,7 +98,7 @@ def rms(a):
     return float(jnp.sqrt(jnp.mean(a**2)))
 
 
-def mixture(steps, _):
+def mixture(steps):
     """Print the RMS error of log p per dimension, against the true mixture, at t_min."""
     true = dgjax.gaussian_mixture(WEIGHTS, MEANS, SPREADS[:, None, None] ** 2 * np.eye(2)[None])
     draws = np.asarray(jax.vmap(true.sample)(jax.random.split(jax.random.key(1), 50_000)))
@@ -142,7 +142,7 @@ def held_out(data, shape, count, noise=T):
     return clean + noise * jax.random.normal(jax.random.key(4), clean.shape)
 
 
-def digits(steps, _):
+def digits(steps):
     """Print log p of held-out digits by the ODE, and by one evaluation."""
     config = load_config("digits")
     x = held_out(config.data, (8, 8, 1), 128)
@@ -180,9 +180,9 @@ def main():
     parser.add_argument("--part", choices=["mixture", "digits", "images"], default=None)
     parser.add_argument("--keep", default="runs", help="folder of the models of images")
     given = parser.parse_args()
-    parts = {"mixture": mixture, "digits": digits, "images": images}
+    parts = {"mixture": mixture, "digits": digits, "images": partial(images, keep=given.keep)}
     for name in (given.part,) if given.part else ("mixture", "digits"):
-        parts[name](given.steps, given.keep)
+        parts[name](given.steps)
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ def mixtures(count=16):
 
 
 def pair_of(field, other):
-    """Return the two models: with and without another checkpoint."""
+    """Return the two models: two classes of one, or it and another checkpoint."""
     if other is not None:
         return [field, other.field]
     return [condition(field, jnp.asarray(label)) for label in CLASSES]
