@@ -54,9 +54,7 @@ from dgjax.evaluation.metrics import (
     measure_distances,
     measure_inconsistency,
     measure_normality,
-    measure_one_evaluation_gap,
     measure_png_bytes,
-    measure_route_gap,
 )
 from dgjax.evaluation.normality import Normality
 from dgjax.evaluation.reference_data import (
@@ -65,6 +63,7 @@ from dgjax.evaluation.reference_data import (
     open_reference_data,
     prepare_sets,
 )
+from dgjax.evaluation.route_metrics import measure_one_evaluation_gap, measure_route_gap
 from dgjax.files import as_json, output_folder, rescue
 from dgjax.model.energy import EnergyPrediction
 from dgjax.pictures.image_files import FULL, check_levels
