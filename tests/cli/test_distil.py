@@ -3,13 +3,11 @@
 import json
 
 import numpy as np
-import pytest
 
 from dgjax.checkpoints import load
 from dgjax.training.lessons import PART
 
 
-@pytest.mark.slow
 def test_a_head_is_trained_stored_and_used(tmp_path, run, small_model):
     source = small_model(tmp_path / "source", (2, 2, 1), spread=0.7, weights=0.3)
     folder = tmp_path / "distilled"
