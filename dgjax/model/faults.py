@@ -95,7 +95,7 @@ def check(holds: Any, fault: Fault, message: str, **shown: Any) -> Code:
         # checkify cannot map a check over a batch that lies on explicit axes of a mesh.
         if AxisType.Explicit not in jax.typeof(holds).sharding.mesh.axis_types:
             checkify.debug_check(holds, message, **{k: jnp.asarray(v) for k, v in shown.items()})
-        return jnp.where(holds, np.int32(0), np.int32(fault))
+        return jax.lax.select(holds, np.int32(0), np.int32(fault))
     if not holds:
         raise ValueError(message.format(**shown))
     return Fault.NONE
@@ -111,7 +111,7 @@ def first(*codes: Code) -> Code:
     found: Code = Fault.NONE
     for code in reversed(codes):
         if not isinstance(code, Fault):
-            found = jnp.where(code == 0, as_code(found), code)
+            found = jax.lax.select(code == 0, as_code(found), code)
     return found
 
 

@@ -7,6 +7,7 @@ Along a trajectory of a diffusion model the output of the network is close to a 
 from collections.abc import Callable
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 from numpy.polynomial import legendre
 
@@ -18,6 +19,7 @@ __all__ = [
     "hermite",
     "hermite_weights",
     "lagrange",
+    "quadrature",
     "u_of_logsnr",
     "unit_density",
     "weights",
@@ -25,6 +27,8 @@ __all__ = [
 
 RHO = 7.0
 GAUSS_POINTS = 8  # of the Gauss-Legendre rule over one step
+
+Density = Callable[[Array], Array]
 
 
 def u_of_logsnr(logsnr: ArrayLike) -> Array:
@@ -55,8 +59,33 @@ def lagrange(
     Returns:
         (m, k) values.
     """
-    _, ratios = _ratios(points, valid, u)
+    ratios = _ratios(points, _others(valid), u)
     return jnp.where(valid[None], jnp.prod(ratios, -1), 0)
+
+
+def quadrature(
+    points: Float[Array, " k"], valid: Bool[Array, " k"], start: Scalar, stop: Scalar
+) -> Callable[..., Float[Array, " k"]]:
+    """Return a function that integrates the Lagrange polynomials of the valid points.
+
+    Args:
+        points: (k,) interpolation points.
+        valid: (k,) which of them to use. The weight of any other point is 0.
+        start: lower end of the integrals.
+        stop: upper end, which may be the smaller number.
+
+    Returns:
+        A function of a density, itself a function of u, or of nothing for the density 1. It returns
+        (k,) weights: their inner product with values at the points is the integral of the
+        polynomial times the density.
+    """
+    u, masses = _gauss_points(start, stop, points.dtype)
+    polynomials = lagrange(points, valid, u)
+
+    def weigh(density: Density = unit_density) -> Array:
+        return jnp.sum((masses * density(u))[:, None] * polynomials, 0)
+
+    return weigh
 
 
 def weights(
@@ -64,22 +93,10 @@ def weights(
     valid: Bool[Array, " k"],
     start: Scalar,
     stop: Scalar,
-    density: Callable[[Array], Array] = unit_density,
+    density: Density = unit_density,
 ) -> Float[Array, " k"]:
-    """Integrate the Lagrange polynomials of the valid points times a density.
-
-    Args:
-        points: (k,) interpolation points.
-        valid: (k,) which of them to use. The weight of any other point is 0.
-        start: lower end of the integral.
-        stop: upper end, which may be the smaller number.
-        density: a function of u.
-
-    Returns:
-        (k,) weights: their inner product with values at the points is the integral.
-    """
-    u, masses = _gauss_points(start, stop, density, points.dtype)
-    return jnp.sum(masses[:, None] * lagrange(points, valid, u), 0)
+    """Return the weights of `quadrature` for one density."""
+    return quadrature(points, valid, start, stop)(density)
 
 
 def hermite(
@@ -101,7 +118,9 @@ def hermite(
         0 for those that are not used.
     """
     sloped = valid & sloped
-    inverse, ratios = _ratios(points, valid, u)
+    other = _others(valid)
+    ratios = _ratios(points, other, u)
+    inverse = jnp.where(other, 1 / _distances(points, other), 0)
     passed = u[:, None] - points[None]
     ratios = jnp.where(sloped[None, None], ratios**2, ratios)
     product = jnp.where(valid[None], jnp.prod(ratios, -1), 0)
@@ -117,7 +136,7 @@ def hermite_weights(
     sloped: Bool[Array, " k"],
     start: Scalar,
     stop: Scalar,
-    density: Callable[[Array], Array] = unit_density,
+    density: Density = unit_density,
 ) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
     """Integrate the Hermite polynomials times a density.
 
@@ -132,24 +151,30 @@ def hermite_weights(
     Returns:
         Two arrays (k,): weights of the values and of the derivatives.
     """
-    u, masses = _gauss_points(start, stop, density, points.dtype)
+    u, masses = _gauss_points(start, stop, points.dtype)
+    masses = masses * density(u)
     values, slopes = hermite(points, valid, sloped, u)
     return jnp.sum(masses[:, None] * values, 0), jnp.sum(masses[:, None] * slopes, 0)
 
 
-def _ratios(points, valid, u) -> tuple[Array, Array]:
-    """Return 1/(u_i - u_j), of shape (k, k), and (u - u_j)/(u_i - u_j), of shape (m, k, k).
-
-    They are 0 and 1 for j = i, and where point j is not valid.
-    """
-    other = valid[None] & ~jnp.eye(points.shape[0], dtype=bool)
-    distance = jnp.where(other, points[:, None] - points[None], 1)
-    ratios = jnp.where(other[None], (u[:, None, None] - points[None, None]) / distance[None], 1)
-    return jnp.where(other, 1 / distance, 0), ratios
+def _others(valid: Array) -> Array:
+    """Return (k, k): for each point, which of the others are valid."""
+    return valid[None] & ~np.eye(valid.shape[0], dtype=bool)
 
 
-def _gauss_points(start, stop, density, dtype) -> tuple[Array, Array]:
-    """Return the points of the Gauss-Legendre rule, and the density times its weights."""
-    gauss, masses = (as_float(a).astype(dtype) for a in legendre.leggauss(GAUSS_POINTS))
-    u = 0.5 * (start + stop) + 0.5 * (stop - start) * gauss
-    return u, 0.5 * (stop - start) * masses * density(u)
+def _distances(points: Array, other: Array) -> Array:
+    """Return u_i - u_j, of shape (k, k), and 1 where point j is not among the `other`."""
+    return jnp.where(other, points[:, None] - points[None], 1)
+
+
+def _ratios(points: Array, other: Array, u: Array) -> Array:
+    """Return (u - u_j)/(u_i - u_j), of shape (m, k, k), and 1 where j is not among the `other`."""
+    passed = (u[:, None] - points[None])[:, None]
+    return jnp.where(other[None], passed / _distances(points, other)[None], 1)
+
+
+def _gauss_points(start, stop, dtype) -> tuple[Array, Array]:
+    """Return the points of the Gauss-Legendre rule and its weights."""
+    gauss, masses = (0.5 * a for a in legendre.leggauss(GAUSS_POINTS))
+    length = stop - start
+    return start + length * (0.5 + gauss).astype(dtype), length * masses.astype(dtype)

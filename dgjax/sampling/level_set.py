@@ -39,7 +39,6 @@ mostly noise of their probes. Half of the sum of the two serves as the error of 
 along z; `curvature` is c; `laplacians` is sigma^2 Lap log p by each divergence estimate.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -51,7 +50,7 @@ from dgjax.guidance.noise import LevelSetNoise
 from dgjax.model.local import Local
 from dgjax.model.paths import Path, coefficients
 from dgjax.sampling.error_sums import ErrorSums
-from dgjax.sampling.interpolation import dlog_w_du, u_of_logsnr, weights
+from dgjax.sampling.interpolation import dlog_w_du, quadrature, u_of_logsnr, weights
 from dgjax.sampling.solver_quadrature import residual_gain
 from dgjax.sampling.state import Evaluation, State
 from dgjax.typing import Sample, Scalar, inner
@@ -232,7 +231,7 @@ def correct(
     dlog_w = -0.5 * (new.logsnr - old.logsnr)
     e0, e1 = old.sigma * old.score, new.sigma * new.score
     data = jnp.stack([(a.x + a.sigma**2 * a.score) / a.alpha for a in (old, new)])
-    weigh = partial(weights, jnp.stack([u0, u1]), jnp.ones(2, bool), u0, u1)
+    weigh = quadrature(jnp.stack([u0, u1]), jnp.ones(2, bool), u0, u1)
     ys = old.x / old.alpha, new.x / new.alpha
     residual = residual_gain(weigh, (u0, u1), ys, data, -jnp.stack([e0, e1]))
     eighth = jnp.sum(displacement.total**2) / 8

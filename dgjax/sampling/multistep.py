@@ -35,11 +35,13 @@ is known (Adams-Moulton), by the residual of `dgjax.sampling.solver_quadrature` 
 `rates` is d log p/du by (A); `order` is k.
 """
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from dgjax.guidance.guide import score_weight
@@ -49,8 +51,8 @@ from dgjax.sampling.interpolation import (
     RHO,
     dlog_w_du,
     hermite_weights,
+    quadrature,
     u_of_logsnr,
-    weights,
 )
 from dgjax.sampling.solver_quadrature import (
     RESIDUAL_POINTS,
@@ -159,15 +161,13 @@ def step(
     u0, u1 = u_of_logsnr(local.logsnr), u_of_logsnr(end.logsnr)
 
     history, slope = _push(history, evaluation, u0)
-    index = jnp.arange(history.us.shape[0], dtype=history.filled.dtype)
     # Adams-Moulton needs two. With two, beside steps with derivatives, its own error would be most
     # of the error that is stated; with all that there are it would not differ from the quadrature.
     known = max(3 if points.derivatives else 2, points.order)
-    corrected = index < jnp.minimum(history.filled, known)
-    log_densities = _correct(history, corrected, state.log_densities)
+    log_densities = _correct(history, known, state.log_densities)
     history = history._replace(log_densities=log_densities)
-    used = index < jnp.minimum(history.filled, points.order)
-    predicted = log_densities + weights(history.us, used, u0, u1) @ history.rates
+    through = _quadratures(history, u0, u1)
+    predicted = log_densities + through(points.order)() @ history.rates
 
     eta = jnp.clip(score_weight(evaluation.drift, local), 0, ETA_MAX)
     anchor = history.ys[0]
@@ -175,10 +175,12 @@ def step(
         first = history.filled == 1  # there is no step before, and its result is not used
         earlier = jnp.where(first, 2 * u0, history.us[1])
         using = points.correction, points.derivatives
-        corrected_y = _advance(history, history.anchor, using, eta, earlier, u0)
+        back = _quadratures(history, earlier, u0)
+        corrected_y = _advance(history, history.anchor, using, eta, (earlier, u0), back)
         anchor = jnp.where(first, anchor, corrected_y)
         history = history._replace(anchor=anchor)
-    y = _advance(history, anchor, (points.order, min(points.derivatives, 1)), eta, u0, u1)
+    using = points.order, min(points.derivatives, 1)
+    y = _advance(history, anchor, using, eta, (u0, u1), through)
     passed = end.logsnr - local.logsnr
     score2 = jnp.sum((local.sigma * local.score) ** 2)
     state = state._replace(
@@ -208,28 +210,43 @@ def _advance(
     anchor: Sample,
     using: tuple[int, int],
     eta: Scalar,
-    u0: Scalar,
-    u1: Scalar,
+    ends: tuple[Scalar, Scalar],
+    through: Callable[[int], Callable[..., Array]],
 ) -> Sample:
-    """Take y from the anchor at u0 to u1, with N as a polynomial.
+    """Take y from the anchor to the end of an interval of u, with N as a polynomial.
 
-    `using` are the numbers of points that it goes through, and of those with a derivative.
+    `using` are the numbers of points that it goes through, and of those with a derivative;
+    `through` are the quadratures over the interval.
     """
     count, derivatives = using
+    u0, u1 = ends
     us, rates = history.us, history.denoised_rates
     density = lambda u: (u1 / u) ** (RHO * eta) * dlog_w_du(u)
-    index = jnp.arange(us.shape[0], dtype=history.filled.dtype)
-    newest = lambda count: index < jnp.minimum(history.filled, count)
-    decay = weights(us, newest(count + derivatives), u0, u1, density)
+    decay = through(count + derivatives)(density)
     integral = weighted_sum(decay, eta * history.ys - history.slopes)
     if rates is not None and derivatives:
         # N = eta x0 + R, and the polynomial of x0 has the derivatives, too.
-        values, slopes = hermite_weights(us, newest(count), newest(derivatives), u0, u1, density)
+        chosen = _newest(history, count), _newest(history, derivatives)
+        values, slopes = hermite_weights(us, *chosen, u0, u1, density)
         shaped = lambda a: a.reshape(-1, *[1] * anchor.ndim)
         x0 = history.ys - shaped(us**RHO) * history.noises
         change = weighted_sum(values - decay, x0)
         integral += eta * (change + weighted_sum(slopes[: len(rates)], rates))
     return (u1 / u0) ** (RHO * eta) * anchor - integral
+
+
+def _newest(history: History, count: int) -> Array:
+    """Return which points are the newest `count`, or all that there are."""
+    index = np.arange(history.us.shape[0], dtype=history.filled.dtype)
+    return jnp.minimum(history.filled, count) > index
+
+
+def _quadratures(history: History, u0: Scalar, u1: Scalar) -> Callable[[int], Callable[..., Array]]:
+    """Return a function of a number: the `quadrature` from u0 to u1 through as many newest points.
+
+    Of one number it is made once.
+    """
+    return cache(lambda count: quadrature(history.us, _newest(history, count), u0, u1))
 
 
 def _node(history: History, local: Local, slope: Sample, score2: Scalar) -> Node:
@@ -266,12 +283,12 @@ def _push(history: History, evaluation: Evaluation, u: Scalar) -> tuple[History,
     return history, slope
 
 
-def _correct(history: History, valid: Array, start: Float[Array, " m"]) -> Float[Array, " m"]:
-    """Log-densities at the newest point: the last step again, with the newest evaluation."""
+def _correct(history: History, known: int, start: Float[Array, " m"]) -> Float[Array, " m"]:
+    """Log-densities at the newest point: the last step again, through the newest evaluations."""
     first = history.filled == 1
     u1 = history.us[0]
     u0 = jnp.where(first, 2 * u1, history.us[1])  # on the first step the result is not used
-    weigh = partial(weights, history.us, valid, u0, u1)
+    weigh = quadrature(history.us, _newest(history, known), u0, u1)
     data = history.ys - history.slopes
     residual = residual_gain(weigh, (u0, u1), (history.ys[1], history.ys[0]), data, history.noises)
     gain = weigh() @ history.rates + residual

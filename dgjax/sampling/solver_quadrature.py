@@ -21,7 +21,6 @@ and `residual_gain` is the second term.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -30,7 +29,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dgjax.model.paths import Path
-from dgjax.sampling.interpolation import RHO, dlog_w_du, lagrange, weights
+from dgjax.sampling.interpolation import RHO, dlog_w_du, lagrange, quadrature, weights
 from dgjax.sampling.spacetime_identity import cumulative_log_density
 from dgjax.sampling.state import Node
 from dgjax.typing import Sample, Scalar, inner, safe_sqrt
@@ -91,15 +90,15 @@ def residual_gains(
     valid = jnp.asarray(index, filled.dtype) < filled
     us = jnp.where(valid, us, us[0] * (2 + index).astype(us.dtype))  # distinct and not 0
     few = np.array([index < FEWER_RESIDUAL_POINTS] * 2 + [index > 0])
+    chosen = np.concatenate([np.ones_like(few), few])  # two kinds of the last three steps
 
-    def gain(step, chosen):
-        ends = us[step + 1], us[step]
-        weigh = partial(weights, us, chosen & valid, *ends)
-        return residual_gain(weigh, ends, (ys[step + 1], ys[step]), data, noise)
+    def gain(valid, u0, u1, y0, y1):
+        return residual_gain(quadrature(us, valid, u0, u1), (u0, u1), (y0, y1), data, noise)
 
-    steps = jnp.arange(RESIDUAL_POINTS - 1)
-    whole = jnp.ones(few.shape, bool)
-    return jax.vmap(gain)(steps, whole), jax.vmap(gain)(steps, jnp.asarray(few))
+    twice = lambda a: jnp.concatenate([a, a])
+    ends = [twice(a) for a in (us[1:], us[:-1], ys[1:], ys[:-1])]
+    whole, fewer = jnp.split(jax.vmap(gain)(chosen & valid[None], *ends), 2)
+    return whole, fewer
 
 
 @jax.jit  # hundreds of small operations, which outside of a jit are compiled one by one
@@ -131,11 +130,10 @@ def integrate_nodes(
     )
     wide, few_wide = _nearest(count, RATE_POINTS, FEWER_RATE_POINTS)
 
-    def integrals(i, wide, few_wide):
-        ends = us[i], us[i + 1]
-        return [weights(us[wide], valid, *ends) for valid in (jnp.ones_like(few_wide), few_wide)]
-
-    integral, few_integral = jax.vmap(integrals)(jnp.asarray(interval), wide, few_wide)
+    twice = lambda a: jnp.concatenate([a, a])
+    valid = jnp.asarray(np.concatenate([np.ones_like(few_wide), few_wide]))
+    integrals = jax.vmap(weights)(twice(us[wide]), valid, twice(us[:-1]), twice(us[1:]))
+    integral, few_integral = jnp.split(integrals, 2)
     moved, lost = integral - few_integral, residual - few_residual
     dot = lambda weights, values: jnp.einsum("ij,ij...->i...", weights, values[wide])
     differences = dot(moved, jnp.mean(rates, 1)) + lost
@@ -161,13 +159,10 @@ def _deviations(us: Float[Array, " n+1"], values: Float[Array, " n+1"]) -> Float
     first = np.clip(np.arange(count) - NEIGHBOURHOOD // 2, 0, count - NEIGHBOURHOOD)
     around = first[:, None] + np.arange(NEIGHBOURHOOD)[None]
     others = around[around != np.arange(count)[:, None]].reshape(count, -1)
-
-    def deviation(i, others):
-        (curve,) = lagrange(us[others], jnp.ones(others.shape, bool), us[i][None])
-        distance = values[i] - curve @ values[others]
-        return distance / jnp.sqrt(1 + jnp.sum(curve**2))
-
-    return jax.vmap(deviation)(jnp.arange(count), others)
+    valid = jnp.ones(NEIGHBOURHOOD - 1, bool)
+    curve = jax.vmap(lambda points, u: lagrange(points, valid, u)[0])(us[others], us[:, None])
+    distance = values - jnp.sum(curve * values[others], 1)
+    return distance / jnp.sqrt(1 + jnp.sum(curve**2, 1))
 
 
 def residual_gain(
@@ -203,7 +198,7 @@ def _first(count: int, width: int) -> np.ndarray:
     return np.clip(np.arange(count - 1) + 1 - width // 2, 0, max(count - width, 0))
 
 
-def _nearest(count: int, width: int, fewer: int) -> tuple[Array, Array]:
+def _nearest(count: int, width: int, fewer: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices (count - 1, width) of the points nearest to each interval, and which are `fewer`.
 
     Both are of all points where there are not so many.
@@ -211,4 +206,4 @@ def _nearest(count: int, width: int, fewer: int) -> tuple[Array, Array]:
     width, fewer = min(width, count), min(fewer, count)
     index = _first(count, width)[:, None] + np.arange(width)[None]
     first = _first(count, fewer)[:, None]
-    return jnp.asarray(index), jnp.asarray((index >= first) & (index < first + fewer))
+    return index, (index >= first) & (index < first + fewer)

@@ -4,6 +4,8 @@ Elsewhere the constructors have checked them. Under tracing a constructor cannot
 a number that is not allowed by NaN, and the functions here look for it.
 """
 
+import operator
+from functools import reduce
 from typing import Any
 
 import jax
@@ -58,9 +60,9 @@ def check_guides(guides: Any, noise: Any) -> Code:
 
 def _check_numbers(parts: Any, fault: Fault) -> Code:
     """Check that no traced number among the leaves of `parts` is NaN."""
-    codes = []
-    for leaf in jax.tree.leaves(parts):
-        if isinstance(leaf, Tracer) and jnp.issubdtype(leaf.dtype, jnp.floating):
-            (given,) = numbers(leaf)
-            codes.append(check(~jnp.isnan(given).any(), fault, fault.meaning))
-    return first(*codes)
+    leaves = [leaf for leaf in jax.tree.leaves(parts) if isinstance(leaf, Tracer)]
+    given = numbers(*(leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)))
+    if not given:
+        return Fault.NONE
+    wrong = reduce(operator.or_, (jnp.isnan(value).any() for value in given))
+    return check(~wrong, fault, fault.meaning)
