@@ -1,12 +1,11 @@
 """Energy networks beside score networks: is the learned log-density one?
 
-On a mixture whose log-density is known, and on digits (8x8), two models are trained with equal
-steps and nearly equal parameters: a score network by denoising, and an energy network by denoising
-and time-score matching. Printed are the time of a step; on the mixture the error of log p against
-the truth, by the probability-flow ODE and by one evaluation; on held-out digits log p by the ODE,
-and its difference to one evaluation.
+On a mixture whose log-density is known two models are trained with equal steps and nearly equal
+parameters: a score network by denoising, and an energy network by denoising and time-score
+matching. Printed are the time of a step and the error of log p against the truth, by the
+probability-flow ODE and by one evaluation. Digits have a script of their own (`energy_digits.py`).
 
-    python experiments/energy.py [--steps 2000] [--part mixture]
+    python experiments/energy.py [--steps 2000]
 
 On images (fashion-mnist) U-Nets are trained, a third one with the likelihood weighting. They are
 kept, so that a stopped run continues and other commands can measure them.
@@ -142,21 +141,6 @@ def held_out(data, shape, count, noise=T):
     return clean + noise * jax.random.normal(jax.random.key(4), clean.shape)
 
 
-def digits(steps):
-    """Print log p of held-out digits by the ODE, and by one evaluation."""
-    config = load_config("digits")
-    x = held_out(config.data, (8, 8, 1), 128)
-    data = {"dataset": "digits", "sigma_data": config.data.sigma_data}
-    for kind in ("score", "energy"):
-        run = config_of(kind, (8, 8, 1), steps, data, MLP | {"width": 256}, 128)
-        model, size, seconds = train(run)
-        print(f"digits {kind:6} parameters {size} step {1e3 * seconds:.1f} ms", flush=True)
-        ode = by_ode(model, x)
-        print(f"  held-out log p by PF-ODE: {float(ode.mean()) / 64:.4f} nats/dim", flush=True)
-        if kind == "energy":
-            report(model, x, ode)
-
-
 def images(steps, keep):
     """Train U-Nets on fashion-mnist, keep them, and print log p of held-out images."""
     config = load_config("fashion-mnist")
@@ -174,15 +158,14 @@ def images(steps, keep):
 
 
 def main():
-    """Run the parts on mixtures and digits, or the one that is named."""
+    """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--part", choices=["mixture", "digits", "images"], default=None)
+    parser.add_argument("--part", choices=["mixture", "images"], default="mixture")
     parser.add_argument("--keep", default="runs", help="folder of the models of images")
     given = parser.parse_args()
-    parts = {"mixture": mixture, "digits": digits, "images": partial(images, keep=given.keep)}
-    for name in (given.part,) if given.part else ("mixture", "digits"):
-        parts[name](given.steps)
+    parts = {"mixture": mixture, "images": partial(images, keep=given.keep)}
+    parts[given.part](given.steps)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from scipy import stats
 
 import dgjax
 from dgjax.checkpoints.spec import build
+from dgjax.networks.trace_head import DiagonalHead
 
 FOLDER = Path(__file__).parent.parent / "experiments"
 if not FOLDER.exists():
@@ -41,6 +43,7 @@ import published_scale  # noqa: E402
 import reverse_sde_correlation  # noqa: E402
 import rivals  # noqa: E402
 import score_alignment  # noqa: E402
+import stein_divergence  # noqa: E402
 import superposition  # noqa: E402
 
 SHAPE = (4, 4, 1)
@@ -548,3 +551,26 @@ def test_bias_of_the_reverse_sde_by_the_formula_of_its_path():
     assert np.std(off - path) < 0.3 < np.std(off)
     assert abs(np.mean(off - path)) < 0.15
     assert np.mean(bias) > 0.5
+
+
+def test_the_loss_of_steins_identity_is_the_squared_error_in_the_mean():
+    mixture, size = stein_divergence.cloud(3), 3
+    low, high = stein_divergence.LOW, stein_divergence.HIGH
+    model = dgjax.closed_form(mixture, dgjax.edm(), t_min=low, t_max=high)
+    head = DiagonalHead((size,), rngs=nnx.Rngs(0))
+    head.leave.kernel[...] = 0.3 * jax.random.normal(jax.random.key(4), head.leave.kernel.shape)
+
+    @jax.jit
+    @jax.vmap
+    def losses(key):
+        keys = jax.random.split(key, 3)
+        w, y = stein_divergence.draw(mixture, keys)
+        exact = jnp.trace(jax.jacfwd(lambda y: model.pair(w, y).x0)(y))
+        value = stein_divergence.trace(model, head, w, y)
+        stein = stein_divergence.by_stein(model, head, w, y, keys[2])
+        return stein - (value**2 - 2 * value * exact), value * exact
+
+    off, product = losses(jax.random.split(jax.random.key(0), 20_000))
+    error = float(jnp.std(off)) / np.sqrt(len(off))
+    assert error < 0.05 * float(jnp.mean(product))
+    assert abs(float(jnp.mean(off))) < 4 * error
