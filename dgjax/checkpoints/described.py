@@ -5,10 +5,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 
-from dgjax.checkpoints.spec import ModelSpec, build
+from dgjax.checkpoints.arrays import to_named
+from dgjax.checkpoints.spec import ModelSpec, build, build_network
 from dgjax.model.energy import EnergyPrediction
-from dgjax.model.field import Field
+from dgjax.model.field import Conditioned, Field
 
 __all__ = ["describe"]
 
@@ -24,8 +26,10 @@ def describe(model: Field, spec: ModelSpec) -> ModelSpec:
         spec: its specification. Only the constant that `dgjax.normalize` measures may be missing.
 
     Raises:
-        ValueError: if the specification builds another model. Its weights are not compared.
+        ValueError: if the specification builds another model, or one whose weights have other
+            names or shapes. Their values are not compared.
     """
+    _check_weights(model, spec)
     values = model.parametrization
     if isinstance(values, EnergyPrediction) and spec.parametrization["kind"] == "energy":
         constant = float(values.log_normalizer)
@@ -33,12 +37,34 @@ def describe(model: Field, spec: ModelSpec) -> ModelSpec:
             spec = replace(spec, parametrization={**spec.parametrization, CONSTANT: constant})
     built = build(spec, model.network)
     for name in PARTS:
+        if name == "shape" and model.shape is None:
+            continue  # a model need not know it, and the specification does
         if not _equal(getattr(model, name), getattr(built, name)):
             raise ValueError(
                 f"the model's {name} is not that of meta.model, and a checkpoint holds only what "
                 f"meta.model says: state it there, or save the model with the {name} it had"
             )
     return spec
+
+
+def _check_weights(model: Field, spec: ModelSpec) -> None:
+    if isinstance(model.network, Conditioned):
+        raise ValueError(
+            "the model has a condition (dgjax.condition), which no checkpoint holds: save it without "
+            "and condition it again once it is loaded"
+        )
+    wanted = nnx.eval_shape(lambda: build_network(spec))
+    found, named = (
+        {name: np.shape(leaf) for name, leaf in to_named(network).items()}
+        for network in (model.network, wanted)
+    )
+    if found != named:
+        name = min(k for k in found | named if found.get(k) != named.get(k))
+        shape = lambda shapes: shapes.get(name, "none")
+        raise ValueError(
+            f"the model's network is not that of meta.model: the weight {name!r} has shape "
+            f"{shape(found)}, and meta.model says {shape(named)}; give the network that was built"
+        )
 
 
 def _equal(a: Any, b: Any) -> bool:

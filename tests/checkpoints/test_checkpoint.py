@@ -206,6 +206,23 @@ def test_a_model_that_its_facts_do_not_describe_is_not_saved(tmp_path, change, n
     assert not (tmp_path / "model").exists()
 
 
+def test_another_network_than_that_of_the_facts_replaces_nothing(folder):
+    wide = replace(SPEC, network={**SPEC.network, "embedding": 2 * SPEC.network["embedding"]})
+    conditioned = dgjax.condition(filled_model(), jnp.asarray(1))
+    for model, message in (
+        (filled_model(wide), "the weight '.*' has shape .*, and meta.model says"),
+        (conditioned, "save it without and condition it again"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            save(folder, model, META)
+        assert load(folder)[1] == META
+
+
+def test_a_model_need_not_know_its_shape_to_be_saved(tmp_path):
+    save(tmp_path / "model", replace(filled_model(), shape=None), META)
+    assert load(tmp_path / "model")[0].shape == SPEC.shape
+
+
 def test_saving_replaces_a_checkpoint_and_nothing_else(folder):
     save(folder, filled_model(), replace(META, steps=9))
     assert load(folder)[1].steps == 9

@@ -29,6 +29,12 @@ NETWORKS = {
         False,
     ),
     "not used": (lambda x, t, cond: 0.9 * x, True),
+    "not used in a jit": (jax.jit(lambda x, t, cond: 0.9 * x), True),
+    "not used in a checkpoint": (jax.checkpoint(lambda x, t, cond: 0.9 * x), True),
+    "only carried by a loop": (
+        lambda x, t, cond: jax.lax.fori_loop(0, 2, lambda _, c: (0.9 * c[0], c[1]), (x, t))[0],
+        True,
+    ),
 }
 
 
