@@ -50,8 +50,8 @@ def describe(model: Field, spec: ModelSpec) -> ModelSpec:
 def _check_weights(model: Field, spec: ModelSpec) -> None:
     if isinstance(model.network, Conditioned):
         raise ValueError(
-            "the model has a condition (dgjax.condition), which no checkpoint holds: save it without "
-            "and condition it again once it is loaded"
+            "the model has a condition (dgjax.condition), which no checkpoint holds: save it "
+            "without and condition it again once it is loaded"
         )
     wanted = nnx.eval_shape(lambda: build_network(spec))
     found, named = (

@@ -1,8 +1,13 @@
 """Energy networks: one number for a sample, from the inner product with another network's output.
 
-The energy is e(z, t) = -<z, F(z, t)> c(r) - D b(t), with F a network such as a U-Net, D the number
+The energy is e(z, t) = -<z, F(z', t)> c(r) - D b(t), with F a network such as a U-Net, D the number
 of elements, t = log(r)/4 and r = w/sigma_data. F keeps its bias towards local structure (arXiv
 2506.05310). The number b(t) is free, because the inner product is 0 at z = 0.
+
+F sees z' = z/sqrt(1 + |z|^2/(9 D)), which is nearly z where samples are and stays bounded far from
+them. So the energy grows no faster than |z|, the Gaussian beside it faster, and the density can be
+normalized whatever the weights. Without that, guidance to low log-densities found directions in
+which it grew without end.
 
 The factor is c(r) = 1/sqrt(r^2 + 0.3^2). Where noise outweighs the data, a log-density differs from
 that of a Gaussian by a part of size 1/r. At low noise it has a limit wherever data have a density.
@@ -25,11 +30,11 @@ OFFSET_UNITS = 32
 # Noise, in units of sigma_data, below which the factor of the inner product stays. On a mixture and
 # on a kernel density of digits 0 and 1 gave larger errors of log p, and 0.1 on the latter.
 KNEE = 0.3
-FAR = 3.0
+FAR = 3.0  # root mean square of z, which is about 1 for samples, at which F sees no larger ones
 
 
 class _Energy(nnx.Module):
-    """The energy -<z, F(z, t)> c(r) - D b(t) of a network F. A new one returns 0."""
+    """The energy -<z, F(z', t)> c(r) - D b(t) of a network F. A new one returns 0."""
 
     def __init__(self, inner: nnx.Module, num_classes: int | None, rngs: nnx.Rngs):
         self.inner = inner

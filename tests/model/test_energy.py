@@ -83,7 +83,8 @@ def test_the_energy_has_a_limit_at_low_noise_and_vanishes_at_high_noise():
     energy = lambda w: network(X, jnp.log(jnp.float32(w)) / 4)
     assert jnp.isclose(energy(1e-4), energy(1e-6), rtol=1e-4)
     assert jnp.isclose(energy(100.0), 10 * energy(1000.0), rtol=1e-4)
-    assert jnp.isclose(energy(1.0), -2 * X @ X / jnp.sqrt(1 + 0.3**2), rtol=1e-4)
+    seen = X / jnp.sqrt(1 + jnp.mean(X**2) / 9)
+    assert jnp.isclose(energy(1.0), -2 * X @ seen / jnp.sqrt(1 + 0.3**2), rtol=1e-4)
     assert abs(energy(1e30)) < 1e-28
 
 
@@ -96,6 +97,24 @@ def test_the_normalizer_is_that_of_the_density():
     found = dgjax.log_density(model, 0.5, X) - dgjax.log_density(exact, 0.5, X)
     assert 0 < error < 0.01
     assert abs(found) < 4 * error + 1e-4
+
+
+def test_far_from_the_data_the_gaussian_wins():
+    # Whatever the weights: log p falls as -|y|^2/2 of the Gaussian, and the score points back.
+    network = EnergyMLP((3,), 16, 2, rngs=nnx.Rngs(0))
+    network = jax.tree.map(
+        lambda a: 2 * jax.random.normal(jax.random.key(a.size), a.shape), network
+    )
+    model = dgjax.field(
+        network, dgjax.edm(), dgjax.energy_prediction(0.7), t_min=0.02, t_max=80.0, shape=(3,)
+    )
+    way, t = jnp.array([1.0, -2.0, 0.5]), 0.05
+    for sign in (1, -1):
+        near, far = (float(dgjax.log_density(model, t, sign * size * way)) for size in (1e4, 1e5))
+        expected = -0.5 * (1e10 - 1e8) * float(way @ way) / (0.7**2 + t**2)
+        assert far - near == pytest.approx(expected, rel=0.05)
+        x = sign * 1e5 * way
+        assert float(dgjax.score(model, t, x) @ x) < 0
 
 
 @pytest.mark.slow
