@@ -39,7 +39,7 @@ LEGEND = (
 
 
 def command(
-    model: MODEL = "fashion-mnist",
+    model: MODEL = "avatars",
     class_: CLASS = None,
     prompt: PROMPT = None,
     distilled_guidance: DISTILLED_GUIDANCE = None,

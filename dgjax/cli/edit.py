@@ -54,7 +54,7 @@ def command(
     image: Annotated[
         Path, typer.Argument(help="A picture; it is cropped and resized to the model's size.")
     ],
-    model: MODEL = "fashion-mnist",
+    model: MODEL = "avatars",
     q: Annotated[
         list[float] | None,
         typer.Option(

@@ -63,7 +63,11 @@ from dgjax.evaluation.reference_data import (
     open_reference_data,
     prepare_sets,
 )
-from dgjax.evaluation.route_metrics import measure_one_evaluation_gap, measure_route_gap
+from dgjax.evaluation.route_metrics import (
+    measure_one_evaluation_gap,
+    measure_route_gap,
+    route_probes,
+)
 from dgjax.files import as_json, output_folder, rescue
 from dgjax.model.energy import EnergyPrediction
 from dgjax.pictures.image_files import FULL, check_levels
@@ -240,6 +244,8 @@ def command(
         if "inconsistency" in names:
             gaps = measure_inconsistency(chosen, reference, few, levels, *common)
         routes, direct = None, None
+        used = route_probes(probes, chosen.size)
+        products = used.colours * used.repeats
         if "routes" in names:
             routes = measure_route_gap(chosen, reference, few, *common)
             if isinstance(chosen.field.parametrization, EnergyPrediction):
@@ -263,8 +269,10 @@ def command(
             "figures": {name: metric_entry(metric) for name, metric in found.items()},
             "normality": [level_entry(*entry) for entry in h],
             "inconsistency": [level_entry(*entry) for entry in gaps],
-            "routes": None if routes is None else route_entry(routes, chosen.size),
-            "one_evaluation": None if direct is None else route_entry(direct, chosen.size),
+            "routes": None if routes is None else route_entry(routes, chosen.size, products),
+            "one_evaluation": None
+            if direct is None
+            else route_entry(direct, chosen.size, products),
         }
     # Figures are shown before they are written, and written before pictures: each step may fail.
     if json:

@@ -64,10 +64,16 @@ def level_entry(level: float, found: Normality | InconsistencyStatistics) -> dic
     return {"noise_level": level, **values}
 
 
-def route_entry(found: RouteGapStatistics, size: int) -> dict[str, Any]:
-    """Make the JSON entry of the difference between two routes, with D = `size`."""
+def route_entry(found: RouteGapStatistics, size: int, products: int) -> dict[str, Any]:
+    """Make the JSON entry of the difference between two routes.
+
+    Args:
+        found: the difference.
+        size: number of elements D of a sample.
+        products: with the Jacobian at each point of a route.
+    """
     values = {k: v._asdict() if isinstance(v, Estimate) else v for k, v in found._asdict().items()}
-    return {**values, "dimensions": size}
+    return {**values, "dimensions": size, "products": products}
 
 
 def markdown(summary: dict[str, Any]) -> str:
@@ -286,9 +292,9 @@ def _about_routes(routes: dict[str, Any]) -> str:
 
 def _about_one_evaluation(found: dict[str, Any]) -> str:
     return (
-        "Energy network: the log-density that it states in one evaluation minus that along the "
-        f"PF-ODE is {_interval(found['mean'])} nats in the mean, with a standard deviation of "
-        f"{_interval(found['spread'])} between images."
+        "Energy network: its log-density in one evaluation, with the constant measured first as "
+        f"dgjax.normalize does, minus that along the PF-ODE is {_interval(found['mean'])} nats in "
+        f"the mean, with a standard deviation of {_interval(found['spread'])} between images."
     )
 
 

@@ -72,7 +72,7 @@ def command(
             "folders of these."
         ),
     ],
-    model: MODEL = "fashion-mnist",
+    model: MODEL = "avatars",
     class_: CLASS = None,
     prompt: PROMPT = None,
     distilled_guidance: DISTILLED_GUIDANCE = None,

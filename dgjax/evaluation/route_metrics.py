@@ -22,9 +22,18 @@ from dgjax.model.energy import energy_of, normalize
 from dgjax.pictures.latents import from_pictures
 from dgjax.sampling.time_grids import grid_logsnr
 
-__all__ = ["measure_one_evaluation_gap", "measure_route_gap"]
+__all__ = ["measure_one_evaluation_gap", "measure_route_gap", "route_probes"]
 
 LEAST_STEPS = 6  # of a route, whose points are differentiated
+
+
+def route_probes(probes: int, size: int) -> Coloured:
+    """Return the estimator with at most so many products with the Jacobian at a point.
+
+    It makes two estimates, whose difference says how noisy they are: a line has no solver that
+    would know.
+    """
+    return Coloured(max(1, min(probes // 2, size)), 2)
 
 
 def measure_route_gap(
@@ -91,8 +100,7 @@ def _gaps(
     settings: SolverSettings,
 ) -> RouteGap:
     """Return `gap` of the first `num` data, with (n,) leaves."""
-    # Two estimates, whose difference says how noisy they are: a line has no solver that would know.
-    divergence = Coloured(min(settings.probes // 2, model.size), 2)
+    divergence = route_probes(settings.probes, model.size)
     grid = grid_logsnr(model.field, max(settings.steps, LEAST_STEPS))
     x, labels = from_pictures(model, reference.samples(0, num)), reference.conditions(num)
 

@@ -118,7 +118,10 @@ def fit(
             stopped run takes again are logged again.
         gradient: calculates loss and gradient in place of JAX, for example on other hardware:
             `gradient(network, inputs) -> (mean loss, gradient in the weights, all losses)`, where
-            `dgjax.training.step.LossInputs` have leading axes (microbatches, B/microbatches).
+            `dgjax.training.step.LossInputs` have leading axes (microbatches, B/microbatches). The
+            mean, and its gradient, are of `inputs.importance` times the losses, and the losses are
+            returned without it. Precision, dropout and a time-score loss of the configuration are
+            left to this function. Pass it again where a run is resumed: the folder does not say.
 
     Returns:
         Model, metadata and state after the last step taken.

@@ -316,7 +316,9 @@ def test_one_evaluation_of_an_energy_network_is_compared_with_the_ode(tmp_path, 
     assert np.abs(wrong).max() > 0.5
     assert found["mean"]["value"] == pytest.approx(wrong[labels].mean(), abs=0.05)
     assert found["spread"]["value"] == pytest.approx(wrong[labels].std(ddof=1), abs=0.05)
-    assert "states in one evaluation minus that along the PF-ODE" in " ".join(printed.split())
+    words = "with the constant measured first as dgjax.normalize does, minus that along the PF-ODE"
+    assert words in " ".join(printed.split())
+    assert found["products"] == 4
 
 
 def test_a_model_with_classes_is_given_the_labels_of_the_data(tmp_path, run, monkeypatch, saved):

@@ -29,7 +29,7 @@ SUMMARY = {
 def report(solver_error):
     spread = Estimate(10.0, 8.0, 13.0)
     found = RouteGapStatistics(Estimate(40.0, 30.0, 50.0), spread, 1.0, solver_error, 64)
-    return markdown({**SUMMARY, "routes": route_entry(found, 100)})
+    return markdown({**SUMMARY, "routes": route_entry(found, 100, 4)})
 
 
 def test_two_images_are_uncertain_by_the_root_of_two_spreads():
@@ -48,7 +48,7 @@ def test_an_energy_network_is_held_to_the_ode():
     found = RouteGapStatistics(
         Estimate(-30.0, -35.0, -25.0), Estimate(10.0, 8.0, 13.0), 1.0, 0.5, 64
     )
-    entry = route_entry(found, 100)
+    entry = route_entry(found, 100, 4)
     text = markdown({**SUMMARY, "routes": None, "one_evaluation": entry})
     assert "minus that along the PF-ODE is -30 [-35, -25] nats in the mean" in text
     assert "a standard deviation of 10 [8, 13] between images" in text
@@ -57,5 +57,5 @@ def test_an_energy_network_is_held_to_the_ode():
 def test_unknown_noise_of_the_probes_is_said():
     nan = Estimate(math.nan, math.nan, math.nan)
     found = RouteGapStatistics(Estimate(40.0, 30.0, 50.0), nan, math.inf, 0.5, 64)
-    text = markdown({**SUMMARY, "routes": route_entry(found, 100)})
+    text = markdown({**SUMMARY, "routes": route_entry(found, 100, 4)})
     assert "is not known, because the noise of the probes is not" in text
