@@ -207,7 +207,7 @@ def draw(setup, other, shown):
     meta = setup.model.meta
     names = [meta.labels[label] if meta.labels else f"class {label}" for label in CLASSES]
     if other is not None:
-        names = [setup.model.name, "the other"]
+        names = [setup.model.name, other.name]
     names += [f"{name}, {method}" for name in ("OR", "AND") for method in METHODS]
     levels = np.stack([to_uint8(images, meta.data_range) for images in shown])
     figure = image_grid(levels, names, title="One latent a column")
