@@ -81,7 +81,8 @@ def save(
         folder: the folder to make.
         model: the model; its weights are on devices of this host.
         meta: facts about it. `meta.model` must describe `model`, but for the constant that
-            `dgjax.normalize` measures, which is taken from the model.
+            `dgjax.normalize` measures, which is taken from the model. A model that was moved to
+            another path (`repath`, `open_model`) is stored on the one it came from.
         autoencoder: of a model of latents, as `meta.autoencoder` describes it.
         prompts: text encoders and tokenizers of a model of prompts, as `meta.text` describes them.
         dtype: of the weights in the file. float16 moves a log-density of a shipped model by about
@@ -89,8 +90,8 @@ def save(
 
     Raises:
         ValueError: if `folder` holds anything but a checkpoint or cannot be written, a weight is
-            not finite in `dtype`, `meta.model` builds another model, or the autoencoder or the text
-            encoders are missing.
+            not finite in `dtype`, `meta.model` builds another model (a checkpoint holds neither a
+            condition nor a prior), or the autoencoder or the text encoders are missing.
     """
     meta = replace(meta, model=describe(model, meta.model))
     if meta.latent and autoencoder is None:

@@ -11,7 +11,7 @@ import typer
 
 from dgjax.checkpoints.checkpoint import digest, load, save
 from dgjax.checkpoints.opened import Model
-from dgjax.checkpoints.spec import ModelSpec, build
+from dgjax.checkpoints.spec import ModelSpec
 from dgjax.cli.options import MOST_BATCH, MOST_LATENTS, SEED, choose_model, takes_no_condition
 from dgjax.devices.progress import progress, say
 from dgjax.model.trace_head import find_layers
@@ -58,9 +58,7 @@ def command(
     found = tuple(find_layers(field, jnp.zeros(chosen.meta.shape), layers, _example(chosen)))
     sha256 = digest(field, chosen.meta, chosen.autoencoder)
     if not (out / "config.json").exists():
-        # The chosen field is in sampling coordinates; a checkpoint has the network's own.
-        native = build(chosen.meta.model, field.network)
-        save(out, native, chosen.meta, autoencoder=chosen.autoencoder, dtype=None)
+        save(out, field, chosen.meta, autoencoder=chosen.autoencoder, dtype=None)
     elif digest(*load(out), chosen.autoencoder) != sha256:
         raise ValueError(f"{out} holds another model: take another folder")
     with progress("measuring", points) as show:

@@ -166,7 +166,8 @@ def command(
             )
         text = render_page(found, chosen.name, _about(chosen, given, how))
     rescue(out, lambda stream: stream.write(text.encode()))
-    say(f"wrote {out} ({len(text) / 1e6:.1f} MB): open it in a browser")
+    size = f"{len(text) / 1e6:.1f} MB" if len(text) >= 1e5 else f"{len(text) / 1e3:.0f} kB"
+    say(f"wrote {out} ({size}): open it in a browser")
 
 
 def _noisy(split: float, logsnrs: np.ndarray) -> list[Setting]:

@@ -24,7 +24,9 @@ class Info(NamedTuple):
     Attributes:
         standard_error: of `log_density` from the probes, in nats. For a single estimate it is
             infinite, which means unknown, unless the solver is `Multistep`: that knows it to about
-            a third, from the scatter over at least 5 grid points.
+            a third, from the scatter over at least 5 grid points. With few steps the rate is no
+            smooth curve between its points; the scatter is then too large, and so is
+            `solver_error`: take more steps, not more probes.
         solver_error: estimate of the size of the error of `log_density` that is due to the grid, in
             nats. It compares two quadratures through the same evaluations, costs none, and is
             mostly several times too large. Infinite, which means unknown, for `Euler`, thus with

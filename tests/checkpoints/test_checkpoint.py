@@ -197,13 +197,33 @@ def test_the_constant_of_an_energy_model_is_kept(tmp_path):
             "parametrization",
         ),
         (lambda model: replace(model, prior=dgjax.gaussian_prior(0.7)), "prior"),
-        (lambda model: dgjax.repath(model, dgjax.vp()), "path"),
+        (lambda model: replace(model, path=dgjax.vp()), "path"),
+        (lambda model: replace(dgjax.repath(model, dgjax.edm(7.0)), t_min=0.6), "t_min"),
     ],
 )
 def test_a_model_that_its_facts_do_not_describe_is_not_saved(tmp_path, change, name):
     with pytest.raises(ValueError, match=f"the model's {name} is not that of meta.model"):
         save(tmp_path / "model", change(filled_model()), META)
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("path", [dgjax.edm(7.0), dgjax.vp(0.1, 40.0), dgjax.edm()])
+def test_a_model_on_another_path_is_stored_on_its_own(tmp_path, path):
+    model = filled_model()
+    there = dgjax.repath(dgjax.repath(model, path), dgjax.edm(3.0))
+    for moved in (dgjax.repath(model, path), there, dgjax.repath(there, model.path)):
+        save(tmp_path / "model", moved, META, dtype=None)
+        again = load(tmp_path / "model")[0]
+        assert again.native is None
+        assert again.path == model.path
+        assert float(again.t_max) == float(model.t_max)
+        np.testing.assert_array_equal(output(again), output(model))
+
+
+def test_a_prior_is_not_held(tmp_path):
+    model = replace(filled_model(), prior=dgjax.gaussian_prior(0.5))
+    with pytest.raises(ValueError, match="a checkpoint holds none"):
+        save(tmp_path / "model", model, META)
 
 
 def test_another_network_than_that_of_the_facts_replaces_nothing(folder):
