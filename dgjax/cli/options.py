@@ -290,8 +290,9 @@ def table(title: str, header: list[str], rows: list[list[str]], legend: str = ""
         words = any(row[i][:1].isalpha() and row[i] != "unknown" for row in rows)
         width = max(map(len, (row[i] for row in rows)), default=0)
         lines = wrap(name, max(width, NARROWEST), break_long_words=False, break_on_hyphens=False)
-        justify = "left" if words else "right"
-        shown.add_column("\n".join(lines), justify=justify, overflow="fold")  # nothing is cut
+        shown.add_column(
+            "\n".join(lines), justify="left" if words else "right", overflow="fold"
+        )  # nothing is cut
     for row in rows:
         shown.add_row(*row)
     Console(markup=False, emoji=False, highlight=False).print(shown)
