@@ -60,22 +60,14 @@ from .model.closed_form import (
     kernel_density,
 )
 from .model.coloured_probes import Coloured
+from .model.conditioned import condition
 from .model.discrete_time import discrete_time
 from .model.distilled import Distilled
 from .model.divergence import Exact, FixedProbe, Hutchinson, HutchPP, Untracked
 from .model.energy import Normalized, energy_prediction, normalize
 from .model.faults import Fault
-from .model.field import (
-    Field,
-    condition,
-    denoise,
-    field,
-    gaussian_prior,
-    log_prior,
-    repath,
-    score,
-    velocity,
-)
+from .model.field import Field, denoise, field, log_prior, score, velocity
+from .model.gaussian_prior import gaussian_prior
 from .model.local import Local, evaluate
 from .model.log_density import log_density
 from .model.parametrization import (
@@ -90,6 +82,7 @@ from .model.parametrization import (
 )
 from .model.paths import cosine, custom, edm, logsnr, rectified_flow, sub_vp, ve, vp
 from .model.prior import chi_quantile, prior_guidance, prior_sample, with_norm
+from .model.repath import repath
 from .model.reverse_mode import ReverseMode
 from .networks.torch_network import torch_network
 from .pictures.code_length import (

@@ -30,7 +30,7 @@ import numpy as np
 
 import dgjax
 from dgjax.checkpoints.opened import open_model
-from dgjax.model.field import condition
+from dgjax.model.conditioned import condition
 from dgjax.model.paths import coefficients
 from dgjax.pictures.grid import image_grid
 from dgjax.pictures.quantization import to_uint8

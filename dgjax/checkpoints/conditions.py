@@ -13,7 +13,7 @@ from dgjax.checkpoints.opened import Model, find_label
 from dgjax.checkpoints.prompt_conditions import DISTILLED_GUIDANCE
 from dgjax.checkpoints.prompts import PromptEncoder, check_distilled_guidance
 from dgjax.checkpoints.spec import ModelSpec
-from dgjax.model.field import condition
+from dgjax.model.conditioned import condition
 from dgjax.networks.prompt_inputs import GUIDANCE
 from dgjax.typing import Cond
 

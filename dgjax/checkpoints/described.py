@@ -9,8 +9,10 @@ from flax import nnx
 
 from dgjax.checkpoints.arrays import to_named
 from dgjax.checkpoints.spec import ModelSpec, build, build_network
+from dgjax.model.conditioned import Conditioned
 from dgjax.model.energy import EnergyPrediction
-from dgjax.model.field import Conditioned, Field, repath
+from dgjax.model.field import Field
+from dgjax.model.repath import repath
 
 __all__ = ["describe"]
 

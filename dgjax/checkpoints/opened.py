@@ -15,8 +15,10 @@ from dgjax.checkpoints.pretrained import load_pretrained, pretrained_models
 from dgjax.checkpoints.resolution import resize
 from dgjax.checkpoints.spec import Autoencoder, build_autoencoder
 from dgjax.devices.placement import choose_weight_sharding
-from dgjax.model.field import Field, condition, repath
+from dgjax.model.conditioned import condition
+from dgjax.model.field import Field
 from dgjax.model.paths import edm
+from dgjax.model.repath import repath
 
 SHOWN = 40  # characters of a prompt in a title
 

@@ -19,8 +19,9 @@ from dgjax.guidance.guide import Guide
 from dgjax.guidance.noise import StratonovichNoise
 from dgjax.guidance.parts import Part
 from dgjax.guidance.target import target_guidance
+from dgjax.model.conditioned import condition
 from dgjax.model.divergence import Divergence
-from dgjax.model.field import Field, condition
+from dgjax.model.field import Field
 from dgjax.model.prior import prior_guidance, prior_sample
 from dgjax.pictures.latents import to_levels
 from dgjax.sampling.sample import sample

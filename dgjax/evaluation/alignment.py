@@ -25,9 +25,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dgjax.evaluation.intervals import check_confidence, share_interval
+from dgjax.model.conditioned import condition
 from dgjax.model.divergence import Divergence, Hutchinson
 from dgjax.model.faults import Code, as_code, first, refuse
-from dgjax.model.field import Field, condition, score
+from dgjax.model.field import Field, score
 from dgjax.sampling.adjoints import FORWARD, Adjoint
 from dgjax.sampling.checks import check_grid, check_sample
 from dgjax.sampling.compiled import compile_once

@@ -15,9 +15,10 @@ import optax
 from jaxtyping import Array, ArrayLike, Float
 
 from dgjax.evaluation.posteriors import jeffreys
+from dgjax.model.conditioned import condition
 from dgjax.model.divergence import Divergence, Hutchinson, check_count
 from dgjax.model.faults import first, refuse
-from dgjax.model.field import Field, condition
+from dgjax.model.field import Field
 from dgjax.model.manual_axes import explain_manual_axes
 from dgjax.model.paths import logsnr
 from dgjax.sampling.checks import check_in_range, check_sample

@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from dgjax.model.conditioned import condition
 from dgjax.model.divergence import Divergence, Hutchinson, check_count
-from dgjax.model.field import Field, condition, denoise
+from dgjax.model.field import Field, denoise
 from dgjax.model.manual_axes import explain_manual_axes
 from dgjax.sampling.checks import check_shape, check_trajectory_shape
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float

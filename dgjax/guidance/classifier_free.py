@@ -20,8 +20,9 @@ import jax.numpy as jnp
 from jaxtyping import ArrayLike
 
 from dgjax.guidance.schedules import Schedule, Window, schedule, window
+from dgjax.model.conditioned import Conditioned, condition
 from dgjax.model.faults import finite, require
-from dgjax.model.field import Conditioned, Field, condition
+from dgjax.model.field import Field
 from dgjax.model.local import Local
 from dgjax.typing import Cond, Sample, register_dataclass
 

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from jaxtyping import ArrayLike, Float
 
 from dgjax.guidance.schedules import Schedule, schedule
+from dgjax.model.conditioned import condition
 from dgjax.model.faults import finite, require
-from dgjax.model.field import Field, condition
+from dgjax.model.field import Field
 from dgjax.model.local import Local
 from dgjax.model.paths import logsnr
 from dgjax.typing import Cond, Sample, as_float, register_dataclass

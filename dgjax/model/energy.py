@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
 from dgjax.model.faults import require
-from dgjax.model.field import Field, gaussian_prior
+from dgjax.model.field import Field
+from dgjax.model.gaussian_prior import gaussian_prior
 from dgjax.model.parametrization import Network, Pair
 from dgjax.model.paths import Coefficients
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float, register_dataclass

@@ -1,12 +1,11 @@
 """A model: a network with its path, its parametrization and its noise range.
 
-A `Field` is a pytree whose parameters are leaves. `repath` and `condition` map a field to another
-field; velocity and score remain those of one density.
+A `Field` is a pytree whose parameters are leaves.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import jax
@@ -14,42 +13,24 @@ import jax.numpy as jnp
 from jax.tree_util import Partial, all_leaves
 from jaxtyping import Array, ArrayLike
 
-from dgjax.model.faults import Code, Fault, check, finite, first, numbers, refuse
+from dgjax.model.faults import Code, Fault, check, finite, first, numbers
+from dgjax.model.gaussian_prior import Prior, gaussian_prior
 from dgjax.model.network_mode import check_inference_mode, check_network
 from dgjax.model.parametrization import Network, Pair, Parametrization
 from dgjax.model.paths import Path, coefficients, logsnr
 from dgjax.typing import Cond, Sample, Scalar, as_float, check_made, register_dataclass
 
 __all__ = [
-    "Conditioned",
     "Field",
-    "GaussianPrior",
-    "Prior",
     "TraceHead",
     "check_noise_range",
-    "condition",
     "denoise",
     "field",
-    "gaussian_prior",
     "log_prior",
     "log_prior_at",
-    "repath",
     "score",
     "velocity",
 ]
-
-
-class Prior(Protocol):
-    """The density of a model at t_max, in the coordinates y = x/alpha and w = sigma/alpha."""
-
-    def log_density(self, y: Sample, w: Scalar) -> Scalar:
-        """Return the log-density of y in nats.
-
-        Args:
-            y: one sample divided by alpha.
-            w: standard deviation of the noise divided by alpha.
-        """
-        ...
 
 
 class TraceHead(Protocol):
@@ -75,35 +56,6 @@ class TraceHead(Protocol):
     def error(self, w: Scalar) -> Scalar:
         """Return the root mean square error of the predicted trace at the noise level w."""
         ...
-
-
-@register_dataclass
-@dataclass(frozen=True)
-class GaussianPrior:
-    """The prior N(0, (w^2 + scale^2) I). Made by `gaussian_prior`.
-
-    Attributes:
-        scale: standard deviation of the data.
-    """
-
-    scale: Array
-
-    def log_density(self, y: Sample, w: Scalar) -> Scalar:
-        """Return the log-density of y in nats."""
-        variance = w**2 + self.scale**2
-        return -0.5 * (jnp.sum(y**2) / variance + y.size * jnp.log(2 * jnp.pi * variance))
-
-
-def gaussian_prior(scale: ArrayLike = 0.0) -> GaussianPrior:
-    """Make the prior N(0, (w^2 + scale^2) I) of x/alpha at t_max, with w = sigma/alpha.
-
-    Args:
-        scale: standard deviation of the data; 0 leaves the data out.
-
-    Returns:
-        A prior for `field`.
-    """
-    return GaussianPrior(as_float(scale))
 
 
 @register_dataclass
@@ -301,68 +253,6 @@ def denoise(model: Field, t: ArrayLike, x: Sample, cond: Cond = None) -> Sample:
         An array of the shape of x.
     """
     return model.pair(as_float(t), jnp.asarray(x), cond).x0
-
-
-def repath(model: Field, path: Path) -> Field:
-    """Move a model to another path.
-
-    Points of equal log-SNR correspond, and x is rescaled by the ratio of the alphas.
-
-    Args:
-        model: the field.
-        path: a path that covers the noise range of the model.
-
-    Returns:
-        The model on `path`, with the same noise range.
-
-    Raises:
-        ValueError: if alpha or sigma vanishes on `path` within the noise range of the model, or
-            `path` does not cover this range.
-    """
-    check_made("path", path)
-    levels = logsnr(model.path, model.t_min), logsnr(model.path, model.t_max)
-    t_min, t_max = path.time(levels[0]), path.time(levels[1])
-    check_noise_range(path, t_min, t_max)
-    for level, t in zip(levels, (t_min, t_max), strict=True):
-        asked, found = numbers(level, logsnr(path, t))
-        message = (
-            "the model reaches log-SNR {asked:.3g}, but the path ends at {found:.3g}; "
-            "take a path that covers the noise range of the model"
-        )
-        covered = check(
-            abs(found - asked) <= 0.1, Fault.MODEL_RANGE, message, asked=asked, found=found
-        )
-        t_min = refuse(covered, t_min)
-    native = model.path if model.native is None else model.native
-    return replace(model, path=path, native=native, t_min=t_min, t_max=t_max)
-
-
-@register_dataclass
-@dataclass(frozen=True)
-class Conditioned:
-    """A network with a default condition. Made by `condition`.
-
-    Attributes:
-        network: the network.
-        cond: the condition that it is called with if the caller gives none.
-    """
-
-    network: Network
-    cond: Cond
-
-    def __call__(self, x: Sample, t: Scalar, cond: Cond) -> Sample:
-        """Call the network."""
-        return self.network(x, t, self.cond if cond is None else cond)
-
-
-def condition(model: Field, cond: Cond) -> Field:
-    """Return the model of the conditional density given `cond`.
-
-    Args:
-        model: a field whose network takes conditions.
-        cond: the condition; None returns the model as it is.
-    """
-    return model if cond is None else replace(model, network=Conditioned(model.network, cond))
 
 
 def log_prior(model: Field, x: Sample) -> Scalar:

@@ -14,7 +14,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from dgjax.model.field import Conditioned, Field
+from dgjax.model.conditioned import Conditioned
+from dgjax.model.field import Field
 from dgjax.model.parametrization import Network, Pair
 from dgjax.model.reverse_mode import has_forward_mode, transpose
 from dgjax.typing import Cond, LinearMap, Sample, Scalar

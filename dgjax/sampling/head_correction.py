@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dgjax.model.coloured_probes import Coloured
+from dgjax.model.conditioned import condition
 from dgjax.model.divergence import Divergence, check_count, sampled_error
-from dgjax.model.field import Field, condition
+from dgjax.model.field import Field
 from dgjax.model.paths import logsnr
 from dgjax.model.trace_head import linearized_denoiser
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float

@@ -5,9 +5,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dgjax.model.conditioned import condition
 from dgjax.model.divergence import Divergence, Hutchinson
 from dgjax.model.faults import first
-from dgjax.model.field import Field, condition, log_prior
+from dgjax.model.field import Field, log_prior
 from dgjax.sampling.adjoints import Adjoint
 from dgjax.sampling.checks import check_grid, check_prior_time, check_sample
 from dgjax.sampling.results import Info

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from dgjax.model.conditioned import condition
 from dgjax.model.divergence import Divergence, Hutchinson, check_count
 from dgjax.model.faults import Code, first
-from dgjax.model.field import Field, condition, log_prior
+from dgjax.model.field import Field, log_prior
 from dgjax.model.local import evaluate
 from dgjax.model.paths import coefficients, logsnr
 from dgjax.sampling.checks import check_monotone, check_points, check_prior_time

@@ -42,11 +42,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from dgjax.model.conditioned import condition
 from dgjax.model.divergence import Divergence, Hutchinson, check_count
 from dgjax.model.faults import as_code, finite, first, refuse, require
-from dgjax.model.field import Field, condition, log_prior_at, repath, score
+from dgjax.model.field import Field, log_prior_at, score
 from dgjax.model.local import evaluate
 from dgjax.model.paths import coefficients
+from dgjax.model.repath import repath
 from dgjax.sampling.checks import check_latent
 from dgjax.sampling.compiled import compile_once
 from dgjax.sampling.integrate import integrate

@@ -7,8 +7,9 @@ from jaxtyping import Array, Float
 
 from dgjax.guidance.guide import Guide
 from dgjax.guidance.noise import ItoNoise, StratonovichNoise
+from dgjax.model.conditioned import condition
 from dgjax.model.divergence import Divergence, Hutchinson
-from dgjax.model.field import Field, condition, log_prior
+from dgjax.model.field import Field, log_prior
 from dgjax.sampling.adjoints import Adjoint
 from dgjax.sampling.checks import check_latent
 from dgjax.sampling.results import Sampled

@@ -22,9 +22,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dgjax.guidance.guide import Guide, apply_guides
+from dgjax.model.conditioned import condition
 from dgjax.model.divergence import Divergence, Hutchinson, check_count
 from dgjax.model.faults import as_code, first, refuse
-from dgjax.model.field import Field, condition
+from dgjax.model.field import Field
 from dgjax.model.local import evaluate
 from dgjax.model.paths import coefficients, logsnr
 from dgjax.sampling.arguments import as_guides

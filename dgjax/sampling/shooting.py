@@ -18,9 +18,10 @@ from jaxtyping import Array, ArrayLike, Float
 from dgjax.guidance.density import DensityGuidance, forcing_nats
 from dgjax.guidance.schedules import schedule
 from dgjax.guidance.target import Profile
+from dgjax.model.conditioned import condition
 from dgjax.model.divergence import Divergence, Hutchinson
 from dgjax.model.faults import Code, Fault, as_code, check, finite, first, numbers, refuse
-from dgjax.model.field import Field, condition
+from dgjax.model.field import Field
 from dgjax.model.local import evaluate
 from dgjax.model.paths import logsnr
 from dgjax.sampling.adjoints import default_adjoint, serves_forward

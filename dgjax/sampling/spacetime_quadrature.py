@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from dgjax.model.conditioned import condition
 from dgjax.model.divergence import Divergence, Hutchinson, check_count
 from dgjax.model.faults import Code, as_code, first, refuse
-from dgjax.model.field import Field, condition, log_prior, score
+from dgjax.model.field import Field, log_prior, score
 from dgjax.model.local import evaluate
 from dgjax.model.paths import coefficients, logsnr
 from dgjax.sampling.checks import (

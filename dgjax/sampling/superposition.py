@@ -25,11 +25,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from dgjax.model.conditioned import condition
 from dgjax.model.distilled import count_estimates
 from dgjax.model.divergence import Divergence, Hutchinson
 from dgjax.model.faults import first, refuse, require
-from dgjax.model.field import Field, condition, log_prior_at, repath
+from dgjax.model.field import Field, log_prior_at
 from dgjax.model.local import Local, evaluate
+from dgjax.model.repath import repath
 from dgjax.sampling.checks import check_latent
 from dgjax.sampling.compiled import compile_once
 from dgjax.sampling.integrate import integrate

@@ -13,9 +13,10 @@ from jaxtyping import Array, Float, PyTree
 
 from dgjax.data.dataset import Dataset
 from dgjax.model.divergence import Untracked
-from dgjax.model.field import Field, repath
+from dgjax.model.field import Field
 from dgjax.model.paths import edm
 from dgjax.model.prior import prior_sample
+from dgjax.model.repath import repath
 from dgjax.sampling.sample import sample
 from dgjax.sampling.time_grids import grid_logsnr
 from dgjax.training.data_parallel import global_batch, host_rows

@@ -17,9 +17,9 @@ from dgjax.guidance.classifier_free import autoguidance, classifier_free_guidanc
 from dgjax.guidance.density import density_guidance
 from dgjax.guidance.target import target_guidance
 from dgjax.model.divergence import Hutchinson
-from dgjax.model.field import repath
 from dgjax.model.paths import edm
 from dgjax.model.prior import prior_sample
+from dgjax.model.repath import repath
 from dgjax.sampling.likelihood import likelihood
 from dgjax.sampling.sample import sample
 from dgjax.sampling.shooting import pilot

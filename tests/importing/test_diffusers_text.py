@@ -23,8 +23,8 @@ from dgjax.guidance.classifier_free import classifier_free_guidance
 from dgjax.importing import import_model
 from dgjax.importing.tokenizer_folder import CLIP, read_tokenizer
 from dgjax.model.divergence import Untracked
-from dgjax.model.field import repath
 from dgjax.model.paths import edm
+from dgjax.model.repath import repath
 from dgjax.sampling.sample import sample
 from dgjax.sampling.solvers import SOLVERS, default_divergence
 

@@ -11,8 +11,8 @@ import pytest
 
 from dgjax.checkpoints.spec import build
 from dgjax.importing import import_diffusers
-from dgjax.model.field import repath
 from dgjax.model.paths import edm
+from dgjax.model.repath import repath
 from dgjax.sampling.sample import sample
 
 torch = pytest.importorskip("torch")

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 import dgjax
-from dgjax.model.field import gaussian_prior
+from dgjax.model.gaussian_prior import gaussian_prior
 from dgjax.networks import MLP, EnergyMLP, EnergyUNet
 from dgjax.training.time_score import dual_loss
 

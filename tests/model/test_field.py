@@ -15,12 +15,15 @@ from scipy import stats
 
 import dgjax
 from dgjax.model.closed_form import closed_form
+from dgjax.model.conditioned import condition
 from dgjax.model.divergence import Exact, Hutchinson
-from dgjax.model.field import condition, gaussian_prior, log_prior, repath
+from dgjax.model.field import log_prior
+from dgjax.model.gaussian_prior import gaussian_prior
 from dgjax.model.local import evaluate, evaluate_with_rates
 from dgjax.model.log_density import log_density
 from dgjax.model.parametrization import DenoisedPrediction, NoisePrediction, VelocityPrediction
 from dgjax.model.paths import coefficients
+from dgjax.model.repath import repath
 from dgjax.networks import MLP
 from dgjax.typing import inner, register_dataclass
 

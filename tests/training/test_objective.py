@@ -11,8 +11,8 @@ from flax import nnx
 from dgjax.checkpoints.spec import build
 from dgjax.data.dataset import Dataset, UncroppedImages
 from dgjax.model.closed_form import closed_form, gaussian
-from dgjax.model.field import repath
 from dgjax.model.paths import cosine, edm
+from dgjax.model.repath import repath
 from dgjax.networks import MLP, UNet
 from dgjax.training import TrainConfig
 from dgjax.training.components import check_data, make_augment

@@ -25,13 +25,14 @@ from dgjax.checkpoints.spec import ModelSpec, build, build_network
 from dgjax.data.data_config import DataConfig
 from dgjax.data.named_datasets import load_dataset, read_idx
 from dgjax.model.closed_form import closed_form, gaussian, kernel_density
-from dgjax.model.field import field, repath
+from dgjax.model.field import field
 from dgjax.model.parametrization import (
     NoisePrediction,
     VelocityPrediction,
     affine_time,
     preconditioned,
 )
+from dgjax.model.repath import repath
 from dgjax.networks import MLP, UNet
 from dgjax.training import TrainConfig, denoising_loss, ema, export, fit, load_config, loop
 from dgjax.training.checkpointing import is_finished
