@@ -71,9 +71,12 @@ def find_samples(
 ) -> list[Path]:
     """Return files as they are, and in place of a folder its images and arrays, sorted.
 
+    Figures that commands draw beside their samples are left out: a PNG file beside an npz file of
+    the same name, or samples.png beside summary.json.
+
     Args:
         paths: files, and folders with files at any depth.
-        note: called with one line for each folder in which other files are left out.
+        note: called with a line for each folder in which figures or other files are left out.
 
     Raises:
         ValueError: if a folder has neither images nor arrays.
@@ -86,6 +89,11 @@ def find_samples(
         wanted = (*IMAGE_SUFFIXES, *ARRAYS)
         everything = sorted(path.rglob("*"))
         inside = [f for f in everything if f.suffix.lower() in wanted]
+        if figures := [f for f in inside if _is_figure(f)]:
+            names = ", ".join(f.relative_to(path).as_posix() for f in figures[:NAMED])
+            names += ", ..." if len(figures) > NAMED else ""
+            note(f"left out of {path}, figures of the samples beside them: {names}")
+            inside = [f for f in inside if f not in set(figures)]
         if not inside:
             raise ValueError(
                 f"there are no samples in the folder {path}: none of its files ends in {wanted}"
@@ -99,6 +107,14 @@ def find_samples(
             what = "1 file" if len(others) == 1 else f"{len(others):,} files"
             note(f"skipped {what} in {path}, neither images nor arrays: {names}{more}")
     return files
+
+
+def _is_figure(file: Path) -> bool:
+    """Return whether a file is a picture of samples that lie beside it."""
+    if file.suffix.lower() != ".png":
+        return False
+    in_shards = file.name == "samples.png" and file.with_name("summary.json").exists()
+    return in_shards or file.with_suffix(".npz").exists()
 
 
 def read_samples(

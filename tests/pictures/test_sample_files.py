@@ -40,3 +40,21 @@ def test_files_that_are_left_out_of_a_folder_are_named(tmp_path):
     assert said == [
         f"skipped 2 files in {tmp_path}, neither images nor arrays: c.heic, cat/notes.txt"
     ]
+
+
+def test_figures_of_samples_are_no_samples(tmp_path):
+    for folder, names in (
+        ("whole", ("samples.npz", "samples.png", "summary.json")),
+        ("shards", ("00000.npz", "samples.png", "summary.json")),
+        ("edit", ("edit.npz", "edit.png", "edit.json")),
+        ("pictures", ("a.png", "samples.png")),
+    ):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / name).touch()
+    said = []
+    found = find_samples([tmp_path], said.append)
+    names = ["edit/edit.npz", "pictures/a.png", "pictures/samples.png", "shards/00000.npz"]
+    assert [f.relative_to(tmp_path).as_posix() for f in found] == [*names, "whole/samples.npz"]
+    figures = "edit/edit.png, shards/samples.png, whole/samples.png"
+    assert said[0] == f"left out of {tmp_path}, figures of the samples beside them: {figures}"
