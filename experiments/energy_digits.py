@@ -16,7 +16,7 @@ import claims
 import jax
 import jax.numpy as jnp
 import numpy as np
-from consistency_penalty import guided_gaps
+from consistency_penalty import guided_gaps, route_gaps
 from energy import MLP, T, by_ode, config_of, held_out, train
 
 import dgjax
@@ -36,13 +36,7 @@ def one_evaluation(model, x):
 
 def routes(model, clean, noise, log_p):
     """Return a row: log p by the PF-ODE, and other routes less it, in nats per dimension."""
-    keys, size = jax.random.split(jax.random.key(6), len(clean)), clean[0].size
-    grid = dgjax.grid_logsnr(model, 64)
-
-    def gap(model, x, noise, key):
-        return dgjax.route_gap(model, x, noise, grid, key=key, divergence=dgjax.Exact()).gap
-
-    gaps = [jax.jit(jax.vmap(gap, (None, 0, 0, 0)))(model, clean, noise, keys)]
+    size, gaps = clean[0].size, [route_gaps(model, clean, noise)]
     if isinstance(model.parametrization, EnergyPrediction):
         gaps.append(one_evaluation(model, clean + T * noise) - log_p)
     cells = [f"{float(a.mean()) / size:+.4f}, {float(a.std()) / size:.4f}" for a in gaps]

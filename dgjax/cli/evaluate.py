@@ -244,12 +244,13 @@ def command(
         if "inconsistency" in names:
             gaps = measure_inconsistency(chosen, reference, few, levels, *common)
         routes, direct = None, None
-        used = route_probes(probes, chosen.size)
-        products = used.colours * used.repeats
         if "routes" in names:
-            routes = measure_route_gap(chosen, reference, few, *common)
+            used = route_probes(probes, chosen.size)
+            about = chosen.size, used.colours * used.repeats
+            routes = route_entry(measure_route_gap(chosen, reference, few, *common), *about)
             if isinstance(chosen.field.parametrization, EnergyPrediction):
-                direct = measure_one_evaluation_gap(chosen, reference, few, *common)
+                gap = measure_one_evaluation_gap(chosen, reference, few, *common)
+                direct = route_entry(gap, *about)
         summary = {
             **chosen.facts(),
             "version": dgjax.__version__,
@@ -269,10 +270,8 @@ def command(
             "figures": {name: metric_entry(metric) for name, metric in found.items()},
             "normality": [level_entry(*entry) for entry in h],
             "inconsistency": [level_entry(*entry) for entry in gaps],
-            "routes": None if routes is None else route_entry(routes, chosen.size, products),
-            "one_evaluation": None
-            if direct is None
-            else route_entry(direct, chosen.size, products),
+            "routes": routes,
+            "one_evaluation": direct,
         }
     # Figures are shown before they are written, and written before pictures: each step may fail.
     if json:

@@ -141,7 +141,7 @@ def score_weight(drift: Sample, local: Local) -> Scalar:
 
     For this eta, `with_score_weight(drift, local, eta)` is `drift` itself.
     """
-    if drift is local.velocity:  # there are no guides: known, and half a hundred operations less
+    if drift is local.velocity:  # without guides it is known
         return jnp.ones((), drift.dtype)
     steered = drift - local.velocity
     return 1 - 2 * (inner(steered, local.nonzero_score) / local.score_norm2) / local.g2

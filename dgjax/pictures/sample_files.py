@@ -89,11 +89,12 @@ def find_samples(
         wanted = (*IMAGE_SUFFIXES, *ARRAYS)
         everything = sorted(path.rglob("*"))
         inside = [f for f in everything if f.suffix.lower() in wanted]
-        if figures := [f for f in inside if _is_figure(f)]:
-            names = ", ".join(f.relative_to(path).as_posix() for f in figures[:NAMED])
-            names += ", ..." if len(figures) > NAMED else ""
+        there = set(everything)
+        figures = [f for f in inside if _is_figure(f, there)]
+        if figures:
+            names = _listed([f.relative_to(path).as_posix() for f in figures])
             note(f"left out of {path}, figures of the samples beside them: {names}")
-            inside = [f for f in inside if f not in set(figures)]
+            inside = [f for f in inside if not _is_figure(f, there)]
         if not inside:
             raise ValueError(
                 f"there are no samples in the folder {path}: none of its files ends in {wanted}"
@@ -102,19 +103,21 @@ def find_samples(
         left = [f for f in everything if f.is_file() and f.suffix.lower() not in wanted]
         others = [f.relative_to(path).as_posix() for f in left]
         if others := [name for name in others if not name.startswith(".") and "/." not in name]:
-            names = ", ".join(others[:NAMED])
-            more = ", ..." if len(others) > NAMED else ""
             what = "1 file" if len(others) == 1 else f"{len(others):,} files"
-            note(f"skipped {what} in {path}, neither images nor arrays: {names}{more}")
+            note(f"skipped {what} in {path}, neither images nor arrays: {_listed(others)}")
     return files
 
 
-def _is_figure(file: Path) -> bool:
-    """Return whether a file is a picture of samples that lie beside it."""
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+
+
+def _is_figure(file: Path, there: set[Path]) -> bool:
+    """Return whether a file is a picture of samples that lie beside it, among the files `there`."""
     if file.suffix.lower() != ".png":
         return False
-    in_shards = file.name == "samples.png" and file.with_name("summary.json").exists()
-    return in_shards or file.with_suffix(".npz").exists()
+    in_shards = file.name == "samples.png" and file.with_name("summary.json") in there
+    return in_shards or file.with_suffix(".npz") in there
 
 
 def read_samples(
