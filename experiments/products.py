@@ -2,7 +2,9 @@
 
 1. Gaussians in 3-D, whose products are known: effective sample size and log normalizer along the
    drift of `sample_product`, the mean of the velocities, and along that of Feynman-Kac correctors,
-   f x - g^2/2 sum b_i s_i (arXiv 2503.02819). Neither resamples here.
+   f x - g^2/2 sum b_i s_i (arXiv 2503.02819). Neither resamples here. Then both as they are used:
+   `sample_product` with moves and resampling, and correctors with noise (target score SDE) and
+   resampling, by Euler-Maruyama.
 2. Classifier-free guidance against p(x | c)^w p(x)^(1 - w). Its samples are the particles without
    resampling and moves. Their weights give its divergence from that density,
    KL = log Z - E[log w], and say how many of n samples it is worth. The model is a 2-D mixture, for
@@ -22,8 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import dgjax
+from dgjax.sampling.resampling import effective_size, resample
 
-KEY, STEPS = jax.random.key(0), 48
+KEY, STEPS, MANY = jax.random.key(0), 48, 1000
 EXACT = dgjax.Exact()
 PRODUCTS = {"p1 p2": (1.0, 1.0), "p1^1.7": (1.7, 0.0), "p1^0.5 p2^0.2": (0.5, 0.2)}
 WEIGHTS = (1.0, 1.5, 2.0, 4.0)
@@ -54,14 +57,30 @@ def log_normalizer(powers, means, covariances, t_min=0.05):
     return constant + 0.5 * found
 
 
+def of_correctors(models, powers, t, x):
+    """Return sum b_i s_i, and sum b_i |s_i|^2 less the square of that sum."""
+    b = jnp.asarray(powers)
+    scores = jnp.stack([dgjax.score(model, t, x) for model in models])
+    total = b @ scores
+    return total, b @ jnp.sum(scores**2, -1) - total @ total
+
+
+def latents(models, powers, t, num):
+    """Return x (num, D) from the product of the priors at t_max, and their log-weights (num,)."""
+    spread = t / jnp.sqrt(sum(powers))
+    z = jax.random.normal(KEY, (num, *models[0].shape))
+    own = jnp.sum(-0.5 * z**2 - 0.5 * jnp.log(2 * jnp.pi * spread**2), -1)
+    x = spread * z
+    priors = [jax.vmap(lambda x, m=m: dgjax.log_prior(m, x))(x) for m in models]
+    return x, jnp.asarray(powers) @ jnp.stack(priors) - own
+
+
 def corrector(models, powers, grid, num):
     """Return log-weights along f x - g^2/2 sum b_i s_i on the EDM path (f = 0, t = sigma)."""
-    b, whole = jnp.asarray(powers), sum(powers)
 
     def rate(t, x):
-        scores = jnp.stack([dgjax.score(model, t, x) for model in models])
-        total = b @ scores
-        return -t * total, t * (b @ jnp.sum(scores**2, -1) - total @ total)
+        total, gained = of_correctors(models, powers, t, x)
+        return -t * total, t * gained
 
     def step(state, times):
         x, (t0, t1) = state[0], times
@@ -74,39 +93,88 @@ def corrector(models, powers, grid, num):
         ]
         return tuple(new), None
 
-    def one(z):
-        spread = grid[0] / jnp.sqrt(whole)
-        own = jnp.sum(-0.5 * z**2 - 0.5 * jnp.log(2 * jnp.pi * spread**2))
-        priors = jnp.stack([dgjax.log_prior(model, spread * z) for model in models])
-        state = spread * z, b @ priors - own
+    def one(*state):
         return jax.lax.scan(step, state, (grid[:-1], grid[1:]))[0][1]
 
-    return np.asarray(jax.jit(jax.vmap(one))(jax.random.normal(KEY, (num, *models[0].shape))))
+    start = latents(models, powers, grid[0], num)
+    return np.asarray(jax.jit(jax.vmap(one))(*start))
+
+
+def noisy_corrector(models, powers, grid, num, below=0.5):
+    """Return log Z, the least share of effective particles, and the share of ancestors left.
+
+    Particles follow f x - g^2 sum b_i s_i with noise g, backwards in time, on the EDM path, and are
+    resampled where fewer than the share `below` are effective.
+    """
+
+    def one(t0, t1, x, log_weight, z):
+        total, gained = of_correctors(models, powers, t0, x)
+        g2 = 2 * t0 * (t0 - t1)  # times the step
+        return x + g2 * total + jnp.sqrt(g2) * z, log_weight - 0.5 * g2 * gained
+
+    def step(carry, item):
+        (x, log_weights, ancestors), (t0, t1, key) = carry, item
+        again, noise = jax.random.split(key)
+        kept = resample(again, log_weights, below)
+        z = jax.random.normal(noise, x.shape)
+        moved = jax.vmap(one, (None, None, 0, 0, 0))(t0, t1, x[kept.indices], kept.log_weights, z)
+        return (*moved, ancestors[kept.indices]), effective_size(moved[1])
+
+    @jax.jit
+    def run():
+        start = *latents(models, powers, grid[0], num), jnp.arange(num)
+        keys = jax.random.split(jax.random.fold_in(KEY, 1), len(grid) - 1)
+        return jax.lax.scan(step, start, (grid[:-1], grid[1:], keys))
+
+    (_, log_weights, ancestors), sizes = run()
+    return mean_weight(log_weights), float(sizes.min()) / num, len(np.unique(ancestors)) / num
 
 
 def mean_weight(log_weights):
     return float(jax.nn.logsumexp(jnp.asarray(log_weights))) - np.log(len(log_weights))
 
 
-def products(num=4000):
-    """Yield a row for each product of two Gaussians."""
+def gaussian_models():
+    """Return the models of two Gaussians and the log normalizers of their products by name."""
     means, covariances = gaussians()
     pairs = zip(jnp.asarray(means), jnp.asarray(covariances), strict=True)
     models = [model_of(dgjax.gaussian(*pair)) for pair in pairs]
+    return models, {name: log_normalizer(b, means, covariances) for name, b in PRODUCTS.items()}
+
+
+def products(num=4000):
+    """Yield a row for each product of two Gaussians."""
+    models, truths = gaussian_models()
     grid = dgjax.grid_logsnr(models[0], STEPS)
     for name, powers in PRODUCTS.items():
-        truth = log_normalizer(powers, means, covariances)
+        old = corrector(models, powers, grid, num)
         found = dgjax.sample_product(
             models, powers, grid, key=KEY, num=num, divergence=EXACT, moves=0, resample_below=0
         )
-        moved = dgjax.sample_product(models, powers, grid, key=KEY, num=num, divergence=EXACT)
-        old = corrector(models, powers, grid, num)
-        row = [name, f"{dgjax.effective_sample_size(old) / num:.1%}"]
-        row.append(f"{mean_weight(old) - truth:+.3f}")
-        for run in (found, moved):
-            row.append(f"{float(run.effective_sizes[-1]) / num:.1%}")
-            row.append(f"{float(run.log_normalizer) - truth:+.3f}")
-        yield row
+        yield [
+            name,
+            f"{dgjax.effective_sample_size(old) / num:.1%}",
+            f"{mean_weight(old) - truths[name]:+.3f}",
+            f"{float(found.effective_sizes[-1]) / num:.1%}",
+            f"{float(found.log_normalizer) - truths[name]:+.3f}",
+        ]
+
+
+def resampled_products(num=4000):
+    """Yield a row for each product of two Gaussians and method, as the methods are used."""
+    models, truths = gaussian_models()
+    grid = dgjax.grid_logsnr(models[0], STEPS)
+    for name, powers in PRODUCTS.items():
+        run = dgjax.sample_product(models, powers, grid, key=KEY, num=num, divergence=EXACT)
+        left = len(np.unique(run.ancestors)) / num
+        ours = float(run.log_normalizer), float(run.effective_sizes.min()) / num, left
+        found = {("velocities, moves", STEPS): ours}
+        for steps in (STEPS, MANY):
+            fine = dgjax.grid_logsnr(models[0], steps)
+            found["correctors, noise", steps] = noisy_corrector(models, powers, fine, num)
+        for (method, steps), (log_z, least, ancestors) in found.items():
+            error = f"{log_z - truths[name]:+.3f}"
+            yield [name, method, f"{steps:,}", f"{least:.1%}", f"{ancestors:.1%}", error]
 
 
 def guided(models, weight, grid, num, key=KEY, divergence=EXACT, **options):
@@ -197,9 +265,12 @@ def main():
         claims.report("products_images", header, list(images()))
         return
     header = ["product", "corrector: particles left", "error of log Z"]
-    header += ["mean of velocities: left", "error of log Z", "with moves: left", "error of log Z"]
+    header += ["mean of velocities: left", "error of log Z"]
+    again = ["product", "along, with", "steps", "least n effective", "ancestors left"]
     with jax.enable_x64():
         claims.report("products", header, list(products()))
+        rows = list(resampled_products())
+        claims.report("products_resampled", [*again, "error of log Z"], rows)
         rows = list(classes_in_2d())
     header = ["model", "weight", "particles n", "KL(guided, target), nats", "s.d. of log weights"]
     header += ["n effective", "with moves: least n effective", "resamplings, ancestors left"]

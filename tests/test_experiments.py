@@ -522,6 +522,15 @@ def test_products_of_gaussians_have_the_integral_on_a_grid():
     np.testing.assert_allclose(weights, 0, atol=0.02)
 
 
+def test_noisy_correctors_find_the_normalizer_of_a_product():
+    models, truths = products.gaussian_models()
+    grid = dgjax.grid_logsnr(models[0], 800)
+    name = "p1^0.5 p2^0.2"
+    log_z, least, ancestors = products.noisy_corrector(models, products.PRODUCTS[name], grid, 2000)
+    assert log_z == pytest.approx(truths[name], abs=0.15)
+    assert 0 < least < 0.5 < 1 > ancestors > 0  # resampled
+
+
 def test_mode_of_the_denoising_density_of_a_gaussian():
     mean, variance, sigma, low = jnp.array([1.0, -2.0]), 0.3, 1.5, low_dimension.SIGMAS[0]
     data, x = dgjax.gaussian(mean, variance), jnp.array([2.0, 0.5])
