@@ -45,6 +45,7 @@ import rivals  # noqa: E402
 import score_alignment  # noqa: E402
 import stein_divergence  # noqa: E402
 import superposition  # noqa: E402
+import transition_paths  # noqa: E402
 
 SHAPE = (4, 4, 1)
 
@@ -529,6 +530,22 @@ def test_noisy_correctors_find_the_normalizer_of_a_product():
     log_z, least, ancestors = products.noisy_corrector(models, products.PRODUCTS[name], grid, 2000)
     assert log_z == pytest.approx(truths[name], abs=0.15)
     assert 0 < least < 0.5 < 1 > ancestors > 0  # resampled
+
+
+def test_divergence_along_any_curve_is_a_sum_on_a_grid():
+    model = transition_paths.state_model()
+    points = transition_paths.square(transition_paths.SPACING / 4)
+    log_p = jax.vmap(lambda x: model.network.log_density(x, 0.0))(jnp.asarray(points))
+    share = jnp.linspace(0, 1, 129)[:, None]
+    xs = (1 - share) * transition_paths.STATES[0] + share * jnp.array([0.1, 0.3])
+    ts = 0.5 + 0.4 * share[:, 0]
+    along = dgjax.posterior_kl(
+        model, ts, xs, key=jax.random.key(0), divergence=dgjax.Exact(), batch=43
+    )
+    ends = (ts[0], xs[0]), (ts[-1], xs[-1])
+    on_grid = transition_paths.divergence_on_grid(points, np.exp(np.asarray(log_p)), *ends)
+    assert on_grid > 0.5
+    assert float(along[-1]) == pytest.approx(on_grid, rel=5e-3)
 
 
 def test_mode_of_the_denoising_density_of_a_gaussian():
