@@ -29,6 +29,8 @@ def explain(error: Exception) -> int:
         where = f"{context.command_path} --help" if context else "dgjax --help"
         # pydantic, with which typer checks choices, puts the kind of its error first.
         text = error.format_message().replace("Value error, ", "")
+        if "extra argument" in text:
+            text += ": an option takes one value, repeat it for more, as in --q 0.2 --q 0.8"
         _print(f"{text} (see {where})")
         return getattr(error, "exit_code", USAGE)
     if kind == "Abort":  # Ctrl-C

@@ -64,6 +64,13 @@ def test_a_mistyped_command_is_corrected(capsys, monkeypatch):
     assert "'smaple', did you mean 'sample'?" in capsys.readouterr().err
 
 
+def test_several_values_after_one_option_are_explained(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["dgjax", "sample", "--q", "0.2", "0.8"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "repeat it for more, as in --q 0.2 --q 0.8" in capsys.readouterr().err
+
+
 def test_the_package_is_a_program():
     done = subprocess.run(
         [sys.executable, "-m", "dgjax", "--version"], capture_output=True, text=True, check=True
