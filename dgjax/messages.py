@@ -2,10 +2,12 @@
 
 from importlib.metadata import PackageNotFoundError, requires
 from importlib.util import find_spec
+from traceback import walk_tb
 
-__all__ = ["check_installed", "install_line", "printable"]
+__all__ = ["OWN_CODE", "check_installed", "install_line", "place_in_own_code", "printable"]
 
 MOST = 1000  # characters
+OWN_CODE = "own code "  # begins the names of modules that are files of the user
 
 
 def printable(text: str, *, lines: bool = False) -> str:
@@ -25,6 +27,19 @@ def printable(text: str, *, lines: bool = False) -> str:
 
 def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode()
+
+
+def place_in_own_code(error: BaseException) -> str:
+    """Return the file and line of the user's own code at which an error arose, or nothing.
+
+    Args:
+        error: an error, with its traceback.
+    """
+    place = ""
+    for frame, line in walk_tb(error.__traceback__):
+        if str(frame.f_globals.get("__name__")).startswith(OWN_CODE):
+            place = f"{frame.f_code.co_filename}, line {line}"
+    return place
 
 
 def check_installed(extra: str, modules: tuple[str, ...], what: str) -> None:

@@ -99,13 +99,7 @@ def save(
     if meta.text and prompts is None:
         raise ValueError("a model of prompts is saved with its text encoders: pass prompts")
     folder = Path(folder).absolute()
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        if folder.is_dir() and not (folder / "config.json").exists():
-            raise ValueError(
-                f"cannot write to {folder}: it has files and is no dgjax checkpoint; choose a "
-                "new or an empty folder"
-            )
-        read_config(folder)  # raises unless it is a checkpoint, which may be replaced
+    find_replaced(folder)
     weights = {WEIGHTS: as_dtype(model.network, dtype)}
     if meta.latent:
         weights[AUTOENCODER] = as_dtype(autoencoder, dtype)
@@ -120,6 +114,29 @@ def save(
         config = {"format": FORMAT, **meta.to_dict()}
         config[CHECKSUMS] = hash_files(new)
         write_json(new / "config.json", config)
+
+
+def find_replaced(folder: str | os.PathLike) -> Meta | None:
+    """Return the facts about the checkpoint that `save` would replace, or None.
+
+    Args:
+        folder: where a checkpoint is to be written.
+
+    Raises:
+        ValueError: if it is a file, or holds anything but a checkpoint.
+    """
+    folder = Path(folder).absolute()
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise ValueError(f"cannot write to {folder}: it is no folder; choose another place")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return None
+    try:
+        return read_config(folder)[1]
+    except ValueError as error:
+        raise ValueError(
+            f"cannot write to {folder}: it has files and is no dgjax checkpoint ({error}); choose "
+            "a new or an empty folder"
+        ) from error
 
 
 def load(

@@ -48,8 +48,10 @@ def read_condition(file: Path) -> StoredCondition:
             stored = np.load(stream)
             arrays = dict(stored) if isinstance(stored, np.lib.npyio.NpzFile) else None
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        is_array = file.is_file() and zipfile.is_zipfile(file)
+        reason = _reason(error) if is_array or not file.is_file() else "it is none"
         raise ValueError(
-            f"{file} cannot be read as an npz file of a condition: {_reason(error)}"
+            f"{file} cannot be read as an npz file of a condition: {reason}"
         ) from error
     if arrays is None:
         raise ValueError(
@@ -58,8 +60,10 @@ def read_condition(file: Path) -> StoredCondition:
         )
     tree: dict[str, Any] = {}
     for name, array in arrays.items():
-        if array.dtype.kind not in "fiub" or not np.isfinite(array).all():
-            raise ValueError(f"{name} in {file} must hold finite numbers, got {array.dtype}")
+        if array.dtype.kind not in "fiub":
+            raise ValueError(f"{name} in {file} must hold numbers, got {array.dtype}")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} in {file} must be finite, but has NaN or infinite values")
         *outer, last = name.split(".")
         inner = tree
         for part in outer:

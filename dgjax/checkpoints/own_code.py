@@ -1,16 +1,19 @@
 """Open a model that a Python file of the user makes. This runs the code in that file."""
 
+import math
 import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
+from numbers import Integral
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from dgjax.checkpoints.configuration import check_names
 from dgjax.checkpoints.meta import Meta
+from dgjax.messages import OWN_CODE
 from dgjax.model.field import Field
 
 __all__ = ["CodeSpec", "is_code", "load_code"]
@@ -55,21 +58,21 @@ def load_code(name: str) -> tuple[Field, Meta]:
         The model and the facts about it.
 
     Raises:
-        ValueError: if there is no such file or function, or it returns anything else. Errors of
-            the code itself pass through.
+        ValueError: if there is no such file or function, it returns anything else, or a fact is of
+            the wrong kind. Errors of the code itself pass through.
     """
     stem, _, function = name.rpartition(SEPARATOR)
     file = Path(f"{stem}.py")
     if not os.path.isfile(file):  # False for names that no file can have, too
         raise ValueError(f"there is no file {file}: a model of your own is FILE.py:FUNCTION")
-    loader = SourceFileLoader(file.stem, str(file.resolve()))
-    module = ModuleType(file.stem)
-    module.__file__ = str(file.resolve())
-    sys.path.insert(0, str(file.resolve().parent))  # its own imports, as when Python runs it
-    loader.exec_module(module)
+    module = _run(file)
     make = getattr(module, function, None)
-    if not callable(make):
+    if not hasattr(module, function):
         raise ValueError(f"{file} has no function {function!r}")
+    if not callable(make) or isinstance(make, Field):
+        raise ValueError(
+            f"{function} in {file} is a {type(make).__name__}: name a function that returns it"
+        )
     made = make()
     model, facts = made if isinstance(made, tuple) and not isinstance(made, Field) else (made, {})
     if not isinstance(model, Field) or not isinstance(facts, Mapping):
@@ -79,18 +82,63 @@ def load_code(name: str) -> tuple[Field, Meta]:
         )
     if model.shape is None:
         raise ValueError(f"{name}: pass shape= to dgjax.field, the shape of one sample")
+    return model, _describe(name, model.shape, facts)
+
+
+def _run(file: Path) -> ModuleType:
+    """Run a Python file as a module of a name that hides no other."""
+    path = str(file.resolve())
+    # Dataclasses look their module up.
+    name = f"{OWN_CODE}{file.stem}"
+    module = ModuleType(name)
+    module.__file__ = path
+    sys.path.insert(0, str(file.resolve().parent))  # its own imports, as when Python runs it
+    sys.modules[name] = module
+    try:
+        SourceFileLoader(name, path).exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _describe(name: str, shape: tuple[int, ...], facts: Mapping[str, Any]) -> Meta:
+    """Check the facts that the code returned.
+
+    Raises:
+        ValueError: if a name is unknown, or a value is of the wrong kind.
+    """
     check_names(name, facts, FACTS)
     known = {**FACTS, **facts}
-    classes = known.pop("num_classes")
-    network = {} if classes is None else {"num_classes": int(classes)}
-    low, high = known.pop("data_range")
-    meta = Meta(
-        CodeSpec(model.shape, network),  # type: ignore[arg-type]
+
+    def require(fact: str, good: bool, wanted: str) -> None:
+        if not good:
+            raise ValueError(f"{name}: {fact} must be {wanted}, got {known[fact]!r}")
+
+    span, classes, labels = known["data_range"], known["num_classes"], known["labels"]
+    is_pair = isinstance(span, list | tuple) and len(span) == 2 and all(map(_is_real, span))
+    require("data_range", is_pair and span[0] < span[1], "two rising numbers, such as (-1, 1)")
+    is_count = isinstance(classes, Integral) and not isinstance(classes, bool) and classes > 0
+    require("num_classes", classes is None or is_count, "a positive int, or left out")
+    are_texts = isinstance(labels, list | tuple) and all(isinstance(a, str) for a in labels)
+    require("labels", are_texts, "a list of texts, the names of the classes")
+    if labels:
+        require("labels", len(labels) == classes, f"as many names as num_classes, {classes}")
+    for fact in ("dataset", "licence"):
+        require(fact, isinstance(known[fact], str), "a text")
+    return Meta(
+        CodeSpec(shape, {} if classes is None else {"num_classes": int(classes)}),  # type: ignore[arg-type]
         known["dataset"],
-        (float(low), float(high)),
+        (float(span[0]), float(span[1])),
         known["licence"],
         steps=0,
         source=name,
-        labels=tuple(known["labels"]),
+        labels=tuple(labels),
     )
-    return model, meta
+
+
+def _is_real(number: Any) -> bool:
+    try:
+        return math.isfinite(number)
+    except (TypeError, ValueError, OverflowError):
+        return False

@@ -64,7 +64,7 @@ def resize(
     sides = tuple(-(-n // unit) for n in size)
     try:
         if any(n % unit for n in size):
-            raise ValueError(f"this model takes multiples of {unit} pixels")
+            raise ValueError(f"the autoencoder makes multiples of {unit} pixels")
         network = _refit(field.network, _network(meta, sides))
     except ValueError as error:
         raise ValueError(
@@ -109,12 +109,15 @@ def _refit(weights: Any, like: Any) -> Any:
 
 
 def _nearest(meta: Meta, sides: tuple[int, ...], unit: int) -> str:
-    """Return a hint with the next larger size that the network takes, or nothing."""
+    """Return a hint with the sizes that the model takes, or nothing."""
     for step in UNITS:
         larger = tuple(-(-n // step) * step for n in sides)
         try:
             _network(meta, larger)
+            _network(meta, tuple(n + step for n in larger))  # or a size fits by chance
         except ValueError:
             continue
-        return f"; the next larger size is {larger[0] * unit} x {larger[1] * unit}"
+        height, width = (n * unit for n in larger)
+        of = f", a multiple of {step * unit} as all sizes of this model" if step * unit > 1 else ""
+        return f"; the next larger size is {height} x {width}{of}"
     return ""

@@ -105,8 +105,13 @@ def find_steps(
             error.
     """
     try:
-        with console.status("finding the number of steps"):
-            found = find_grid(model, xs, tolerance, key=key, run=run, make_grid=make_grid)
+        with console.status("finding the number of steps") as status:
+
+            def trying(model: Field, steps: int) -> Array:
+                status.update(f"finding the number of steps: {steps}")
+                return make_grid(model, steps)
+
+            found = find_grid(model, xs, tolerance, key=key, run=run, make_grid=trying)
     except ValueError as error:
         what = str(error).partition(":")[0]
         raise ValueError(

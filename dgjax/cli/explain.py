@@ -3,7 +3,7 @@
 import errno
 import sys
 
-from dgjax.messages import printable
+from dgjax.messages import place_in_own_code, printable
 
 __all__ = ["explain"]
 
@@ -26,7 +26,8 @@ def explain(error: Exception) -> int:
     # Older releases of typer have the classes of click, newer ones have their own.
     if hasattr(error, "format_message"):
         context = getattr(error, "ctx", None)
-        where = f"{context.command_path} --help" if context else "dgjax --help"
+        named = [word for word in sys.argv[1:2] if not word.startswith("-")]
+        where = f"{context.command_path if context else ' '.join(['dgjax', *named])} --help"
         # pydantic, with which typer checks choices, puts the kind of its error first.
         text = error.format_message().replace("Value error, ", "")
         if "extra argument" in text:
@@ -40,7 +41,9 @@ def explain(error: Exception) -> int:
         # Some errors bring code that the user can run, such as to convert a file.
         code = getattr(error, "code", None)
         lines = str(error).splitlines() or ["bad value"]
-        _print(lines[0] if code else " ".join(line.strip() for line in lines))
+        text = lines[0] if code else " ".join(line.strip() for line in lines)
+        place = place_in_own_code(error)
+        _print(f"{place}: {text}" if place else text)
         if code:
             print(printable(code, lines=True), file=sys.stderr)
         return WRONG

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import jax
 import typer
 
-from dgjax.checkpoints.checkpoint import save
+from dgjax.checkpoints.checkpoint import find_replaced, save
+from dgjax.checkpoints.meta import Meta
 from dgjax.cli.options import table, takes_no_condition
 from dgjax.devices.progress import say
 from dgjax.importing import Imported, import_model
@@ -28,7 +29,11 @@ def command(
         ),
     ],
     out: Annotated[
-        Path, typer.Argument(help="Folder for the checkpoint; made if it does not exist.")
+        Path,
+        typer.Argument(
+            help="Folder for the checkpoint, which is made. A checkpoint that is there is replaced "
+            "if it is of the same source."
+        ),
     ],
     scheduler: Annotated[
         Path | None,
@@ -61,6 +66,11 @@ def command(
     ] = None,
 ) -> None:
     """Make a checkpoint of a model that another library trained, for all other commands."""
+    old = find_replaced(out)  # before anything is downloaded
+    if old is not None and old.source != source:
+        raise ValueError(
+            f"{out} has a checkpoint already, {_origin(old)}: choose another folder, or remove it"
+        )
     if ema_width is not None:
         found = import_edm2_average(
             source, ema_width, autoencoder=autoencoder, licence=licence, source=source
@@ -80,9 +90,15 @@ def command(
         dtype=None,
     )
     table(f"{source} as {out}", ["", ""], [list(row) for row in _facts(found).items()])
+    if old is not None:
+        say(f"{out} had a checkpoint of the same source, which is replaced")
     for note in found.notes:
         say(note, warning=True)
     print(printable(f"next: {_advice(found, out)}"))
+
+
+def _origin(meta: Meta) -> str:
+    return f"imported from {meta.source}" if meta.source else f"trained on {meta.dataset}"
 
 
 def _advice(found: Imported, out: Path) -> str:

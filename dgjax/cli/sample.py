@@ -147,6 +147,8 @@ def command(
     if steps is None:
         steps = 48 if by_target else 32
     term = _noise(noise, noise_window)
+    if solver == "level_set_euler" and term is None:
+        raise ValueError("--solver level_set_euler adds noise: add --noise, or leave --solver out")
     if solver is None:
         solver = default_name(by_target, term)
     texts = None if prompts is None else _prompts(prompts, prompt, class_, cond)

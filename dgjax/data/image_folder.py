@@ -17,7 +17,7 @@ from dgjax.data.dataset import MOST, Dataset, UncroppedImages
 from dgjax.pictures.image_files import (
     FULL,
     IMAGE_SUFFIXES,
-    DarkPictures,
+    PictureNotes,
     check_levels,
     cover_image,
     fit_image,
@@ -84,17 +84,17 @@ def load_folder(
         classes = tuple(sorted({name.split("/")[0] for name in names}))
         labels = np.array([classes.index(name.split("/")[0]) for name in chosen], np.int32)
     values: np.ndarray | UncroppedImages
-    dark = DarkPictures(levels)
+    seen = PictureNotes(levels)
     if crop == "centre":
         values = np.empty((len(chosen), *shape), np.uint8)
         for i, name in enumerate(chosen):
-            values[i] = _decode(root / name, shape, crop, dark)
+            values[i] = _decode(root / name, shape, crop, seen)
     else:
-        images = [_decode(root / name, shape, crop, dark) for name in chosen]
+        images = [_decode(root / name, shape, crop, seen) for name in chosen]
         values = UncroppedImages(images, shape)
     notes = [
         *_notes(root, len(names), beside, others),
-        *dark.notes("set data.levels, such as [0, 4095]"),
+        *seen.notes("set data.levels, such as [0, 4095]"),
     ]
     return Dataset(values, 1 / 127.5, -1.0, (-1.0, 1.0), labels, "unknown", classes, tuple(notes))
 
@@ -147,14 +147,14 @@ def _image_names(root: Path) -> tuple[list[str], list[str]]:
     return sorted(names), sorted(others)
 
 
-def _decode(file: Path, shape: tuple[int, ...], crop: str, dark: DarkPictures) -> np.ndarray:
+def _decode(file: Path, shape: tuple[int, ...], crop: str, notes: PictureNotes) -> np.ndarray:
     try:
         image = read_image(file)
     except ValueError as error:
         raise ValueError(f"{error}; replace it, or take it out of the folder") from error
-    dark.look(image)
+    notes.look(image, shape)
     try:
         resize = fit_image if crop == "centre" else cover_image
-        return resize(image, shape, dark.levels)
+        return resize(image, shape, notes.levels)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error

@@ -103,7 +103,7 @@ def window(
     """
     low, high, height = as_float(low), as_float(high), as_float(height)
     a, b = numbers(low, high)
-    message = "a window needs low < high (log-SNRs), got {a:g} and {b:g}; swap them"
+    message = "a window needs two log-SNRs, low < high, got {a:g} and {b:g}"
     ordered = check(a < b, Fault.GUIDE_NUMBER, message, a=a, b=b)
     height = require("height", height, "not be negative", lambda height: height >= 0)
     return Window(low, high, refuse(ordered, height))

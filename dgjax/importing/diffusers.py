@@ -15,7 +15,7 @@ from dgjax.checkpoints.spec import ModelSpec, build, build_autoencoder, build_ne
 from dgjax.importing.diffusers_autoencoder import read_autoencoder
 from dgjax.importing.diffusers_dit import read_dit, share_embedding, stored_positions
 from dgjax.importing.diffusers_flux import read_flux_transformer
-from dgjax.importing.diffusers_parts import BRIDGE, Parts, find_parts
+from dgjax.importing.diffusers_parts import BRIDGE, SCHEDULER, Parts, find_parts
 from dgjax.importing.diffusers_schedulers import Process, read_scheduler
 from dgjax.importing.diffusers_sd3 import read_sd3_transformer, share_positions
 from dgjax.importing.diffusers_text import TextParts, load_text, read_text
@@ -271,9 +271,17 @@ def _read_process(folder: Path, parts: Parts, scheduler: Path | None) -> tuple[s
     """Return class and process of the given scheduler, or of the one in the folder."""
     file = parts.scheduler if scheduler is None else scheduler
     if file is None:
+        above = folder.absolute().parent
+        fix = (
+            f"import {above}, to which it belongs"
+            if (above / "model_index.json").is_file()
+            else "give the scheduler's config as scheduler"
+        )
         raise ValueError(
             f"{folder} has no scheduler/scheduler_config.json, which says how much noise the "
-            "network was trained on: pass the scheduler's config as scheduler"
+            f"network was trained on: {fix}"
         )
-    config = read_json(file / "scheduler_config.json" if file.is_dir() else file)
+    if (file / "scheduler" / SCHEDULER).is_file():  # a whole pipeline
+        file = file / "scheduler"
+    config = read_json(file / SCHEDULER if file.is_dir() else file)
     return str(config.get("_class_name")), read_scheduler(config)

@@ -76,9 +76,15 @@ def import_model(
         files = [f.name for f in _beside(path)]
         return _noted(_call(read, path, str(source), options), files)
     if not is_hub_name(str(source)):
+        first = path.parts[0] if path.parts else ""
+        reason = (
+            f"{first} is here, so that it is no name on the Hugging Face hub"
+            if os.path.exists(first)
+            else "it has not the form owner/name of a name on the Hugging Face hub"
+        )
         raise ValueError(
-            f"there is no file or folder {source}, and it has not the form owner/name of a name on "
-            "the Hugging Face hub, which was not asked: give the path of a model"
+            f"there is no file or folder {source}, and {reason}, which was not asked: give the "
+            "path of a model"
         )
     found = open_hub(str(source))
     read = _reader(found.folder)

@@ -97,6 +97,8 @@ def check(holds: Any, fault: Fault, message: str, **shown: Any) -> Code:
             checkify.debug_check(holds, message, **{k: jnp.asarray(v) for k, v in shown.items()})
         return jax.lax.select(holds, np.int32(0), np.int32(fault))
     if not holds:
+        # As scalars of their own dtype: 1.2 of float32 as an array would have 17 digits.
+        shown = {k: v[()] if isinstance(v, np.ndarray) else v for k, v in shown.items()}
         raise ValueError(message.format(**shown))
     return Fault.NONE
 

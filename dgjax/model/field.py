@@ -4,6 +4,7 @@ A `Field` is a pytree whose parameters are leaves.
 """
 
 import dataclasses
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -138,7 +139,8 @@ def field(
 
     Raises:
         ValueError: if `path` or `parametrization` is a constructor that was not called, the network
-            takes other arguments or is in training mode, `t_min` >= `t_max`, alpha or sigma is not
+            takes other arguments, is a PyTorch module or in training mode, `shape` is no tuple of
+            positive ints, `t_min` >= `t_max`, alpha or sigma is not
             positive and finite at either, or the log-SNR does not fall from `t_min` to `t_max`.
     """
     check_made("path", path)
@@ -151,8 +153,18 @@ def field(
     check_noise_range(path, t_min, t_max)
     if prior is None:
         prior = gaussian_prior()
-    shape = None if shape is None else tuple(shape)
+    shape = None if shape is None else _as_shape(shape)
     return Field(network, parametrization, path, None, t_min, t_max, prior, shape)
+
+
+def _as_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    try:
+        found = tuple(map(operator.index, shape))
+    except TypeError:
+        found = (-1,)
+    if min(found, default=1) < 1:
+        raise ValueError(f"shape must be a tuple of positive ints, such as (4,), got {shape!r}")
+    return found
 
 
 def check_noise_range(path: Path, t_min: Scalar, t_max: Scalar) -> Code:

@@ -18,7 +18,7 @@ __all__ = ["check_inference_mode", "check_network"]
 
 
 def check_network(network: Any) -> None:
-    """Raise a ValueError if a network is a class, or a Python function of other arguments.
+    """Raise a ValueError if a network is a class, PyTorch, or a function of other arguments.
 
     Args:
         network: what the user passed as the network.
@@ -32,6 +32,11 @@ def check_network(network: Any) -> None:
         raise ValueError(
             "network must be a function (x, t, cond) -> out of one sample, but "
             f"{network.__name__} takes {inspect.signature(network)}"
+        )
+    kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(network).__mro__}
+    if "torch.nn.modules.module.Module" in kinds:  # without importing torch
+        raise ValueError(
+            "network is a PyTorch module: pass dgjax.torch_network(module), which JAX can call"
         )
 
 

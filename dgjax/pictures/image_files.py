@@ -12,7 +12,7 @@ __all__ = [
     "FORMATS",
     "FULL",
     "IMAGE_SUFFIXES",
-    "DarkPictures",
+    "PictureNotes",
     "check_levels",
     "convert_colours",
     "cover_image",
@@ -24,11 +24,12 @@ __all__ = [
 # Others are left to their programs: Pillow hands PostScript to Ghostscript, which runs it.
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp")
+GREY = ("1", "L", "LA", "F")  # modes of Pillow
 FULL = (0, 65535)  # levels of black and white in pictures of 16 bits
 
 
-class DarkPictures:
-    """The largest level of the pictures of 16 bits, to find those of detectors with 12 bits.
+class PictureNotes:
+    """What of pictures is lost on the way to a model: levels of 12 bits, and colours.
 
     Args:
         levels: of black and of white, as of `convert_colours`.
@@ -37,18 +38,23 @@ class DarkPictures:
     def __init__(self, levels: tuple[float, float] = FULL) -> None:
         self.levels = levels
         self.largest: int | None = None
+        self.coloured = 0
 
-    def look(self, image: Image.Image) -> None:
-        """Take note of the levels of one image."""
+    def look(self, image: Image.Image, shape: tuple[int, ...]) -> None:
+        """Take note of one image, which becomes one of `shape`."""
         if image.mode.startswith("I;16"):
             self.largest = max(self.largest or 0, int(np.asarray(image).max()))
+        self.coloured += shape[-1] == 1 and _has_colours(image)
 
     def notes(self, fix: str) -> Iterator[str]:
-        """Yield a line if these pictures use less than half of the levels.
+        """Yield a line if pictures of 16 bits use few of their levels, and if colours are lost.
 
         Args:
-            fix: how their range is stated, for the message.
+            fix: how the range of levels is stated, for the message.
         """
+        if self.coloured:
+            what = "1 picture is" if self.coloured == 1 else f"{self.coloured:,} pictures are"
+            yield f"{what} in colour and the model is of grey ones: only their grey levels are used"
         low, high = self.levels
         if self.largest is not None and self.largest - low < (high - low) / 2:
             count = max(int((self.largest - low) * 255 / (high - low)), 0) + 1
@@ -56,6 +62,13 @@ class DarkPictures:
                 f"pictures of 16 bits have levels up to {self.largest:,} of {high:,}, and become "
                 f"{count} of 256 levels: {fix}, or scale them first"
             )
+
+
+def _has_colours(image: Image.Image) -> bool:
+    """Return whether channels differ by more than JPEG files of grey pictures do."""
+    if image.mode in GREY or image.mode.startswith("I"):
+        return False
+    return bool(np.ptp(np.asarray(image.convert("RGB")), axis=-1).max() > 16)
 
 
 def read_image(file: Path) -> Image.Image:

@@ -18,7 +18,7 @@ from dgjax.checkpoints.opened import Model
 from dgjax.pictures.image_files import (
     FULL,
     IMAGE_SUFFIXES,
-    DarkPictures,
+    PictureNotes,
     convert_colours,
     image_shape,
     read_image,
@@ -133,19 +133,20 @@ def read_samples(
             uint8 levels (..., *image_shape) or floats (..., *shape).
         model: the model that the samples are for.
         levels: of black and of white in pictures of 16 bits.
-        note: called with one line if these pictures use few of their levels.
+        note: called with one line if these pictures use few of their levels, and if their colours
+            are lost.
 
     Raises:
         ValueError: if a file does not hold samples of the model; the message names the file.
     """
-    found, dark = [], DarkPictures(levels)
+    found, seen = [], PictureNotes(levels)
     for file in files:
         is_array = file.suffix.lower() in ARRAYS
-        read = partial(_read_array, file, model) if is_array else partial(_read, file, model, dark)
+        read = partial(_read_array, file, model) if is_array else partial(_read, file, model, seen)
         values = read()
         names = [f"{file.name}[{i}]" for i in range(len(values))] if is_array else [file.name]
         found.append(SampleFile(names, values.dtype == np.uint8, read))
-    for line in dark.notes("state their data range, such as 0 4095"):
+    for line in seen.notes("state their data range, such as 0 4095"):
         note(line)
     return found
 
@@ -157,7 +158,7 @@ def encode_levels(file: SampleFile, model: Model) -> SampleFile:
     return file._replace(read=lambda: from_levels(model, file.read()))
 
 
-def _read(file: Path, model: Model, dark: DarkPictures) -> np.ndarray:
+def _read(file: Path, model: Model, notes: PictureNotes) -> np.ndarray:
     shape = image_shape(model.image_shape)
     image = read_image(file)
     if (image.height, image.width) != shape[:2]:
@@ -165,8 +166,8 @@ def _read(file: Path, model: Model, dark: DarkPictures) -> np.ndarray:
             f"{file} is {image.width}x{image.height} and {model.name} takes "
             f"{shape[1]}x{shape[0]}: resize it first"
         )
-    dark.look(image)
-    return np.asarray(convert_colours(image, shape, dark.levels)).reshape(1, *shape)
+    notes.look(image, shape)
+    return np.asarray(convert_colours(image, shape, notes.levels)).reshape(1, *shape)
 
 
 def _read_array(file: Path, model: Model) -> np.ndarray:

@@ -42,6 +42,22 @@ def test_an_array_without_a_name_is_refused(tmp_path):
         read_condition(tmp_path / "none.npz")
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [([1, np.nan], "NaN or infinite values"), (["a"], "must hold numbers, got <U1")],
+)
+def test_numbers_are_checked(tmp_path, values, message):
+    np.savez(tmp_path / "cond.npz", a=np.array(values))
+    with pytest.raises(ValueError, match=message):
+        read_condition(tmp_path / "cond.npz")
+
+
+def test_another_kind_of_file_is_no_npz_file(tmp_path):
+    (tmp_path / "cond.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    with pytest.raises(ValueError, match=r"npz file of a condition: it is none$"):
+        read_condition(tmp_path / "cond.png")
+
+
 @pytest.mark.parametrize("error", [AttributeError("no keys"), IndexError(), KeyError("a")])
 def test_whatever_a_network_raises_is_one_line(error):
     def network(x, t, cond):

@@ -158,6 +158,49 @@ def test_the_hub_is_not_asked_for_paths(name, run, tmp_path, monkeypatch):
     assert "which was not asked" in complaint
 
 
+def test_importing_replaces_no_other_model(model, run, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("read or downloaded")
+
+    monkeypatch.setattr("dgjax.cli.import_model.import_model", fail)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "config.json").write_text("{")
+    for out, message in (
+        (model, "has a checkpoint already, trained on"),
+        (tmp_path / "file", "cannot write to"),
+        (tmp_path / "foreign", "it has files and is no dgjax checkpoint"),
+    ):
+        status, _, complaint = run("import", "owner/name", out)
+        assert (status, len(complaint.splitlines())) == (1, 1)
+        assert message in complaint
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("import", "a/b", "out", "--shape", 8), "(see dgjax import --help)"),
+        (("sample", "--q", 1.2), "got 1.2"),
+        (("sample", "--solver", "level_set_euler"), "add --noise"),
+        (("sample", "--noise", 1, "--noise-window", "nan,3"), "two log-SNRs, low < high, got nan"),
+    ],
+)
+def test_options_are_refused_in_words_of_the_command(options, message, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, _, complaint = run(*options)
+    assert status in (1, 2)
+    assert message in complaint.strip().splitlines()[-1]
+
+
+def test_colours_that_a_grey_model_drops_are_said(model, run, tmp_path):
+    Image.new("RGB", (4, 4), (200, 30, 30)).save(tmp_path / "red.png")
+    Image.new("RGB", (4, 4), (80, 84, 78)).save(tmp_path / "grey.png")
+    for name, said in (("red.png", True), ("grey.png", False)):
+        status, _, complaint = run("likelihood", tmp_path / name, "--model", model, "--steps", 2)
+        assert status == 0, complaint
+        assert ("1 picture is in colour and the model is of grey ones" in complaint) == said
+
+
 def test_asking_the_hub_is_said(run, tmp_path, monkeypatch):
     def refuse(name):
         raise ValueError(f"no {name}")

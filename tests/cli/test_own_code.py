@@ -40,6 +40,28 @@ CODE = """
 
     def unknown():
         return pictures()[0], {"data_rnage": (0, 1)}
+
+    def stated(**facts):
+        return pictures()[0], facts
+
+    falling = lambda: stated(data_range=(1, -1))
+    triple = lambda: stated(data_range=(0, 1, 2))
+    half = lambda: stated(data_range=1)
+    many = lambda: stated(num_classes="many")
+    no_class = lambda: stated(num_classes=0)
+    numbered = lambda: stated(num_classes=2, labels=[1, 2])
+    letters = lambda: stated(num_classes=3, labels="abc")
+    one_name = lambda: stated(num_classes=3, labels=["a"])
+    no_text = lambda: stated(licence=None)
+    MODEL = pictures()[0]
+
+    def fails():
+        return float("abc")
+
+    def wrong_shape():
+        network = lambda x, t, cond: jnp.stack([x, x[:2]])
+        known = {"t_min": 0.1, "t_max": 20.0, "shape": (5,)}
+        return dgjax.field(network, dgjax.edm(), dgjax.DenoisedPrediction(), **known)
 """
 
 
@@ -93,6 +115,17 @@ def test_a_solver_with_derivatives_names_what_a_network_lacks(run, file, tmp_pat
         ("number", "returned int: return dgjax.field"),
         ("unknown", "did you mean 'data_range'"),
         ("missing", "has no function 'missing'"),
+        ("MODEL", "is a Field: name a function that returns it"),
+        ("falling", "data_range must be two rising numbers, such as (-1, 1), got (1, -1)"),
+        ("triple", "data_range must be two rising numbers"),
+        ("half", "data_range must be two rising numbers"),
+        ("many", "num_classes must be a positive int, or left out, got 'many'"),
+        ("no_class", "num_classes must be a positive int"),
+        ("numbered", "labels must be a list of texts"),
+        ("letters", "labels must be a list of texts"),
+        ("one_name", "labels must be as many names as num_classes, 3"),
+        ("no_text", "licence must be a text, got None"),
+        ("fails", "own.py, line 51: could not convert string to float: 'abc'"),
     ],
 )
 def test_trouble_is_one_clear_line(run, file, tmp_path, name, message):
@@ -101,6 +134,42 @@ def test_trouble_is_one_clear_line(run, file, tmp_path, name, message):
     assert message in " ".join(err.split())
     assert "Traceback" not in err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_error_of_a_network_says_where(run, file, tmp_path):
+    status, _, err = run("sample", "--model", f"{file}:wrong_shape", "--out", tmp_path / "out")
+    assert status == 1
+    assert "own.py, line 54: " in err
+
+
+def test_dataclasses_find_their_module(run, tmp_path):
+    file = tmp_path / "json.py"  # and hides no other
+    file.write_text(
+        textwrap.dedent("""
+            from __future__ import annotations
+            import json as other
+            from dataclasses import dataclass
+            import jax
+            import jax.numpy as jnp
+            import dgjax
+
+            @dgjax.register_dataclass
+            @dataclass(frozen=True)
+            class Network:
+                scale: jax.Array
+
+                def __call__(self, x, t, cond):
+                    return self.scale * x / (1 + t**2)
+
+            def make():
+                known = {"t_min": 0.1, "t_max": 20.0, "shape": (5,)}
+                network = Network(jnp.ones(()))
+                return dgjax.field(network, dgjax.edm(), dgjax.DenoisedPrediction(), **known)
+        """)
+    )
+    asked = ["--q", "0.5", "--num", "1", "--steps", "4", "--out", tmp_path / "out"]
+    status, _, err = run("sample", "--model", f"{file}:make", *asked)
+    assert status == 0, err
 
 
 def test_a_file_without_its_function(run, file):

@@ -481,3 +481,24 @@ def test_the_shape_of_samples_is_part_of_the_structure():
         changed = dgjax.condition(dgjax.repath(model, dgjax.vp()), 3)
         assert changed.shape == (2, 5)
         assert jax.tree.map(lambda leaf: leaf, changed).shape == (2, 5)
+
+
+@pytest.mark.parametrize("shape", [4, (4, 0), ("a",), (2.0,)])
+def test_a_shape_is_a_tuple_of_positive_ints(shape):
+    with pytest.raises(ValueError, match="shape must be a tuple of positive ints"):
+        dgjax.field(
+            lambda x, t, cond: x,
+            dgjax.edm(),
+            dgjax.DenoisedPrediction(),
+            t_min=0.1,
+            t_max=9.0,
+            shape=shape,
+        )
+
+
+def test_a_module_of_pytorch_is_told_from_a_function():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(ValueError, match=r"pass dgjax.torch_network\(module\)"):
+        dgjax.field(
+            torch.nn.Linear(4, 4), dgjax.edm(), dgjax.DenoisedPrediction(), t_min=0.1, t_max=9.0
+        )
