@@ -134,8 +134,8 @@ def find_replaced(folder: str | os.PathLike) -> Meta | None:
         return read_config(folder)[1]
     except ValueError as error:
         raise ValueError(
-            f"cannot write to {folder}: it has files and is no dgjax checkpoint ({error}); choose "
-            "a new or an empty folder"
+            f"cannot write to {folder}: it has files and is no dgjax checkpoint; choose a new or "
+            "an empty folder"
         ) from error
 
 

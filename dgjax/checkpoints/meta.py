@@ -18,6 +18,7 @@ __all__ = ["CHECKSUMS", "FORMAT", "ORBAX_FORMAT", "PIXELS", "Meta", "read_config
 
 FORMAT, ORBAX_FORMAT = "dgjax-checkpoint-2", "dgjax-checkpoint-1"
 CHECKSUMS = "sha256"  # key of config.json
+OTHERS = "; `dgjax import` makes a checkpoint of a model of another library or of a hub"
 PIXELS = {"kind": "pixels"}  # the autoencoder of a model whose samples are pixels
 # Types of the fields of `Meta` that hold plain values.
 FACTS = {"dataset": str, "licence": str, "version": str, "source": str, "steps": int}
@@ -97,17 +98,19 @@ def read_config(folder: Path) -> tuple[str, Meta, dict[str, str]]:
     except (OSError, ValueError):  # also of names that no file can have
         there = False
     if not there:
-        raise ValueError(f"{folder} is no checkpoint: there is no such folder")
+        raise ValueError(f"{folder} is no checkpoint: there is no such folder{OTHERS}")
     try:
         config = json.loads(file.read_text())
     except FileNotFoundError:
-        raise ValueError(f"{folder} is no dgjax checkpoint: it has no config.json") from None
+        raise ValueError(
+            f"{folder} is no dgjax checkpoint: it has no config.json{OTHERS}"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} cannot be read as JSON: {first_line(error)}") from error
     if not isinstance(config, dict) or config.get("format") not in (FORMAT, ORBAX_FORMAT):
         raise ValueError(
             f"{file} is not of a dgjax checkpoint: its format is neither {FORMAT!r} nor "
-            f"{ORBAX_FORMAT!r}{_written_by_newer(config)}"
+            f"{ORBAX_FORMAT!r}{_written_by_newer(config) or OTHERS}"
         )
     form, checksums = config.pop("format"), config.pop(CHECKSUMS, {})
     if not isinstance(checksums, dict):

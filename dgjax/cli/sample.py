@@ -57,7 +57,7 @@ from dgjax.guidance.density import density_guidance
 from dgjax.guidance.noise import LevelSetNoise, level_set_noise
 from dgjax.guidance.schedules import window
 from dgjax.model.prior import chi_quantile
-from dgjax.sampling.solvers import default_name
+from dgjax.sampling.solvers import Multistep, default_name
 
 __all__ = ["command"]
 
@@ -149,6 +149,8 @@ def command(
     term = _noise(noise, noise_window)
     if solver == "level_set_euler" and term is None:
         raise ValueError("--solver level_set_euler adds noise: add --noise, or leave --solver out")
+    if term is not None and solver is not None and isinstance(make_solver(solver), Multistep):
+        raise ValueError(f"--solver {solver} takes no noise: leave --noise or --solver out")
     if solver is None:
         solver = default_name(by_target, term)
     texts = None if prompts is None else _prompts(prompts, prompt, class_, cond)

@@ -182,6 +182,8 @@ def test_importing_replaces_no_other_model(model, run, tmp_path, monkeypatch):
         (("import", "a/b", "out", "--shape", 8), "(see dgjax import --help)"),
         (("sample", "--q", 1.2), "got 1.2"),
         (("sample", "--solver", "level_set_euler"), "add --noise"),
+        (("sample", "--noise", 1, "--solver", "multistep"), "leave --noise or --solver out"),
+        (("sample", "--model", "google/ddpm-cifar10-32"), "`dgjax import` makes a checkpoint"),
         (("sample", "--noise", 1, "--noise-window", "nan,3"), "two log-SNRs, low < high, got nan"),
     ],
 )
