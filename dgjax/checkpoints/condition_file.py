@@ -48,8 +48,8 @@ def read_condition(file: Path) -> StoredCondition:
             stored = np.load(stream)
             arrays = dict(stored) if isinstance(stored, np.lib.npyio.NpzFile) else None
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        is_array = file.is_file() and zipfile.is_zipfile(file)
-        reason = _reason(error) if is_array or not file.is_file() else "it is none"
+        is_other = file.is_file() and not zipfile.is_zipfile(file)
+        reason = "it is none" if is_other else _reason(error)
         raise ValueError(
             f"{file} cannot be read as an npz file of a condition: {reason}"
         ) from error

@@ -6,10 +6,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
-from numbers import Integral
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import numpy as np
 
 from dgjax.checkpoints.configuration import check_names
 from dgjax.checkpoints.meta import Meta
@@ -97,7 +98,7 @@ def _run(file: Path) -> ModuleType:
     try:
         SourceFileLoader(name, path).exec_module(module)
     except BaseException:
-        del sys.modules[name]
+        sys.modules.pop(name, None)
         raise
     return module
 
@@ -115,12 +116,13 @@ def _describe(name: str, shape: tuple[int, ...], facts: Mapping[str, Any]) -> Me
         if not good:
             raise ValueError(f"{name}: {fact} must be {wanted}, got {known[fact]!r}")
 
-    span, classes, labels = known["data_range"], known["num_classes"], known["labels"]
-    is_pair = isinstance(span, list | tuple) and len(span) == 2 and all(map(_is_real, span))
+    span, labels = _as_tuple(known["data_range"]), _as_tuple(known["labels"])
+    classes = known["num_classes"]
+    is_pair = len(span) == 2 and all(map(_is_real, span))
     require("data_range", is_pair and span[0] < span[1], "two rising numbers, such as (-1, 1)")
-    is_count = isinstance(classes, Integral) and not isinstance(classes, bool) and classes > 0
+    is_count = type(classes) is not bool and isinstance(classes, int | np.integer) and classes > 0
     require("num_classes", classes is None or is_count, "a positive int, or left out")
-    are_texts = isinstance(labels, list | tuple) and all(isinstance(a, str) for a in labels)
+    are_texts = all(isinstance(label, str) for label in labels)
     require("labels", are_texts, "a list of texts, the names of the classes")
     if labels:
         require("labels", len(labels) == classes, f"as many names as num_classes, {classes}")
@@ -133,8 +135,16 @@ def _describe(name: str, shape: tuple[int, ...], facts: Mapping[str, Any]) -> Me
         known["licence"],
         steps=0,
         source=name,
-        labels=tuple(labels),
+        labels=labels,
     )
+
+
+def _as_tuple(values: Any) -> tuple[Any, ...]:
+    """Return values as a tuple, of None where they are no sequence."""
+    try:
+        return (None,) if isinstance(values, str) else tuple(values)
+    except TypeError:
+        return (None,)
 
 
 def _is_real(number: Any) -> bool:
