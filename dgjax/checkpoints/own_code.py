@@ -112,7 +112,7 @@ def _describe(name: str, shape: tuple[int, ...], facts: Mapping[str, Any]) -> Me
     check_names(name, facts, FACTS)
     known = {**FACTS, **facts}
 
-    def require(fact: str, good: bool, wanted: str) -> None:
+    def require(fact: str, good: Any, wanted: str) -> None:
         if not good:
             raise ValueError(f"{name}: {fact} must be {wanted}, got {known[fact]!r}")
 
