@@ -156,6 +156,7 @@ def test_the_hub_is_not_asked_for_paths(name, run, tmp_path, monkeypatch):
     status, _, complaint = run("import", name, "out")
     assert status == 1
     assert "which was not asked" in complaint
+    assert ("here is here" in complaint) == name.startswith("here/")
 
 
 def test_importing_replaces_no_other_model(model, run, tmp_path, monkeypatch):

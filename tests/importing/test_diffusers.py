@@ -15,7 +15,7 @@ from dgjax.checkpoints.arrays import to_named
 from dgjax.checkpoints.checkpoint import load
 from dgjax.checkpoints.opened import open_model
 from dgjax.checkpoints.spec import ModelSpec, build_network
-from dgjax.importing import import_diffusers
+from dgjax.importing import import_diffusers, import_model
 from dgjax.importing.diffusers_unet2d import read_unet2d
 
 CONFIG = {
@@ -170,6 +170,14 @@ def test_a_network_with_classes_takes_one_and_needs_one(tmp_path, run):
     plain, _ = load(write_plain(tmp_path, run))
     with pytest.raises(ValueError, match="takes no condition"):
         plain.pair(jnp.float32(3.0), jnp.zeros((4, 4, 1)), 1)
+
+
+def test_a_network_of_a_pipeline_has_its_scheduler_there(source):
+    with pytest.raises(ValueError, match=f"import {source}, to which it belongs"):
+        import_model(source / "unet")
+    whole, alone = import_model(source), import_model(source / "unet", scheduler=source)
+    assert whole.scheduler == alone.scheduler
+    assert whole.meta.model == alone.meta.model
 
 
 def write_plain(tmp_path, run):
