@@ -272,14 +272,11 @@ def _read_process(folder: Path, parts: Parts, scheduler: Path | None) -> tuple[s
     file = parts.scheduler if scheduler is None else scheduler
     if file is None:
         above = folder.absolute().parent
-        fix = (
-            f"import {above}, to which it belongs"
-            if (above / "model_index.json").is_file()
-            else "give the scheduler's config as scheduler"
-        )
+        whole = (above / "model_index.json").is_file()
+        first = f"import {above}, to which it belongs, or " if whole else ""
         raise ValueError(
             f"{folder} has no scheduler/scheduler_config.json, which says how much noise the "
-            f"network was trained on: {fix}"
+            f"network was trained on: {first}pass the scheduler's config as scheduler"
         )
     if (file / "scheduler" / SCHEDULER).is_file():  # a whole pipeline
         file = file / "scheduler"

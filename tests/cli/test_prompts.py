@@ -308,8 +308,8 @@ GOOD |= {"added_cond_kwargs.time_ids": np.zeros(6)}
     ("changes", "negative", "message"),
     [
         ({"encoder_hidden_states": np.zeros((1, TOKENS, SIZE))}, None, r"shape \(1, 6, 6\)"),
-        ({"encoder_hidden_states": np.full((TOKENS, SIZE), np.nan)}, None, "finite numbers"),
-        ({"encoder_hidden_states": np.array("a cat")}, None, "finite numbers"),
+        ({"encoder_hidden_states": np.full((TOKENS, SIZE), np.nan)}, None, "NaN or infinite"),
+        ({"encoder_hidden_states": np.array("a cat")}, None, "must hold numbers"),
         ({"pooled": np.zeros(3)}, None, "which this network does not take"),
         ({"added_cond_kwargs": np.zeros(3)}, None, "arrays inside added_cond_kwargs"),
         ({}, Negative(), "nothing to guide away from: add arrays .* negative.enc"),
