@@ -60,11 +60,11 @@ def depth(means):
     return jnp.maximum(RADIUS - jnp.sqrt(jnp.sum((means - DISC) ** 2, -1) + 1e-12), 0)
 
 
-def divergence_on_grid(points, weights, first, last):
+def divergence_on_grid(points, log_density, first, last):
     """Return KL(p(x_0 | first) | p(x_0 | last)) of two points (t, x), by sums over x_0."""
     logs = []
     for t, x in (first, last):
-        log_p = np.log(weights) - np.sum((points - np.asarray(x)) ** 2, -1) / (2 * float(t) ** 2)
+        log_p = log_density - np.sum((points - np.asarray(x)) ** 2, -1) / (2 * float(t) ** 2)
         logs.append(log_p - np.logaddexp.reduce(log_p))
     return float(np.sum(np.exp(logs[0]) * (logs[0] - logs[1])))
 
@@ -129,7 +129,7 @@ def row(model, name, way):
         f"{potential(np.asarray(means)).max() / TEMPERATURE:.1f}",
         f"{float(depth(means).max()):.3f}",
         f"{float(along):.1f}",
-        f"{divergence_on_grid(points, np.exp(np.asarray(log_p)), *ends):.1f}",
+        f"{divergence_on_grid(points, np.asarray(log_p), *ends):.1f}",
     ]
 
 

@@ -529,7 +529,8 @@ def test_noisy_correctors_find_the_normalizer_of_a_product():
     name = "p1^0.5 p2^0.2"
     log_z, least, ancestors = products.noisy_corrector(models, products.PRODUCTS[name], grid, 2000)
     assert log_z == pytest.approx(truths[name], abs=0.15)
-    assert 0 < least < 0.5 < 1 > ancestors > 0  # resampled
+    assert 0 < least < 0.5  # resampled
+    assert 0 < ancestors < 1
 
 
 def test_divergence_along_any_curve_is_a_sum_on_a_grid():
@@ -543,7 +544,7 @@ def test_divergence_along_any_curve_is_a_sum_on_a_grid():
         model, ts, xs, key=jax.random.key(0), divergence=dgjax.Exact(), batch=43
     )
     ends = (ts[0], xs[0]), (ts[-1], xs[-1])
-    on_grid = transition_paths.divergence_on_grid(points, np.exp(np.asarray(log_p)), *ends)
+    on_grid = transition_paths.divergence_on_grid(points, np.asarray(log_p), *ends)
     assert on_grid > 0.5
     assert float(along[-1]) == pytest.approx(on_grid, rel=5e-3)
 

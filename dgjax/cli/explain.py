@@ -27,12 +27,12 @@ def explain(error: Exception) -> int:
     if hasattr(error, "format_message"):
         context = getattr(error, "ctx", None)
         named = [word for word in sys.argv[1:2] if not word.startswith("-")]
-        where = f"{context.command_path if context else ' '.join(['dgjax', *named])} --help"
+        command = context.command_path if context else " ".join(["dgjax", *named])
         # pydantic, with which typer checks choices, puts the kind of its error first.
         text = error.format_message().replace("Value error, ", "")
         if "extra argument" in text:
             text += ": an option takes one value, repeat it for more, as in --q 0.2 --q 0.8"
-        _print(f"{text} (see {where})")
+        _print(f"{text} (see {command} --help)")
         return getattr(error, "exit_code", USAGE)
     if kind == "Abort":  # Ctrl-C
         _print("stopped")

@@ -57,7 +57,7 @@ from dgjax.guidance.density import density_guidance
 from dgjax.guidance.noise import LevelSetNoise, level_set_noise
 from dgjax.guidance.schedules import window
 from dgjax.model.prior import chi_quantile
-from dgjax.sampling.solvers import Multistep, default_name
+from dgjax.sampling.solvers import LevelSetEuler, Multistep, default_name
 
 __all__ = ["command"]
 
@@ -147,14 +147,15 @@ def command(
     if steps is None:
         steps = 48 if by_target else 32
     term = _noise(noise, noise_window)
-    if solver == "level_set_euler" and term is None:
-        raise ValueError("--solver level_set_euler adds noise: add --noise, or leave --solver out")
-    if term is not None and solver is not None and isinstance(make_solver(solver), Multistep):
-        raise ValueError(f"--solver {solver} takes no noise: leave --noise or --solver out")
     if solver is None:
         solver = default_name(by_target, term)
+    method = make_solver(solver)
+    if term is None and isinstance(method, LevelSetEuler):
+        raise ValueError(f"--solver {solver} adds noise: add --noise, or leave --solver out")
+    if term is not None and isinstance(method, Multistep):
+        raise ValueError(f"--solver {solver} takes no noise: leave --noise or --solver out")
     texts = None if prompts is None else _prompts(prompts, prompt, class_, cond)
-    chosen, method = choose_model(model, height, width, dtype), make_solver(solver)
+    chosen = choose_model(model, height, width, dtype)
     tolerance = set_tolerance(steps, tolerance, chosen.size)
     if shard_size is None and 4 * num * len(dials) * chosen.size > MOST_BYTES:
         raise ValueError(

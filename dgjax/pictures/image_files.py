@@ -29,7 +29,7 @@ FULL = (0, 65535)  # levels of black and white in pictures of 16 bits
 
 
 class PictureNotes:
-    """What of pictures is lost on the way to a model: levels of 12 bits, and colours.
+    """Note what pictures lose on the way to a model: levels of 12 bits, and colours.
 
     Args:
         levels: of black and of white, as of `convert_colours`.
@@ -68,7 +68,10 @@ def _has_colours(image: Image.Image) -> bool:
     """Return whether channels differ by more than JPEG files of grey pictures do."""
     if image.mode in GREY or image.mode.startswith("I"):
         return False
-    return bool(np.ptp(np.asarray(image.convert("RGB")), axis=-1).max() > 16)
+    # Some pixels of a large picture are enough.
+    size = min(image.width, 256), min(image.height, 256)
+    some = image.resize(size, Image.Resampling.NEAREST)
+    return bool(np.ptp(np.asarray(some.convert("RGB")), axis=-1).max() > 16)
 
 
 def read_image(file: Path) -> Image.Image:
