@@ -2,6 +2,7 @@
 
 import errno
 import sys
+from typing import Any
 
 from dgjax.messages import place_in_own_code, printable
 
@@ -28,6 +29,7 @@ def explain(error: Exception) -> int:
         context = getattr(error, "ctx", None)
         named = [word for word in sys.argv[1:2] if not word.startswith("-")]
         command = context.command_path if context else " ".join(["dgjax", *named])
+        _suggest_longer_options(error, context)
         # pydantic, with which typer checks choices, puts the kind of its error first.
         text = error.format_message().replace("Value error, ", "")
         if "extra argument" in text:
@@ -60,6 +62,17 @@ def explain(error: Exception) -> int:
         )
         return WRONG
     raise error
+
+
+def _suggest_longer_options(error: Any, context: Any) -> None:
+    """Suggest the options that begin with the name of an option that does not exist."""
+    name = getattr(error, "option_name", None)
+    if name and context and hasattr(error, "possibilities"):
+        options = (option for known in context.command.params for option in known.opts)
+        if longer := sorted(
+            option for option in options if option.startswith(f"--{name.lstrip('-')}")
+        ):
+            error.possibilities = longer
 
 
 def _print(text: str) -> None:

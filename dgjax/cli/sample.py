@@ -240,7 +240,7 @@ def command(
         summary = _write_all(given, prompt_folders(texts), out, write, json)
     if json:
         print(as_json(summary))
-    if chosen.has_pictures and texts is None:
+    if chosen.has_pictures and texts is None and _has_log_densities(summary):
         same: dict[str, Any] = {
             "--model": model,
             "--class": class_,
@@ -277,6 +277,11 @@ def _write_all(
 def _show(summary: dict[str, Any], json: bool) -> None:
     if not json:
         show_table(summary)
+
+
+def _has_log_densities(summary: dict[str, Any]) -> bool:
+    """Return whether the samples of some dial are finite, so that there is something to explore."""
+    return any(np.isfinite(row["log_density_mean"]) for row in summary["rows"])
 
 
 def _dials(q: list[float] | None, targets: list[float] | None) -> tuple[np.ndarray, bool]:

@@ -128,7 +128,8 @@ def import_diffusers(
     if time != process.time:
         raise ValueError(
             f"{name} and this {kind} do not belong together: the network takes {TIMES[time]} and "
-            f"the scheduler has {TIMES[process.time]}; pass the right one as scheduler"
+            f"the scheduler has {TIMES[process.time]}; give the config of the right one, by the "
+            "option scheduler"
         )
     spec = ModelSpec(
         sides, network, process.path, process.parametrization, process.t_min, process.t_max
@@ -276,7 +277,7 @@ def _read_process(folder: Path, parts: Parts, scheduler: Path | None) -> tuple[s
         first = f"import {above}, to which it belongs, or " if whole else ""
         raise ValueError(
             f"{folder} has no scheduler/scheduler_config.json, which says how much noise the "
-            f"network was trained on: {first}pass the scheduler's config as scheduler"
+            f"network was trained on: {first}give the scheduler's config, by the option scheduler"
         )
     if (file / "scheduler" / SCHEDULER).is_file():  # a whole pipeline
         file = file / "scheduler"

@@ -89,7 +89,7 @@ def read_unet2d(config: Mapping[str, Any]) -> tuple[tuple[int, ...], dict[str, A
     if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
         raise ValueError(
             f"sample_size and in_channels of UNet2DModel must be whole numbers, got {size} and "
-            f"{c['in_channels']}: give the size of the images as shape"
+            f"{c['in_channels']}: give the size of the images, by the option shape"
         )
     fourier = c["time_embedding_type"] == "fourier"
     network = {

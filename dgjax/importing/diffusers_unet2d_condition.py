@@ -104,7 +104,7 @@ def read_unet2d_condition(
     if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
         raise ValueError(
             f"sample_size and in_channels of {kind} must be whole numbers, got {size} and "
-            f"{c['in_channels']}: give the size of the latents as shape"
+            f"{c['in_channels']}: give the size of the latents, by the option shape"
         )
     levels = len(c["block_out_channels"])
     up = c["reverse_transformer_layers_per_block"]

@@ -350,6 +350,16 @@ def test_misspelt_options_exit_with_2(run):
         assert "neither auto nor a whole number" in " ".join(said.replace("│", "").split())
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("--target", "--target-log-density"), ("--prior", "--prior-quantile"), ("-q", "--q")],
+)
+def test_longer_options_are_suggested(run, given, meant):
+    status, _, err = run("sample", given, "0.2")
+    assert status == 2
+    assert f"No such option: {given} (Possible options: {meant})" in err
+
+
 def test_probes_fit_the_solver_and_the_size():
     assert default_divergence(5, Multistep(), 2) == Coloured(2)  # no more colours than elements
     assert default_divergence(5, Multistep(), 784) == Coloured(5)

@@ -62,6 +62,11 @@ CODE = """
         network = lambda x, t, cond: jnp.stack([x, x[:2]])
         known = {"t_min": 0.1, "t_max": 20.0, "shape": (5,)}
         return dgjax.field(network, dgjax.edm(), dgjax.DenoisedPrediction(), **known)
+
+    def not_finite():
+        network = lambda x, t, cond: jnp.nan * x
+        known = {"t_min": 0.1, "t_max": 20.0, "shape": (4, 4, 1)}
+        return dgjax.field(network, dgjax.edm(), dgjax.DenoisedPrediction(), **known)
 """
 
 
@@ -98,6 +103,16 @@ def test_sample_and_likelihood(run, file, tmp_path, name):
     assert status == 0, err
     rows = json.loads(printed)["rows"]
     assert ("bits_per_dim" in rows[0]) == (name == "pictures")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "explored"), [("pictures", True), ("not_finite", False)])
+def test_the_explorer_is_named_if_a_sample_is_finite(run, file, tmp_path, name, explored):
+    asked = ["--num", "1", "--steps", "4", "--out", tmp_path / "out"]
+    status, _, err = run("sample", "--model", f"{file}:{name}", *asked)
+    assert status == 0, err
+    assert ("next: dgjax explore" in err) == explored
+    assert ("some samples are not finite" in err) == (not explored)
 
 
 def test_a_solver_with_derivatives_names_what_a_network_lacks(run, file, tmp_path):
