@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from dgjax.networks import unet2d_parts
 from dgjax.networks.attention import attend
+from dgjax.networks.convolution import convolve
 from dgjax.networks.inputs import check_label
 from dgjax.typing import Cond
 
@@ -121,7 +122,8 @@ def conv(
 ) -> nnx.Conv:
     """Make a convolution of stride 1; with `zero` its initial kernel is zero."""
     init = nnx.initializers.zeros if zero else nnx.initializers.lecun_normal()
-    return nnx.Conv(inputs, outputs, (size, size), kernel_init=init, rngs=rngs, **options)
+    options |= {"kernel_init": init, "conv_general_dilated": convolve}
+    return nnx.Conv(inputs, outputs, (size, size), rngs=rngs, **options)
 
 
 def group_norm(channels: int, eps: float, rngs: nnx.Rngs) -> nnx.GroupNorm:

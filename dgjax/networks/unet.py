@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from dgjax.networks.convolution import convolve
 from dgjax.networks.embedding import Embedding
 from dgjax.networks.inputs import check_shape
 from dgjax.typing import Cond, Key, Sample, Scalar
@@ -58,7 +59,10 @@ def _conv(
 ) -> nnx.Conv:
     """Make a convolution over `rank` spatial axes."""
     init = nnx.initializers.zeros if zero else nnx.initializers.lecun_normal()
-    return nnx.Conv(inputs, outputs, (size,) * rank, kernel_init=init, rngs=rngs)
+    sizes = (size,) * rank
+    return nnx.Conv(
+        inputs, outputs, sizes, kernel_init=init, conv_general_dilated=convolve, rngs=rngs
+    )
 
 
 def _norm(channels: int, rngs: nnx.Rngs) -> nnx.GroupNorm:

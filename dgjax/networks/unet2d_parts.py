@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from dgjax.networks.attention import attend
+from dgjax.networks.convolution import convolve
 from dgjax.networks.normalization import GroupNorm
 from dgjax.networks.resampling import filter_down, filter_up
 
@@ -73,7 +74,7 @@ class BlockSettings:
 
 def conv(inputs: int, outputs: int, rngs: nnx.Rngs, size: int = 3) -> nnx.Conv:
     """Make a convolution that keeps the resolution."""
-    return nnx.Conv(inputs, outputs, (size, size), rngs=rngs)
+    return nnx.Conv(inputs, outputs, (size, size), conv_general_dilated=convolve, rngs=rngs)
 
 
 def group_norm(channels: int, groups: int, eps: float, rngs: nnx.Rngs) -> nnx.GroupNorm:
