@@ -11,11 +11,13 @@ what `out` predicts; `dgjax.field` combines the three into a model:
 `UNet2D`, `UNet2DCondition` (Stable Diffusion), `SD3Transformer`, `FluxTransformer`, `DiT`,
 `AutoencoderKL` and `VQModel` take the weights of diffusers, `CLIPText` and `T5Text` those of
 transformers, `SongUNet`, `DhariwalUNet` and `EDM2UNet` those of EDM and EDM2; `dgjax.importing`
-reads them. `torch_network` makes a network of any PyTorch module.
+reads them. `torch_network` makes a network of any PyTorch module. `convolve` is a convolution for
+layers of your own, whose gradients through a solve are fast on processors.
 """
 
 from dgjax.networks.autoencoder import AutoencoderKL
 from dgjax.networks.clip_text import CLIPText
+from dgjax.networks.convolution import convolve
 from dgjax.networks.dit import DiT
 from dgjax.networks.edm2 import EDM2UNet
 from dgjax.networks.edm_dhariwal import DhariwalUNet
@@ -51,6 +53,7 @@ __all__ = [
     "UNet2D",
     "UNet2DCondition",
     "VQModel",
+    "convolve",
     "identity_autoencoder",
     "torch_network",
 ]

@@ -24,28 +24,39 @@ __all__ = ["convolve"]
 def convolve(
     lhs: Array, rhs: Array, window_strides: Sequence[int], padding: Any, **options: Any
 ) -> Array:
-    """Convolve like `jax.lax.conv_general_dilated`, as the argument of that name of a Flax layer.
+    """Convolve like `jax.lax.conv_general_dilated`, with a reverse mode that is fast in loops.
 
-    Convolutions that keep the resolution, with odd kernels, have a fast reverse mode. Others are
-    those of JAX.
+    Pass it to a convolution of Flax as `conv_general_dilated`. Layers that keep the resolution and
+    have odd kernels get the fast reverse mode. Other layers have that of JAX.
 
     Args:
         lhs: (N, *sides, inputs) images.
         rhs: (*sizes, inputs, outputs) kernel.
         window_strides: steps between outputs, one for each side.
-        padding: as `jax.lax.conv_general_dilated` takes it.
-        options: its other arguments. The order of axes is that of Flax, as above.
+        padding: "SAME", or what else `jax.lax.conv_general_dilated` takes.
+        options: its other arguments, among them `dimension_numbers`, the order of axes.
 
     Returns:
-        (N, *sides, outputs).
+        (N, *sides, outputs), in the order of axes of Flax.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> import dgjax
+        >>> layer = nnx.Conv(
+        ...     3, 8, (3, 3), conv_general_dilated=dgjax.networks.convolve, rngs=nnx.Rngs(0)
+        ... )
+        >>> layer(jnp.ones((1, 16, 16, 3))).shape
+        (1, 16, 16, 8)
     """
     sizes = rhs.shape[:-2]
     simple = (
         padding == "SAME"
+        and options.get("dimension_numbers") == _axes(len(sizes))
         and lhs.dtype == rhs.dtype
         and all(size % 2 for size in sizes)
         and set(window_strides) <= {1}
-        and all(_is_simple(name, value, len(sizes)) for name, value in options.items())
+        and all(_is_simple(name, value) for name, value in options.items())
         and AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types
     )
     if not simple:
@@ -56,13 +67,11 @@ def convolve(
     return _convolution.bind(lhs, rhs, precision=precision)
 
 
-def _is_simple(name: str, value: Any, rank: int) -> bool:
+def _is_simple(name: str, value: Any) -> bool:
     """Return whether an option has the value that `_apply` takes."""
     match name:
-        case "precision":
+        case "precision" | "dimension_numbers":
             return True
-        case "dimension_numbers":
-            return value == _axes(rank)
         case "lhs_dilation" | "rhs_dilation":
             return set(value) <= {1}
         case "feature_group_count":

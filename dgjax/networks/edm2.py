@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from dgjax.networks.attention import attend
+from dgjax.networks.convolution import convolve
 from dgjax.networks.edm_blocks import check_levels, one_hot
 from dgjax.networks.inputs import check_shape
 from dgjax.networks.resampling import filter_down, filter_up
@@ -56,7 +57,15 @@ def pixel_norm(h: Array, axis: int = -1) -> Array:
 
 def _conv(inputs: int, outputs: int, size: int, rngs: nnx.Rngs) -> nnx.Conv:
     init = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")
-    return nnx.Conv(inputs, outputs, (size, size), use_bias=False, kernel_init=init, rngs=rngs)
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (size, size),
+        use_bias=False,
+        kernel_init=init,
+        conv_general_dilated=convolve,
+        rngs=rngs,
+    )
 
 
 def _linear(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
