@@ -54,10 +54,13 @@ def convolve(
         padding == "SAME"
         and options.get("dimension_numbers") == _axes(len(sizes))
         and lhs.dtype == rhs.dtype
+        and lhs.ndim == rhs.ndim
+        and lhs.shape[-1] == rhs.shape[-2]
         and all(size % 2 for size in sizes)
         and set(window_strides) <= {1}
         and all(_is_simple(name, value) for name, value in options.items())
-        and AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types
+        # Where JAX keeps track of how arrays lie on devices, its own operations do so.
+        and set(jax.sharding.get_abstract_mesh().axis_types) <= {AxisType.Auto}
     )
     if not simple:
         return conv_general_dilated(lhs, rhs, window_strides, padding, **options)
@@ -68,12 +71,12 @@ def convolve(
 
 
 def _is_simple(name: str, value: Any) -> bool:
-    """Return whether an option has the value that `_apply` takes."""
+    """Return whether an option has the value that `_convolve` takes."""
     match name:
         case "precision" | "dimension_numbers":
             return True
         case "lhs_dilation" | "rhs_dilation":
-            return set(value) <= {1}
+            return value is None or set(value) <= {1}
         case "feature_group_count":
             return value == 1
     return value is None
@@ -160,8 +163,9 @@ def _batch_convolution(operands, axes, *, precision):
     if axes[1] is not None:
         return jax.vmap(partial(_convolve, precision=precision), axes)(x, kernel), 0
     x = jnp.moveaxis(x, axes[0], 0)
-    found = _convolution.bind(x.reshape(-1, *x.shape[2:]), kernel, precision=precision)
-    return found.reshape(*x.shape[:2], *found.shape[1:]), 0
+    several, count, *rest = x.shape
+    found = _convolution.bind(x.reshape(several * count, *rest), kernel, precision=precision)
+    return found.reshape(several, count, *found.shape[1:]), 0
 
 
 def _batch_correlation(operands, axes, **settings):

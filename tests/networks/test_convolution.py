@@ -178,6 +178,30 @@ def test_bfloat16_of_training_is_kept():
     np.testing.assert_array_equal(found, right)
 
 
+def test_other_channels_are_refused_at_the_call():
+    with pytest.raises(ValueError, match="feature dimension size"):
+        jax.make_jaxpr(layers((3, 3))[1])(images(2, channels=3))
+
+
+def test_an_empty_batch():
+    run = jax.vmap(layers((3, 3))[1])
+    assert run(jnp.ones((0, 2, 4, 4, 2))).shape == (0, 2, 4, 4, 3)
+
+
+def test_inside_a_shard_map():
+    """There JAX sums gradients over devices by what its operations say of their operands."""
+    mesh = jax.make_mesh((1,), ("n",), axis_types=(jax.sharding.AxisType.Auto,))
+    right, found = layers((3, 3))
+    specs = {"in_specs": (jax.P(), jax.P("n")), "out_specs": (jax.P(), jax.P("n"))}
+    total = lambda layer, x: jax.lax.psum(loss(layer, x), "n")
+    gradients = [
+        jax.jit(jax.shard_map(jax.grad(total, (0, 1)), mesh=mesh, **specs))(layer, images(2))
+        for layer in (found, right)
+    ]
+    for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
 def test_a_mesh_with_explicit_axes():
     mesh = jax.make_mesh((1,), ("n",), axis_types=(jax.sharding.AxisType.Explicit,))
     right, found = layers((3, 3))
