@@ -51,6 +51,7 @@ def trained_on(model, dataset, weight, steps, batch=BATCH, seed=0):
     rule = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(RATE, steps))
     )
+    rule = optax.apply_if_finite(rule, max_consecutive_errors=steps)
     weighting = EDMWeighting(float(model.parametrization.sigma_data))
 
     def loss(weights, sigmas, data, keys):
@@ -87,6 +88,8 @@ def trained_on(model, dataset, weight, steps, batch=BATCH, seed=0):
         weights, memory = step(weights, memory, draw(), key)
     jax.block_until_ready(weights)
     seconds = (time.perf_counter() - began) / max(steps - 1, 1)
+    if skipped := int(memory.total_notfinite):
+        print(f"penalty {weight:g}: {skipped} of {steps} gradients were not finite", flush=True)
     return replace(model, network=nnx.merge(graph, weights, rest)), seconds
 
 
