@@ -148,7 +148,7 @@ def test_a_network_alone_takes_a_scheduler(source, tmp_path, run):
     arguments = ("import", source / "unet", tmp_path / "out")
     status, _, complaint = run(*arguments)
     assert status == 1
-    assert "pass the scheduler's config as scheduler" in complaint
+    assert "give the scheduler's config, by the option scheduler" in complaint
     for scheduler in (source / "scheduler", source / "scheduler" / "scheduler_config.json"):
         assert run(*arguments, "--scheduler", scheduler)[0] == 0
         assert load(tmp_path / "out")[1].model.t_max == 49
@@ -226,7 +226,7 @@ def spoil_scheduler(**changes):
         (spoil_unet(resnet_time_scale_shift="spatial"), "resnet_time_scale_shift 'spatial'"),
         (spoil_unet(act_fn="tanh"), "act_fn 'tanh' is unknown"),
         (spoil_unet(out_channels=3), "out_channels must be 1, or 2"),
-        (spoil_unet(sample_size=None), "give the size of the images as shape"),
+        (spoil_unet(sample_size=None), "give the size of the images, by the option shape"),
         (spoil_unet(layers=3), "setting 'layers' of UNet2DModel is unknown"),
         (spoil_unet(block_out_channels=[16]), "is expected"),
         (spoil_unet(layers_per_block=2), "is missing"),

@@ -151,7 +151,7 @@ def test_a_size_that_the_config_lacks_is_given(scheduler, tmp_path, run):
     arguments = ("import", tmp_path / "unet", tmp_path / "out", "--scheduler", scheduler)
     status, _, complaint = run(*arguments)
     assert (status, len(complaint.splitlines())) == (1, 1)
-    assert "give the size of the images as shape" in complaint
+    assert "give the size of the images, by the option shape" in complaint
     status, printed, complaint = run(*arguments, "--shape", 6, 10)
     assert status == 0, complaint
     assert "6 x 10 x 1" in printed
