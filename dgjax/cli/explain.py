@@ -68,11 +68,10 @@ def _suggest_longer_options(error: Any, context: Any) -> None:
     """Suggest the options that begin with the name of an option that does not exist."""
     name = getattr(error, "option_name", None)
     if name and context and hasattr(error, "possibilities"):
+        begin = f"--{name.lstrip('-')}"
         options = (option for known in context.command.params for option in known.opts)
-        if longer := sorted(
-            option for option in options if option.startswith(f"--{name.lstrip('-')}")
-        ):
-            error.possibilities = longer
+        longer = sorted(option for option in options if option.startswith(begin))
+        error.possibilities = longer or error.possibilities
 
 
 def _print(text: str) -> None:

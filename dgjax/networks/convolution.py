@@ -91,9 +91,8 @@ def _axes(rank: int) -> ConvDimensionNumbers:
 
 def _convolve(x: Array, kernel: Array, *, precision: Any) -> Array:
     rank = kernel.ndim - 2
-    numbers = _axes(rank)
     return conv_general_dilated(
-        x, kernel, (1,) * rank, "SAME", dimension_numbers=numbers, precision=precision
+        x, kernel, (1,) * rank, "SAME", dimension_numbers=_axes(rank), precision=precision
     )
 
 
