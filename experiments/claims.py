@@ -71,7 +71,7 @@ def start(doc: str, *options: argparse.ArgumentParser) -> Setup:
     parser.add_argument("--width", type=int)
     parser.add_argument("--dtype", default="float32", help="of the weights in memory")
     parser.add_argument("--preset", choices=PRESETS, default="laptop")
-    parser.add_argument("--count", type=int, help="latents or images of a group, for the preset's")
+    parser.add_argument("--count", type=int, help="latents or images of a group (8 or more)")
     parser.add_argument("--steps", type=int, help="of the solver, for the preset's")
     parser.add_argument("--batch", type=int, help="samples in one compiled call, for the preset's")
     parser.add_argument("--data", help="data set, npz file or folder, for that of the training")
