@@ -94,6 +94,12 @@ from .pictures.png import png_bytes
 from .pictures.quantization import bits_per_dim, dequantize
 from .sampling.adjoints import BOTH_MODES, FORWARD
 from .sampling.find_grid import FoundGrid, find_grid
+from .sampling.fitted_likelihood import (
+    FittedLikelihood,
+    LikelihoodFit,
+    fit_likelihood,
+    fitted_likelihood,
+)
 from .sampling.head_correction import Correction, head_correction
 from .sampling.likelihood import Likelihood, likelihood
 from .sampling.node_quadrature import node_quadrature
@@ -125,6 +131,7 @@ __all__ = [
     "Exact",
     "Fault",
     "Field",
+    "FittedLikelihood",
     "FixedProbe",
     "FoundGrid",
     "GaussianMixture",
@@ -136,6 +143,7 @@ __all__ = [
     "Info",
     "LevelSetEuler",
     "Likelihood",
+    "LikelihoodFit",
     "Local",
     "Multistep",
     "NoisePrediction",
@@ -184,6 +192,8 @@ __all__ = [
     "evaluate",
     "field",
     "find_grid",
+    "fit_likelihood",
+    "fitted_likelihood",
     "forcing_nats",
     "frechet_distance",
     "frechet_gaussian",

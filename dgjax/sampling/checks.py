@@ -16,6 +16,7 @@ from dgjax.sampling.solvers import Controller, LevelSetEuler, Multistep, Solver
 from dgjax.sampling.traced_numbers import check_model
 
 __all__ = [
+    "check_entries",
     "check_grid",
     "check_in_range",
     "check_latent",
@@ -45,7 +46,7 @@ def check_sample(model: Field, x: Array, name: str = "x") -> Code:
             NaN or infinite.
     """
     check_shape(model, x.shape, name)
-    return _check_entries(x, name)
+    return check_entries(x, name)
 
 
 def check_shape(model: Field, shape: tuple[int, ...], name: str) -> None:
@@ -66,7 +67,19 @@ def check_shape(model: Field, shape: tuple[int, ...], name: str) -> None:
         )
 
 
-def _check_entries(x: Array, name: str) -> Code:
+def check_entries(x: Array, name: str) -> Code:
+    """Check that an array is floating and finite.
+
+    Args:
+        x: an array of any shape.
+        name: what the message calls it.
+
+    Returns:
+        The code of the check.
+
+    Raises:
+        ValueError: if the dtype is not floating, or an entry is NaN or infinite.
+    """
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"{name} must be floating, got {x.dtype}; convert and scale it first")
     (entries,) = numbers(x)
@@ -227,7 +240,7 @@ def check_points(model: Field, ts: Array, xs: Array, least: int = 2) -> Code:
     """
     check_trajectory_shape(ts, xs, least)
     check_shape(model, xs.shape[1:], "each of xs")
-    return first(_check_entries(xs, "xs"), check_in_range(model, ts, "ts"))
+    return first(check_entries(xs, "xs"), check_in_range(model, ts, "ts"))
 
 
 def check_solver(

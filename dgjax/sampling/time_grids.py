@@ -48,12 +48,15 @@ def grid_uniform(model: Field, steps: int) -> Float[Array, " n+1"]:
     return _with_ends(model, jnp.linspace(model.t_max, model.t_min, steps + 1))
 
 
-def grid_logsnr(model: Field, steps: int) -> Float[Array, " n+1"]:
+def grid_logsnr(
+    model: Field, steps: int, *, noise: ArrayLike | None = None
+) -> Float[Array, " n+1"]:
     """Return a grid of equal steps of log-SNR.
 
     Args:
         model: the field, whose range the grid covers.
         steps: number of steps.
+        noise: sigma/alpha at which the grid starts, within the model's range; None for t_max.
 
     Returns:
         (steps + 1,) decreasing times.
@@ -62,7 +65,11 @@ def grid_logsnr(model: Field, steps: int) -> Float[Array, " n+1"]:
         ValueError: if `steps` is not a positive int.
     """
     check_count("steps", steps)
-    return _at_shares(model, np.linspace(0, 1, steps + 1))
+    if noise is None:
+        return _at_shares(model, np.linspace(0, 1, steps + 1))
+    start, stop = -2 * jnp.log(as_float(noise)), logsnr(model.path, model.t_min)
+    times = _times(model, start + as_float(np.linspace(0, 1, steps + 1)) * (stop - start))
+    return jnp.append(times[:-1], model.t_min)
 
 
 def grid_from_data(model: Field, steps: int) -> Float[Array, " n+1"]:

@@ -42,6 +42,15 @@ def test_equal_steps_between_the_models_own_ends(span, make, clock):
     np.testing.assert_array_equal(make(model, 1), jnp.stack([model.t_max, model.t_min]))
 
 
+def test_a_grid_from_a_noise_level_on(span):
+    model = on_path(span.path)
+    grid = dgjax.grid_logsnr(model, 5, noise=1.5)
+    assert grid.shape == (6,)
+    assert grid[-1] == model.t_min
+    noises = scaled_noise(model, grid)
+    np.testing.assert_allclose(noises, np.geomspace(1.5, 0.02, 6), rtol=1e-6)
+
+
 def test_the_step_at_the_data_is_cut_in_three(span):
     model = on_path(span.path)
     grid = dgjax.grid_from_data(model, 20)

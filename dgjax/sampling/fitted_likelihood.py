@@ -1,0 +1,285 @@
+r"""Log-density in a few evaluations, by weights that are fitted to one model and its data.
+
+The log-density of the probability-flow ODE is an integral over noise levels. Four evaluations are
+too few for general weights, but images that one model is used for are much alike: between them the
+integral is close to a linear function of numbers that are known where the model is evaluated,
+
+    sigma^2 Lap log p_t,  |sigma s|^2,  |x0|^2/w^2  at every point,  |y|^2/w^2  at the last,
+
+s the score, x0 the denoised sample, y = x/alpha and w = sigma/alpha. Every quadrature of identity
+(A) or (C) through these points is such a function. Least squares over samples whose log-density was
+measured well finds the best of them. It makes up for coarse steps, and for what the trajectory
+lacks beyond the last point. For an isotropic Gaussian it is exact.
+
+**Error.** The deviation of the residuals, probes included, is that of samples like those fitted. A
+sample unlike them has a larger leverage, its squared distance from their mean in the metric of
+their covariance. What is not linear grows as that square, so the stated error does too.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from dgjax.model.conditioned import condition
+from dgjax.model.divergence import Divergence, Hutchinson, check_count
+from dgjax.model.faults import Code, Fault, as_code, check, finite, first, numbers, refuse
+from dgjax.model.field import Field
+from dgjax.model.local import evaluate
+from dgjax.model.paths import coefficients
+from dgjax.sampling.checks import check_entries, check_grid, check_sample, check_shape
+from dgjax.sampling.compiled import compile_once
+from dgjax.sampling.interpolation import RHO, dlog_w_du, quadrature, u_of_logsnr
+from dgjax.sampling.state import zeros_of
+from dgjax.sampling.traced_numbers import check_model
+from dgjax.typing import Cond, Key, Sample, Scalar, as_float, safe_sqrt
+
+__all__ = ["FittedLikelihood", "LikelihoodFit", "fit_likelihood", "fitted_likelihood"]
+
+ORDER = 3  # evaluations that a step uses
+# Numbers that vary less than this share of what log-densities do are left out: their weights would
+# be large, and a sample for which they differ would be far off.
+LEAST_SPREAD = 0.01
+LEAST_SINGULAR = 1e-3  # share of the largest singular value, below which others are left out
+
+
+class LikelihoodFit(NamedTuple):
+    """Weights of `fitted_likelihood`, fitted by `fit_likelihood` to one model.
+
+    Attributes:
+        grid: (n,) decreasing times at which the model is evaluated.
+        centre: (k,) mean of the numbers that the log-density is a function of.
+        whitening: (k, r) maps their difference from the mean to r uncorrelated numbers, whose
+            squares add up to 1 over the samples. Those that hardly vary are 0.
+        weights: (r,) of these, in nats.
+        mean: mean log-density of the samples, in nats.
+        deviation: standard deviation of the residuals, in nats.
+        samples: their number.
+        rank: number of weights that were fitted.
+        fault: 0, or the code of the first check that failed while JAX was tracing. What is measured
+            by the weights is then NaN.
+    """
+
+    grid: Float[Array, " n"]
+    centre: Float[Array, " k"]
+    whitening: Float[Array, "k r"]
+    weights: Float[Array, " r"]
+    mean: Scalar
+    deviation: Scalar
+    samples: Scalar
+    rank: Scalar
+    fault: Int[Array, ""]
+
+
+class FittedLikelihood(NamedTuple):
+    """Log-density of a sample by fitted weights.
+
+    Attributes:
+        log_density: log p(x) at the last time of the grid, in nats.
+        standard_error: its error from the fit and from probes together, in nats. Where x is more
+            unlike the samples of the fit than they are on average, it grows with the leverage.
+        leverage: about 1 for samples like those of the fit, and larger for others. Above 10 the
+            weights say little of x: use `likelihood`.
+        fault: 0, or the code of the first check that failed while JAX was tracing. The numbers are
+            then NaN.
+    """
+
+    log_density: Scalar
+    standard_error: Scalar
+    leverage: Scalar
+    fault: Int[Array, ""]
+
+
+def fit_likelihood(
+    model: Field,
+    xs: Float[Array, "N ..."],
+    log_densities: Float[Array, " N"],
+    grid: Float[Array, " n"],
+    *,
+    key: Key,
+    divergence: Divergence = Hutchinson(),
+    cond: PyTree = None,
+    batch: int = 16,
+) -> LikelihoodFit:
+    """Fit weights that give log-densities in as many evaluations as the grid has times.
+
+    The method is at the top of `dgjax.sampling.fitted_likelihood`. The fit holds for this model,
+    for samples like `xs`, and for the divergence that it was made with.
+
+    Args:
+        model: the field.
+        xs: (N, *shape) samples at the last time of the grid, such as training data.
+        log_densities: (N,) of `xs`, in nats, by `likelihood` with many steps. Half a dozen times
+            as many as weights, of which there are 3 n + 2, are enough.
+        grid: (n,) decreasing times, such as `grid_logsnr(model, n - 1, noise=...)`. It need not
+            start at t_max: up to three or four times the standard deviation of the data is best.
+        key: for the probes.
+        divergence: trace estimator.
+        cond: conditions of the model, stacked: (N, ...) leaves.
+        batch: samples that are evaluated together, which bounds memory.
+
+    Returns:
+        `LikelihoodFit`, for `fitted_likelihood`.
+
+    Raises:
+        ValueError: if shapes disagree, there are fewer than two samples for each weight, a number
+            is not finite, the grid does not decrease within the model's range, or `batch` is not a
+            positive int.
+
+    Examples:
+        >>> import jax
+        >>> import dgjax
+        >>> data = dgjax.gaussian([1.0, -2.0], 0.5)
+        >>> model = dgjax.closed_form(data, dgjax.edm(), t_min=0.01, t_max=80.0)
+        >>> x = jnp.array([1.5, 1.0])
+        >>> xs = jnp.array([1.0, -2.0]) + jax.random.normal(jax.random.key(0), (32, 2))
+        >>> known = jax.vmap(lambda x: dgjax.log_density(model, 0.01, x))(xs)
+        >>> grid = dgjax.grid_logsnr(model, 1, noise=2.0)
+        >>> options = {"key": jax.random.key(1), "divergence": dgjax.Exact()}
+        >>> fit = fit_likelihood(model, xs, known, grid, **options)
+        >>> found = fitted_likelihood(model, fit, x, **options)
+        >>> print(abs(found.log_density - dgjax.log_density(model, 0.01, x)) < 1e-3)
+        True
+    """
+    xs, log_densities, grid = jnp.asarray(xs), as_float(log_densities), as_float(grid)
+    check_count("batch", batch)
+    if xs.ndim < 1 or log_densities.shape != xs.shape[:1]:
+        raise ValueError(
+            f"xs {xs.shape} and log_densities {log_densities.shape} must be (N, *shape) and (N,)"
+        )
+    check_shape(model, xs.shape[1:], "each of xs")
+    fault = first(check_model(model), check_grid(model, grid), check_entries(xs, "xs"))
+    least = 2 * (3 * len(grid) + 2)
+    if len(xs) < least:
+        raise ValueError(
+            f"{len(grid)} evaluations have {least // 2} weights, and {len(xs)} samples are too few "
+            f"to fit them: give at least {least}, and better three times as many"
+        )
+    (known,) = numbers(log_densities)
+    message = "log_densities has NaN or infinite entries: leave these samples out"
+    fault = first(fault, check(finite(known).all(), Fault.NOT_FINITE, message))
+    return _fit(model, xs, log_densities, grid, key, divergence, cond, batch, fault)
+
+
+def fitted_likelihood(
+    model: Field,
+    fit: LikelihoodFit,
+    x: Sample,
+    *,
+    key: Key,
+    divergence: Divergence = Hutchinson(),
+    cond: Cond = None,
+) -> FittedLikelihood:
+    """Measure the log-density of one sample in the few evaluations that weights were fitted for.
+
+    Args:
+        model: the field that the weights were fitted to.
+        fit: from `fit_likelihood`.
+        x: one sample at the last time of `fit.grid`.
+        key: for the probes.
+        divergence: trace estimator, the same as in the fit: its noise is a part of the error.
+        cond: condition of the model; the log-density is then log p(x | cond).
+
+    Returns:
+        `FittedLikelihood(log_density, standard_error, leverage, fault)`, in nats.
+
+    Raises:
+        ValueError: if x is not of the model's shape, not floating or not finite.
+    """
+    x = jnp.asarray(x)
+    fault = first(check_model(model), check_sample(model, x), fit.fault)
+    return _fitted(condition(model, cond), fit, x, key, divergence, fault)
+
+
+@compile_once
+def _fit(
+    model: Field, xs, log_densities, grid, key, divergence: Divergence, cond, batch, fault: Code
+) -> LikelihoodFit:
+    """Fit with arguments that were checked."""
+
+    def known(a):
+        x, key, cond = a
+        return _numbers(condition(model, cond), grid, x, key, divergence)
+
+    count = len(xs)
+    keys = jax.random.split(key, count)
+    found = jax.lax.map(known, (xs, keys, cond), batch_size=min(batch, count))
+    centre, mean = jnp.mean(found, 0), jnp.mean(log_densities)
+    spread = jnp.std(found, 0)
+    varies = spread > LEAST_SPREAD * jnp.std(log_densities)
+    scale = jnp.where(varies, 1 / jnp.where(varies, spread, 1), 0)
+    left, singular, right = jnp.linalg.svd((found - centre) * scale, full_matrices=False)
+    kept = singular > LEAST_SINGULAR * singular[0]
+    inverse = jnp.where(kept, 1 / jnp.where(kept, singular, 1), 0)
+    whitening = (right * scale).T * inverse
+    weights = jnp.where(kept, _product(left.T, log_densities - mean), 0)
+    residuals = log_densities - mean - _product(left, weights)
+    rank = jnp.sum(kept) + 1  # with the mean
+    deviation = jnp.sqrt(jnp.sum(residuals**2) / (count - rank))
+    return LikelihoodFit(
+        grid=grid,
+        centre=centre,
+        whitening=whitening,
+        weights=weights,
+        mean=refuse(fault, mean),
+        deviation=deviation,
+        samples=as_float(count),
+        rank=as_float(rank),
+        fault=as_code(fault),
+    )
+
+
+@compile_once
+def _fitted(
+    model: Field, fit: LikelihoodFit, x, key, divergence: Divergence, fault: Code
+) -> FittedLikelihood:
+    """Evaluate with arguments that were checked."""
+    known = _numbers(model, fit.grid, x, key, divergence)
+    white = _product(known - fit.centre, fit.whitening)
+    share = jnp.sum(white**2) + 1 / fit.samples
+    leverage = share * fit.samples / fit.rank
+    error = fit.deviation * safe_sqrt(1 + share) * jnp.maximum(leverage, 1)
+    log_density = fit.mean + _product(white, fit.weights)
+    log_density, error, leverage = (refuse(fault, a) for a in (log_density, error, leverage))
+    return FittedLikelihood(log_density, error, leverage, as_code(fault))
+
+
+def _product(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision="highest")
+
+
+def _numbers(
+    model: Field, grid, x: Sample, key: Key, divergence: Divergence
+) -> Float[Array, " 3*n+1"]:
+    """Return the numbers that the log-density of x is a function of, from one pass over the grid.
+
+    The trajectory goes from data to noise. Its steps are those of `dgjax.sampling.multistep`
+    without a guide: y = x/alpha obeys dy/d log w = y - x0, and x0 is a polynomial in u = w^(1/7)
+    through its last values.
+    """
+    times = jnp.flip(grid)
+    scales = jax.vmap(lambda t: coefficients(model.path, t))(times)
+    us = u_of_logsnr(scales.logsnr)
+    index = jnp.arange(len(times))
+
+    def step(carry, i):
+        y, x0s = carry
+        probe = jax.random.fold_in(key, i)
+        local = evaluate(model, times[i], scales.alpha[i] * y, divergence=divergence, key=probe)
+        w, noise = local.sigma / local.alpha, local.sigma * local.score
+        x0 = y + w * noise
+        x0s = x0s.at[i].set(x0)
+        curvature = local.sigma**2 * local.laplacian
+        known = jnp.stack([curvature, jnp.sum(noise**2), jnp.sum((x0 / w) ** 2)])
+        u, after = us[i], us[jnp.minimum(i + 1, len(times) - 1)]
+        newest = (index <= i) & (index > i - ORDER)
+        density = lambda v: (after / v) ** RHO * dlog_w_du(v)
+        weights = quadrature(us, newest, u, after)(density)
+        y = (after / u) ** RHO * y - jnp.tensordot(weights, x0s, 1, precision="highest")
+        return (y, x0s), known
+
+    y = x / scales.alpha[0]
+    (y, _), known = jax.lax.scan(step, (y, zeros_of(y, (len(times), *x.shape))), index)
+    last = y * scales.alpha[-1] / scales.sigma[-1]
+    return jnp.append(known.ravel(), jnp.sum(last**2))
