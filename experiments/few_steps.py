@@ -201,6 +201,28 @@ class Groups:
         return zip(self.names, np.split(values, self._ends), strict=True)
 
 
+def test_levels(setup):
+    """Return groups of images as levels: held-out ones, and some out of distribution."""
+    shape, num = setup.model.meta.shape, setup.preset.count
+    rng = np.random.default_rng(0)
+    if setup.data is not None or setup.model.name in DATASETS:
+        groups = {
+            "held-out images": to_uint8(claims.images(setup, num), setup.model.meta.data_range)
+        }
+    else:
+        groups = {"photographs": photographs(shape, num, rng)}
+    other = digits if shape[-1] == 3 else photographs
+    groups[other.__name__] = other(shape, num, rng)
+    return groups
+
+
+def dequantized(setup, groups, stream=2):
+    """Return the groups dequantized, with keys of the stream."""
+    one = partial(dgjax.dequantize, data_range=setup.model.meta.data_range)
+    spread = lambda levels: jax.vmap(one)(claims.keys(setup, len(levels), stream), levels)
+    return {name: np.asarray(spread(levels)) for name, levels in groups.items()}
+
+
 def measured(setup, groups, tried):
     """Yield rows of the likelihood's error in bits per dimension by solvers with fixed steps.
 
@@ -249,14 +271,7 @@ def main():
     setup = claims.start(__doc__, options)
     asked = options.parse_known_args()[0]
     shape, num = setup.model.meta.shape, setup.preset.count
-    span = setup.model.meta.data_range
-    rng = np.random.default_rng(0)
-    if setup.data is not None or setup.model.name in DATASETS:
-        groups = {"held-out images": to_uint8(claims.images(setup, num), span)}
-    else:
-        groups = {"photographs": photographs(shape, num, rng)}
-    other = digits if shape[-1] == 3 else photographs
-    groups[other.__name__] = other(shape, num, rng)
+    groups = dequantized(setup, test_levels(setup))
     setup = on_edm(setup)
     field = setup.model.field
     draw = lambda key: dgjax.prior_sample(field, key, shape)
@@ -268,12 +283,7 @@ def main():
         claims.report(f"{title}-sampling", header, sampling(setup, latents, exact))
     if asked.only == "sampling":
         return
-    keys = claims.keys(setup, num, 2)
-    dequantized = {
-        name: np.asarray(jax.vmap(partial(dgjax.dequantize, data_range=span))(keys, levels))
-        for name, levels in groups.items()
-    }
-    images = Groups({"own samples": exact, **dequantized})
+    images = Groups({"own samples": exact, **groups})
     solvers = asked.solver or OURS
     tried = [(name, OURS[name], dgjax.grid_logsnr, asked.evaluations) for name in solvers]
     if asked.solver is None:  # all that the table in RESULTS.md has

@@ -13,7 +13,8 @@ lacks beyond the last point. For an isotropic Gaussian it is exact.
 
 **Error.** The deviation of the residuals, probes included, is that of samples like those fitted. A
 sample unlike them has a larger leverage, its squared distance from their mean in the metric of
-their covariance. What is not linear grows as that square, so the stated error does too.
+their covariance. The stated error grows with this distance, beside the share of it that least
+squares themselves explain: on mixtures, and on images that no model has seen, as fast as errors do.
 """
 
 from typing import NamedTuple
@@ -78,9 +79,9 @@ class FittedLikelihood(NamedTuple):
     Attributes:
         log_density: log p(x) at the last time of the grid, in nats.
         standard_error: its error from the fit and from probes together, in nats. Where x is more
-            unlike the samples of the fit than they are on average, it grows with the leverage.
-        leverage: about 1 for samples like those of the fit, and larger for others. Above 10 the
-            weights say little of x: use `likelihood`.
+            unlike the samples of the fit than they are on average, it grows with its distance.
+        leverage: about 1 for samples like those of the fit, and larger for others. Where it is above
+            10, measure some of these by `likelihood` too, or fit to such samples.
         fault: 0, or the code of the first check that failed while JAX was tracing. The numbers are
             then NaN.
     """
@@ -239,7 +240,7 @@ def _fitted(
     white = _product(known - fit.centre, fit.whitening)
     share = jnp.sum(white**2) + 1 / fit.samples
     leverage = share * fit.samples / fit.rank
-    error = fit.deviation * safe_sqrt(1 + share) * jnp.maximum(leverage, 1)
+    error = fit.deviation * safe_sqrt((1 + share) * jnp.maximum(leverage, 1))
     log_density = fit.mean + _product(white, fit.weights)
     log_density, error, leverage = (refuse(fault, a) for a in (log_density, error, leverage))
     return FittedLikelihood(log_density, error, leverage, as_code(fault))
