@@ -35,9 +35,18 @@ def points(model, x):
     return times, jax.vmap(lambda t: t / model.t_max * x)(times)
 
 
+def fitted(model, x):
+    """Weights of 2 evaluations, fitted to 16 samples about x."""
+    xs = x + jnp.cos(jnp.arange(48.0)).reshape(16, 3)
+    known = -0.5 * jnp.sum(xs**2, -1)
+    return dgjax.fit_likelihood(model, xs, known, dgjax.grid_logsnr(model, 1), key=KEY)
+
+
 FUNCTIONS = {
     "sample": lambda m, x: dgjax.sample(m, x, grid(m), key=KEY, guides=GUIDE),
     "likelihood": lambda m, x: dgjax.likelihood(m, x, grid(m), key=KEY),
+    "fit_likelihood": lambda m, x: fitted(m, x),
+    "fitted_likelihood": lambda m, x: dgjax.fitted_likelihood(m, fitted(m, 2 * x), x, key=KEY),
     "quadrature": lambda m, x: dgjax.quadrature(m, *points(m, x), key=KEY),
     "node_quadrature": lambda m, x: dgjax.node_quadrature(m, *points(m, x), key=KEY),
     "superpose": lambda m, x: dgjax.superpose(

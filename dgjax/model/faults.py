@@ -58,6 +58,7 @@ class Fault(IntEnum):
     GUIDE_NUMBER = 8, "a number that makes a guide or a noise term is not allowed"
     BRACKET = 9, "the bracket of q is not inside (0, 1) or not increasing"
     TARGET = 10, "the target log-density is not finite"
+    OTHER_MODEL = 11, "the weights were fitted to a model with other noise levels"
 
 
 Code: TypeAlias = Fault | Int[Array, ""]

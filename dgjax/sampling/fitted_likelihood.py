@@ -6,15 +6,17 @@ integral is close to a linear function of numbers that are known where the model
 
     sigma^2 Lap log p_t,  |sigma s|^2,  |x0|^2/w^2  at every point,  |y|^2/w^2  at the last,
 
-s the score, x0 the denoised sample, y = x/alpha and w = sigma/alpha. Every quadrature of identity
-(A) or (C) through these points is such a function. Least squares over samples whose log-density was
-measured well finds the best of them. It makes up for coarse steps, and for what the trajectory
-lacks beyond the last point. For an isotropic Gaussian it is exact.
+s the score, x0 the denoised sample, y = x/alpha and w = sigma/alpha. If the curve follows the ODE,
+every quadrature of identity (A) or (C) through these points is such a function, and |x0|^2/w^2 and
+|y|^2/w^2, the latter at the noisiest point, know something of the rest. Least squares over samples
+whose log-density was measured well finds the best function. It makes up for coarse steps, and for
+what the curve lacks beyond its noisiest point. For an isotropic Gaussian it is exact.
 
 **Error.** The deviation of the residuals, probes included, is that of samples like those fitted. A
 sample unlike them has a larger leverage, its squared distance from their mean in the metric of
-their covariance. The stated error grows with this distance, beside the share of it that least
-squares themselves explain: on mixtures, and on images that no model has seen, as fast as errors do.
+their covariance. The stated error grows with this distance. Numbers that hardly vary between the
+samples of the fit have no weight. Where one of them differs, it counts for the leverage, and its
+difference times a step of log w for the error.
 """
 
 from typing import NamedTuple
@@ -28,21 +30,22 @@ from dgjax.model.divergence import Divergence, Hutchinson, check_count
 from dgjax.model.faults import Code, Fault, as_code, check, finite, first, numbers, refuse
 from dgjax.model.field import Field
 from dgjax.model.local import evaluate
-from dgjax.model.paths import coefficients
+from dgjax.model.paths import coefficients, logsnr
 from dgjax.sampling.checks import check_entries, check_grid, check_sample, check_shape
 from dgjax.sampling.compiled import compile_once
 from dgjax.sampling.interpolation import RHO, dlog_w_du, quadrature, u_of_logsnr
 from dgjax.sampling.state import zeros_of
 from dgjax.sampling.traced_numbers import check_model
-from dgjax.typing import Cond, Key, Sample, Scalar, as_float, safe_sqrt
+from dgjax.typing import Cond, Key, Sample, Scalar, as_float, concrete, safe_sqrt
 
 __all__ = ["FittedLikelihood", "LikelihoodFit", "fit_likelihood", "fitted_likelihood"]
 
 ORDER = 3  # evaluations that a step uses
-# Numbers that vary less than this share of what log-densities do are left out: their weights would
-# be large, and a sample for which they differ would be far off.
+# Numbers whose deviation is below this share of that of the log-densities are left out: their
+# weights would be large, and a sample for which they differ would be far off.
 LEAST_SPREAD = 0.01
-LEAST_SINGULAR = 1e-3  # share of the largest singular value, below which others are left out
+USUAL = 4.0  # deviations by which numbers that are left out may differ from their mean
+LEAST_SINGULAR = 1e-3  # share of the largest singular value, below which directions are left out
 
 
 class LikelihoodFit(NamedTuple):
@@ -50,22 +53,30 @@ class LikelihoodFit(NamedTuple):
 
     Attributes:
         grid: (n,) decreasing times at which the model is evaluated.
-        centre: (k,) mean of the numbers that the log-density is a function of.
-        whitening: (k, r) maps their difference from the mean to r uncorrelated numbers, whose
-            squares add up to 1 over the samples. Those that hardly vary are 0.
-        weights: (r,) of these, in nats.
+        logsnrs: (n,) log-SNR of the model at these times.
+        mean_sample: mean of the samples, of the shape of one.
+        centre: (k,) mean of the k = 3 n + 1 numbers that the log-density is a function of.
+        whitening: (k, k) maps their difference from the mean to uncorrelated numbers, whose squares
+            add up to 1 over the samples.
+        weights: (k,) of these, in nats; 0 for directions that hardly vary.
+        left_out: (k,) 1 for numbers that hardly vary and so are left out, 0 for others.
+        floor: what a number must vary by so as not to be left out.
         mean: mean log-density of the samples, in nats.
         deviation: standard deviation of the residuals, in nats.
         samples: their number.
-        rank: number of weights that were fitted.
+        rank: number of fitted parameters, the mean among them.
         fault: 0, or the code of the first check that failed while JAX was tracing. What is measured
             by the weights is then NaN.
     """
 
     grid: Float[Array, " n"]
+    logsnrs: Float[Array, " n"]
+    mean_sample: Sample
     centre: Float[Array, " k"]
-    whitening: Float[Array, "k r"]
-    weights: Float[Array, " r"]
+    whitening: Float[Array, "k k"]
+    weights: Float[Array, " k"]
+    left_out: Float[Array, " k"]
+    floor: Scalar
     mean: Scalar
     deviation: Scalar
     samples: Scalar
@@ -80,8 +91,8 @@ class FittedLikelihood(NamedTuple):
         log_density: log p(x) at the last time of the grid, in nats.
         standard_error: its error from the fit and from probes together, in nats. Where x is more
             unlike the samples of the fit than they are on average, it grows with its distance.
-        leverage: about 1 for samples like those of the fit, and larger for others. Where it is above
-            10, measure some of these by `likelihood` too, or fit to such samples.
+        leverage: about 1 for samples like those of the fit, and larger for others. Where it is
+            above 10, measure some of these by `likelihood` too, or fit to such samples.
         fault: 0, or the code of the first check that failed while JAX was tracing. The numbers are
             then NaN.
     """
@@ -106,18 +117,20 @@ def fit_likelihood(
     """Fit weights that give log-densities in as many evaluations as the grid has times.
 
     The method is at the top of `dgjax.sampling.fitted_likelihood`. The fit holds for this model,
-    for samples like `xs`, and for the divergence that it was made with.
+    for samples like `xs`, and for the divergence that it was made with. For derivatives it is
+    constant.
 
     Args:
         model: the field.
         xs: (N, *shape) samples at the last time of the grid, such as training data.
         log_densities: (N,) of `xs`, in nats, by `likelihood` with many steps. Half a dozen times
             as many as weights, of which there are 3 n + 2, are enough.
-        grid: (n,) decreasing times, such as `grid_logsnr(model, n - 1, noise=...)`. It need not
-            start at t_max: up to three or four times the standard deviation of the data is best.
+        grid: (n,) decreasing times, at least 2, such as `grid_logsnr(model, n - 1, noise=...)`. It
+            need not start at t_max: a noise of two to four times the standard deviation of the data
+            is best.
         key: for the probes.
         divergence: trace estimator.
-        cond: conditions of the model, stacked: (N, ...) leaves.
+        cond: conditions of the model, one for each sample: all leaves are (N, ...).
         batch: samples that are evaluated together, which bounds memory.
 
     Returns:
@@ -125,8 +138,8 @@ def fit_likelihood(
 
     Raises:
         ValueError: if shapes disagree, there are fewer than two samples for each weight, a number
-            is not finite, the grid does not decrease within the model's range, or `batch` is not a
-            positive int.
+            is not finite, the grid does not decrease within the model's range, `batch` is not a
+            positive int, or the model or the divergence (`Untracked`) gives NaN for a sample.
 
     Examples:
         >>> import jax
@@ -157,10 +170,21 @@ def fit_likelihood(
             f"{len(grid)} evaluations have {least // 2} weights, and {len(xs)} samples are too few "
             f"to fit them: give at least {least}, and better three times as many"
         )
-    (known,) = numbers(log_densities)
+    for leaf in jax.tree.leaves(cond):
+        if jnp.shape(leaf)[:1] != xs.shape[:1]:
+            raise ValueError(
+                f"cond has a leaf of shape {jnp.shape(leaf)}, but there are {len(xs)} samples: "
+                "stack one condition for each of them"
+            )
     message = "log_densities has NaN or infinite entries: leave these samples out"
-    fault = first(fault, check(finite(known).all(), Fault.NOT_FINITE, message))
-    return _fit(model, xs, log_densities, grid, key, divergence, cond, batch, fault)
+    fault = first(fault, _check_finite(log_densities, message))
+    fit = _fit(model, xs, log_densities, grid, key, divergence, cond, batch, fault)
+    message = (
+        "the divergence or the score is NaN or infinite for some of xs, so that nothing can be "
+        "fitted: leave these samples out (Untracked() has no divergence; pass another estimator)"
+    )
+    fault = first(fault, _check_finite(fit.deviation, message))
+    return fit._replace(mean=refuse(fault, fit.mean), fault=as_code(fault))
 
 
 def fitted_likelihood(
@@ -186,11 +210,38 @@ def fitted_likelihood(
         `FittedLikelihood(log_density, standard_error, leverage, fault)`, in nats.
 
     Raises:
-        ValueError: if x is not of the model's shape, not floating or not finite.
+        ValueError: if x is not of the shape of the samples of the fit, not floating or not finite,
+            the model has other noise levels at the times of the fit, or the fit has a fault.
     """
     x = jnp.asarray(x)
-    fault = first(check_model(model), check_sample(model, x), fit.fault)
+    shape = jnp.shape(fit.mean_sample)
+    if x.shape != shape:
+        raise ValueError(
+            f"x has shape {x.shape}, but the weights were fitted to samples of shape {shape}: pass "
+            "one such sample (jax.vmap maps over a batch), or fit weights to yours"
+        )
+    fault = first(check_model(model), check_sample(model, x), _check_fit(model, fit))
     return _fitted(condition(model, cond), fit, x, key, divergence, fault)
+
+
+def _check_finite(values: Array, message: str) -> Code:
+    (known,) = numbers(values)
+    return check(finite(known).all(), Fault.NOT_FINITE, message)
+
+
+def _check_fit(model: Field, fit: LikelihoodFit) -> Code:
+    """Check that weights can be used for a model, as far as this can be seen."""
+    made = concrete(fit.fault)
+    if made is not None and made != 0:
+        raise ValueError(f"the weights are of a fit that failed: {Fault(int(made)).meaning}")  # type: ignore[call-arg]
+    code = Fault.NONE if made is not None else jnp.asarray(fit.fault, jnp.int32)
+    levels, fitted = numbers(logsnr(model.path, as_float(fit.grid)), fit.logsnrs)
+    message = (
+        "the weights were fitted to a model with other noise levels at the times of their grid: "
+        "fit weights to this model"
+    )
+    same = (abs(levels - fitted) <= 1e-3 * (1 + abs(fitted))).all()
+    return first(code, check(same, Fault.OTHER_MODEL, message))
 
 
 @compile_once
@@ -206,24 +257,34 @@ def _fit(
     count = len(xs)
     keys = jax.random.split(key, count)
     found = jax.lax.map(known, (xs, keys, cond), batch_size=min(batch, count))
+    found, log_densities, xs = jax.lax.stop_gradient((found, log_densities, xs))
     centre, mean = jnp.mean(found, 0), jnp.mean(log_densities)
-    spread = jnp.std(found, 0)
-    varies = spread > LEAST_SPREAD * jnp.std(log_densities)
-    scale = jnp.where(varies, 1 / jnp.where(varies, spread, 1), 0)
-    left, singular, right = jnp.linalg.svd((found - centre) * scale, full_matrices=False)
-    kept = singular > LEAST_SINGULAR * singular[0]
-    inverse = jnp.where(kept, 1 / jnp.where(kept, singular, 1), 0)
-    whitening = (right * scale).T * inverse
+    spread, eps = jnp.std(found, 0), jnp.finfo(found.dtype).eps
+    rounding = 10 * eps * jnp.max(jnp.abs(found)) + jnp.finfo(found.dtype).tiny
+    floor = LEAST_SPREAD * jnp.std(log_densities) + rounding
+    left_out = spread <= floor
+    scale = jnp.where(left_out, 0, 1 / jnp.where(left_out, 1, spread))
+    left, singular, right = jnp.linalg.svd(
+        (found - centre[None]) * scale[None], full_matrices=False
+    )
+    least = LEAST_SINGULAR * singular[0]
+    kept = singular > least
+    lengths = jnp.maximum(singular, least)
+    whitening = (right * scale[None]).T / jnp.where(lengths > 0, lengths, 1)[None]
     weights = jnp.where(kept, _product(left.T, log_densities - mean), 0)
     residuals = log_densities - mean - _product(left, weights)
     rank = jnp.sum(kept) + 1  # with the mean
     deviation = jnp.sqrt(jnp.sum(residuals**2) / (count - rank))
     return LikelihoodFit(
         grid=grid,
+        logsnrs=logsnr(model.path, grid),
+        mean_sample=jnp.mean(xs, 0),
         centre=centre,
         whitening=whitening,
         weights=weights,
-        mean=refuse(fault, mean),
+        left_out=left_out.astype(found.dtype),
+        floor=floor,
+        mean=mean,
         deviation=deviation,
         samples=as_float(count),
         rank=as_float(rank),
@@ -236,11 +297,14 @@ def _fitted(
     model: Field, fit: LikelihoodFit, x, key, divergence: Divergence, fault: Code
 ) -> FittedLikelihood:
     """Evaluate with arguments that were checked."""
-    known = _numbers(model, fit.grid, x, key, divergence)
-    white = _product(known - fit.centre, fit.whitening)
+    moved = _numbers(model, fit.grid, x, key, divergence) - fit.centre
+    white = _product(moved, fit.whitening)
+    beyond = fit.left_out * jnp.maximum(jnp.abs(moved) - USUAL * fit.floor, 0)
     share = jnp.sum(white**2) + 1 / fit.samples
-    leverage = share * fit.samples / fit.rank
-    error = fit.deviation * safe_sqrt((1 + share) * jnp.maximum(leverage, 1))
+    leverage = (share * fit.samples + jnp.sum((beyond / fit.floor) ** 2)) / fit.rank
+    step = 0.5 * jnp.mean(jnp.diff(fit.logsnrs))  # of log w
+    unknown = step**2 * jnp.sum(beyond**2)
+    error = safe_sqrt(fit.deviation**2 * (1 + share) * jnp.maximum(leverage, 1) + unknown)
     log_density = fit.mean + _product(white, fit.weights)
     log_density, error, leverage = (refuse(fault, a) for a in (log_density, error, leverage))
     return FittedLikelihood(log_density, error, leverage, as_code(fault))

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from dgjax.model.divergence import check_count
+from dgjax.model.faults import numbers, require
 from dgjax.model.field import Field
 from dgjax.model.paths import logsnr
 from dgjax.typing import as_float
@@ -62,13 +63,22 @@ def grid_logsnr(
         (steps + 1,) decreasing times.
 
     Raises:
-        ValueError: if `steps` is not a positive int.
+        ValueError: if `steps` is not a positive int, or `noise` is not one number within the range.
     """
     check_count("steps", steps)
     if noise is None:
         return _at_shares(model, np.linspace(0, 1, steps + 1))
-    start, stop = -2 * jnp.log(as_float(noise)), logsnr(model.path, model.t_min)
+    noise = as_float(noise)
+    if noise.ndim:
+        raise ValueError(f"noise must be one number, got shape {noise.shape}")
+    most, least = (jnp.exp(-0.5 * logsnr(model.path, t)) for t in (model.t_max, model.t_min))
+    low, high = numbers(least, most)
+    within = lambda w: (w > low) & (w <= high * (1 + 1e-5))
+    wanted = "be above sigma/alpha of t_min and at most that of t_max"
+    noise = require("noise", noise, wanted, within)
+    start, stop = -2 * jnp.log(noise), logsnr(model.path, model.t_min)
     times = _times(model, start + as_float(np.linspace(0, 1, steps + 1)) * (stop - start))
+    times = jnp.where(jnp.isnan(noise), jnp.nan, times)  # some paths have a time for NaN
     return jnp.append(times[:-1], model.t_min)
 
 

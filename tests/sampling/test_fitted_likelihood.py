@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import dgjax
+from dgjax.sampling.fitted_likelihood import _numbers
 
 W_MIN, W_MAX = 0.05, 20.0
 MEAN = jnp.array([1.0, -2.0, 3.0])
@@ -65,8 +66,50 @@ def test_is_exact_for_an_isotropic_gaussian(span):
     fit = dgjax.fit_likelihood(model, xs[:40], known[:40], grid, **EXACT)
     found = measured(model, fit, xs[40:], **EXACT)
     np.testing.assert_allclose(found.log_density, known[40:], rtol=0, atol=1e-8)
-    assert rms(found.standard_error) < 1e-8
+    assert fit.deviation < 1e-8
+    assert rms(found.standard_error) < 1e-7
     assert not found.fault.any()
+
+
+def test_the_numbers_of_a_fit_are_those_of_least_squares(model, data, fit):
+    """Against NumPy, with the numbers that vary."""
+    xs, known = (np.asarray(a[:192]) for a in data)
+    varying = np.flatnonzero(fit.left_out == 0)
+    assert fit.rank == 1 + len(varying) > 10
+    one = lambda x, key: _numbers(model, fit.grid, x, key, EXACT["divergence"])
+    keys = jax.random.split(EXACT["key"], 192)
+    features = np.column_stack([jax.vmap(one)(xs, keys)[:, varying], np.ones(192)])
+    weights, squares, *_ = np.linalg.lstsq(features, known, rcond=None)
+    np.testing.assert_allclose(fit.deviation, np.sqrt(squares[0] / (192 - fit.rank)), rtol=1e-6)
+    found = jax.vmap(partial(dgjax.fitted_likelihood, model, fit, divergence=dgjax.Exact()))(
+        xs, key=keys
+    )
+    np.testing.assert_allclose(found.log_density, features @ weights, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(jnp.mean(found.leverage), 1, rtol=1e-6)
+    np.testing.assert_allclose(fit.mean_sample, xs.mean(0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("noise", [1.5, 3.5])
+@pytest.mark.parametrize("evaluations", [2, 4])
+def test_what_hardly_varies_in_the_fit_is_looked_at_too(noise, evaluations):
+    """Fitted to one component, where the curvature is constant, and asked for another one."""
+    mean = jnp.full(10, 3.0)
+    covariances = jnp.stack([jnp.eye(10), 0.1 * jnp.eye(10)])
+    both = dgjax.gaussian_mixture([0.5, 0.5], jnp.stack([mean, -mean]), covariances)
+    model = dgjax.closed_form(both, dgjax.edm(), t_min=0.05, t_max=20.0)
+    noises = jax.random.normal(jax.random.key(0), (2, 128, 10))
+    of = {"fitted": mean + noises[0], "other": -mean + jnp.sqrt(0.1) * noises[1]}
+    log_density = jax.vmap(partial(dgjax.log_density, model, 0.05))
+    grid = dgjax.grid_logsnr(model, evaluations - 1, noise=noise)
+    fit = dgjax.fit_likelihood(model, of["fitted"], log_density(of["fitted"]), grid, **EXACT)
+    assert fit.left_out.any()
+    found = {name: measured(model, fit, xs, **EXACT) for name, xs in of.items()}
+    errors = {name: found[name].log_density - log_density(xs) for name, xs in of.items()}
+    assert rms(errors["other"]) > 100 * rms(errors["fitted"])
+    assert jnp.median(found["other"].leverage) > 100
+    assert jnp.median(found["fitted"].leverage) < 2
+    assert jnp.mean(abs(errors["other"]) < 5 * found["other"].standard_error) > 0.9
+    assert jnp.median(found["fitted"].standard_error) < 2 * fit.deviation
 
 
 @pytest.mark.parametrize("evaluations", [4, 8])
@@ -226,7 +269,42 @@ def test_what_cannot_be_fitted_is_refused(model, data):
     with pytest.raises(ValueError, match="batch"):
         fit(xs, known, grid, batch=0)
     with pytest.raises(ValueError, match="outside the model's own range"):
-        fit(xs, known, dgjax.grid_logsnr(model, 3, noise=100.0))
+        fit(xs, known, grid.at[0].set(0.999))
+    with pytest.raises(ValueError, match=r"cond has a leaf of shape \(2,\), but there are 640"):
+        fit(xs, known, grid, cond={"label": jnp.arange(2)})
+    with pytest.raises(ValueError, match="the divergence or the score is NaN"):
+        fit(xs, known, grid, divergence=dgjax.Untracked())
+
+
+def test_a_fit_is_refused_where_it_does_not_belong(model, data, fit):
+    x = data[0][200]
+    use = partial(dgjax.fitted_likelihood, **EXACT)
+    with pytest.raises(ValueError, match=r"fitted to samples of shape \(2, 8\): pass one"):
+        use(model, fit, data[0][:2])
+    for path in (dgjax.vp(), dgjax.rectified_flow()):
+        with pytest.raises(ValueError, match="other noise levels at the times of their grid"):
+            use(dgjax.repath(model, path), fit, x)
+    traced = jax.jit(use)(dgjax.repath(model, dgjax.vp()), fit, x)
+    assert traced.fault == dgjax.Fault.OTHER_MODEL
+    assert jnp.isnan(traced.log_density)
+
+
+def test_a_fit_survives_a_file(tmp_path, model, data, fit):
+    np.savez(tmp_path / "fit.npz", **fit._asdict())
+    with np.load(tmp_path / "fit.npz") as file:
+        loaded = dgjax.sampling.fitted_likelihood.LikelihoodFit(**file)
+    found = dgjax.fitted_likelihood(model, loaded, data[0][200], **EXACT)
+    again = dgjax.fitted_likelihood(model, fit, data[0][200], **EXACT)
+    assert found.log_density == again.log_density
+
+
+def test_log_densities_that_are_all_the_same(model, data):
+    xs = data[0][:192]
+    grid = dgjax.grid_logsnr(model, 3, noise=4.0)
+    fit = dgjax.fit_likelihood(model, xs, jnp.full(192, -3.0), grid, batch=500, **EXACT)
+    found = measured(model, fit, xs, **EXACT)
+    np.testing.assert_allclose(found.log_density, -3, rtol=0, atol=1e-10)
+    assert jnp.max(found.leverage) < 50
 
 
 def test_under_tracing_what_is_wrong_is_nan_and_named(model, data, fit):
@@ -240,6 +318,9 @@ def test_under_tracing_what_is_wrong_is_nan_and_named(model, data, fit):
         model, xs[:192], known[:192], fit.grid[::-1]
     )
     assert increasing.fault == dgjax.Fault.NOT_DECREASING
-    found = dgjax.fitted_likelihood(model, increasing, xs[200], **EXACT)
+    assert jnp.isnan(increasing.mean)
+    found = jax.jit(partial(dgjax.fitted_likelihood, **EXACT))(model, increasing, xs[200])
     assert jnp.isnan(found.log_density)
     assert found.fault == dgjax.Fault.NOT_DECREASING
+    with pytest.raises(ValueError, match="a fit that failed: the grid does not decrease"):
+        dgjax.fitted_likelihood(model, increasing, xs[200], **EXACT)

@@ -68,6 +68,12 @@ def points(model, x):
     return grid, jnp.stack([scale * x for scale in jnp.linspace(1.0, 0.1, 9)])
 
 
+def fitted(model, x):
+    xs = jnp.stack([scale * x for scale in jnp.linspace(0.5, 1.5, 16)])
+    grid = dgjax.grid_logsnr(model, 1)
+    return dgjax.fit_likelihood(model, xs, jnp.linspace(-3.0, -1.0, 16), grid, key=KEY)
+
+
 MEASURES = {
     "likelihood": lambda m, x: dgjax.likelihood(m, x, dgjax.grid_logsnr(m, 6), key=KEY),
     "adaptive": lambda m, x: dgjax.likelihood(
@@ -77,6 +83,7 @@ MEASURES = {
         key=KEY,
         controller=diffrax.PIDController(rtol=1e-3, atol=1e-3),
     ),
+    "fitted": lambda m, x: dgjax.fitted_likelihood(m, fitted(m, x), x, key=KEY),
     "uniform": lambda m, x: dgjax.sample(m, x, dgjax.grid_uniform(m, 6), key=KEY),
     "karras": lambda m, x: dgjax.sample(
         m, x, dgjax.grid_karras(m, 6, 7), key=KEY, save=dgjax.Trajectory, log_density=-3

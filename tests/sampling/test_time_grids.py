@@ -49,6 +49,13 @@ def test_a_grid_from_a_noise_level_on(span):
     assert grid[-1] == model.t_min
     noises = scaled_noise(model, grid)
     np.testing.assert_allclose(noises, np.geomspace(1.5, 0.02, 6), rtol=1e-6)
+    for wrong in (0.0, -1.0, 0.01, 100.0, jnp.nan):
+        with pytest.raises(ValueError, match=r"noise must be above sigma/alpha of t_min"):
+            dgjax.grid_logsnr(model, 5, noise=wrong)
+    with pytest.raises(ValueError, match="one number"):
+        dgjax.grid_logsnr(model, 5, noise=jnp.ones(2))
+    traced = jax.jit(lambda noise: dgjax.grid_logsnr(model, 5, noise=noise))(100.0)
+    assert jnp.isnan(traced[:-1]).all()
 
 
 def test_the_step_at_the_data_is_cut_in_three(span):
