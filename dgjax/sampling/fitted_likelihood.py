@@ -273,7 +273,7 @@ def _fit(
     whitening = (right * scale[None]).T / jnp.where(lengths > 0, lengths, 1)[None]
     weights = jnp.where(kept, _product(left.T, log_densities - mean), 0)
     residuals = log_densities - mean - _product(left, weights)
-    rank = jnp.sum(kept) + 1  # with the mean
+    rank = as_float(jnp.sum(kept) + 1)  # with the mean
     deviation = jnp.sqrt(jnp.sum(residuals**2) / (count - rank))
     return LikelihoodFit(
         grid=grid,
@@ -287,7 +287,7 @@ def _fit(
         mean=mean,
         deviation=deviation,
         samples=as_float(count),
-        rank=as_float(rank),
+        rank=rank,
         fault=as_code(fault),
     )
 

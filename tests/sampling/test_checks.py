@@ -39,11 +39,12 @@ class Numbers(NamedTuple):
     low: Any = 0.05
     high: Any = 0.95
     temperature: Any = 1.0
+    rho: Any = 1.0
 
 
 def model_of(n):
     ends = {"t_min": n.t_min, "t_max": n.t_max}
-    return dgjax.closed_form(dgjax.gaussian(MEAN, n.variance), dgjax.edm(), **ends)
+    return dgjax.closed_form(dgjax.gaussian(MEAN, n.variance), dgjax.edm(n.rho), **ends)
 
 
 def guided(n):
@@ -112,6 +113,29 @@ def sampler_law(n):
     return out.log_density, out, (out.log_weight, out.standard_error, out.solver_error)
 
 
+def around(x):
+    """Samples about x, enough for the weights of 9 evaluations."""
+    return x[None] * (1 + 0.1 * jnp.cos(jnp.arange(180.0)).reshape(60, 3))
+
+
+def fit_likelihood(n):
+    xs = around(n.x)
+    out = dgjax.fit_likelihood(model_of(n), xs, -jnp.sum(xs**2, 1) / 900, n.grid, **KEY)
+    found = dgjax.fitted_likelihood(model_of(n), out, n.x, **KEY)
+    return out.mean, out, tuple(found[:3])
+
+
+@functools.cache
+def weights():
+    with jax.ensure_compile_time_eval():
+        return fit_likelihood(Numbers())[1]
+
+
+def fitted_likelihood(n):
+    out = dgjax.fitted_likelihood(model_of(n), weights(), n.x, **KEY)
+    return out.log_density, out, (out.standard_error, out.leverage)
+
+
 FUNCTIONS = {
     "sample": sample,
     "likelihood": likelihood,
@@ -122,9 +146,12 @@ FUNCTIONS = {
     "chord": chord,
     "superpose": superpose,
     "sampler_law": sampler_law,
+    "fit_likelihood": fit_likelihood,
+    "fitted_likelihood": fitted_likelihood,
 }
 EVERY = set(FUNCTIONS)
 SOLVES = {"sample", "likelihood", "shoot", "align", "superpose"}
+FITS = {"fit_likelihood", "fitted_likelihood"}
 
 UNORDERED = np.array([20.0, 9, 4, 5, 2, 1, 0.5, 0.2, 0.1])
 
@@ -132,15 +159,21 @@ UNORDERED = np.array([20.0, 9, 4, 5, 2, 1, 0.5, 0.2, 0.1])
 CASES = {
     Fault.MODEL_RANGE: (EVERY, {"t_min": 30.0}),
     Fault.MODEL_NUMBER: (EVERY, {"variance": -1.0}),
-    Fault.NOT_DECREASING: (SOLVES, {"grid": np.geomspace(0.1, 20.0, STEPS + 1)}),
+    Fault.NOT_DECREASING: (
+        SOLVES | {"fit_likelihood"},
+        {"grid": np.geomspace(0.1, 20.0, STEPS + 1)},
+    ),
     Fault.NOT_MONOTONE: (
         {"node_quadrature", "sampler_law"},
         {"grid": UNORDERED},
     ),
-    Fault.OUT_OF_RANGE: (EVERY, {"grid": np.geomspace(20.0, 0.01, STEPS + 1), "time": 21.0}),
+    Fault.OUT_OF_RANGE: (
+        EVERY - {"fitted_likelihood"},
+        {"grid": np.geomspace(20.0, 0.01, STEPS + 1), "time": 21.0},
+    ),
     Fault.NOT_FINITE: (EVERY, {"x": np.array([30.0, np.nan, 10.0])}),
     Fault.NOT_AT_T_MAX: (
-        EVERY - {"align", "chord", "sampler_law"},
+        EVERY - {"align", "chord", "sampler_law"} - FITS,
         {"grid": np.geomspace(10.0, 0.1, STEPS + 1)},
     ),
     Fault.GUIDE_NUMBER: (
@@ -149,6 +182,7 @@ CASES = {
     ),
     Fault.BRACKET: ({"shoot"}, {"low": 0.97}),
     Fault.TARGET: ({"shoot"}, {"target": np.inf}),
+    Fault.OTHER_MODEL: ({"fitted_likelihood"}, {"rho": 1.5}),
 }
 WITHOUT_SCATTER = {"quadrature", "node_quadrature", "sampler_law"}  # of one exact estimate
 FEW = {"sample", "likelihood", "chord"}  # the others compile for longer
@@ -423,6 +457,7 @@ def test_a_batch_is_not_a_sample(name, jit):
     points = jnp.stack([batch] * (STEPS + 1))
     pair, guide = dgjax.mixture([0.3, 0.7]), dgjax.temperature(0.9, scale=1.0)
     trajectory = dgjax.Trajectory(n.grid, points, jnp.zeros(STEPS + 1))
+    several, flat = jnp.stack([batch] * 60), jnp.zeros(60)
     calls = {
         "shoot": lambda m: dgjax.shoot(m, batch, n.grid, -9.0, iterations=1, **KEY).sampled[1],
         "quadrature": lambda m: dgjax.quadrature(m, n.grid, points, nodes=1, **KEY)[0],
@@ -431,6 +466,8 @@ def test_a_batch_is_not_a_sample(name, jit):
         "align": lambda m: dgjax.align(m, batch, n.grid, **KEY).omega,
         "superpose": lambda m: dgjax.superpose([m, m], batch, n.grid, pair, **KEY).log_density,
         "sampler_law": lambda m: dgjax.sampler_law(m, trajectory, guide, **KEY).log_density,
+        "fit_likelihood": lambda m: dgjax.fit_likelihood(m, several, flat, n.grid, **KEY).mean,
+        "fitted_likelihood": lambda m: dgjax.fitted_likelihood(m, weights(), batch, **KEY)[0],
     }
     function = getattr(dgjax, name)
     call = calls.get(name, lambda m: function(m, batch, n.grid, **KEY).log_density)
