@@ -26,7 +26,6 @@ from dgjax.pictures.quantization import to_uint8
 
 EVALUATIONS = (4, 6, 8)
 STEPS = 64  # of the solve that is compared with
-NOISE = 3.5  # where the grid of fitted weights starts, in standard deviations of the data
 PROBES = {
     "fixed": dgjax.FixedProbe(dgjax.Hutchinson(), jax.random.key(9)),
     "fresh": dgjax.Coloured(5),
@@ -72,7 +71,7 @@ def rows(setup, trained, groups, asked):
     known, exact = exact[: len(trained)], exact[len(trained) :]
     for count in asked.evaluations:
         general = likelihoods(setup, groups.x, count - 1, asked.probes)
-        grid = dgjax.grid_logsnr(field, count - 1, noise=NOISE * np.std(trained))
+        grid = dgjax.grid_logsnr(field, count - 1, noise=asked.noise * np.std(trained))
         own = fitted(setup, trained, known, groups.x, grid, asked.probes)
         for weights, found in (("general", general), ("fitted", own)):
             error, stated = np.abs(found[0] - exact), found[1]
@@ -90,9 +89,14 @@ def main():
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument("--evaluations", type=int, nargs="+", default=EVALUATIONS)
     options.add_argument("--probes", choices=PROBES, default="fixed")
+    options.add_argument(
+        "--noise", type=float, default=3.5, help="of the grid, in standard deviations of the data"
+    )
     options.add_argument("--samples", type=int, default=192, help="training images of the fit")
     setup = claims.start(__doc__, options)
     asked = options.parse_known_args()[0]
+    if asked.samples < (least := 2 * (3 * max(asked.evaluations) + 2)):
+        raise SystemExit(f"error: {max(asked.evaluations)} evaluations need --samples {least}")
     levels = to_uint8(claims.images(setup, asked.samples, "train"), setup.model.meta.data_range)
     trained = dequantized(setup, {"training images": levels}, stream=4)["training images"]
     groups = dequantized(setup, test_levels(setup))
