@@ -52,6 +52,11 @@ class Setup(NamedTuple):
     keep: Path | None
 
     @property
+    def title(self) -> str:
+        """Return the name of the model for names of files: of a folder its last part."""
+        return Path(self.model.name).name
+
+    @property
     def sigmas(self) -> tuple[float, float]:
         """Return the smallest and the largest noise level sigma/alpha of the model."""
         facts = self.model.facts()
@@ -163,7 +168,7 @@ def kept(setup: Setup, name: str, make: Callable[[], Iterable[Any]]) -> list[np.
         return [np.asarray(a) for a in make()]
     known = repr((setup.model.facts(), setup.data, setup.seed))
     digest = hashlib.sha256(known.encode()).hexdigest()[:12]
-    file = setup.keep / f"{Path(setup.model.name).name}-{digest}-{name}.npz"
+    file = setup.keep / f"{setup.title}-{digest}-{name}.npz"
     if not file.exists():
         arrays = list(make())
         replace_file(file, lambda stream: np.savez(stream, *arrays))

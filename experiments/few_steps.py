@@ -277,7 +277,7 @@ def main():
     draw = lambda key: dgjax.prior_sample(field, key, shape)
     latents = np.asarray(jax.vmap(draw)(claims.keys(setup, num, 1)))
     exact = solved(setup, latents, dgjax.Multistep(), dgjax.grid_logsnr(field, CONVERGED))
-    title = f"few_steps-{setup.model.name}"
+    title = f"few_steps-{setup.title}"
     if asked.only != "likelihood":
         header = ["solver", "grid", *(f"{n} evaluations" for n in SAMPLING)]
         claims.report(f"{title}-sampling", header, sampling(setup, latents, exact))

@@ -107,7 +107,7 @@ def main():
     groups = Groups({"own samples": solved(setup, latents, dgjax.Multistep(), grid), **groups})
     header = ["images", "evaluations", "weights", "error, bits/dim RMS", "nats", "stated", "within"]
     found = sorted(rows(setup, trained, groups, asked), key=lambda row: groups.names.index(row[0]))
-    title = f"fitted_likelihood-{setup.model.name}-{asked.probes}"
+    title = f"fitted_likelihood-{setup.title}-{asked.probes}"
     claims.report(title, [*header, "leverage"], found)
 
 

@@ -105,7 +105,7 @@ def main():
         tops.append(float(ts.max()))
         strips.append(np.asarray(means))
 
-    name = f"geodesics-{setup.model.name}"
+    name = f"geodesics-{setup.title}"
     header = ["distance", f"correlation with the length, {pairs} pairs [95 %]"]
     rows = []
     for kind, distance in distances.items():

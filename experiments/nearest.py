@@ -9,7 +9,6 @@ images have near neighbours anyway, so that both groups are to be compared, and 
     python experiments/nearest.py --model avatars --data avatars.npz
 """
 
-from pathlib import Path
 
 import claims
 import numpy as np
@@ -78,7 +77,7 @@ def main():
     neighbours, distances = nearest(np.asarray(x), training)
     _, others = nearest(held_out, training)
     near = np.quantile(others, NEAR)
-    name = f"nearest_{Path(setup.model.name).name}"
+    name = f"nearest_{setup.title}"
     header = ["images", "number", "nearest: median RMS", "least", f"within {near:.3f} [95 %]"]
     rows = [row("samples", distances, near), row("held-out images", others, near)]
     claims.report(name, header, rows)

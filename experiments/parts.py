@@ -154,7 +154,7 @@ def main():
         "gain, nats",
         "of the gain without hold",
     ]
-    name = f"parts-{setup.model.name}" + ("" if bound == 1 else f"-bound-{bound:g}")
+    name = f"parts-{setup.title}" + ("" if bound == 1 else f"-bound-{bound:g}")
     claims.report(name, header, rows_of(parts, images, log_density, forces))
     print(f"solver's error, nats: median {np.median(error):.2g}, largest {error.max():.2g}")
     draw(setup, name, parts, images)

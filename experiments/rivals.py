@@ -256,7 +256,7 @@ def draw(setup, evaluations, plain, groups):
         title=f"The same latents with each dial at one mean PNG size, {evaluations} evaluations",
         caption="Images without the noise of t_min. A dial is left out where it cannot reach it.",
     )
-    claims.save(figure, f"rivals-{setup.model.name}")
+    claims.save(figure, f"rivals-{setup.title}")
 
 
 def main():
@@ -277,7 +277,7 @@ def main():
         found[evaluations] = measure(
             setup, float(pictures.std()), real, evaluations, [OURS, *asked.dials]
         )
-        claims.report(f"rivals-{setup.model.name}", header, rows_of(found))
+        claims.report(f"rivals-{setup.title}", header, rows_of(found))
         if evaluations == DRAWN and len(asked.dials) == len(DIALS) - 1:
             draw(setup, evaluations, *found[evaluations])
     if len(others) == count:
