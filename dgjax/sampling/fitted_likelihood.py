@@ -60,7 +60,7 @@ class LikelihoodFit(NamedTuple):
             add up to 1 over the samples.
         weights: (k,) of these, in nats; 0 for directions that hardly vary.
         left_out: (k,) 1 for numbers that hardly vary and so are left out, 0 for others.
-        floor: what a number must vary by so as not to be left out.
+        floor: (k,) what a number must vary by so as not to be left out.
         mean: mean log-density of the samples, in nats.
         deviation: standard deviation of the residuals, in nats.
         samples: their number.
@@ -76,7 +76,7 @@ class LikelihoodFit(NamedTuple):
     whitening: Float[Array, "k k"]
     weights: Float[Array, " k"]
     left_out: Float[Array, " k"]
-    floor: Scalar
+    floor: Float[Array, " k"]
     mean: Scalar
     deviation: Scalar
     samples: Scalar
@@ -260,7 +260,7 @@ def _fit(
     found, log_densities, xs = jax.lax.stop_gradient((found, log_densities, xs))
     centre, mean = jnp.mean(found, 0), jnp.mean(log_densities)
     spread, eps = jnp.std(found, 0), jnp.finfo(found.dtype).eps
-    rounding = 10 * eps * jnp.max(jnp.abs(found)) + jnp.finfo(found.dtype).tiny
+    rounding = 10 * eps * jnp.max(jnp.abs(found), 0) + jnp.finfo(found.dtype).tiny
     floor = LEAST_SPREAD * jnp.std(log_densities) + rounding
     left_out = spread <= floor
     scale = jnp.where(left_out, 0, 1 / jnp.where(left_out, 1, spread))

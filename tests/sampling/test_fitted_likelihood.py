@@ -220,6 +220,22 @@ def fitted_three_times(network):
         dgjax.fitted_likelihood(model, fit, x, **options)
 
 
+def test_rounding_of_large_numbers_leaves_no_small_one_out(float32):
+    """|x0|^2/w^2 is a million here, and rounds to what |sigma s|^2 varies by."""
+    size, mean, variance = 784, 0.4, 0.5
+    data = dgjax.gaussian(jnp.full(size, mean), variance)
+    model = dgjax.closed_form(data, dgjax.edm(), t_min=0.02, t_max=80.0)
+    noises = jax.random.normal(jax.random.key(0), (60, size))
+    xs = mean + jnp.sqrt(variance + 0.02**2) * noises
+    known = -0.5 * jnp.sum(noises**2, -1)
+    grid = dgjax.grid_logsnr(model, 3, noise=2.5)
+    options = {"key": jax.random.key(7), "divergence": dgjax.Hutchinson()}
+    fit = dgjax.fit_likelihood(model, xs, known, grid, **options)
+    assert jnp.max(fit.centre) > 1e5
+    assert not fit.left_out[4::3].any()  # the first hardly varies
+    assert fit.deviation < 0.1
+
+
 def test_the_network_is_traced_once():
     traced = Mock()
 
