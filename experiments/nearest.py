@@ -9,7 +9,6 @@ images have near neighbours anyway, so that both groups are to be compared, and 
     python experiments/nearest.py --model avatars --data avatars.npz
 """
 
-
 import claims
 import numpy as np
 
