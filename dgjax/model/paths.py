@@ -274,7 +274,7 @@ class Custom(Path):
         def excess(t, target):
             return self.sigma_fn(t) * target[0] - self.alpha_fn(t) * target[1]
 
-        return optimistix.root_find(
+        found = optimistix.root_find(
             excess,
             optimistix.Bisection(rtol=0.0, atol=0.0, flip=False),  # type: ignore[call-arg]
             0.5 * (self.lower + self.upper),
@@ -283,6 +283,7 @@ class Custom(Path):
             max_steps=64,  # beyond the last bit of float64
             throw=False,
         ).value
+        return jnp.where(jnp.isnan(logsnr), logsnr, found)  # bisection ends somewhere for NaN, too
 
 
 def vp(beta_min: ArrayLike = 0.1, beta_max: ArrayLike = 20.0) -> VP:

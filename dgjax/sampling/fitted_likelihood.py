@@ -29,18 +29,15 @@ from dgjax.model.conditioned import condition
 from dgjax.model.divergence import Divergence, Hutchinson, check_count
 from dgjax.model.faults import Code, Fault, as_code, check, finite, first, numbers, refuse
 from dgjax.model.field import Field
-from dgjax.model.local import evaluate
-from dgjax.model.paths import coefficients, logsnr
+from dgjax.model.paths import logsnr
 from dgjax.sampling.checks import check_entries, check_grid, check_sample, check_shape
 from dgjax.sampling.compiled import compile_once
-from dgjax.sampling.interpolation import RHO, dlog_w_du, quadrature, u_of_logsnr
-from dgjax.sampling.state import zeros_of
+from dgjax.sampling.density_numbers import density_numbers
 from dgjax.sampling.traced_numbers import check_model
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float, concrete, safe_sqrt
 
 __all__ = ["FittedLikelihood", "LikelihoodFit", "fit_likelihood", "fitted_likelihood"]
 
-ORDER = 3  # evaluations that a step uses
 # Numbers whose deviation is below this share of that of the log-densities are left out: their
 # weights would be large, and a sample for which they differ would be far off.
 LEAST_SPREAD = 0.01
@@ -163,7 +160,12 @@ def fit_likelihood(
             f"xs {xs.shape} and log_densities {log_densities.shape} must be (N, *shape) and (N,)"
         )
     check_shape(model, xs.shape[1:], "each of xs")
-    fault = first(check_model(model), check_grid(model, grid), check_entries(xs, "xs"))
+    fault = first(
+        check_model(model),
+        check_grid(model, grid),
+        check_entries(xs, "xs"),
+        check_entries(log_densities, "log_densities"),
+    )
     least = 2 * (3 * len(grid) + 2)
     if len(xs) < least:
         raise ValueError(
@@ -176,14 +178,13 @@ def fit_likelihood(
                 f"cond has a leaf of shape {jnp.shape(leaf)}, but there are {len(xs)} samples: "
                 "stack one condition for each of them"
             )
-    message = "log_densities has NaN or infinite entries: leave these samples out"
-    fault = first(fault, _check_finite(log_densities, message))
     fit = _fit(model, xs, log_densities, grid, key, divergence, cond, batch, fault)
     message = (
         "the divergence or the score is NaN or infinite for some of xs, so that nothing can be "
         "fitted: leave these samples out (Untracked() has no divergence; pass another estimator)"
     )
-    fault = first(fault, _check_finite(fit.deviation, message))
+    (deviation,) = numbers(fit.deviation)
+    fault = first(fault, check(finite(deviation), Fault.NOT_FINITE, message))
     return fit._replace(mean=refuse(fault, fit.mean), fault=as_code(fault))
 
 
@@ -224,11 +225,6 @@ def fitted_likelihood(
     return _fitted(condition(model, cond), fit, x, key, divergence, fault)
 
 
-def _check_finite(values: Array, message: str) -> Code:
-    (known,) = numbers(values)
-    return check(finite(known).all(), Fault.NOT_FINITE, message)
-
-
 def _check_fit(model: Field, fit: LikelihoodFit) -> Code:
     """Check that weights can be used for a model, as far as this can be seen."""
     made = concrete(fit.fault)
@@ -252,7 +248,7 @@ def _fit(
 
     def known(a):
         x, key, cond = a
-        return _numbers(condition(model, cond), grid, x, key, divergence)
+        return density_numbers(condition(model, cond), grid, x, key, divergence)
 
     count = len(xs)
     keys = jax.random.split(key, count)
@@ -297,7 +293,7 @@ def _fitted(
     model: Field, fit: LikelihoodFit, x, key, divergence: Divergence, fault: Code
 ) -> FittedLikelihood:
     """Evaluate with arguments that were checked."""
-    moved = _numbers(model, fit.grid, x, key, divergence) - fit.centre
+    moved = density_numbers(model, fit.grid, x, key, divergence) - fit.centre
     white = _product(moved, fit.whitening)
     beyond = fit.left_out * jnp.maximum(jnp.abs(moved) - USUAL * fit.floor, 0)
     share = jnp.sum(white**2) + 1 / fit.samples
@@ -312,39 +308,3 @@ def _fitted(
 
 def _product(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision="highest")
-
-
-def _numbers(
-    model: Field, grid, x: Sample, key: Key, divergence: Divergence
-) -> Float[Array, " 3*n+1"]:
-    """Return the numbers that the log-density of x is a function of, from one pass over the grid.
-
-    The trajectory goes from data to noise. Its steps are those of `dgjax.sampling.multistep`
-    without a guide: y = x/alpha obeys dy/d log w = y - x0, and x0 is a polynomial in u = w^(1/7)
-    through its last values.
-    """
-    times = jnp.flip(grid)
-    scales = jax.vmap(lambda t: coefficients(model.path, t))(times)
-    us = u_of_logsnr(scales.logsnr)
-    index = jnp.arange(len(times))
-
-    def step(carry, i):
-        y, x0s = carry
-        probe = jax.random.fold_in(key, i)
-        local = evaluate(model, times[i], scales.alpha[i] * y, divergence=divergence, key=probe)
-        w, noise = local.sigma / local.alpha, local.sigma * local.score
-        x0 = y + w * noise
-        x0s = x0s.at[i].set(x0)
-        curvature = local.sigma**2 * local.laplacian
-        known = jnp.stack([curvature, jnp.sum(noise**2), jnp.sum((x0 / w) ** 2)])
-        u, after = us[i], us[jnp.minimum(i + 1, len(times) - 1)]
-        newest = (index <= i) & (index > i - ORDER)
-        density = lambda v: (after / v) ** RHO * dlog_w_du(v)
-        weights = quadrature(us, newest, u, after)(density)
-        y = (after / u) ** RHO * y - jnp.tensordot(weights, x0s, 1, precision="highest")
-        return (y, x0s), known
-
-    y = x / scales.alpha[0]
-    (y, _), known = jax.lax.scan(step, (y, zeros_of(y, (len(times), *x.shape))), index)
-    last = y * scales.alpha[-1] / scales.sigma[-1]
-    return jnp.append(known.ravel(), jnp.sum(last**2))

@@ -26,10 +26,14 @@ def _times(model: Field, log_snrs: Array) -> Array:
     return jax.vmap(model.path.time)(log_snrs)
 
 
+def _from(model: Field, start: Array, shares: np.ndarray) -> Array:
+    """Return the times at these shares of the range from a log-SNR to that of t_min."""
+    return _times(model, start + as_float(shares) * (logsnr(model.path, model.t_min) - start))
+
+
 def _at_shares(model: Field, shares: np.ndarray) -> Float[Array, " n+1"]:
     """Return the times at these shares of the model's range of log-SNR, from t_max on."""
-    start, stop = logsnr(model.path, model.t_max), logsnr(model.path, model.t_min)
-    return _with_ends(model, _times(model, start + as_float(shares) * (stop - start)))
+    return _with_ends(model, _from(model, logsnr(model.path, model.t_max), shares))
 
 
 def grid_uniform(model: Field, steps: int) -> Float[Array, " n+1"]:
@@ -66,8 +70,9 @@ def grid_logsnr(
         ValueError: if `steps` is not a positive int, or `noise` is not one number within the range.
     """
     check_count("steps", steps)
+    shares = np.linspace(0, 1, steps + 1)
     if noise is None:
-        return _at_shares(model, np.linspace(0, 1, steps + 1))
+        return _at_shares(model, shares)
     noise = as_float(noise)
     if noise.ndim:
         raise ValueError(f"noise must be one number, got shape {noise.shape}")
@@ -76,10 +81,7 @@ def grid_logsnr(
     within = lambda w: (w > low) & (w <= high * (1 + 1e-5))
     wanted = "be above sigma/alpha of t_min and at most that of t_max"
     noise = require("noise", noise, wanted, within)
-    start, stop = -2 * jnp.log(noise), logsnr(model.path, model.t_min)
-    times = _times(model, start + as_float(np.linspace(0, 1, steps + 1)) * (stop - start))
-    times = jnp.where(jnp.isnan(noise), jnp.nan, times)  # some paths have a time for NaN
-    return jnp.append(times[:-1], model.t_min)
+    return jnp.append(_from(model, -2 * jnp.log(noise), shares)[:-1], model.t_min)
 
 
 def grid_from_data(model: Field, steps: int) -> Float[Array, " n+1"]:

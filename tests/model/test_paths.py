@@ -127,6 +127,10 @@ def test_round_trips_between_time_and_logsnr(span):
     np.testing.assert_allclose(times(span.path, back), t, rtol=1e-9)
 
 
+def test_nan_has_no_time(span):
+    assert jnp.isnan(span.path.time(jnp.asarray(jnp.nan)))
+
+
 def test_time_has_the_gradient_of_an_inverse(span):
     slope = jax.jit(jax.vmap(jax.grad(span.path.time)))(LEVELS)
     t = times(span.path, LEVELS)
