@@ -1,5 +1,6 @@
 """`dgjax likelihood`: compute log-density and bits per dimension of images and arrays."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +20,7 @@ from dgjax.cli.auto_steps import (
     set_tolerance,
 )
 from dgjax.cli.estimators import DIVERGENCE, choose_divergence
+from dgjax.cli.fitted_rows import FIT_SAMPLES, FITTED, choose_measured, fit_rows, take
 from dgjax.cli.options import (
     BATCH,
     CLASS,
@@ -62,6 +64,10 @@ DEQUANTIZED = (
     "; dequantized: uniform noise of one level was added to the levels of a picture, as bits/dim "
     "need it"
 )
+WEIGHED = (
+    "; leverage: of samples measured by weights, about 1 if they are like those that the weights "
+    "were fitted to; their +- probes has the error of the weights in it"
+)
 
 
 def command(
@@ -87,6 +93,8 @@ def command(
     solver: SOLVER = "multistep",
     probes: Annotated[int, typer.Option(min=2, max=MOST_PROBES, help=PROBES_HELP)] = 5,
     divergence: DIVERGENCE = "probes",
+    fitted: FITTED = None,
+    fit_samples: FIT_SAMPLES = None,
     seed: SEED = 0,
     json: JSON = False,
 ) -> None:
@@ -95,6 +103,7 @@ def command(
     A latent model encodes pictures to the mean of their latent first; the log-density is that of
     the latent, without bits per dimension. With --class or --prompt it is the conditional
     log p(x | class) or log p(x | prompt). Of 15 steps or more, the one at the data is cut in three.
+    With --fitted, most of many samples take a few network evaluations each.
     """
     method = make_solver(solver)
     size = height, width
@@ -122,6 +131,7 @@ def command(
     names = [name for file in read for name in file.names]
     quantized = np.concatenate([np.full(len(file.names), file.quantized) for file in read])
     items = (LazySamples(read, chosen.meta.shape), quantized, np.arange(len(names)))
+    measured = choose_measured(fitted, fit_samples, len(names))
     if steps == AUTO:
         some = np.linspace(0, len(names) - 1, min(TRIALS, len(names))).astype(int)
         xs = jax.vmap(partial(prepare, keys))(*(part[some] for part in items))
@@ -140,9 +150,22 @@ def command(
         found = jax.vmap(one)(*batch)
         return found.log_density, found.info.standard_error, found.info.solver_error
 
-    log_density, error, solver_error = map_batches(
-        "likelihood", run, items, batch, chosen.field, keys
-    )
+    solved = map_batches("likelihood", run, take(items, measured), batch, chosen.field, keys)
+    log_density, error, solver_error, leverage = np.full((4, len(names)), np.nan)
+    log_density[measured], error[measured], solver_error[measured] = solved
+    if fitted is not None:
+        others, found = fit_rows(
+            chosen.field,
+            items,
+            measured,
+            solved[0],
+            evaluations=fitted,
+            prepare=prepare,
+            keys=keys,
+            divergence=estimator,
+            batch=batch,
+        )
+        log_density[others], error[others], leverage[others] = found
     rows: list[dict[str, Any]] = [
         {
             "file": name,
@@ -154,7 +177,7 @@ def command(
             names, quantized, log_density, error, solver_error, strict=True
         )
     ]
-    columns = [
+    columns: list[tuple[str, str, Callable[[Any], str]]] = [
         ("log_density", "log p, nats", "{:,.1f}".format),
         *((*column, error_cell) for column in error_columns(divergence)),
     ]
@@ -167,8 +190,14 @@ def command(
             ("bits_per_dim", "bits/dim", "{:.3f}".format),
             ("bits_per_dim_standard_error", error_columns(divergence)[0][1], error_cell),
         ]
+    if fitted is not None:
+        for row, level in zip(rows, leverage, strict=True):
+            row["leverage"] = known(level)
+        columns.append(
+            ("leverage", "leverage", lambda level: "" if level is None else f"{level:.1f}")
+        )
     summary = {**chosen.facts(), "steps": steps, "solver": solver, "probes": probes, "rows": rows}
-    summary |= {"divergence": divergence}
+    summary |= {"divergence": divergence, "fitted": fitted}
     note_coarse(rows, chosen.size, steps)
     if json:
         print(as_json(summary))
@@ -180,5 +209,11 @@ def command(
             [row["file"], row["data"], *(form(row[name]) for name, _, form in columns)]
             for row in rows
         ],
-        STATED + (DEQUANTIZED if any(row["data"] == "dequantized" for row in rows) else ""),
+        "".join(
+            [
+                STATED,
+                DEQUANTIZED if any(row["data"] == "dequantized" for row in rows) else "",
+                "" if fitted is None else WEIGHED,
+            ]
+        ),
     )

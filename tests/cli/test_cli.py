@@ -364,3 +364,45 @@ def test_probes_fit_the_solver_and_the_size():
     assert default_divergence(5, Multistep(), 2) == Coloured(2)  # no more colours than elements
     assert default_divergence(5, Multistep(), 784) == Coloured(5)
     assert default_divergence(5, RK4(), 2) == Hutchinson(5)  # whose standard error is their spread
+
+
+def test_likelihood_of_many_samples_by_fitted_weights(folder, tmp_path, run):
+    # Weights are exact for a Gaussian; scales vary so that log-densities do.
+    noise = np.random.default_rng(0)
+    x = noise.normal(size=(40, *SHAPE)) * noise.uniform(0.5, 1.5, (40, 1, 1, 1))
+    np.savez(tmp_path / "x.npz", x=x.astype(np.float32))
+    few = ("--model", folder, "--steps", 64, "--fitted", 2, "--fit-samples", 24)
+    code, printed, said = run("likelihood", tmp_path / "x.npz", *few, "--json")
+    assert code == 0
+    summary = json.loads(printed)
+    rows = summary["rows"]
+    assert [row["file"] for row in rows] == [f"x.npz[{i}]" for i in range(40)]
+    values = [row["log_density"] for row in rows]
+    np.testing.assert_allclose(values, log_density(x), atol=0.05)
+    by_weights = [row for row in rows if row["leverage"] is not None]
+    assert len(by_weights) == 40 - 24
+    assert all(row["log_density_solver_error"] is None for row in by_weights)
+    assert all(row["log_density_standard_error"] < 0.05 for row in by_weights)
+    assert summary["fitted"] == 2
+    assert "fitting weights of 2 evaluations to 24 samples" in said
+    x[2] *= 10  # not among the 24
+    np.savez(tmp_path / "x.npz", x=x.astype(np.float32))
+    code, _, said = run("likelihood", tmp_path / "x.npz", *few)
+    assert code == 0
+    assert "1 of 16 samples are unlike those of the fit" in " ".join(said.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--fit-samples", 20), "--fit-samples needs --fitted"),
+        (("--fitted", 4, "--fit-samples", 20), "take at least 28, better 84"),
+        (("--fitted", 4), "measures 192 samples by --steps first, and there are 30 in all"),
+        (("--fitted", 2, "--fit-samples", 30), "(16 at least)"),
+    ],
+)
+def test_likelihood_by_fitted_weights_needs_samples(options, said, folder, tmp_path, run):
+    np.savez(tmp_path / "x.npz", x=np.zeros((30, *SHAPE), np.float32))
+    code, _, message = run("likelihood", tmp_path / "x.npz", "--model", folder, *options)
+    assert code == 1
+    assert said in " ".join(message.split())
