@@ -41,6 +41,7 @@ from dgjax.cli.options import (
     make_solver,
     note_shadowed,
 )
+from dgjax.cli.stated_errors import note_coarse
 from dgjax.data.named_datasets import DATASETS
 from dgjax.devices.progress import say
 from dgjax.evaluation.batched import SolverSettings, sample_model
@@ -229,6 +230,7 @@ def command(
     with output_folder(out):
         if "bits" in names:
             found |= measure_bits_per_dim(chosen, reference, few, draws, *common)
+            _note_coarse_bits(found["bits_per_dim"], chosen.size, steps)
         compared = {"frechet", "precision-recall", "png"} & names
         if given is None and (compared or export):
             given = sample_model(chosen, num, reference.conditions(num), settings)
@@ -284,6 +286,11 @@ def command(
     if given is not None and export:
         conditions = reference.conditions(num)
         export_samples(chosen, given, conditions, settings, export, export_denoised)
+
+
+def _note_coarse_bits(bits: Metric, size: int, steps: int) -> None:
+    nats = None if bits.solver_error is None else bits.solver_error * size * np.log(2)
+    note_coarse([{"log_density_solver_error": nats}], size, steps)
 
 
 def _write_text(text: str, stream: BinaryIO) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from dgjax.checkpoints.opened import density_title
 from dgjax.cli.options import table
+from dgjax.cli.stated_errors import error_cell
 from dgjax.evaluation.inconsistency import InconsistencyStatistics
 from dgjax.evaluation.intervals import Estimate
 from dgjax.evaluation.metrics import Metric
@@ -42,9 +43,9 @@ LEGEND_NORMALITY = (
     "Shapiro-Wilk test of normality"
 )
 LEGEND_INCONSISTENCY = (
-    "drift of log p between two routes, one standard deviation of the noise apart, along the "
-    "PF-ODE (transport), at a fixed point (residual) and across (curl); asymmetry: of the "
-    "denoiser's Jacobian"
+    "change of log p between two routes that are one standard deviation of the noise apart: along "
+    "the PF-ODE (transport), at a fixed point (residual), and while one of them moves by a draw of "
+    "the noise (curl); asymmetry: of the denoiser's Jacobian, without unit"
 )
 
 
@@ -55,6 +56,7 @@ def metric_entry(metric: Metric) -> dict[str, Any]:
         "number": metric.number,
         "real": metric.real,
         "probe_standard_error": metric.probe_error,
+        "solver_error": metric.solver_error,
     }
 
 
@@ -89,7 +91,7 @@ def markdown(summary: dict[str, Any]) -> str:
         parts.append(_about_inconsistency(summary))
         parts.append(_markdown_table(INCONSISTENCY_HEADER, _inconsistency_rows(summary, _interval)))
     if summary["routes"]:
-        parts += [_trust(summary["routes"]), _about_routes(summary["routes"])]
+        parts += [_trust(summary), _about_routes(summary["routes"])]
     if summary["one_evaluation"]:
         parts.append(_about_one_evaluation(summary["one_evaluation"]))
     return "\n\n".join(parts) + "\n"
@@ -111,12 +113,12 @@ def show(summary: dict[str, Any]) -> None:
         count = summary["inconsistency"][0]["samples"]
         title = (
             f"{summary['model']}, t_min = {summary['t_min']:g}: inconsistency at noise levels "
-            f"sigma/alpha, {count:,} data (0 for a true score; nats/dim but for asymmetry)"
+            f"sigma/alpha, {count:,} data (nats per dimension; 0 for a true score)"
         )
         rows = _inconsistency_rows(summary, _value)
         table(title, INCONSISTENCY_HEADER, rows, LEGEND_INCONSISTENCY)
     if summary["routes"]:
-        print(fill(_trust(summary["routes"]), 80))
+        print(fill(_trust(summary), 80))
     if summary["one_evaluation"]:
         print(fill(_about_one_evaluation(summary["one_evaluation"]), 80))
 
@@ -195,7 +197,8 @@ def _notes(summary: dict[str, Any]) -> list[str]:
         entry = figures["bits_per_dim"]
         notes.append(
             f"bits/dim: mean over images with {summary['probes']} probes per step; the standard "
-            f"error of the mean from the probes alone is {entry['probe_standard_error']:.2g}."
+            f"error of the mean from the probes alone is {entry['probe_standard_error']:.2g}, and "
+            f"the solver states an error of {error_cell(entry['solver_error'])}."
         )
     if "bits_per_dim_truncated" in figures:
         notes.append(_about_bounds(summary))
@@ -227,8 +230,9 @@ def _about_bounds(summary: dict[str, Any]) -> str:
     }
     several = " and ".join(words[name] for name in bounds if name != tightest)
     return (
-        "Bits/dim are upper bounds on the code length of the levels, one for each way to fill the "
-        f"levels with noise. The tightest here is {words[tightest]}; the others are {several}."
+        "Up to the error of the solver, bits/dim are upper bounds on the code length of the "
+        "levels, one for each way to fill the levels with noise. The tightest here is "
+        f"{words[tightest]}; the others are {several}."
     )
 
 
@@ -257,8 +261,9 @@ def _about_inconsistency(summary: dict[str, Any]) -> str:
     )
 
 
-def _trust(routes: dict[str, Any]) -> str:
+def _trust(summary: dict[str, Any]) -> str:
     """Say in one sentence how far log-densities of the model can be trusted."""
+    routes = summary["routes"]
     pair, lost = 2**0.5 * routes["spread"]["value"], routes["solver_error"]
     if math.isnan(pair):
         return (
@@ -268,13 +273,18 @@ def _trust(routes: dict[str, Any]) -> str:
     if lost > pair:
         return (
             "How far the model's log-densities can be trusted is not known: with these steps the "
-            f"stated error of the solver, {lost:,.3g} nats, hides what the network adds to it."
+            f"stated error of the solver, {lost:,.3g} nats, hides what the network adds to it. "
+            "Take more --steps."
         )
+    if summary["one_evaluation"]:
+        reason = "the energies that it learned at different noise levels are not of one density"
+    else:
+        reason = "a network's score is not exactly the gradient of a density"
     return (
-        f"How far to trust it: with the route along which it is computed, the difference between "
-        f"the log-densities of two images changes by about {pair:,.3g} nats, which is "
-        f"{pair / routes['dimensions']:.2g} a dimension, because a network's score is not exactly "
-        "the gradient of a density; read no smaller difference as one of density."
+        "How far to trust it: the difference between the log-densities of two images depends on "
+        f"the route along which it is computed. It changes by about {pair:,.3g} nats, which is "
+        f"{pair / routes['dimensions']:.2g} a dimension, because {reason}. Read no smaller "
+        "difference as one of density."
     )
 
 

@@ -120,7 +120,7 @@ def measure_alignments(
 
 def measure_log_densities(
     model: Model, x: Array, keys: Array, labels: Labels, settings: SolverSettings
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Compute log p(x) at t_min by the probability-flow ODE.
 
     Args:
@@ -131,7 +131,8 @@ def measure_log_densities(
         settings: of the solver.
 
     Returns:
-        Log-densities (n,) in nats, and their standard errors (n,) from the probes.
+        Log-densities (n,) in nats, their standard errors (n,) from the probes, and their errors
+        (n,) from the solver, infinite if it does not know them.
     """
     divergence = default_divergence(settings.probes, settings.solver, model.size)
 
@@ -139,7 +140,7 @@ def measure_log_densities(
         found = likelihood(
             field, x, grid, key=key, divergence=divergence, cond=label, solver=solver
         )
-        return found.log_density, found.info.standard_error
+        return found.log_density, found.info.standard_error, found.info.solver_error
 
     return _in_batches("likelihood", one, model, (x, keys, labels), settings, grid_from_data)
 

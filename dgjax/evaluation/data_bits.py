@@ -44,15 +44,21 @@ def measure_bits_per_dim(
     dataset, labels = reference.dataset, reference.conditions(num)
     solve_keys, size = jax.random.split(keys[1], num), model.size
 
-    def metric(values, errors):
-        error = np.sqrt((errors**2).sum()) / (num * size * np.log(2))
-        return Metric(mean_interval(values, confidence=confidence), num, probe_error=float(error))
+    def metric(values, errors, solver_errors):
+        unit = size * np.log(2)
+        noise, bias = np.sqrt((errors**2).sum()) / (num * unit), np.mean(solver_errors) / unit
+        return Metric(
+            mean_interval(values, confidence=confidence),
+            num,
+            probe_error=float(noise),
+            solver_error=float(bias) if np.isfinite(bias) else None,
+        )
 
     if not (isinstance(dataset.values, np.ndarray) and dataset.values.dtype == np.uint8):
         x = jnp.asarray(reference.samples(0, num))
-        found, errors = measure_log_densities(model, x, solve_keys, labels, settings)
+        found, *errors = measure_log_densities(model, x, solve_keys, labels, settings)
         values = bits_per_dim(found, size, model.meta.data_range)
-        return {"bits_per_dim": metric(values, errors)}
+        return {"bits_per_dim": metric(values, *errors)}
 
     # Values of all 256 levels, of which the data may use fewer.
     span = (dataset.offset, dataset.offset + 255 * dataset.scale)
@@ -67,20 +73,21 @@ def measure_bits_per_dim(
     # The draws of an image share the probes, so that their log-densities have the same error.
     x = jnp.concatenate([uniform, noisy.x.reshape(-1, *uniform.shape[1:])])
     repeat = lambda a: np.tile(a, 1 + draws)
-    found, errors = measure_log_densities(
+    measured = measure_log_densities(
         model,
         x,
         solve_keys[repeat(np.arange(num))],
         None if labels is None else repeat(labels),
         settings,
     )
-    found, errors = (a.reshape(1 + draws, num) for a in (found, errors))
+    found, *errors = (a.reshape(1 + draws, num) for a in measured)
+    of_uniform, of_normal = ([a[i] for a in errors] for i in (0, 1))
     log_weights = found[1:] - np.asarray(noisy.noise_density)
     metrics = {
-        "bits_per_dim": metric(bits_per_dim(found[0], size, span), errors[0]),
-        "bits_per_dim_truncated": metric(bits_per_dim_bound(log_weights[:1].T, size), errors[1]),
+        "bits_per_dim": metric(bits_per_dim(found[0], size, span), *of_uniform),
+        "bits_per_dim_truncated": metric(bits_per_dim_bound(log_weights[:1].T, size), *of_normal),
     }
     if draws > 1:
         bound = bits_per_dim_bound(log_weights.T, size)
-        metrics["bits_per_dim_weighted"] = metric(bound, errors[1])
+        metrics["bits_per_dim_weighted"] = metric(bound, *of_normal)
     return metrics

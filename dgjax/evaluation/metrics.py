@@ -49,12 +49,14 @@ class Metric(NamedTuple):
         number: how many samples, images or latents it was measured on.
         real: the same metric with other real samples in place of the generated ones, if known.
         probe_error: standard error from the Hutchinson probes alone, if there are any.
+        solver_error: mean size of the errors from the solver, if it knows them.
     """
 
     estimate: Estimate
     number: int
     real: float | None = None
     probe_error: float | None = None
+    solver_error: float | None = None
 
 
 def measure_distances(

@@ -127,7 +127,7 @@ def test_inconsistency_is_of_the_network_and_zero_for_an_exact_one(
         assert summary["figures"] == {}
         assert [len(t.splitlines()) for t in tables] == [7]
         assert "along the PF-ODE while the noise changes by a factor e (transport)" in text
-        assert "20 data (0 for a true score" in " ".join(printed.split())
+        assert "20 data (nats per dimension; 0 for a true score)" in " ".join(printed.split())
         levels = summary["inconsistency"]
         np.testing.assert_allclose([e["noise_level"] for e in levels][::4], [T_MIN, 80], rtol=1e-5)
         assert {e["samples"] for e in levels} == {20}
@@ -321,6 +321,21 @@ def test_one_evaluation_of_an_energy_network_is_compared_with_the_ode(tmp_path, 
     assert found["products"] == 4
 
 
+def test_bits_state_the_error_of_coarse_steps(folder, data, tmp_path, run):
+    options = ("--model", folder, "--data", data, "--only", "bits", "--part", "train")
+    options = (*options, "--num", 4, "--draws", 1, "--json", "--out", tmp_path / "out")
+    figures, said = {}, {}
+    for steps in (4, 48):
+        code, printed, said[steps] = run("evaluate", *options, "--steps", steps)
+        assert code == 0
+        figures[steps] = json.loads(printed)["figures"]["bits_per_dim"]
+    off = abs(figures[4]["value"] - figures[48]["value"])
+    assert off / 10 < figures[4]["solver_error"] < 10 * off
+    assert figures[48]["solver_error"] < figures[4]["solver_error"] / 20
+    assert "take more steps, such as --steps 8" in " ".join(said[4].split())
+    assert "take more steps" not in " ".join(said[48].split())
+
+
 def test_a_model_with_classes_is_given_the_labels_of_the_data(tmp_path, run, monkeypatch, saved):
     model, x = saved(tmp_path / "labelled", SHAPE, num_classes=3), to_uint8(draw(0, 40))
     labels = np.arange(40) % 3
@@ -329,7 +344,7 @@ def test_a_model_with_classes_is_given_the_labels_of_the_data(tmp_path, run, mon
 
     def stub(chosen, x, keys, labels, settings):
         seen.append(labels)
-        return np.zeros(len(x)), np.zeros(len(x))
+        return (np.zeros(len(x)),) * 3
 
     monkeypatch.setattr("dgjax.evaluation.data_bits.measure_log_densities", stub)
     common = ("evaluate", "--model", model, "--part", "train", *QUICK, "--num", 6, "--json")
