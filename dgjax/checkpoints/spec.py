@@ -94,6 +94,7 @@ PARAMETRIZATIONS: dict[str, Callable[..., Any]] = {
     "ve_preconditioned": parametrization.VEPreconditioned,
     "energy": energy.energy_prediction,
 }
+ENERGY_NETWORKS = ("energy_mlp", "energy_unet")
 AUTOENCODERS: dict[str, Callable[..., Any]] = {
     "pixels": identity_autoencoder,
     "autoencoder_kl": AutoencoderKL,
@@ -172,6 +173,7 @@ class ModelSpec:
         _check_sizes("model.network", self.network)
         check_kind("model.path", PATHS, self.path, ())
         check_kind("model.parametrization", PARAMETRIZATIONS, self.parametrization, ())
+        _check_energy(self.network["kind"], self.parametrization["kind"])
         spread = self.parametrization.get("sigma_data", 1.0)
         if not is_number(spread):
             raise ValueError(f"model.parametrization: sigma_data must be a number, got {spread!r}")
@@ -200,6 +202,21 @@ class ModelSpec:
         if not self.clock:
             del values["clock"]
         return values
+
+
+def _check_energy(network: str, predicted: str) -> None:
+    """Raise a ValueError unless an energy network has the parametrization for it, or neither is."""
+    if network in ENERGY_NETWORKS and predicted != "energy":
+        raise ValueError(
+            f"model.network: {network} returns an energy, and model.parametrization has the kind "
+            f'{predicted}: set it to {{ kind = "energy" }}, or take another network'
+        )
+    if predicted == "energy" and network not in ENERGY_NETWORKS:
+        raise ValueError(
+            f"model.parametrization: energy is for networks that return one, and model.network has "
+            f"the kind {network}: set it to {' or '.join(ENERGY_NETWORKS)}, or take another "
+            "parametrization"
+        )
 
 
 def _check_sizes(where: str, values: Mapping[str, Any]) -> None:

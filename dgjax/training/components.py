@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dgjax.checkpoints.spec import build, build_network
 from dgjax.data.dataset import Dataset
-from dgjax.model.field import Field
+from dgjax.model.field import Field, score
 from dgjax.training import ema
 from dgjax.training.config import (
     TrainConfig,
@@ -35,6 +35,7 @@ from dgjax.training.step import (
 
 __all__ = [
     "check_data",
+    "check_model",
     "create_state",
     "jit_train_step",
     "make_augment",
@@ -56,6 +57,23 @@ def model_shapes(config: TrainConfig) -> Field:
         ValueError: if the configuration of the model is wrong.
     """
     return build(config.model, nnx.eval_shape(lambda: build_network(config.model)))
+
+
+def check_model(config: TrainConfig, model: Field) -> None:
+    """Trace the model on one sample, so that parts that do not fit raise before anything runs.
+
+    Args:
+        config: of the run.
+        model: as of `model_shapes`.
+
+    Raises:
+        ValueError: if the network cannot be called on a sample, or returns another shape.
+    """
+    x = jax.ShapeDtypeStruct(config.model.shape, np.float32)
+    label = None
+    if config.model.network.get("num_classes") is not None:
+        label = jax.ShapeDtypeStruct((), np.int32)
+    jax.eval_shape(score, model, jax.ShapeDtypeStruct((), np.float32), x, label)
 
 
 def state_shapes(config: TrainConfig) -> TrainState:

@@ -172,8 +172,11 @@ def test_a_clock_is_the_time_of_the_network():
 
 
 def test_the_constant_of_an_energy_model_is_kept(tmp_path):
-    spec = replace(SPEC, network={**SPEC.network, "kind": "energy_unet"})
-    spec = replace(spec, parametrization={"kind": "energy", "sigma_data": 0.7})
+    spec = replace(
+        SPEC,
+        network={**SPEC.network, "kind": "energy_unet"},
+        parametrization={"kind": "energy", "sigma_data": 0.7},
+    )
     model, _ = dgjax.normalize(filled_model(spec), jax.random.key(0), samples=4)
     constant = float(model.parametrization.log_normalizer)
     assert abs(constant) > 0.01

@@ -21,7 +21,7 @@ from PIL import Image
 import dgjax
 from dgjax.checkpoints.arrays import to_named
 from dgjax.checkpoints.checkpoint import load
-from dgjax.checkpoints.spec import ModelSpec, build, build_network
+from dgjax.checkpoints.spec import NETWORKS, ModelSpec, build, build_network
 from dgjax.data.data_config import DataConfig
 from dgjax.data.named_datasets import load_dataset, read_idx
 from dgjax.model.closed_form import closed_form, gaussian, kernel_density
@@ -708,3 +708,25 @@ def test_the_gradient_may_come_from_elsewhere(gaussian_npz, tmp_path):
         for a, b in zip(first, jax.tree.leaves(result.state.network), strict=True)
     ]
     assert all((move < 0).all() and np.ptp(move) < 1e-6 for move in moves)
+
+
+def test_a_network_that_does_not_fit_is_refused_before_the_run_is_recorded(
+    gaussian_npz, tmp_path, monkeypatch
+):
+    class Cut(MLP):
+        def __call__(self, x, t, cond):
+            return super().__call__(x, t, cond)[:1]
+
+    chosen = config(gaussian_npz, steps=3)
+    monkeypatch.setitem(NETWORKS, "mlp", Cut)
+    with pytest.raises(ValueError, match=r"returned shape \(1,\) for one sample of shape \(2,\)"):
+        fit(chosen, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_energy_networks_and_their_parametrization_come_together(gaussian_npz):
+    chosen = config(gaussian_npz, steps=3).model
+    with pytest.raises(ValueError, match=r"energy_mlp returns an energy, and model.parametrization"):
+        replace(chosen, network={**chosen.network, "kind": "energy_mlp"})
+    with pytest.raises(ValueError, match="the kind mlp: set it to energy_mlp or energy_unet"):
+        replace(chosen, parametrization={"kind": "energy", "sigma_data": 1.0})
