@@ -59,6 +59,7 @@ class Fault(IntEnum):
     BRACKET = 9, "the bracket of q is not inside (0, 1) or not increasing"
     TARGET = 10, "the target log-density is not finite"
     OTHER_MODEL = 11, "the weights were fitted to a model with other noise levels"
+    OTHER_DIVERGENCE = 12, "the weights were fitted with another estimator of the divergence"
 
 
 Code: TypeAlias = Fault | Int[Array, ""]

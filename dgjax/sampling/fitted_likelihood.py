@@ -19,6 +19,7 @@ samples of the fit have no weight. Where one of them differs, it counts for the 
 difference times a step of log w for the error.
 """
 
+import zlib
 from typing import NamedTuple
 
 import jax
@@ -62,6 +63,7 @@ class LikelihoodFit(NamedTuple):
         deviation: standard deviation of the residuals, in nats.
         samples: their number.
         rank: number of fitted parameters, the mean among them.
+        estimator: a number for the kind and the sizes of the trace estimator.
         fault: 0, or the code of the first check that failed while JAX was tracing. What is measured
             by the weights is then NaN.
     """
@@ -78,6 +80,7 @@ class LikelihoodFit(NamedTuple):
     deviation: Scalar
     samples: Scalar
     rank: Scalar
+    estimator: Int[Array, ""]
     fault: Int[Array, ""]
 
 
@@ -204,7 +207,7 @@ def fitted_likelihood(
         fit: from `fit_likelihood`.
         x: one sample at the last time of `fit.grid`.
         key: for the probes.
-        divergence: trace estimator, the same as in the fit: its noise is a part of the error.
+        divergence: trace estimator, the same as in the fit, whose errors have its noise in them.
         cond: condition of the model; the log-density is then log p(x | cond).
 
     Returns:
@@ -212,7 +215,8 @@ def fitted_likelihood(
 
     Raises:
         ValueError: if x is not of the shape of the samples of the fit, not floating or not finite,
-            the model has other noise levels at the times of the fit, or the fit has a fault.
+            the model has other noise levels at the times of the fit, the divergence is of another
+            kind or size than in the fit, or the fit has a fault.
     """
     x = jnp.asarray(x)
     shape = jnp.shape(fit.mean_sample)
@@ -221,11 +225,17 @@ def fitted_likelihood(
             f"x has shape {x.shape}, but the weights were fitted to samples of shape {shape}: pass "
             "one such sample (jax.vmap maps over a batch), or fit weights to yours"
         )
-    fault = first(check_model(model), check_sample(model, x), _check_fit(model, fit))
+    fault = first(check_model(model), check_sample(model, x), _check_fit(model, fit, divergence))
     return _fitted(condition(model, cond), fit, x, key, divergence, fault)
 
 
-def _check_fit(model: Field, fit: LikelihoodFit) -> Code:
+def _estimator(divergence: Divergence) -> int:
+    """Return a number that estimators of one kind and with the same sizes have in common."""
+    sizes = [size for size in getattr(divergence, "__dict__", {}).values() if isinstance(size, int)]
+    return zlib.crc32(repr((type(divergence).__qualname__, sizes)).encode()) >> 1  # an int32
+
+
+def _check_fit(model: Field, fit: LikelihoodFit, divergence: Divergence) -> Code:
     """Check that weights can be used for a model, as far as this can be seen."""
     made = concrete(fit.fault)
     if made is not None and made != 0:
@@ -237,7 +247,13 @@ def _check_fit(model: Field, fit: LikelihoodFit) -> Code:
         "fit weights to this model"
     )
     same = (abs(levels - fitted) <= 1e-3 * (1 + abs(fitted))).all()
-    return first(code, check(same, Fault.OTHER_MODEL, message))
+    code = first(code, check(same, Fault.OTHER_MODEL, message))
+    message = (
+        "the weights were fitted with another divergence, and their stated errors are for its "
+        "noise: pass the same one, of the same size, to fit_likelihood and fitted_likelihood"
+    )
+    (estimator,) = numbers(fit.estimator)
+    return first(code, check(estimator == _estimator(divergence), Fault.OTHER_DIVERGENCE, message))
 
 
 @compile_once
@@ -284,6 +300,7 @@ def _fit(
         deviation=deviation,
         samples=as_float(count),
         rank=rank,
+        estimator=jnp.asarray(_estimator(divergence), jnp.int32),
         fault=as_code(fault),
     )
 

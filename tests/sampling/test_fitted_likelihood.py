@@ -305,6 +305,22 @@ def test_a_fit_is_refused_where_it_does_not_belong(model, data, fit):
     assert jnp.isnan(traced.log_density)
 
 
+def test_a_fit_is_refused_with_another_divergence(model, data):
+    xs, known = data
+    options, x = {"key": jax.random.key(7)}, xs[200]
+    grid = dgjax.grid_logsnr(model, 3, noise=4.0)
+    five = dgjax.Coloured(5)
+    fit = dgjax.fit_likelihood(model, xs[:192], known[:192], grid, divergence=five, **options)
+    use = partial(dgjax.fitted_likelihood, **options)
+    assert jnp.isfinite(use(model, fit, x, divergence=dgjax.Coloured(5)).log_density)
+    for other in (dgjax.Hutchinson(), dgjax.Exact(), dgjax.Coloured(4), dgjax.Untracked()):
+        with pytest.raises(ValueError, match="fitted with another divergence"):
+            use(model, fit, x, divergence=other)
+        traced = jax.jit(partial(use, divergence=other))(model, fit, x)
+        assert traced.fault == dgjax.Fault.OTHER_DIVERGENCE
+        assert jnp.isnan(traced.log_density)
+
+
 def test_a_fit_survives_a_file(tmp_path, model, data, fit):
     np.savez(tmp_path / "fit.npz", **fit._asdict())
     with np.load(tmp_path / "fit.npz") as file:

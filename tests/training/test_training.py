@@ -726,7 +726,9 @@ def test_a_network_that_does_not_fit_is_refused_before_the_run_is_recorded(
 
 def test_energy_networks_and_their_parametrization_come_together(gaussian_npz):
     chosen = config(gaussian_npz, steps=3).model
-    with pytest.raises(ValueError, match=r"energy_mlp returns an energy, and model.parametrization"):
+    with pytest.raises(
+        ValueError, match=r"energy_mlp returns an energy, and model.parametrization"
+    ):
         replace(chosen, network={**chosen.network, "kind": "energy_mlp"})
     with pytest.raises(ValueError, match="the kind mlp: set it to energy_mlp or energy_unet"):
         replace(chosen, parametrization={"kind": "energy", "sigma_data": 1.0})
