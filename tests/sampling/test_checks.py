@@ -40,6 +40,7 @@ class Numbers(NamedTuple):
     high: Any = 0.95
     temperature: Any = 1.0
     rho: Any = 1.0
+    estimator: Any = 0
 
 
 def model_of(n):
@@ -132,7 +133,9 @@ def weights():
 
 
 def fitted_likelihood(n):
-    out = dgjax.fitted_likelihood(model_of(n), weights(), n.x, **KEY)
+    estimator = weights().estimator + jnp.asarray(n.estimator, jnp.int32)
+    of_another = weights()._replace(estimator=estimator)
+    out = dgjax.fitted_likelihood(model_of(n), of_another, n.x, **KEY)
     return out.log_density, out, (out.standard_error, out.leverage)
 
 
@@ -183,6 +186,7 @@ CASES = {
     Fault.BRACKET: ({"shoot"}, {"low": 0.97}),
     Fault.TARGET: ({"shoot"}, {"target": np.inf}),
     Fault.OTHER_MODEL: ({"fitted_likelihood"}, {"rho": 1.5}),
+    Fault.OTHER_DIVERGENCE: ({"fitted_likelihood"}, {"estimator": 1}),
 }
 WITHOUT_SCATTER = {"quadrature", "node_quadrature", "sampler_law"}  # of one exact estimate
 FEW = {"sample", "likelihood", "chord"}  # the others compile for longer
