@@ -86,6 +86,13 @@ class Meta:
         return values
 
 
+def _advice(folder: Path) -> str:
+    inside = folder / "model"  # where `dgjax train` writes the model of a run
+    if (inside / "config.json").is_file():
+        return f"; it is the folder of a training run: take its model, {inside}"
+    return OTHERS
+
+
 def read_config(folder: Path) -> tuple[str, Meta, dict[str, str]]:
     """Return the format of a checkpoint, the facts about its model, and its files' checksums.
 
@@ -103,14 +110,14 @@ def read_config(folder: Path) -> tuple[str, Meta, dict[str, str]]:
         config = json.loads(file.read_text())
     except FileNotFoundError:
         raise ValueError(
-            f"{folder} is no dgjax checkpoint: it has no config.json{OTHERS}"
+            f"{folder} is no dgjax checkpoint: it has no config.json{_advice(folder)}"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} cannot be read as JSON: {first_line(error)}") from error
     if not isinstance(config, dict) or config.get("format") not in (FORMAT, ORBAX_FORMAT):
         raise ValueError(
             f"{file} is not of a dgjax checkpoint: its format is neither {FORMAT!r} nor "
-            f"{ORBAX_FORMAT!r}{_written_by_newer(config) or OTHERS}"
+            f"{ORBAX_FORMAT!r}{_written_by_newer(config) or _advice(folder)}"
         )
     form, checksums = config.pop("format"), config.pop(CHECKSUMS, {})
     if not isinstance(checksums, dict):

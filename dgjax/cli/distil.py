@@ -20,6 +20,8 @@ from dgjax.training.lessons import PART, stored_lessons
 
 __all__ = ["command"]
 
+INPUT_ALONE = "no layer, since none was found in the network: it sees x and t alone"
+
 
 def command(
     model: Annotated[
@@ -57,6 +59,8 @@ def command(
     field = replace(chosen.field, trace_head=None)
     found = tuple(find_layers(field, jnp.zeros(chosen.meta.shape), layers, _example(chosen)))
     sha256 = digest(field, chosen.meta, chosen.autoencoder)
+    if out.resolve() == Path(model).resolve():
+        raise ValueError(f"--out {out} is the model itself: take another folder for the copy")
     if not (out / "config.json").exists():
         save(out, field, chosen.meta, autoencoder=chosen.autoencoder, dtype=None)
     elif digest(*load(out), chosen.autoencoder) != sha256:
@@ -90,7 +94,7 @@ def command(
     weights = sum(leaf.size for leaf in jax.tree.leaves(head))
     tenth = -(-steps // 10)
     say(
-        f"a head of {weights:,} weights that reads {', '.join(found) or 'no layers'}; mean loss "
+        f"a head of {weights:,} weights that reads {', '.join(found) or INPUT_ALONE}; mean loss "
         f"{np.mean(losses[:tenth]):.3g} in the first tenth of the steps, "
         f"{np.mean(losses[-tenth:]):.3g} in the last",
         f"stated error of a log-density from t_max to t_min: {bound:.2g} nats",

@@ -214,6 +214,9 @@ validate_every = 0
     assert code == 0
     assert "finished at step 6" in " ".join(said.split())
     before = (runs / "metrics.jsonl").read_text()
+    code, _, said = run("sample", "--model", runs, "--num", 1)
+    assert code == 1
+    assert f"it is the folder of a training run: take its model, {runs / 'model'}" in said
     assert len(before.splitlines()) == 6
     (tmp_path / "x.npz").rename(tmp_path / "away.npz")  # a finished run only exports
     code, _, said = run("train", config, "--out", runs, "--ema-width", 0.07)

@@ -46,3 +46,12 @@ def test_a_model_without_a_head_is_refused(tmp_path, run, small_model):
     status, _, said = run("sample", "--model", source, "--divergence", "probe", "--num", 1)
     assert status == 1
     assert "did you mean 'probes'" in said
+
+
+def test_the_original_stays(tmp_path, run, small_model):
+    source = small_model(tmp_path / "source", (2, 2, 1), spread=0.7)
+    (tmp_path / "link").symlink_to(source)
+    status, _, said = run("distil", source, "--out", tmp_path / "link")
+    assert status == 1
+    assert "is the model itself" in " ".join(said.split())
+    assert not (source / "lessons").exists()
