@@ -60,6 +60,7 @@ from dgjax.sampling.time_grids import grid_from_data
 __all__ = ["command"]
 
 STATED = "+-: stated errors of the figure before them"
+OF_LEVELS = "; bits/dim: of 256 levels"
 DEQUANTIZED = (
     "; dequantized: uniform noise of one level was added to the levels of a picture, as bits/dim "
     "need it"
@@ -212,6 +213,7 @@ def command(
         "".join(
             [
                 STATED,
+                OF_LEVELS if chosen.has_levels else "",
                 DEQUANTIZED if any(row["data"] == "dequantized" for row in rows) else "",
                 "" if fitted is None else WEIGHED,
             ]

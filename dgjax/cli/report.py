@@ -31,9 +31,9 @@ __all__ = [
 ERRORS = ("standard_error", "solver_error")
 MEASURED = ("log_density", "png_bytes", "bound_share", "target_met", "finite", *ERRORS)
 LEGEND = (
-    "+-: stated errors of one sample's log p; spread: standard deviation between samples; at "
-    "bound: share of the log-SNR range on which the guide reached its bound; undenoised: of x as "
-    "it is at t_min, without a last denoising step"
+    "+-: stated errors of one sample's log p; spread: standard deviation between samples; bits per "
+    "dim: of 256 levels; at bound: share of the log-SNR range on which the guide reached its "
+    "bound; undenoised: of x as it is at t_min, without a last denoising step"
 )
 SHOWN = 12  # latents in the figure, at most
 

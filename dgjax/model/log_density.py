@@ -49,7 +49,8 @@ def log_density(model: Field, t: ArrayLike, x: Sample, cond: Cond = None) -> Sca
 
     Args:
         model: a field made by `closed_form`, or one with `energy_prediction`, on any path.
-        t: a time on the model's path.
+        t: a time on the model's path. Outside of t_min and t_max, where it was not trained, an
+            energy network extrapolates.
         x: one sample, of any shape.
         cond: condition of the network.
 
@@ -57,7 +58,7 @@ def log_density(model: Field, t: ArrayLike, x: Sample, cond: Cond = None) -> Sca
         The log-density, a scalar.
 
     Raises:
-        ValueError: if the model gives a score only.
+        ValueError: if the model gives a score only, or t is not one number.
 
     Examples:
         >>> import dgjax
@@ -73,6 +74,8 @@ def log_density(model: Field, t: ArrayLike, x: Sample, cond: Cond = None) -> Sca
     """
     density = density_of(model)
     t, x = as_float(t), jnp.asarray(x)
+    if t.ndim:
+        raise ValueError(f"t must be one number, got shape {t.shape}; jax.vmap maps over several")
     alpha = model.path.alpha(t)
     w = jnp.exp(-0.5 * logsnr(model.path, t))
     return density.log_density(model.network, x / alpha, w, cond) - x.size * jnp.log(alpha)

@@ -267,6 +267,7 @@ def model_meta(run_dir: Path, config: TrainConfig, steps: int) -> Meta:
 def _describe(name: str, then: Any, now: Any) -> str:
     if max(len(str(then)), len(str(now))) > LONGEST:
         return f"{name} differs"
+    then, now = ("absent" if value is None else value for value in (then, now))
     return f"{name} was {then} and is {now}"
 
 

@@ -145,3 +145,5 @@ def test_other_models_have_no_log_density():
         dgjax.log_density(model, 1.0, X)
     with pytest.raises(ValueError, match="an energy is one number"):
         dgjax.log_density(energy_model(network), 0.5, X)
+    with pytest.raises(ValueError, match=r"t must be one number, got shape \(1,\)"):
+        dgjax.log_density(energy_model(network), jnp.array([0.5]), X)

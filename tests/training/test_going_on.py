@@ -102,7 +102,7 @@ def test_data_are_recognized_by_their_content(data, finished, tmp_path):
     with pytest.raises(ValueError, match="number and shape are the same, and their values differ"):
         check_recorded_run(finished, config(data), other)
     labelled = replace(loaded, labels=np.zeros(40, np.int32))
-    with pytest.raises(ValueError, match="other data: labels was None and is"):
+    with pytest.raises(ValueError, match="other data: labels was absent and is"):
         check_recorded_run(finished, config(data), labelled)
     np.savez(tmp_path / "fewer.npz", x=x[:-1])
     with pytest.raises(ValueError, match="other data: samples was 40 and is 39; set data"):

@@ -281,13 +281,13 @@ def test_a_stopped_run_goes_on_to_the_very_same_weights(
 def test_a_changed_configuration_is_refused(gaussian_npz, tmp_path):
     fit(config(gaussian_npz, steps=2), tmp_path / "run", progress=False)
     other = {"noise_distribution": {"kind": "lognormal", "mean": 0.5}}
-    message = r"noise_distribution\.mean was None and is 0\.5; restore it"
+    message = r"noise_distribution\.mean was absent and is 0\.5; restore it"
     with pytest.raises(ValueError, match=message):
         fit(config(gaussian_npz, steps=2, **other), tmp_path / "run", progress=False)
     with pytest.raises(ValueError, match="restore them") as caught:
         fit(config(gaussian_npz, steps=2, seed=3, **other), tmp_path / "run", progress=False)
     assert "seed was 0 and is 3" in str(caught.value)
-    assert "mean was None and is 0.5" in str(caught.value)
+    assert "mean was absent and is 0.5" in str(caught.value)
     with pytest.raises(ValueError, match="is at step 2 and steps is 1: set steps to 2 or more"):
         fit(config(gaussian_npz, steps=1), tmp_path / "run", progress=False)
 
