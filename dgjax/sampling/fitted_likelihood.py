@@ -218,6 +218,11 @@ def fitted_likelihood(
             the model has other noise levels at the times of the fit, the divergence is of another
             kind or size than in the fit, or the fit has a fault.
     """
+    if not isinstance(fit, LikelihoodFit):
+        raise ValueError(
+            f"fit must be what fit_likelihood returns, got {type(fit).__name__}: the arguments are "
+            "fitted_likelihood(model, fit, x)"
+        )
     x = jnp.asarray(x)
     shape = jnp.shape(fit.mean_sample)
     if x.shape != shape:

@@ -295,6 +295,8 @@ def test_what_cannot_be_fitted_is_refused(model, data):
 def test_a_fit_is_refused_where_it_does_not_belong(model, data, fit):
     x = data[0][200]
     use = partial(dgjax.fitted_likelihood, **EXACT)
+    with pytest.raises(ValueError, match="what fit_likelihood returns, got Field"):
+        use(fit, model, x)
     with pytest.raises(ValueError, match=r"fitted to samples of shape \(2, 8\): pass one"):
         use(model, fit, data[0][:2])
     for path in (dgjax.vp(), dgjax.rectified_flow()):
