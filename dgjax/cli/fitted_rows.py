@@ -127,7 +127,9 @@ def fit_rows(
     most = 0.99 * float(np.exp(-0.5 * logsnr(model.path, model.t_max)))
     grid = grid_logsnr(model, evaluations - 1, noise=min(NOISE * float(np.std(xs)), most))
     say(f"fitting weights of {evaluations} evaluations to {len(xs)} samples")
-    fit_key, key = jax.random.split(keys[1])
+    count = len(items[-1])
+    # The numbers up to count are taken: each sample that a solver measures has its own.
+    fit_key, key = (jax.random.fold_in(keys[1], count + i) for i in range(2))
     known, options = jnp.asarray(log_densities), {"divergence": divergence}
     fit = fit_likelihood(model, xs, known, grid, key=fit_key, batch=batch, **options)
     say(f"their log-densities are within {float(fit.deviation):.2g} nats of the fit (deviation)")
@@ -140,7 +142,7 @@ def fit_rows(
 
         return jax.vmap(one)(*batch)
 
-    others = np.setdiff1d(np.arange(len(items[-1])), measured)
+    others = np.setdiff1d(np.arange(count), measured)
     found = map_batches("fitted", run, take(items, others), batch, model, fit, keys, key)
     unlike = int(np.sum(found.leverage > UNLIKE))
     if unlike:
