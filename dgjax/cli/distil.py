@@ -11,6 +11,7 @@ import typer
 
 from dgjax.checkpoints.checkpoint import digest, load, save
 from dgjax.checkpoints.opened import Model
+from dgjax.checkpoints.pretrained import pretrained_models
 from dgjax.checkpoints.spec import ModelSpec
 from dgjax.cli.options import MOST_BATCH, MOST_LATENTS, SEED, choose_model, takes_no_condition
 from dgjax.devices.progress import progress, say
@@ -59,7 +60,7 @@ def command(
     field = replace(chosen.field, trace_head=None)
     found = tuple(find_layers(field, jnp.zeros(chosen.meta.shape), layers, _example(chosen)))
     sha256 = digest(field, chosen.meta, chosen.autoencoder)
-    if out.resolve() == Path(model).resolve():
+    if model not in pretrained_models() and out.resolve() == Path(model).resolve():
         raise ValueError(f"--out {out} is the model itself: take another folder for the copy")
     if not (out / "config.json").exists():
         save(out, field, chosen.meta, autoencoder=chosen.autoencoder, dtype=None)

@@ -69,9 +69,10 @@ def choose_measured(fitted: int | None, samples: int | None, count: int) -> np.n
             f"fit them: take at least {2 * weights}, better {6 * weights}"
         )
     if count <= samples:
+        fewer = f", or take fewer --fit-samples ({2 * weights} at least)"
         raise ValueError(
             f"--fitted measures {samples} samples by --steps first, and there are {count} in all: "
-            f"leave --fitted out, or take fewer --fit-samples ({2 * weights} at least)"
+            f"leave --fitted out{fewer if count > 2 * weights else ''}"
         )
     return np.linspace(0, count - 1, samples).astype(int)
 
@@ -122,17 +123,27 @@ def fit_rows(
         fit and probes together, and the leverages.
     """
     ready = jax.jit(lambda keys, items: jax.vmap(lambda *item: prepare(keys, *item))(*items))
-    xs = map_batches("samples of the fit", ready, take(items, measured), batch, keys)
-    # Below the noise of t_max, which a grid cannot exceed.
-    most = 0.99 * float(np.exp(-0.5 * logsnr(model.path, model.t_max)))
-    grid = grid_logsnr(model, evaluations - 1, noise=min(NOISE * float(np.std(xs)), most))
+    known = np.isfinite(log_densities)
+    if known.sum() < (least := 2 * (3 * evaluations + 2)):
+        raise ValueError(
+            f"only {known.sum()} of {len(known)} samples have a finite log-density by --steps, and "
+            f"--fitted {evaluations} needs {least}: leave --fitted out to see which"
+        )
+    of_fit, log_densities = take(items, measured[known]), log_densities[known]
+    xs = map_batches("samples of the fit", ready, of_fit, batch, keys)
+    # Within the model's noise levels, also for samples that hardly vary.
+    low, high = (float(np.exp(-0.5 * logsnr(model.path, t))) for t in (model.t_min, model.t_max))
+    noise = float(np.clip(NOISE * np.std(xs), min(10 * low, 0.5 * high), 0.99 * high))
+    grid = grid_logsnr(model, evaluations - 1, noise=noise)
     say(f"fitting weights of {evaluations} evaluations to {len(xs)} samples")
     count = len(items[-1])
     # The numbers up to count are taken: each sample that a solver measures has its own.
     fit_key, key = (jax.random.fold_in(keys[1], count + i) for i in range(2))
-    known, options = jnp.asarray(log_densities), {"divergence": divergence}
-    fit = fit_likelihood(model, xs, known, grid, key=fit_key, batch=batch, **options)
-    say(f"their log-densities are within {float(fit.deviation):.2g} nats of the fit (deviation)")
+    options = {"divergence": divergence}
+    on_one = max(1, batch // jax.local_device_count())  # the fit runs on the first device
+    values = jnp.asarray(log_densities)
+    fit = fit_likelihood(model, xs, values, grid, key=fit_key, batch=on_one, **options)
+    say(f"they differ from the fit by {float(fit.deviation):.2g} nats (standard deviation)")
 
     @jax.jit
     def run(model, fit, keys, key, batch):
@@ -144,7 +155,7 @@ def fit_rows(
 
     others = np.setdiff1d(np.arange(count), measured)
     found = map_batches("fitted", run, take(items, others), batch, model, fit, keys, key)
-    unlike = int(np.sum(found.leverage > UNLIKE))
+    unlike = int(np.sum(~(found.leverage <= UNLIKE)))  # NaN, too
     if unlike:
         say(
             f"{unlike:,} of {len(others):,} samples are unlike those of the fit (leverage above "

@@ -133,6 +133,11 @@ def command(
     quantized = np.concatenate([np.full(len(file.names), file.quantized) for file in read])
     items = (LazySamples(read, chosen.meta.shape), quantized, np.arange(len(names)))
     measured = choose_measured(fitted, fit_samples, len(names))
+    if fitted is not None and divergence != "probes":
+        raise ValueError(
+            f"--fitted with --divergence {divergence} would not know the error of the head, which "
+            "the fit learns, too: leave one of them out"
+        )
     if steps == AUTO:
         some = np.linspace(0, len(names) - 1, min(TRIALS, len(names))).astype(int)
         xs = jax.vmap(partial(prepare, keys))(*(part[some] for part in items))

@@ -389,10 +389,15 @@ def test_likelihood_of_many_samples_by_fitted_weights(folder, tmp_path, run):
     assert summary["fitted"] == 2
     assert "fitting weights of 2 evaluations to 24 samples" in said
     x[2] *= 10  # not among the 24
+    x[0] *= 1e25  # among them: its log-density overflows
+    x[4] *= 1e25
     np.savez(tmp_path / "x.npz", x=x.astype(np.float32))
     code, _, said = run("likelihood", tmp_path / "x.npz", *few)
     assert code == 0
-    assert "1 of 16 samples are unlike those of the fit" in " ".join(said.split())
+    assert "fitting weights of 2 evaluations to 23 samples" in said
+    assert "2 of 16 samples are unlike those of the fit" in " ".join(said.split())
+    np.savez(tmp_path / "x.npz", x=np.zeros((40, *SHAPE), np.float32))
+    assert run("likelihood", tmp_path / "x.npz", *few)[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -402,6 +407,11 @@ def test_likelihood_of_many_samples_by_fitted_weights(folder, tmp_path, run):
         (("--fitted", 4, "--fit-samples", 20), "take at least 28, better 84"),
         (("--fitted", 4), "measures 192 samples by --steps first, and there are 30 in all"),
         (("--fitted", 2, "--fit-samples", 30), "(16 at least)"),
+        (("--fitted", 6, "--fit-samples", 40), "there are 30 in all: leave --fitted out"),
+        (
+            ("--fitted", 2, "--fit-samples", 20, "--divergence", "distilled"),
+            "no head",
+        ),
     ],
 )
 def test_likelihood_by_fitted_weights_needs_samples(options, said, folder, tmp_path, run):
