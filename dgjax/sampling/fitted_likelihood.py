@@ -20,7 +20,7 @@ difference times a step of log w for the error.
 """
 
 import zlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -235,9 +235,18 @@ def fitted_likelihood(
 
 
 def _estimator(divergence: Divergence) -> int:
-    """Return a number that estimators of one kind and with the same sizes have in common."""
-    sizes = [size for size in getattr(divergence, "__dict__", {}).values() if isinstance(size, int)]
-    return zlib.crc32(repr((type(divergence).__qualname__, sizes)).encode()) >> 1  # an int32
+    """Return a number that estimators of one kind and with the same settings have in common."""
+    return zlib.crc32(repr(_settings(divergence)).encode()) >> 1  # an int32
+
+
+def _settings(value: Any) -> Any:
+    """Return kind, sizes, probes and inner estimators; `chunk` bounds memory only."""
+    if callable(value) and hasattr(value, "__qualname__"):
+        return value.__qualname__
+    if not hasattr(value, "__dict__") or isinstance(value, jax.Array):  # arrays: keys of probes
+        return value if isinstance(value, int | float | str) else None
+    inside = {name: _settings(v) for name, v in vars(value).items() if name != "chunk"}
+    return type(value).__qualname__, inside
 
 
 def _check_fit(model: Field, fit: LikelihoodFit, divergence: Divergence) -> Code:

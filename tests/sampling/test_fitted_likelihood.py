@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import dgjax
+from dgjax.model import divergence
 from dgjax.sampling.density_numbers import density_numbers
+from dgjax.sampling.fitted_likelihood import _estimator
 
 W_MIN, W_MAX = 0.05, 20.0
 MEAN = jnp.array([1.0, -2.0, 3.0])
@@ -321,6 +323,19 @@ def test_a_fit_is_refused_with_another_divergence(model, data):
         traced = jax.jit(partial(use, divergence=other))(model, fit, x)
         assert traced.fault == dgjax.Fault.OTHER_DIVERGENCE
         assert jnp.isnan(traced.log_density)
+
+
+def test_a_divergence_is_known_by_its_settings():
+    key = jax.random.key(0)
+    same = ((dgjax.Exact(), dgjax.Exact(8)),)
+    other = (
+        (dgjax.Hutchinson(4), dgjax.Hutchinson(4, divergence.gaussian)),
+        (
+            dgjax.FixedProbe(dgjax.Hutchinson(), key),
+            dgjax.FixedProbe(dgjax.Exact(), key),
+        ),
+    )
+    assert [_estimator(a) == _estimator(b) for a, b in same + other] == [True, False, False]
 
 
 def test_a_fit_survives_a_file(tmp_path, model, data, fit):
