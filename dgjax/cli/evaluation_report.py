@@ -198,7 +198,7 @@ def _notes(summary: dict[str, Any]) -> list[str]:
         notes.append(
             f"bits/dim: mean over images with {summary['probes']} probes per step; the standard "
             f"error of the mean from the probes alone is {entry['probe_standard_error']:.2g}, and "
-            f"the solver states an error of {error_cell(entry['solver_error'])}."
+            f"that of the solver is {error_cell(entry['solver_error'])}."
         )
     if "bits_per_dim_truncated" in figures:
         notes.append(_about_bounds(summary))

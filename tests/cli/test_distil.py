@@ -28,6 +28,11 @@ def test_a_head_is_trained_stored_and_used(tmp_path, run, small_model):
     assert json.loads(out)["divergence"] == "distilled"
     samples = np.load(tmp_path / "out" / "samples.npz")
     assert np.isfinite(samples["log_density"]).all()
+    np.savez(tmp_path / "x.npz", x=np.zeros((20, 2, 2, 1), np.float32))
+    few = ("--divergence", "distilled", "--fitted", 2, "--fit-samples", 16)
+    status, _, said = run("likelihood", tmp_path / "x.npz", "--model", folder, *few)
+    assert status == 1
+    assert "would not know the error of the head" in " ".join(said.split())
     # All samples of a model have one stated error: it depends on the noise levels alone.
     errors = samples["standard_error"]
     assert np.allclose(errors, errors.flat[0], rtol=1e-3)
