@@ -23,6 +23,7 @@ from few_steps import Groups, dequantized, on_edm, rms, solved, test_levels
 
 import dgjax
 from dgjax.pictures.quantization import to_uint8
+from dgjax.sampling.fitted_likelihood import least_samples
 
 EVALUATIONS = (4, 6, 8)
 STEPS = 64  # of the solve that is compared with
@@ -95,7 +96,7 @@ def main():
     options.add_argument("--samples", type=int, default=192, help="training images of the fit")
     setup = claims.start(__doc__, options)
     asked = options.parse_known_args()[0]
-    if asked.samples < (least := 2 * (3 * max(asked.evaluations) + 2)):
+    if asked.samples < (least := least_samples(max(asked.evaluations))):
         raise SystemExit(f"error: {max(asked.evaluations)} evaluations need --samples {least}")
     levels = to_uint8(claims.images(setup, asked.samples, "train"), setup.model.meta.data_range)
     trained = dequantized(setup, {"training images": levels}, stream=4)["training images"]

@@ -41,7 +41,7 @@ from dgjax.cli.options import (
     make_solver,
     note_shadowed,
 )
-from dgjax.cli.stated_errors import note_coarse
+from dgjax.cli.stated_errors import error_entries, note_coarse
 from dgjax.data.named_datasets import DATASETS
 from dgjax.devices.progress import say
 from dgjax.evaluation.batched import SolverSettings, sample_model
@@ -289,8 +289,9 @@ def command(
 
 
 def _note_coarse_bits(bits: Metric, size: int, steps: int) -> None:
-    nats = None if bits.solver_error is None else bits.solver_error * size * np.log(2)
-    note_coarse([{"log_density_solver_error": nats}], size, steps)
+    if bits.solver_error is not None:
+        nats = bits.solver_error * size * np.log(2)
+        note_coarse([error_entries(bits.probe_error, nats)], size, steps)
 
 
 def _write_text(text: str, stream: BinaryIO) -> None:

@@ -1,6 +1,7 @@
 """The options --fitted and --fit-samples: log-densities of most samples by fitted weights."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import jax
@@ -13,7 +14,7 @@ from dgjax.devices.progress import say
 from dgjax.model.divergence import Divergence
 from dgjax.model.field import Field
 from dgjax.model.paths import logsnr
-from dgjax.sampling.fitted_likelihood import fit_likelihood, fitted_likelihood
+from dgjax.sampling.fitted_likelihood import fit_likelihood, fitted_likelihood, least_samples
 from dgjax.sampling.time_grids import grid_logsnr
 from dgjax.typing import Key
 
@@ -61,18 +62,18 @@ def choose_measured(fitted: int | None, samples: int | None, count: int) -> np.n
         if samples is not None:
             raise ValueError("--fit-samples needs --fitted: add it, or leave --fit-samples out")
         return np.arange(count)
-    weights = 3 * fitted + 2
-    samples = max(USUAL_SAMPLES, 6 * weights) if samples is None else samples
-    if samples < 2 * weights:
+    least = least_samples(fitted)
+    samples = max(USUAL_SAMPLES, 3 * least) if samples is None else samples
+    if samples < least:
         raise ValueError(
-            f"--fitted {fitted} has {weights} weights, and --fit-samples {samples} are too few to "
-            f"fit them: take at least {2 * weights}, better {6 * weights}"
+            f"--fitted {fitted} has {least // 2} weights, and --fit-samples {samples} are too few "
+            f"to fit them: take at least {least}, better {3 * least}"
         )
     if count <= samples:
-        fewer = f", or take fewer --fit-samples ({2 * weights} at least)"
+        fewer = f", or take fewer --fit-samples ({least} at least)"
         raise ValueError(
             f"--fitted measures {samples} samples by --steps first, and there are {count} in all: "
-            f"leave --fitted out{fewer if count > 2 * weights else ''}"
+            f"leave --fitted out{fewer if count > least else ''}"
         )
     return np.linspace(0, count - 1, samples).astype(int)
 
@@ -122,15 +123,13 @@ def fit_rows(
         The indices of the other samples, and of these the log-densities, the standard errors of
         fit and probes together, and the leverages.
     """
-    ready = jax.jit(lambda keys, items: jax.vmap(lambda *item: prepare(keys, *item))(*items))
     known = np.isfinite(log_densities)
-    if known.sum() < (least := 2 * (3 * evaluations + 2)):
+    if known.sum() < (least := least_samples(evaluations)):
         raise ValueError(
             f"only {known.sum()} of {len(known)} samples have a finite log-density by --steps, and "
             f"--fitted {evaluations} needs {least}: leave --fitted out to see which"
         )
-    of_fit, log_densities = take(items, measured[known]), log_densities[known]
-    xs = map_batches("samples of the fit", ready, of_fit, batch, keys)
+    xs = jax.vmap(partial(prepare, keys))(*(part[measured[known]] for part in items))
     # Within the model's noise levels, also for samples that hardly vary.
     low, high = (float(np.exp(-0.5 * logsnr(model.path, t))) for t in (model.t_min, model.t_max))
     noise = float(np.clip(NOISE * np.std(xs), min(10 * low, 0.5 * high), 0.99 * high))
@@ -141,7 +140,7 @@ def fit_rows(
     fit_key, key = (jax.random.fold_in(keys[1], count + i) for i in range(2))
     options = {"divergence": divergence}
     on_one = max(1, batch // jax.local_device_count())  # the fit runs on the first device
-    values = jnp.asarray(log_densities)
+    values = jnp.asarray(log_densities[known])
     fit = fit_likelihood(model, xs, values, grid, key=fit_key, batch=on_one, **options)
     say(f"they differ from the fit by {float(fit.deviation):.2g} nats (standard deviation)")
 

@@ -19,8 +19,7 @@ samples of the fit have no weight. Where one of them differs, it counts for the 
 difference times a step of log w for the error.
 """
 
-import zlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +27,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from dgjax.model.conditioned import condition
 from dgjax.model.divergence import Divergence, Hutchinson, check_count
+from dgjax.model.estimator_identity import identify_estimator
 from dgjax.model.faults import Code, Fault, as_code, check, finite, first, numbers, refuse
 from dgjax.model.field import Field
 from dgjax.model.paths import logsnr
@@ -37,7 +37,13 @@ from dgjax.sampling.density_numbers import density_numbers
 from dgjax.sampling.traced_numbers import check_model
 from dgjax.typing import Cond, Key, Sample, Scalar, as_float, concrete, safe_sqrt
 
-__all__ = ["FittedLikelihood", "LikelihoodFit", "fit_likelihood", "fitted_likelihood"]
+__all__ = [
+    "FittedLikelihood",
+    "LikelihoodFit",
+    "fit_likelihood",
+    "fitted_likelihood",
+    "least_samples",
+]
 
 # Numbers whose deviation is below this share of that of the log-densities are left out: their
 # weights would be large, and a sample for which they differ would be far off.
@@ -101,6 +107,15 @@ class FittedLikelihood(NamedTuple):
     standard_error: Scalar
     leverage: Scalar
     fault: Int[Array, ""]
+
+
+def least_samples(evaluations: int) -> int:
+    """Return the smallest number of samples that `fit_likelihood` takes: two for each weight.
+
+    Args:
+        evaluations: of the network, as many as the grid has times.
+    """
+    return 2 * (3 * evaluations + 2)
 
 
 def fit_likelihood(
@@ -169,7 +184,7 @@ def fit_likelihood(
         check_entries(xs, "xs"),
         check_entries(log_densities, "log_densities"),
     )
-    least = 2 * (3 * len(grid) + 2)
+    least = least_samples(len(grid))
     if len(xs) < least:
         raise ValueError(
             f"{len(grid)} evaluations have {least // 2} weights, and {len(xs)} samples are too few "
@@ -234,21 +249,6 @@ def fitted_likelihood(
     return _fitted(condition(model, cond), fit, x, key, divergence, fault)
 
 
-def _estimator(divergence: Divergence) -> int:
-    """Return a number that estimators of one kind and with the same settings have in common."""
-    return zlib.crc32(repr(_settings(divergence)).encode()) >> 1  # an int32
-
-
-def _settings(value: Any) -> Any:
-    """Return kind, sizes, probes and inner estimators; `chunk` bounds memory only."""
-    if callable(value) and hasattr(value, "__qualname__"):
-        return value.__qualname__
-    if not hasattr(value, "__dict__") or isinstance(value, jax.Array):  # arrays: keys of probes
-        return value if isinstance(value, int | float | str) else None
-    inside = {name: _settings(v) for name, v in vars(value).items() if name != "chunk"}
-    return type(value).__qualname__, inside
-
-
 def _check_fit(model: Field, fit: LikelihoodFit, divergence: Divergence) -> Code:
     """Check that weights can be used for a model, as far as this can be seen."""
     made = concrete(fit.fault)
@@ -267,7 +267,8 @@ def _check_fit(model: Field, fit: LikelihoodFit, divergence: Divergence) -> Code
         "noise: pass the same one, of the same size, to fit_likelihood and fitted_likelihood"
     )
     (estimator,) = numbers(fit.estimator)
-    return first(code, check(estimator == _estimator(divergence), Fault.OTHER_DIVERGENCE, message))
+    same = estimator == identify_estimator(divergence)
+    return first(code, check(same, Fault.OTHER_DIVERGENCE, message))
 
 
 @compile_once
@@ -314,7 +315,7 @@ def _fit(
         deviation=deviation,
         samples=as_float(count),
         rank=rank,
-        estimator=jnp.asarray(_estimator(divergence), jnp.int32),
+        estimator=jnp.asarray(identify_estimator(divergence), jnp.int32),
         fault=as_code(fault),
     )
 

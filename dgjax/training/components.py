@@ -35,7 +35,7 @@ from dgjax.training.step import (
 
 __all__ = [
     "check_data",
-    "check_model",
+    "check_network",
     "create_state",
     "jit_train_step",
     "make_augment",
@@ -59,15 +59,15 @@ def model_shapes(config: TrainConfig) -> Field:
     return build(config.model, nnx.eval_shape(lambda: build_network(config.model)))
 
 
-def check_model(config: TrainConfig, model: Field) -> None:
-    """Trace the model on one sample, so that parts that do not fit raise before anything runs.
+def check_network(config: TrainConfig, model: Field) -> None:
+    """Trace the network on one sample, so that what does not fit raises before anything runs.
 
     Args:
         config: of the run.
         model: as of `model_shapes`.
 
     Raises:
-        ValueError: if the network cannot be called on a sample, or returns another shape.
+        ValueError: if the network returns another shape than that of its sample.
     """
     x = jax.ShapeDtypeStruct(config.model.shape, np.float32)
     label = None

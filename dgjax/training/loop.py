@@ -38,7 +38,7 @@ from dgjax.model.field import Field
 from dgjax.training.checkpointing import latest_step, open_checkpoints, restore_latest
 from dgjax.training.components import (
     check_data,
-    check_model,
+    check_network,
     create_state,
     jit_train_step,
     make_augment,
@@ -158,7 +158,7 @@ def _fit(
             say(f"data: {data.summary}", *data.notes, *scale_notes(config, data))
         rows = host_rows(config.batch, mesh)
         model, shapes = model_shapes(config), state_shapes(config)
-        check_model(config, model)
+        check_network(config, model)
         where = state_shardings(shapes, mesh, config.execution.parameters)
         check_memory(shapes, where)
         start = None

@@ -408,10 +408,6 @@ def test_likelihood_of_many_samples_by_fitted_weights(folder, tmp_path, run):
         (("--fitted", 4), "measures 192 samples by --steps first, and there are 30 in all"),
         (("--fitted", 2, "--fit-samples", 30), "(16 at least)"),
         (("--fitted", 6, "--fit-samples", 40), "there are 30 in all: leave --fitted out"),
-        (
-            ("--fitted", 2, "--fit-samples", 20, "--divergence", "distilled"),
-            "no head",
-        ),
     ],
 )
 def test_likelihood_by_fitted_weights_needs_samples(options, said, folder, tmp_path, run):
