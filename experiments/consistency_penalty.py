@@ -8,19 +8,13 @@ measured: the denoising loss, log p by the PF-ODE, how much it differs between t
 
     python experiments/consistency_penalty.py
 
-A checkpoint of fashion-mnist can be trained on too. The results are checkpoints in `--keep`, which
-other commands measure. On processors the gradient of the penalty crashes in XLA's library YNNPACK
-(jaxlib 0.10), which the flag turns off.
-
-    XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type= \\
-        python experiments/consistency_penalty.py --model runs/score/model --steps 300 --batch 16
+The penalty is that of the section `[consistency]` of `dgjax train`, which has it for U-Nets too.
 """
 
 import argparse
 import time
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import claims
 import jax
@@ -32,10 +26,9 @@ from flax import nnx
 from rich.progress import track
 
 import dgjax
-from dgjax.checkpoints import save
-from dgjax.checkpoints.opened import open_model
 from dgjax.data.named_datasets import load_data
 from dgjax.training import load_config
+from dgjax.training.consistency import consistency_loss
 from dgjax.training.loss import EDMWeighting, denoising_loss
 from dgjax.training.noise_distribution import LogNormal, low_discrepancy_draw
 
@@ -44,7 +37,7 @@ QUANTILES = 0.2, 0.5, 0.8
 LEVELS = LogNormal(low=0.015)
 
 
-def trained_on(model, dataset, weight, steps, batch=BATCH, seed=0):
+def trained_on(model, dataset, weight, steps, seed=0):
     """Train a model on, with the penalty of this weight, and return it with seconds a step."""
     rng = np.random.default_rng(seed)
     graph, weights, rest = nnx.split(model.network, nnx.Param, ...)
@@ -63,8 +56,7 @@ def trained_on(model, dataset, weight, steps, batch=BATCH, seed=0):
             denoising = denoising_loss(tuned, sigma, data, noise)
             total = weighting(sigma, LEVELS.density(sigma)) * denoising
             if weight:
-                found = dgjax.inconsistency(tuned, sigma, data + sigma * noise, key=keys[1])
-                total += weight * (found.curl + found.transport)
+                total += weight * consistency_loss(tuned, sigma, data, noise, keys[1])
             return total
 
         return jnp.mean(jax.vmap(one)(sigmas, data, keys))
@@ -72,13 +64,13 @@ def trained_on(model, dataset, weight, steps, batch=BATCH, seed=0):
     @jax.jit
     def step(weights, memory, data, key):
         keys = jax.random.split(key)
-        sigmas = LEVELS.quantile(low_discrepancy_draw(keys[0], batch))
-        gradient = jax.grad(loss)(weights, sigmas, data, jax.random.split(keys[1], batch))
+        sigmas = LEVELS.quantile(low_discrepancy_draw(keys[0], BATCH))
+        gradient = jax.grad(loss)(weights, sigmas, data, jax.random.split(keys[1], BATCH))
         updates, memory = rule.update(gradient, memory)
         return optax.apply_updates(weights, updates), memory
 
     def draw():
-        return jnp.asarray(dataset.batch(rng.integers(0, len(dataset), batch)))
+        return jnp.asarray(dataset.batch(rng.integers(0, len(dataset), BATCH)))
 
     memory, keys = rule.init(weights), jax.random.split(jax.random.key(seed), steps)
     weights, memory = step(weights, memory, draw(), keys[0])
@@ -140,28 +132,11 @@ def row(name, model, seconds, clean):
     ]
 
 
-def train_checkpoint_on(given):
-    """Train a checkpoint on with each weight and save the results."""
-    found = open_model(given.model)
-    dataset = load_data(load_config("fashion-mnist").data, found.meta.shape, "train")
-    for weight in given.weights:
-        folder = given.keep / f"penalty-{weight:g}"
-        tuned, seconds = trained_on(found.field, dataset, weight, given.steps, given.batch)
-        save(folder, tuned, found.meta, dtype=jnp.float32)
-        print(f"{folder}: {1e3 * seconds:.0f} ms a step", flush=True)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=2000, help="before, and once more after")
     parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 1.0, 10.0])
-    parser.add_argument("--model", help="checkpoint of fashion-mnist, for an MLP of digits")
-    parser.add_argument("--batch", type=int, default=BATCH)
-    parser.add_argument("--keep", type=Path, default="runs", help="of checkpoints trained on")
     given = parser.parse_args()
-    if given.model is not None:
-        train_checkpoint_on(given)
-        return
     config = load_config("digits")
     data = {"dataset": "digits", "sigma_data": config.data.sigma_data}
     run = config_of("score", SHAPE, given.steps, data, MLP | {"width": 256}, BATCH)
@@ -174,7 +149,7 @@ def main():
     rows = [row("score network", model, seconds, clean)]
     print(rows[-1], flush=True)
     for weight in given.weights:
-        tuned, seconds = trained_on(model, dataset, weight, given.steps, given.batch)
+        tuned, seconds = trained_on(model, dataset, weight, given.steps)
         name = f"trained on, penalty {weight:g}" if weight else "trained on by denoising alone"
         rows.append(row(name, tuned, seconds, clean))
         print(rows[-1], flush=True)

@@ -15,6 +15,7 @@ from dgjax.model.field import Field, score
 from dgjax.training import ema
 from dgjax.training.config import (
     TrainConfig,
+    make_consistency,
     make_noise_sampler,
     make_optimiser,
     make_time_score,
@@ -132,6 +133,7 @@ def jit_train_step(
         drop_labels,
         dropout=network.get("dropout", 0) > 0,
         time_score=make_time_score(config),
+        consistency=make_consistency(config),
     )
     whole = NamedSharding(mesh, PartitionSpec())
     by_rows = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))

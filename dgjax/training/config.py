@@ -13,6 +13,7 @@ from dgjax.checkpoints.configuration import check_names, check_types, construct
 from dgjax.checkpoints.spec import ModelSpec
 from dgjax.data.data_config import DataConfig
 from dgjax.training import ema
+from dgjax.training.consistency import Consistency
 from dgjax.training.importance_sampling import DirectSampling, ImportanceSampling, NoiseSampler
 from dgjax.training.loss import WEIGHTINGS, EDMWeighting, Weighting
 from dgjax.training.noise_distribution import NOISE_DISTRIBUTIONS
@@ -24,6 +25,7 @@ __all__ = [
     "SECTIONS",
     "TrainConfig",
     "load_config",
+    "make_consistency",
     "make_noise_sampler",
     "make_optimiser",
     "make_time_score",
@@ -67,6 +69,8 @@ class TrainConfig:
         loss: `{"kind": "edm", "likelihood" or "sigmoid", ...}`, the weighting of noise levels.
         time_score: arguments of `TimeScore`, `{}` for its defaults, to train an energy network by
             its derivative in the noise level, too; None for denoising alone.
+        consistency: arguments of `Consistency`, `{}` for its defaults, for a penalty on the
+            inconsistency of the score; None for none.
         optimiser: the optimiser.
         ema_widths: widths of the moving averages of the weights, relative to the length of
             training. The first is the one to export unless told. From 0.05 and 0.1, any width from
@@ -92,6 +96,7 @@ class TrainConfig:
     importance_sampling: Mapping[str, Any] | None = None
     loss: Mapping[str, Any] = field(default_factory=lambda: {"kind": "edm"})
     time_score: Mapping[str, Any] | None = None
+    consistency: Mapping[str, Any] | None = None
     optimiser: Optimiser = field(default_factory=Optimiser)
     ema_widths: tuple[float, ...] = (0.05, 0.1)
     ema_snapshots: int = 32
@@ -115,6 +120,7 @@ class TrainConfig:
         make_noise_sampler(self)
         make_weighting(self)
         make_time_score(self)
+        make_consistency(self)
         widths = self.ema_widths
         if not widths or len({*widths}) < len(widths):
             raise ValueError(f"ema_widths must be a list of different numbers, got {widths!r}")
@@ -264,14 +270,13 @@ def make_noise_sampler(config: TrainConfig) -> NoiseSampler:
         ValueError: if `noise_distribution` or `importance_sampling` is wrong.
     """
     distribution = construct("noise_distribution", NOISE_DISTRIBUTIONS, config.noise_distribution)
-    where, given = "importance_sampling", config.importance_sampling
-    if given is None:
-        return DirectSampling(distribution)
-    if not isinstance(given, Mapping):
-        raise ValueError(f"{where} must be a section, {{}} for defaults; got {given!r}")
-    return construct(
-        where, {where: ImportanceSampling}, {"kind": where, **given}, distribution=distribution
+    found = _make_optional(
+        "importance_sampling",
+        ImportanceSampling,
+        config.importance_sampling,
+        distribution=distribution,
     )
+    return DirectSampling(distribution) if found is None else found
 
 
 def make_time_score(config: TrainConfig) -> TimeScore | None:
@@ -283,17 +288,34 @@ def make_time_score(config: TrainConfig) -> TimeScore | None:
     Raises:
         ValueError: if `time_score` is wrong, or the model is no energy model.
     """
-    where, given = "time_score", config.time_score
+    found = _make_optional("time_score", TimeScore, config.time_score)
+    if found is not None and config.model.parametrization["kind"] != "energy":
+        raise ValueError(
+            "time_score trains energy networks: set model.parametrization to the kind energy, and "
+            "model.network to energy_mlp or energy_unet, or remove the section"
+        )
+    return found
+
+
+def make_consistency(config: TrainConfig) -> Consistency | None:
+    """Return the settings of the penalty on inconsistency, or None for none.
+
+    Args:
+        config: of the run.
+
+    Raises:
+        ValueError: if `consistency` is wrong.
+    """
+    return _make_optional("consistency", Consistency, config.consistency)
+
+
+def _make_optional(where: str, kind: type, given: Any, **others: Any) -> Any:
+    """Construct what an optional section describes; None without the section."""
     if given is None:
         return None
     if not isinstance(given, Mapping):
         raise ValueError(f"{where} must be a section, {{}} for defaults; got {given!r}")
-    if config.model.parametrization["kind"] != "energy":
-        raise ValueError(
-            f"{where} trains energy networks: set model.parametrization to the kind energy, and "
-            "model.network to energy_mlp or energy_unet, or remove the section"
-        )
-    return construct(where, {where: TimeScore}, {"kind": where, **given})
+    return construct(where, {where: kind}, {"kind": where, **given}, **others)
 
 
 def make_weighting(config: TrainConfig) -> Weighting:

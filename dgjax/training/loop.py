@@ -121,8 +121,9 @@ def fit(
             `gradient(network, inputs) -> (mean loss, gradient in the weights, all losses)`, where
             `dgjax.training.step.LossInputs` have leading axes (microbatches, B/microbatches). The
             mean, and its gradient, are of `inputs.importance` times the losses, and the losses are
-            returned without it. Precision, dropout and a time-score loss of the configuration are
-            left to this function. Pass it again where a run is resumed: the folder does not say.
+            returned without it. Precision, dropout, a time-score loss and a penalty of the
+            configuration are left to this function. Pass it again where a run is resumed: the
+            folder does not say.
 
     Returns:
         Model, metadata and state after the last step taken.
@@ -281,7 +282,8 @@ def _log(recorder: Recorder | None, step: int, metrics: Metrics) -> float:
     loss, norm = float(metrics.loss), float(metrics.gradient_norm)
     _check_finite(step, metrics)  # before it is recorded: NaN is no JSON
     if recorder is not None:
-        recorder.scalars(step, {"loss": loss, "gradient_norm": norm})
+        penalty = {} if metrics.penalty is None else {"penalty": float(metrics.penalty)}
+        recorder.scalars(step, {"loss": loss, "gradient_norm": norm, **penalty})
     return loss
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from dgjax.model.field import Field
 from dgjax.model.parametrization import Network
 from dgjax.training import ema
+from dgjax.training.consistency import Consistency, consistency_loss
 from dgjax.training.importance_sampling import NoiseSampler
 from dgjax.training.loss import Weighting, denoising_loss
 from dgjax.training.noise_distribution import low_discrepancy_draw
@@ -66,16 +67,24 @@ class Batch(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Loss before the step, and norm of the gradient before clipping."""
+    """What a step tells of itself.
+
+    Attributes:
+        loss: weighted denoising loss of the batch before the step, without the penalty.
+        gradient_norm: of the whole gradient, before clipping.
+        penalty: of inconsistency, times its weight; None without one.
+    """
 
     loss: Scalar
     gradient_norm: Scalar
+    penalty: Scalar | None = None
 
 
 Step = Callable[[TrainState, Batch, Key], tuple[TrainState, Metrics]]
 
 # From a network and `LossInputs` with leading axes (microbatches, B/microbatches) to the mean loss,
-# its gradient in the weights, and all losses (microbatches, B/microbatches).
+# with the penalty if there is one, its gradient in the weights, and all losses without the penalty,
+# (microbatches, B/microbatches).
 GradientFunction = Callable[[PyTree[Array], PyTree[Array]], tuple[Scalar, PyTree[Array], Array]]
 
 
@@ -121,6 +130,7 @@ class LossInputs(NamedTuple):
         importance: importance weights of the noise levels, (B,).
         labels: labels after label dropout, (B,), or None.
         keywords: further arguments of the network, by name: dropout keys, augmentations.
+        probe_keys: random keys for the probes of the penalty, (B,), or None.
     """
 
     data: Array
@@ -129,6 +139,7 @@ class LossInputs(NamedTuple):
     importance: Array
     labels: Array | None
     keywords: dict[str, Array]
+    probe_keys: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +152,7 @@ class Objective:
         drop_labels: label dropout, for batches with labels; None for none.
         dropout: whether the network takes a random `key` for dropout of its units.
         time_score: time-score matching, for energy models; None for none.
+        consistency: penalty on the inconsistency of the score; None for none.
     """
 
     noise_sampler: NoiseSampler
@@ -148,6 +160,7 @@ class Objective:
     drop_labels: LabelDropout | None = None
     dropout: bool = False
     time_score: TimeScore | None = None
+    consistency: Consistency | None = None
 
     def draw(self, state: PyTree[Array], batch: Batch, key: Key) -> LossInputs:
         """Draw everything that is random in a step, for the whole batch at once.
@@ -158,7 +171,7 @@ class Objective:
             key: random key of the step.
 
         Returns:
-            The inputs of `losses`.
+            The inputs of `losses` and `penalty`.
         """
         level_key, noise_key = jax.random.split(key)
         size = batch.data.shape[0]
@@ -172,7 +185,10 @@ class Objective:
             keywords["key"] = jax.random.split(jax.random.fold_in(key, 3), size)
         if batch.augmentations is not None:
             keywords["augmentation"] = batch.augmentations
-        return LossInputs(batch.data, noise, w, importance, labels, keywords)
+        probe_keys = None
+        if self.consistency is not None:
+            probe_keys = jax.random.split(jax.random.fold_in(key, 4), size)
+        return LossInputs(batch.data, noise, w, importance, labels, keywords, probe_keys)
 
     def losses(self, model: Field, inputs: LossInputs) -> Float[Array, " b"]:
         """Return the weighted loss of every sample, without importance weights.
@@ -186,8 +202,7 @@ class Objective:
         """
 
         def one(data, noise, w, labels, keywords):
-            network = _WithKeywords(model.network, keywords) if keywords else model.network
-            trained = replace(model, network=network)
+            trained = _with_keywords(model, keywords)
             if self.time_score is None:
                 t = model.path.time(-2 * jnp.log(w))
                 loss = denoising_loss(trained, t, data, noise, labels)
@@ -198,6 +213,33 @@ class Objective:
 
         i = inputs
         return jax.vmap(one)(i.data, i.noise, i.w, i.labels, i.keywords)
+
+    def penalty(self, model: Field, inputs: LossInputs) -> Scalar:
+        """Return the mean penalty on the inconsistency of the score, times its weight.
+
+        Args:
+            model: with the network to train.
+            inputs: drawn by `draw`. Neighbours have neighbouring noise levels, so that one of every
+                so many rows still has all of them.
+
+        Returns:
+            The penalty, 0 without one.
+        """
+        if self.consistency is None:
+            return jnp.zeros(())
+        weight, every = self.consistency.weight, self.consistency.every
+
+        def one(i):
+            trained, t = _with_keywords(model, i.keywords), model.path.time(-2 * jnp.log(i.w))
+            loss = consistency_loss(trained, t, i.data, i.noise, i.probe_keys, i.labels)
+            return i.importance * loss
+
+        return weight * jnp.mean(jax.vmap(one)(jax.tree.map(lambda a: a[::every], inputs)))
+
+
+def _with_keywords(model: Field, keywords: dict[str, Any]) -> Field:
+    """Return the model whose network has these keyword arguments."""
+    return replace(model, network=_WithKeywords(model.network, keywords)) if keywords else model
 
 
 def initial_state(
@@ -246,8 +288,9 @@ def make_train_step(
     """
 
     def mean_loss(network, inputs):
-        losses = objective.losses(replace(model, network=cast_weights(network)), inputs)
-        return jnp.mean(inputs.importance * losses), losses
+        trained = replace(model, network=cast_weights(network))
+        losses = objective.losses(trained, inputs)
+        return jnp.mean(inputs.importance * losses) + objective.penalty(trained, inputs), losses
 
     value_and_grad = jax.value_and_grad(mean_loss, has_aux=True)
 
@@ -280,7 +323,11 @@ def make_train_step(
             state.noise_sampler, microbatches.w.ravel(), losses.ravel()
         )
         new = TrainState(step, network, optimiser_state, averages, noise_sampler)
-        return new, Metrics(loss, optax.tree.norm(gradient))
+        norm = optax.tree.norm(gradient)
+        if objective.consistency is None:
+            return new, Metrics(loss, norm)
+        denoising = jnp.mean(microbatches.importance * losses)
+        return new, Metrics(denoising, norm, loss - denoising)
 
     return train_step
 

@@ -37,6 +37,7 @@ from dgjax.networks import MLP, UNet
 from dgjax.training import TrainConfig, denoising_loss, ema, export, fit, load_config, loop
 from dgjax.training.checkpointing import is_finished
 from dgjax.training.config import CONFIGS, SECTIONS, shipped_configs
+from dgjax.training.consistency import Consistency
 from dgjax.training.data_parallel import global_batch
 from dgjax.training.importance_sampling import DirectSampling, ImportanceSampling
 from dgjax.training.loss import EDMWeighting
@@ -348,6 +349,24 @@ def test_energy_networks_are_exported_without_rounding(gaussian_npz, tmp_path):
     assert here != dgjax.log_density(build(spec), 0.02, x)
 
 
+def test_the_penalty_of_a_run_is_recorded_and_is_not_part_of_its_loss(gaussian_npz, tmp_path):
+    """The first step has the same weights and draws with and without it."""
+    chosen = config(gaussian_npz, steps=4)
+    with_penalty = replace(chosen, consistency={"weight": 2.0, "every": 4})
+    lines = []
+    for run, each in (("with", with_penalty), ("without", chosen)):
+        fit(each, tmp_path / run, progress=False)
+        lines.append([json.loads(line) for line in (tmp_path / run / "metrics.jsonl").open()])
+    (first, *_, last), (plain_first, *_, plain_last) = lines
+    assert first["loss"] == pytest.approx(plain_first["loss"], rel=1e-6)
+    assert first["penalty"] == 0  # a new network returns zeros
+    assert last["penalty"] != 0
+    assert last["gradient_norm"] != pytest.approx(plain_last["gradient_norm"], rel=1e-3)
+    assert "penalty" not in plain_first
+    with pytest.raises(ValueError, match="consistency"):  # it cannot be turned off on the way
+        fit(chosen, tmp_path / "with", progress=False)
+
+
 def test_labels_reach_a_network_that_takes_them(gaussian_npz, tmp_path):
     chosen = config(gaussian_npz, steps=3)
     result = fit(with_classes(chosen, 3), tmp_path / "run", progress=False)
@@ -630,6 +649,7 @@ MAKERS = {
     "noise_distribution": LogNormal,
     "importance_sampling": ImportanceSampling,
     "time_score": TimeScore,
+    "consistency": Consistency,
     "loss": lambda: EDMWeighting(1.0),  # takes data.sigma_data
     **SECTIONS,
 }
