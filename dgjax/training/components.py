@@ -21,6 +21,7 @@ from dgjax.training.config import (
     make_time_score,
     make_weighting,
 )
+from dgjax.training.consistency import compiler_options
 from dgjax.training.data_parallel import data_parallel
 from dgjax.training.pipeline import Augment
 from dgjax.training.precision import in_precision
@@ -151,6 +152,7 @@ def jit_train_step(
         in_shardings=(where, by_rows, whole),
         out_shardings=(where, whole),
         donate_argnums=0,
+        compiler_options=None if objective.consistency is None else compiler_options(),
     )
 
 

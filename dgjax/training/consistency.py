@@ -13,12 +13,14 @@ a batch are enough, and a model is best trained by denoising first and then trai
 
 from dataclasses import dataclass
 
+import jax
+
 from dgjax.evaluation.inconsistency import inconsistency
 from dgjax.model.field import Field
 from dgjax.model.paths import coefficients
 from dgjax.typing import Cond, Key, Sample, Scalar
 
-__all__ = ["Consistency", "consistency_loss"]
+__all__ = ["Consistency", "compiler_options", "consistency_loss"]
 
 
 @dataclass(frozen=True)
@@ -65,3 +67,20 @@ def consistency_loss(
     c = coefficients(model.path, t)
     found = inconsistency(model, t, c.alpha * data + c.sigma * noise, key=key, cond=cond)
     return found.curl + found.transport
+
+
+def compiler_options() -> dict[str, str]:
+    """Return compiler options for `jax.jit` with which the gradient of the penalty runs.
+
+    On processors XLA hands parts of it to its library YNNPACK, which crashes on arrays of so many
+    axes as the third derivative of a U-Net has (jaxlib 0.10). The options keep that library out.
+    Elsewhere, and for versions of XLA that have no such option, there are none.
+    """
+    if jax.default_backend() != "cpu":
+        return {}
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    try:
+        jax.jit(lambda: 0, compiler_options=options)()
+    except jax.errors.JaxRuntimeError:  # no such option
+        return {}
+    return options
