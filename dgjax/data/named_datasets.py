@@ -36,6 +36,18 @@ FASHION_MNIST_FILES = {  # SHA-256 of the upstream files; Debian's files are com
         ),
     },
 }
+FASHION_MNIST_CLASSES = (
+    "T-shirt, Top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
 BYTES = (1 / 127.5, -1.0, (-1.0, 1.0))  # scale, offset and range that map bytes to [-1, 1]
 DATASETS = ("fashion-mnist", "digits", "npz", "folder")
 
@@ -81,6 +93,7 @@ def load_dataset(name: str, path: str | os.PathLike | None = None, part: str = "
 
     * "fashion-mnist": 60,000 images (28, 28, 1) in [-1, 1], and 10,000 held out. They are read from
       `path`, or from Debian's package dataset-fashion-mnist, or downloaded once to pooch's cache.
+      Their ten classes have names.
     * "digits": the 1,797 images (8, 8, 1) of scikit-learn, in [-1, 1]. The last fifth is held out.
     * "npz": the file `path` with an array `x` (N, *shape) and optional whole-number `labels` (N,).
       uint8 is scaled to [-1, 1]; floating-point numbers are used unchanged. The held-out part is
@@ -117,7 +130,7 @@ def _fashion_mnist(folder: Path | None, part: str) -> Dataset:
         for name, sha256 in FASHION_MNIST_FILES[part].items()
     )
     licence = "Fashion-MNIST, copyright 2017 Zalando SE, MIT licence"
-    return Dataset(images[..., None], *BYTES, labels, licence)
+    return Dataset(images[..., None], *BYTES, labels, licence, FASHION_MNIST_CLASSES)
 
 
 def _download(name: str, sha256: str) -> Path:
