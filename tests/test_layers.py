@@ -15,7 +15,8 @@ FLOORS = [
     {"sampling", "checkpoints"},
     {"pictures", "importing", "check"},
     {"data", "explorer"},
-    {"evaluation", "training"},
+    {"evaluation"},
+    {"training"},
     {"cli"},
     {"__main__"},
 ]
