@@ -7,8 +7,9 @@ the square of that, per dimension, at the noisy data of the training step:
     weight E[|J_D - J_D^T|_F^2/D + |w r + (J_D - J_D^T) w s_y|^2/D],
 
 its curl and its transport residual, both by random probes and without bias. A true score has none.
-The penalty of a sample takes about 40 times as long as its denoising loss, so that few samples of
-a batch are enough, and a model is best trained by denoising first and then trained on with it.
+The gradient of the penalty is a third derivative and takes many times as long as that of the
+denoising loss. So a few samples of each batch have it, and a model is best trained by denoising
+first and then trained on with the penalty.
 """
 
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ class Consistency:
 
     Attributes:
         weight: weight of the penalty beside the denoising loss.
-        every: the penalty is of one of every so many samples of a batch, and of their mean.
+        every: one of every so many samples of a batch has the penalty, which is their mean.
 
     Raises:
         ValueError: if the weight is not positive, or `every` is less than 1.

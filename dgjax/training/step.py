@@ -67,7 +67,7 @@ class Batch(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What a step tells of itself.
+    """Loss, gradient norm and penalty of a step.
 
     Attributes:
         loss: weighted denoising loss of the batch before the step, without the penalty.

@@ -1,5 +1,6 @@
 """Arrays in npz files: what cannot be data is refused, and the message names the row."""
 
+import gzip
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import dgjax
 from dgjax.data import named_datasets
 from dgjax.data.named_datasets import load_dataset
 
@@ -63,3 +65,15 @@ def test_what_to_do_about_missing_files_of_fashion_mnist_depends_on_what_is_miss
         load_dataset("fashion-mnist")
     assert ("pip install" in str(caught.value)) == (not installed)
     assert ("(ConnectionError): try again with a network" in str(caught.value)) == installed
+
+
+def test_classes_of_fashion_mnist_have_names(tmp_path):
+    images = b"\0\0\x08\x03" + b"".join(n.to_bytes(4, "big") for n in (10, 28, 28)) + bytes(7840)
+    labels = b"\0\0\x08\x01" + (10).to_bytes(4, "big") + bytes(range(10))
+    for name, content in zip(
+        named_datasets.FASHION_MNIST_FILES["train"], (images, labels), strict=True
+    ):
+        (tmp_path / name).write_bytes(gzip.compress(content))
+    data = load_dataset("fashion-mnist", tmp_path)
+    assert data.classes[data.labels[1]] == "Trouser"
+    assert data.classes == dgjax.load_pretrained("fashion-mnist")[1].labels
