@@ -14,7 +14,7 @@ from dgjax.cli.options import note_shadowed
 from dgjax.devices.progress import say
 from dgjax.training import ema, export, fit, load_config, plan_average
 from dgjax.training.checkpointing import is_finished, latest_step
-from dgjax.training.config import read_config_text, shipped_configs
+from dgjax.training.config_files import read_config_text, shipped_configs
 from dgjax.training.export import is_exported
 
 __all__ = ["command", "join_hosts"]

@@ -1,7 +1,8 @@
 """Train a model from a configuration: `fit(config, run_dir)`, then `export(run_dir, folder)`."""
 
 from dgjax.data import load_data
-from dgjax.training.config import TrainConfig, load_config
+from dgjax.training.config import TrainConfig
+from dgjax.training.config_files import load_config
 from dgjax.training.distillation import distil
 from dgjax.training.edm2_average import import_edm2_average
 from dgjax.training.export import export, plan_average

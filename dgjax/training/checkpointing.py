@@ -12,8 +12,9 @@ from dgjax.checkpoints.orbax_folder import read_arrays
 from dgjax.training.cleanup import on_exit
 from dgjax.training.config import TrainConfig
 from dgjax.training.run_folder import (
-    config_changes,
+    check_same_config,
     is_recorded,
+    is_started,
     read_config,
     record_config,
     with_recorded_start,
@@ -102,10 +103,10 @@ def is_finished(run_dir: Path, config: TrainConfig) -> bool:
     Raises:
         ValueError: if the run was started with another configuration.
     """
-    if not is_recorded(run_dir):
+    if not is_recorded(run_dir) or not is_started(run_dir):
         return False
     config, step = with_recorded_start(run_dir, config), latest_step(run_dir)
-    config_changes(run_dir, config)  # raises if the run is another
+    check_same_config(run_dir, config)
     recorded = read_config(run_dir)
     if step == config.steps and recorded.data.licence != config.data.licence:
         stated = replace(recorded.data, licence=config.data.licence)

@@ -1,10 +1,7 @@
-"""The configuration of a training run, read from TOML."""
+"""The configuration of a training run, and what is made from it."""
 
-import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 import optax
@@ -21,20 +18,15 @@ from dgjax.training.sections import Execution, Optimiser, Records
 from dgjax.training.time_score import TimeScore
 
 __all__ = [
-    "CONFIGS",
     "SECTIONS",
     "TrainConfig",
-    "load_config",
     "make_consistency",
     "make_noise_sampler",
     "make_optimiser",
     "make_time_score",
     "make_weighting",
-    "read_config_text",
-    "shipped_configs",
 ]
 
-CONFIGS = Path(__file__).parent / "configs"
 SECTIONS = {
     "data": DataConfig,
     "optimiser": Optimiser,
@@ -207,57 +199,6 @@ def _by_present_keys(where: str, values: Mapping[str, Any]) -> dict[str, Any]:
             )
         renamed[present] = renamed.pop(former)
     return renamed
-
-
-def shipped_configs() -> list[str]:
-    """Return the names of the configurations that come with dgjax, for `load_config`."""
-    return sorted(file.stem for file in CONFIGS.glob("*.toml"))
-
-
-def load_config(file: str | os.PathLike) -> TrainConfig:
-    """Read the configuration in a TOML file, or one that comes with dgjax by its name.
-
-    Args:
-        file: path of a TOML file, or one of `shipped_configs()`. A file that has the same name as a
-            shipped configuration must be written as a path, `./NAME`.
-
-    Raises:
-        ValueError: if the file is missing or not TOML, or a key or a value in it is wrong.
-    """
-    text = read_config_text(file)
-    path = _config_path(file)
-    try:
-        values = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not TOML: {error}") from error
-    try:
-        return TrainConfig.from_dict(values)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def read_config_text(file: str | os.PathLike) -> str:
-    """Return the text of a TOML file, or of a configuration that comes with dgjax.
-
-    Args:
-        file: as of `load_config`.
-
-    Raises:
-        ValueError: if the file cannot be read, or is no text.
-    """
-    try:
-        return _config_path(file).read_text()
-    except OSError as error:
-        raise ValueError(
-            f"cannot read the config {file} ({error}); shipped are {', '.join(shipped_configs())}"
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"{file} is not TOML: {error}") from error
-
-
-def _config_path(file: str | os.PathLike) -> Path:
-    shipped = isinstance(file, str) and file in shipped_configs()
-    return CONFIGS / f"{file}.toml" if shipped else Path(file)
 
 
 def make_noise_sampler(config: TrainConfig) -> NoiseSampler:

@@ -18,7 +18,7 @@ from dgjax.training.data_parallel import to_devices
 from dgjax.training.run_folder import is_recorded, model_meta, read_config
 from dgjax.training.step import TrainState
 
-__all__ = ["InitialWeights", "read_initial_weights"]
+__all__ = ["InitialWeights", "read_initial_weights", "record_start"]
 
 START_FILE = "start.json"
 
@@ -45,15 +45,6 @@ class InitialWeights:
     def summary(self) -> str:
         """Return one line that describes the weights."""
         return f"starting from the weights of {self.source} ({self.steps:,} steps)"
-
-    def record(self, run_dir: Path) -> None:
-        """Write to the run folder which weights these are.
-
-        Raises:
-            ValueError: if it cannot be written.
-        """
-        facts = {"init_from": self.source, "steps": self.steps, "sha256": self.sha256}
-        write_json(run_dir / START_FILE, facts)
 
     def replace_weights(self, state: TrainState, where: TrainState) -> TrainState:
         """Return the state before the first step with these weights, and averages of them.
@@ -117,3 +108,20 @@ def read_initial_weights(source: str, spec: ModelSpec, like: PyTree) -> InitialW
     )
     network = from_named(like, found, f"the model {source}")
     return InitialWeights(source, network, meta.steps, digest(model, meta), notes)
+
+
+def record_start(run_dir: Path, start: InitialWeights | None) -> None:
+    """Write to the run folder which weights a run without saved steps starts from.
+
+    Args:
+        run_dir: the run folder.
+        start: the weights, or None for fresh ones; the record of an earlier try is then removed.
+
+    Raises:
+        ValueError: if it cannot be written.
+    """
+    if start is None:
+        (run_dir / START_FILE).unlink(missing_ok=True)
+        return
+    facts = {"init_from": start.source, "steps": start.steps, "sha256": start.sha256}
+    write_json(run_dir / START_FILE, facts)

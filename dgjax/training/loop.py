@@ -16,8 +16,7 @@ exactly the weights of an uninterrupted one.
 
 import math
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dgjax.checkpoints.meta import Meta
 from dgjax.data.dataset import Dataset
@@ -47,6 +45,7 @@ from dgjax.training.components import (
     state_shapes,
 )
 from dgjax.training.config import TrainConfig
+from dgjax.training.config_changes import describe_changes
 from dgjax.training.data_parallel import (
     check_batch,
     check_memory,
@@ -63,12 +62,12 @@ from dgjax.training.hosts import (
     raise_on_all_hosts,
     stop_on_signal,
 )
-from dgjax.training.initial_weights import read_initial_weights
+from dgjax.training.initial_weights import read_initial_weights, record_start
 from dgjax.training.pipeline import training_batches
+from dgjax.training.progress_bar import training_bar
 from dgjax.training.recorder import Log, Recorder, open_recorder
 from dgjax.training.run_folder import (
     check_recorded_run,
-    describe_changes,
     lock_run,
     model_meta,
     record_run,
@@ -162,8 +161,8 @@ def _fit(
         check_network(config, model)
         where = state_shardings(shapes, mesh, config.execution.parameters)
         check_memory(shapes, where)
-        start = None
-        if config.init_from is not None and not latest_step(run_dir):
+        start, fresh = None, not latest_step(run_dir)
+        if config.init_from is not None and fresh:
             start = read_initial_weights(config.init_from, config.model, shapes.network)
     # Only once all hosts have their data: a recorded folder accepts no other configuration.
     with raise_on_all_hosts():
@@ -172,14 +171,15 @@ def _fit(
             step = latest_step(run_dir)
             changes = record_run(run_dir, config, data, step)
             if changes and progress:
-                say(f"resumed at step {step} with changes: {describe_changes(changes)}")
+                begins = f"resumed at step {step}" if step else "without checkpoint, started again"
+                say(f"{begins} with changes: {describe_changes(changes)}")
     with raise_on_all_hosts():
         check_recorded_run(run_dir, config, data)
         validation = _validation(config, model, mesh) if config.records.validate_every else None
         restored = restore_latest(run_dir, shapes)
-        if start is not None and is_first_host():
-            start.record(run_dir)
-            if progress:
+        if fresh and is_first_host():
+            record_start(run_dir, start)
+            if start is not None and progress:
                 say(start.summary, *start.notes)
     step = 0 if restored is None else int(restored.step)
     check_same_step(run_dir, step)
@@ -204,7 +204,7 @@ def _fit(
         stop_on_signal(every.log_every) as should_stop,  # outermost: pending writes finish too
         open_checkpoints(run_dir, every) as save,
         _first_host_recorder(run_dir, step, log) as recorder,
-        _progress_bar(config, step, progress and is_first_host()) as show,
+        training_bar(config, step, progress and is_first_host()) as show,
     ):
         saved = step
         while step < config.steps and not should_stop(step):
@@ -305,26 +305,3 @@ def _first_host_recorder(run_dir: Path, start: int, log: Log | None) -> Iterator
             first = is_first_host()
             recorder = opened.enter_context(open_recorder(run_dir, start, log)) if first else None
         yield recorder
-
-
-@contextmanager
-def _progress_bar(
-    config: TrainConfig, start: int, visible: bool
-) -> Iterator[Callable[[int, float], None]]:
-    """Show loss, samples per second and time left; yields `show(step, loss)`."""
-    columns = (
-        TextColumn("step"),
-        MofNCompleteColumn(),
-        BarColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:.0f} img/s"),
-        TimeRemainingColumn(),
-    )
-    began = time.perf_counter()
-    with Progress(*columns, disable=not visible) as bar:
-        task = bar.add_task("", total=config.steps, completed=start, loss=float("nan"), rate=0.0)
-
-        def show(step: int, loss: float) -> None:
-            rate = (step - start) * config.batch / (time.perf_counter() - began)
-            bar.update(task, completed=step, loss=loss, rate=rate)
-
-        yield show

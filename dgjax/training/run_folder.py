@@ -2,7 +2,8 @@
 
 A run is resumed with the model and the data that it was started with. The keys in `CHANGEABLE`,
 such as the length, the learning rate and the batch, may have other values; `changes.jsonl` records
-them.
+them. As long as nothing of its training is saved, a run may start again with any configuration and
+any data.
 Data are recognized by their content, so they may be at another place.
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -21,12 +22,22 @@ from dgjax.checkpoints.meta import Meta
 from dgjax.data.dataset import Dataset
 from dgjax.files import write_json
 from dgjax.training.config import TrainConfig
+from dgjax.training.config_changes import (
+    CHANGEABLE,
+    OF_HOST,
+    Changes,
+    as_json_values,
+    changes_between,
+    describe_change,
+    describe_changes,
+    without_keys,
+)
 
 __all__ = [
     "check_recorded_run",
-    "config_changes",
-    "describe_changes",
+    "check_same_config",
     "is_recorded",
+    "is_started",
     "lock_run",
     "model_meta",
     "read_config",
@@ -37,16 +48,10 @@ __all__ = [
 
 CONFIG_FILE, DATA_FILE, LOCK_FILE = "config.json", "data.json", ".lock"
 CHANGES_FILE = "changes.jsonl"
-# Keys, or sections, that hosts of one run may set differently.
-OF_HOST = ("data.path", "data.licence", "execution", "records")
-# Keys, or sections, that may change when a run is resumed.
-CHANGEABLE = (*OF_HOST, "steps", "batch", "optimiser", "ema_snapshots")
+SAVED = ("checkpoints", "averages", "samples")  # folders of what training writes
+T = TypeVar("T")
 # Largest difference of projections of the same data, relative to their range.
 SAME_CONTENT = 0.02
-LONGEST = 200  # characters of a value in a message
-
-# Changed keys, with dots between a section and its key: the values before and now.
-Changes = dict[str, tuple[Any, Any]]
 
 
 def read_config(run_dir: Path) -> TrainConfig:
@@ -61,12 +66,17 @@ def read_config(run_dir: Path) -> TrainConfig:
     file = run_dir / CONFIG_FILE
     if not file.is_file():
         raise ValueError(f"{run_dir} is not a training run: it has no {CONFIG_FILE}")
-    return TrainConfig.from_dict(_read(run_dir, CONFIG_FILE, _complete))
+    return _read(run_dir, CONFIG_FILE, TrainConfig.from_dict)
 
 
 def is_recorded(run_dir: Path) -> bool:
     """Return whether a folder has the records of a run."""
     return all((run_dir / name).is_file() for name in (CONFIG_FILE, DATA_FILE))
+
+
+def is_started(run_dir: Path) -> bool:
+    """Return whether anything of a run's training is saved: checkpoint, average or picture."""
+    return any(any((run_dir / name).glob("*")) for name in SAVED)
 
 
 @contextmanager
@@ -103,7 +113,7 @@ def lock_run(run_dir: Path) -> Iterator[None]:
 
 
 def with_recorded_start(run_dir: Path, config: TrainConfig) -> TrainConfig:
-    """Return the configuration with the `init_from` that the run has, unless it states one.
+    """Return the configuration with the `init_from` of a started run, unless it states one.
 
     Args:
         run_dir: the run folder.
@@ -112,15 +122,15 @@ def with_recorded_start(run_dir: Path, config: TrainConfig) -> TrainConfig:
     Raises:
         ValueError: as of `read_config`.
     """
-    if config.init_from is not None or not is_recorded(run_dir):
+    if config.init_from is not None or not (is_recorded(run_dir) and is_started(run_dir)):
         return config
     return replace(config, init_from=read_config(run_dir).init_from)
 
 
-def config_changes(
+def check_same_config(
     run_dir: Path, config: TrainConfig, changeable: tuple[str, ...] = CHANGEABLE
-) -> Changes:
-    """Return the keys that differ from the configuration in the run folder.
+) -> None:
+    """Check that a configuration differs from the recorded one in changeable keys only.
 
     Args:
         run_dir: the run folder.
@@ -130,26 +140,17 @@ def config_changes(
     Raises:
         ValueError: if another key differs, or the folder cannot be read.
     """
-    now = _flat(_as_json_values(config.to_dict()))
-    then = _flat(_as_json_values(_read(run_dir, CONFIG_FILE, _complete)))
-    names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
-    changes = {name: (then.get(name), now.get(name)) for name in names}
-    fixed = {
-        name: values
-        for name, values in changes.items()
-        if not any(name == key or name.startswith(f"{key}.") for key in changeable)
-    }
+    fixed = without_keys(changes_between(read_config(run_dir), config), changeable)
     if fixed:
         them = "it" if len(fixed) == 1 else "them"
         raise ValueError(
             f"the run in {run_dir} was started with another configuration: "
             f"{describe_changes(fixed)}; restore {them}, or choose another folder"
         )
-    return changes
 
 
 def record_config(run_dir: Path, config: TrainConfig, step: int) -> Changes:
-    """Write the configuration into the run folder, after comparing it with the one there.
+    """Write the configuration into the run folder.
 
     What changed is appended to `changes.jsonl`. Nothing is written if nothing changed.
 
@@ -162,14 +163,13 @@ def record_config(run_dir: Path, config: TrainConfig, step: int) -> Changes:
         The keys that changed.
 
     Raises:
-        ValueError: if a key differs that may not change, the run is longer than `config.steps`, or
-            the folder cannot be used.
+        ValueError: if the run is longer than `config.steps`, or the folder cannot be used.
     """
     file = run_dir / CONFIG_FILE
     if not file.exists():
         write_json(file, config.to_dict())
         return {}
-    changes = config_changes(run_dir, config)
+    changes = changes_between(read_config(run_dir), config)
     if config.steps < step:
         raise ValueError(
             f"the run in {run_dir} is at step {step} and steps is {config.steps}: set steps to "
@@ -183,7 +183,9 @@ def record_config(run_dir: Path, config: TrainConfig, step: int) -> Changes:
 
 
 def record_run(run_dir: Path, config: TrainConfig, data: Dataset, step: int) -> Changes:
-    """Write configuration and facts of the data, after comparing them with those in the folder.
+    """Write configuration and facts of the data.
+
+    Those of a started run are compared with the ones in the folder first.
 
     Args:
         run_dir: the run folder; made if missing.
@@ -195,11 +197,12 @@ def record_run(run_dir: Path, config: TrainConfig, data: Dataset, step: int) -> 
         The keys of the configuration that changed.
 
     Raises:
-        ValueError: as of `record_config`, or if the run was started with other data.
+        ValueError: as of `record_config`, or if the run was started with other data, or with
+            another value of a key that may not change.
     """
-    if (run_dir / CONFIG_FILE).exists():
-        config_changes(run_dir, config)  # raises before the data are compared
-    _check_same_data(run_dir, data)
+    if (run_dir / CONFIG_FILE).exists() and is_started(run_dir):
+        check_same_config(run_dir, config)
+        _check_same_data(run_dir, data)
     changes = record_config(run_dir, config, step)
     write_json(run_dir / DATA_FILE, _data_facts(data))
     return changes
@@ -222,13 +225,8 @@ def check_recorded_run(run_dir: Path, config: TrainConfig, data: Dataset) -> Non
                 f"{run_dir} on this host lacks the {name} that the first host has just "
                 "written: it must be one folder that all hosts share"
             )
-    config_changes(run_dir, config, OF_HOST)
+    check_same_config(run_dir, config, OF_HOST)
     _check_same_data(run_dir, data)
-
-
-def describe_changes(changes: Changes) -> str:
-    """Say in one line which keys changed."""
-    return ", ".join(_describe(name, *values) for name, values in changes.items())
 
 
 def model_meta(run_dir: Path, config: TrainConfig, steps: int) -> Meta:
@@ -264,13 +262,6 @@ def model_meta(run_dir: Path, config: TrainConfig, steps: int) -> Meta:
         ) from error
 
 
-def _describe(name: str, then: Any, now: Any) -> str:
-    if max(len(str(then)), len(str(now))) > LONGEST:
-        return f"{name} differs"
-    then, now = ("absent" if value is None else value for value in (then, now))
-    return f"{name} was {then} and is {now}"
-
-
 def _class_names(config: TrainConfig, classes: list[str] | None) -> tuple[str, ...]:
     """Return the names of the classes that the network was given, if they have names."""
     given = len(classes or ()) == config.model.network.get("num_classes")
@@ -286,21 +277,21 @@ def _data_facts(data: Dataset) -> dict[str, Any]:
         "classes": data.classes,
         **data.content(),
     }
-    return _as_json_values(facts)
+    return as_json_values(facts)
 
 
 def _check_same_data(run_dir: Path, data: Dataset) -> None:
     """Raise if the folder has facts of other data than these."""
     if not (run_dir / DATA_FILE).exists():
         return
-    then, now = _read(run_dir, DATA_FILE), _data_facts(data)
+    then, now = _read(run_dir, DATA_FILE, dict), _data_facts(data)
     for name in now:
         if name in ("licence", "projections") or name not in then:  # earlier versions wrote fewer
             continue
         if name == "classes" and then[name] is None:  # names may come later, labels are compared
             continue
         if then[name] != now[name]:
-            what = _describe(name, then[name], now[name])
+            what = describe_change(name, then[name], now[name])
             break
     else:
         low, high = data.data_range
@@ -314,16 +305,9 @@ def _check_same_data(run_dir: Path, data: Dataset) -> None:
     )
 
 
-def _complete(values: dict[str, Any]) -> dict[str, Any]:
-    """Add to a configuration what an earlier version of dgjax did not write."""
-    return TrainConfig.from_dict(values).to_dict()
-
-
-def _read(
-    run_dir: Path, name: str, complete: Callable[[Any], dict[str, Any]] = dict
-) -> dict[str, Any]:
+def _read(run_dir: Path, name: str, parse: Callable[[Any], T]) -> T:
     try:
-        return complete(json.loads((run_dir / name).read_text()))
+        return parse(json.loads((run_dir / name).read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"cannot use the run folder {run_dir}: {error}") from error
 
@@ -334,18 +318,3 @@ def _append(file: Path, line: str) -> None:
             stream.write(line + "\n")
     except OSError as error:
         raise ValueError(f"cannot write {file}: {error.strerror or error}") from error
-
-
-def _flat(values: dict[str, Any], section: str = "") -> dict[str, Any]:
-    """Return all keys with their sections before them, separated by dots."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{section}{key}"
-        nested = isinstance(value, dict) and value  # an empty section is a value of its own
-        flat |= _flat(value, f"{name}.") if nested else {name: value}
-    return flat
-
-
-def _as_json_values(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values as JSON gives them back: tuples become lists."""
-    return json.loads(json.dumps(values))

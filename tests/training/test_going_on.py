@@ -289,3 +289,43 @@ def test_a_sigma_far_from_that_of_the_data_is_said(tmp_path):
     assert all(told in note for note in notes)
     near = replace(found, data=replace(found.data, sigma_data=0.28))
     assert len(scale_notes(near, data)) == 1
+
+
+def test_a_run_that_saved_nothing_starts_again_with_any_configuration_and_data(
+    data, trained, tmp_path, capsys
+):
+    def stop(step, values):
+        raise InterruptedError
+
+    first = config(data, init_from=str(trained / "run"))
+    with pytest.raises(InterruptedError):
+        fit(first, tmp_path / "run", log=stop)
+    assert (tmp_path / "run/start.json").exists()
+    x = np.random.default_rng(1).normal(0.3, 0.8, (30, 2)).astype(np.float32)
+    np.savez(tmp_path / "other.npz", x=x)
+    wider = MODEL | {"network": {"kind": "mlp", "width": 9, "depth": 1}}
+    other = config(tmp_path / "other.npz", model=wider)
+    assert fit(other, tmp_path / "run").finished
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "without checkpoint, started again with changes" in said
+    assert "model.network.width was 8 and is 9" in said
+    assert read_config(tmp_path / "run") == other
+    assert json.loads((tmp_path / "run/data.json").read_text())["samples"] == 30
+    assert not (tmp_path / "run/start.json").exists()  # of weights that this run does not have
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").open()]
+    assert steps == [1, 2]
+    # Now it has a checkpoint, and stays the run that it is.
+    with pytest.raises(ValueError, match=r"another configuration: .*width was 9 and is 8"):
+        fit(config(tmp_path / "other.npz"), tmp_path / "run", progress=False)
+    with pytest.raises(ValueError, match="other data: samples was 30 and is 40"):
+        fit(config(data, model=wider), tmp_path / "run", progress=False)
+
+
+def test_a_snapshot_without_a_checkpoint_keeps_the_configuration(data, tmp_path):
+    run = tmp_path / "run"
+    fit(config(data), run, progress=False)
+    shutil.rmtree(run / "checkpoints")
+    wider = MODEL | {"network": {"kind": "mlp", "width": 9, "depth": 1}}
+    with pytest.raises(ValueError, match="another configuration"):
+        fit(config(data, model=wider), run, progress=False)
+    assert fit(config(data), run, progress=False).finished

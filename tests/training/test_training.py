@@ -36,7 +36,8 @@ from dgjax.model.repath import repath
 from dgjax.networks import MLP, UNet
 from dgjax.training import TrainConfig, denoising_loss, ema, export, fit, load_config, loop
 from dgjax.training.checkpointing import is_finished
-from dgjax.training.config import CONFIGS, SECTIONS, shipped_configs
+from dgjax.training.config import SECTIONS
+from dgjax.training.config_files import CONFIGS, shipped_configs
 from dgjax.training.consistency import Consistency
 from dgjax.training.data_parallel import global_batch
 from dgjax.training.importance_sampling import DirectSampling, ImportanceSampling
