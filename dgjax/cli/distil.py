@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import typer
+from rich.filesize import decimal
 
 from dgjax.checkpoints.checkpoint import digest, load, save
 from dgjax.checkpoints.opened import Model
@@ -52,8 +54,8 @@ def command(
 ) -> None:
     """Train a head that predicts a model's divergence, for --divergence distilled.
 
-    No data are needed. What was measured is stored in OUT/lessons: a stopped command continues with
-    it, and another --points, --width, --steps or --batch takes it as it is.
+    No data are needed. What is measured is stored in OUT/lessons, so that a stopped command
+    continues with it. With another --points, --width, --steps or --batch it is not measured again.
     """
     chosen = choose_model(model)
     _check(chosen, products)
@@ -66,12 +68,13 @@ def command(
         save(out, field, chosen.meta, autoencoder=chosen.autoencoder, dtype=None)
     elif digest(*load(out), chosen.autoencoder) != sha256:
         raise ValueError(f"{out} holds another model: take another folder")
-    with progress("measuring", points) as show:
+    lessons_folder = out / "lessons"
+    with progress("measuring", points, unit="points") as show:
         lessons = stored_lessons(
             field,
             chosen.meta.shape,
             found,
-            out / "lessons",
+            lessons_folder,
             points,
             conditions=_labels(chosen),
             products=products,
@@ -80,7 +83,7 @@ def command(
             show=show,
         )
     losses: list[float] = []
-    with progress("training the head", steps) as show:
+    with progress("training the head", steps, unit="steps") as show:
 
         def log(step: int, loss: float) -> None:
             losses.append(loss)
@@ -94,12 +97,14 @@ def command(
     bound = np.trapezoid(head.errors[...], head.log_levels[...])
     weights = sum(leaf.size for leaf in jax.tree.leaves(head))
     tenth = -(-steps // 10)
+    stored = decimal(sum(file.stat().st_size for file in lessons_folder.iterdir()))
     say(
         f"a head of {weights:,} weights that reads {', '.join(found) or INPUT_ALONE}; mean loss "
         f"{np.mean(losses[:tenth]):.3g} in the first tenth of the steps, "
         f"{np.mean(losses[-tenth:]):.3g} in the last",
         f"stated error of a log-density from t_max to t_min: {bound:.2g} nats",
-        f"next: dgjax sample --model {out} --divergence distilled",
+        f"{lessons_folder} ({stored}) is needed only to train again",
+        f"next: dgjax sample --model {quote(str(out))} --divergence distilled",
     )
 
 

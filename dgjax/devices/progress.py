@@ -1,4 +1,4 @@
-"""Show progress on standard error: a bar over samples with the time left."""
+"""Show progress on standard error: a bar with the time left."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,22 +28,23 @@ def say(*lines: str, warning: bool = False) -> None:
 
 
 @contextmanager
-def progress(what: str, total: int, done: int = 0) -> Iterator[Show]:
+def progress(what: str, total: int, done: int = 0, unit: str = "samples") -> Iterator[Show]:
     """Show a progress bar while the block runs, and remove it afterwards.
 
     Args:
         what: the text before the bar.
-        total: number of samples.
-        done: number of samples that are done already.
+        total: number of samples, or of others that `unit` names.
+        done: number of them that are done already.
+        unit: what is counted, in the plural.
 
     Yields:
-        A function that advances the bar by a number of samples.
+        A function that advances the bar by a number of them.
     """
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("samples"),
+        TextColumn(unit),
         TimeRemainingColumn(elapsed_when_finished=True),
         console=console,
         transient=True,

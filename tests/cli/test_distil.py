@@ -15,6 +15,7 @@ def test_a_head_is_trained_stored_and_used(tmp_path, run, small_model):
     status, _, said = run(*words, "--steps", 20)
     assert status == 0, said
     assert "stated error of a log-density" in said
+    assert f"{folder / 'lessons'} (" in said
     files = sorted((folder / "lessons").iterdir())
     stamps = [file.stat().st_mtime_ns for file in files]
     assert run(*words, "--steps", 40)[0] == 0
