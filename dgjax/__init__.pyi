@@ -52,21 +52,17 @@ from .guidance.rate import rate_guidance
 from .guidance.schedules import schedule, window
 from .guidance.target import target_guidance
 from .guidance.temperature import temperature
-from .model.closed_form import (
-    GaussianMixture,
-    closed_form,
-    gaussian,
-    gaussian_mixture,
-    kernel_density,
-)
+from .model.closed_form import closed_form
 from .model.coloured_probes import Coloured
 from .model.conditioned import condition
+from .model.custom_path import custom
 from .model.discrete_time import discrete_time
 from .model.distilled import Distilled
 from .model.divergence import Exact, FixedProbe, Hutchinson, HutchPP, Untracked
 from .model.energy import Normalized, energy_prediction, normalize
 from .model.faults import Fault
 from .model.field import Field, denoise, field, log_prior, score, velocity
+from .model.gaussian_mixture import GaussianMixture, gaussian, gaussian_mixture, kernel_density
 from .model.gaussian_prior import gaussian_prior
 from .model.local import Local, evaluate
 from .model.log_density import log_density
@@ -80,7 +76,7 @@ from .model.parametrization import (
     preconditioned,
     rescale_time,
 )
-from .model.paths import cosine, custom, edm, logsnr, rectified_flow, sub_vp, ve, vp
+from .model.paths import cosine, edm, logsnr, rectified_flow, sub_vp, ve, vp
 from .model.prior import chi_quantile, prior_guidance, prior_sample, with_norm
 from .model.repath import repath
 from .model.reverse_mode import ReverseMode

@@ -29,7 +29,7 @@ from dgjax.data.named_datasets import load_data
 from dgjax.training import load_config
 from dgjax.training.config import make_noise_sampler, make_weighting
 from dgjax.training.consistency import compiler_options
-from dgjax.training.step import Batch, LabelDropout, Objective
+from dgjax.training.objective import Batch, LabelDropout, Objective
 
 NAME, STEPS, BATCH = "fashion-mnist", 32, 16
 LEAST, MOST = 0.1, 0.9  # quantiles

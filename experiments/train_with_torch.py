@@ -33,7 +33,8 @@ from dgjax.training import TrainConfig, export, fit, load_config
 from dgjax.training.components import create_state, jit_train_step, model_shapes, state_shapes
 from dgjax.training.config import make_noise_sampler, make_weighting
 from dgjax.training.data_parallel import state_shardings
-from dgjax.training.step import Batch, GradientFunction, LossInputs
+from dgjax.training.objective import Batch, LossInputs
+from dgjax.training.step import GradientFunction
 
 
 def fold(h: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from dgjax.checkpoints.spec import build_network  # noqa: E402
 from dgjax.training import TrainConfig  # noqa: E402
 from dgjax.training.components import model_shapes  # noqa: E402
 from dgjax.training.config import make_noise_sampler, make_weighting  # noqa: E402
-from dgjax.training.step import LossInputs, Objective  # noqa: E402
+from dgjax.training.objective import LossInputs, Objective  # noqa: E402
 
 
 def config(shape, **network):

@@ -11,9 +11,10 @@ from jaxtyping import Array
 
 from dgjax.check.finding import Finding, judge, largest, relative
 from dgjax.check.oracle import BATCH, SIZE, Mixture, make_mixture
-from dgjax.model.closed_form import closed_form, gaussian_mixture
+from dgjax.model.closed_form import closed_form
 from dgjax.model.divergence import Divergence, Exact, Hutchinson
 from dgjax.model.field import Field
+from dgjax.model.gaussian_mixture import gaussian_mixture
 from dgjax.model.local import evaluate
 from dgjax.model.log_density import log_density
 from dgjax.model.paths import vp

@@ -17,9 +17,10 @@ from jaxtyping import Array
 from dgjax.check.oracle import BATCH, Mixture, make_mixture
 from dgjax.guidance.guide import Guide
 from dgjax.guidance.noise import StratonovichNoise, level_set_noise, reverse_sde
-from dgjax.model.closed_form import closed_form, gaussian_mixture
+from dgjax.model.closed_form import closed_form
 from dgjax.model.divergence import Exact
 from dgjax.model.field import Field, log_prior
+from dgjax.model.gaussian_mixture import gaussian_mixture
 from dgjax.model.local import Local
 from dgjax.model.paths import edm
 from dgjax.sampling.results import Sampled, Trajectory

@@ -1,5 +1,6 @@
 """Save and load models: weights and facts in one folder, and the models that come with dgjax."""
 
+from dgjax.checkpoints.autoencoder_spec import Autoencoder, build_autoencoder
 from dgjax.checkpoints.checkpoint import (
     digest,
     load,
@@ -13,7 +14,7 @@ from dgjax.checkpoints.meta import Meta
 from dgjax.checkpoints.opened import Model, condition_on_class, find_label, open_model
 from dgjax.checkpoints.pretrained import load_pretrained, pretrained_models
 from dgjax.checkpoints.prompts import PromptEncoder
-from dgjax.checkpoints.spec import Autoencoder, ModelSpec, build, build_autoencoder, build_network
+from dgjax.checkpoints.spec import ModelSpec, build, build_network
 
 __all__ = [
     "Autoencoder",

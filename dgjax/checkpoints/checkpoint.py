@@ -27,8 +27,10 @@ from dgjax.checkpoints.arrays import (
     as_dtype,
     to_named,
 )
+from dgjax.checkpoints.autoencoder_spec import Autoencoder, build_autoencoder
 from dgjax.checkpoints.checksums import check_files, hash_files
 from dgjax.checkpoints.described import describe
+from dgjax.checkpoints.head_spec import build_head, head_spec
 from dgjax.checkpoints.meta import CHECKSUMS, FORMAT, ORBAX_FORMAT, Meta, read_config
 from dgjax.checkpoints.prompts import (
     PromptEncoder,
@@ -36,14 +38,7 @@ from dgjax.checkpoints.prompts import (
     read_prompt_encoder,
     write_prompt_encoder,
 )
-from dgjax.checkpoints.spec import (
-    Autoencoder,
-    build,
-    build_autoencoder,
-    build_head,
-    build_network,
-    head_spec,
-)
+from dgjax.checkpoints.spec import build, build_network
 from dgjax.checkpoints.weights_file import read_weights, write_weights
 from dgjax.files import replace_folder, write_json
 from dgjax.model.field import Field

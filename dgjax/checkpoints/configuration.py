@@ -17,6 +17,7 @@ __all__ = [
     "check_fields",
     "check_kind",
     "check_names",
+    "check_sizes",
     "check_types",
     "construct",
     "is_number",
@@ -25,6 +26,12 @@ __all__ = [
 
 LARGEST = 3.4e38  # of float32
 FINITE = f"a finite number (at most {LARGEST:g})"
+# Names of arguments that count layers, and the largest numbers of layers and of anything else that
+# sizes a network.
+LAYERS = (
+    *("depth", "blocks", "num_blocks", "num_layers", "num_single_layers", "layers_per_block"),
+)
+MOST_LAYERS, MOST_UNITS = 200, 10**6
 
 
 def unknown_name(what: str, name: str, names: Iterable[str]) -> ValueError:
@@ -190,3 +197,15 @@ def _in_words(kind: Any) -> str:
 
 def _as_tuple(value: Any) -> Any:
     return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value
+
+
+def check_sizes(where: str, values: Mapping[str, Any]) -> None:
+    """Raise a ValueError for sizes with which building the network would never end."""
+    for name, value in values.items():
+        most = MOST_LAYERS if name in LAYERS else MOST_UNITS
+        for number in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(number, int) and number > most:
+                raise ValueError(f"{where}: {name} must be at most {most:,}, got {number:,}")
+    classes = values.get("num_classes")
+    if isinstance(classes, int) and classes < 1:
+        raise ValueError(f"{where}: num_classes must be positive, or left out for no classes")

@@ -9,9 +9,11 @@ from typing import Any
 
 from dgjax._version import __version__
 from dgjax.checkpoints.arrays import first_line
+from dgjax.checkpoints.autoencoder_spec import check_autoencoder
 from dgjax.checkpoints.configuration import check_names, check_types
+from dgjax.checkpoints.head_spec import check_head
 from dgjax.checkpoints.prompts import check_text
-from dgjax.checkpoints.spec import ModelSpec, check_autoencoder, check_head
+from dgjax.checkpoints.spec import ModelSpec
 from dgjax.typing import short_fields
 
 __all__ = ["CHECKSUMS", "FORMAT", "ORBAX_FORMAT", "PIXELS", "Meta", "read_config"]

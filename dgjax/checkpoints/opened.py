@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from dgjax.checkpoints.autoencoder_spec import Autoencoder, build_autoencoder
 from dgjax.checkpoints.checkpoint import load, load_autoencoder, weight_bytes
 from dgjax.checkpoints.meta import PIXELS, Meta
 from dgjax.checkpoints.own_code import is_code, load_code
 from dgjax.checkpoints.pretrained import load_pretrained, pretrained_models
 from dgjax.checkpoints.resolution import resize
-from dgjax.checkpoints.spec import Autoencoder, build_autoencoder
 from dgjax.devices.placement import choose_weight_sharding
 from dgjax.model.conditioned import condition
 from dgjax.model.field import Field

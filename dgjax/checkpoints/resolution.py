@@ -10,14 +10,9 @@ from typing import Any
 import jax
 from flax import nnx
 
+from dgjax.checkpoints.autoencoder_spec import Autoencoder, build_autoencoder
 from dgjax.checkpoints.meta import Meta
-from dgjax.checkpoints.spec import (
-    Autoencoder,
-    ModelSpec,
-    build,
-    build_autoencoder,
-    build_network,
-)
+from dgjax.checkpoints.spec import ModelSpec, build, build_network
 from dgjax.model.field import Field
 from dgjax.networks import SD3Transformer
 

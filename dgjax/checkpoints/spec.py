@@ -1,19 +1,20 @@
 """Specify a model in plain numbers and names, as configurations and checkpoints hold it.
 
-Each of `network`, `path`, `parametrization` and `autoencoder` is `{"kind": name, ...arguments}`:
+Each of `network`, `path` and `parametrization` is `{"kind": name, ...arguments}`:
 the name of a constructor and its arguments. The tables below list all names.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from math import prod
-from typing import Any, Protocol
+from typing import Any
 
 from flax import nnx
 
 from dgjax.checkpoints.configuration import (
     check_kind,
     check_names,
+    check_sizes,
     check_types,
     construct,
     is_number,
@@ -24,7 +25,6 @@ from dgjax.model.field import field as make_field
 from dgjax.model.parametrization import Network
 from dgjax.networks import (
     MLP,
-    AutoencoderKL,
     CLIPText,
     DhariwalUNet,
     DiT,
@@ -38,27 +38,17 @@ from dgjax.networks import (
     UNet,
     UNet2D,
     UNet2DCondition,
-    VQModel,
-    identity_autoencoder,
 )
-from dgjax.networks.trace_head import DiagonalHead
-from dgjax.typing import Key, Sample, short_fields
+from dgjax.typing import short_fields
 
 __all__ = [
-    "AUTOENCODERS",
     "NETWORKS",
     "PARAMETRIZATIONS",
     "PATHS",
     "TEXT_ENCODERS",
-    "Autoencoder",
     "ModelSpec",
     "build",
-    "build_autoencoder",
-    "build_head",
     "build_network",
-    "check_autoencoder",
-    "check_head",
-    "head_spec",
 ]
 
 NETWORKS: dict[str, Callable[..., Any]] = {
@@ -95,39 +85,10 @@ PARAMETRIZATIONS: dict[str, Callable[..., Any]] = {
     "energy": energy.energy_prediction,
 }
 ENERGY_NETWORKS = ("energy_mlp", "energy_unet")
-AUTOENCODERS: dict[str, Callable[..., Any]] = {
-    "pixels": identity_autoencoder,
-    "autoencoder_kl": AutoencoderKL,
-    "vq_model": VQModel,
-}
-TRACE_HEADS: dict[str, Callable[..., Any]] = {"diagonal": DiagonalHead}
 TEXT_ENCODERS: dict[str, Callable[..., Any]] = {"clip_text": CLIPText, "t5_text": T5Text}
-# Names of arguments that count layers, and the largest numbers of layers, of anything else that
-# sizes a network, and of elements of one sample.
-LAYERS = (
-    *("depth", "blocks", "num_blocks", "num_layers", "num_single_layers", "layers_per_block"),
-)
-MOST_LAYERS, MOST_UNITS, MOST_ELEMENTS = 200, 10**6, 10**9
+MOST_ELEMENTS = 10**9  # of one sample
 # Arguments of `affine_time`.
 CLOCK = ("rate", "offset")
-
-
-class Autoencoder(Protocol):
-    """Maps between a model's samples and images, one at a time.
-
-    Attributes:
-        image_shape: shape (H, W, C) of one image.
-    """
-
-    image_shape: tuple[int, ...]
-
-    def encode(self, image: Sample, *, key: Key | None = None) -> Sample:
-        """Map an image to a sample: the encoder's mean, or a draw from its Gaussian with `key`."""
-        ...
-
-    def decode(self, x: Sample) -> Sample:
-        """Map a sample to an image."""
-        ...
 
 
 @dataclass(frozen=True, repr=False)
@@ -170,7 +131,7 @@ class ModelSpec:
             if not is_number(getattr(self, name)):
                 raise ValueError(f"model: {name} must be a number, got {getattr(self, name)!r}")
         check_kind("model.network", NETWORKS, self.network, ("shape", "rngs"))
-        _check_sizes("model.network", self.network)
+        check_sizes("model.network", self.network)
         check_kind("model.path", PATHS, self.path, ())
         check_kind("model.parametrization", PARAMETRIZATIONS, self.parametrization, ())
         _check_energy(self.network["kind"], self.parametrization["kind"])
@@ -219,18 +180,6 @@ def _check_energy(network: str, predicted: str) -> None:
         )
 
 
-def _check_sizes(where: str, values: Mapping[str, Any]) -> None:
-    """Raise a ValueError for sizes with which building the network would never end."""
-    for name, value in values.items():
-        most = MOST_LAYERS if name in LAYERS else MOST_UNITS
-        for number in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(number, int) and number > most:
-                raise ValueError(f"{where}: {name} must be at most {most:,}, got {number:,}")
-    classes = values.get("num_classes")
-    if isinstance(classes, int) and classes < 1:
-        raise ValueError(f"{where}: num_classes must be positive, or left out for no classes")
-
-
 def build(spec: ModelSpec, network: Network | None = None, *, seed: int = 0) -> Field:
     """Build the `Field` that a specification describes.
 
@@ -261,71 +210,3 @@ def build_network(spec: ModelSpec, seed: int = 0) -> Network:
     """
     rngs = nnx.Rngs(seed)
     return construct("model.network", NETWORKS, spec.network, shape=spec.shape, rngs=rngs)
-
-
-def check_autoencoder(values: Any) -> None:
-    """Check that `values` specify an autoencoder.
-
-    Raises:
-        ValueError: if the kind or the name of an argument is unknown, or a value is of a wrong
-            type.
-    """
-    check_kind("autoencoder", AUTOENCODERS, values, ("shape", "rngs"))
-    _check_sizes("autoencoder", values)
-
-
-def build_autoencoder(
-    values: Mapping[str, Any], shape: tuple[int, ...], seed: int = 0
-) -> Autoencoder:
-    """Build an autoencoder with fresh weights.
-
-    Args:
-        values: `{"kind": name, ...arguments}`, a kind of `AUTOENCODERS`.
-        shape: shape of one sample of the diffusion model, which the autoencoder decodes.
-        seed: of the weights.
-
-    Raises:
-        ValueError: if `values` specify no autoencoder, or the constructor refuses its arguments.
-    """
-    return construct("autoencoder", AUTOENCODERS, values, shape=shape, rngs=nnx.Rngs(seed))
-
-
-def head_spec(head: Any) -> dict[str, Any]:
-    """Return the specification of a model's head; empty if the model has none.
-
-    Raises:
-        ValueError: if the head is of no kind that a checkpoint can hold.
-    """
-    if head is None:
-        return {}
-    for kind, maker in TRACE_HEADS.items():
-        if type(head) is maker:
-            return {"kind": kind, **head.arguments}
-    raise ValueError(
-        f"a checkpoint holds heads of the kinds {', '.join(TRACE_HEADS)}, not {type(head).__name__}"
-    )
-
-
-def check_head(values: Any) -> None:
-    """Check that `values` specify a head, or are empty.
-
-    Raises:
-        ValueError: if the kind or the name of an argument is unknown, or a value is of a wrong
-            type.
-    """
-    if values != {}:
-        check_kind("trace_head", TRACE_HEADS, values, ("shape", "rngs"))
-        _check_sizes("trace_head", values)
-
-
-def build_head(values: Mapping[str, Any], shape: tuple[int, ...]) -> Any:
-    """Build a head with fresh weights.
-
-    Args:
-        values: `{"kind": name, ...arguments}`, a kind of `TRACE_HEADS`.
-        shape: shape of one sample of the model.
-
-    Raises:
-        ValueError: if the constructor refuses its arguments.
-    """
-    return construct("trace_head", TRACE_HEADS, values, shape=shape, rngs=nnx.Rngs(0))

@@ -7,7 +7,7 @@ from typing import Any
 
 from flax import nnx
 
-from dgjax.checkpoints.spec import Autoencoder, build_autoencoder
+from dgjax.checkpoints.autoencoder_spec import Autoencoder, build_autoencoder
 from dgjax.importing.diffusers_autoencoder import read_autoencoder
 from dgjax.importing.diffusers_unet2d import RENAMES
 from dgjax.importing.hub import is_hub_name, local_snapshot, open_hub

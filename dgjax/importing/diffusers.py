@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import nnx
 
+from dgjax.checkpoints.autoencoder_spec import build_autoencoder
 from dgjax.checkpoints.configuration import unknown_name
 from dgjax.checkpoints.meta import PIXELS, Meta
-from dgjax.checkpoints.spec import ModelSpec, build, build_autoencoder, build_network
+from dgjax.checkpoints.spec import ModelSpec, build, build_network
 from dgjax.importing.diffusers_autoencoder import read_autoencoder
 from dgjax.importing.diffusers_dit import read_dit, share_embedding, stored_positions
 from dgjax.importing.diffusers_flux import read_flux_transformer

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dgjax.checkpoints.autoencoder_spec import Autoencoder
 from dgjax.checkpoints.meta import Meta
 from dgjax.checkpoints.prompts import PromptEncoder
-from dgjax.checkpoints.spec import Autoencoder
 from dgjax.model.field import Field
 
 __all__ = ["Imported", "card_licence", "read_json"]

@@ -12,7 +12,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from dgjax.networks.unet2d_blocks import BlockKind, DownBlock, MidBlock
+from dgjax.networks.unet2d_blocks import DownBlock, MidBlock
+from dgjax.networks.unet2d_kinds import BlockKind
 from dgjax.networks.unet2d_parts import BlockSettings, Image, Resnet, Upsample, conv, group_norm
 from dgjax.typing import Key, Sample
 

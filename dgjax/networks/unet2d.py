@@ -14,14 +14,9 @@ from jaxtyping import Array
 
 from dgjax.networks.inputs import check_label, check_shape
 from dgjax.networks.time_features import Fourier, Positional, TimestepEmbedding
-from dgjax.networks.unet2d_blocks import (
-    DOWN,
-    UP,
-    BlockKind,
-    MidBlock,
-    default_groups,
-)
+from dgjax.networks.unet2d_blocks import MidBlock
 from dgjax.networks.unet2d_k_blocks import KLevel, are_k_blocks, make_k_blocks
+from dgjax.networks.unet2d_kinds import DOWN, UP, BlockKind, default_groups
 from dgjax.networks.unet2d_levels import make_down_blocks, make_up_blocks
 from dgjax.networks.unet2d_parts import ACTIVATIONS, BlockSettings, conv, group_norm
 from dgjax.typing import Cond, Sample, Scalar
@@ -43,7 +38,7 @@ class UNet2D(nnx.Module):
         shape: (H, W, C) of one image.
         block_out_channels: channels of each level, from full resolution down.
         down_block_types: diffusers' name of the block of each level on the way down: a key of
-            `dgjax.networks.unet2d_blocks.DOWN`, or of `dgjax.networks.unet2d_k_blocks.K_DOWN`.
+            `dgjax.networks.unet2d_kinds.DOWN`, or of `dgjax.networks.unet2d_k_blocks.K_DOWN`.
         up_block_types: the same on the way up, from the lowest level: a key of `UP` or `K_UP`
             there. K blocks go with K blocks only, and take multiples of 32 channels.
         layers_per_block: residual blocks of a level on the way down; one more on the way up, except

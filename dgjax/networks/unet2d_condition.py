@@ -14,8 +14,9 @@ from jaxtyping import Array
 
 from dgjax.networks.inputs import check_shape
 from dgjax.networks.time_features import Positional, TimestepEmbedding
-from dgjax.networks.unet2d_blocks import BlockKind, MidBlock
+from dgjax.networks.unet2d_blocks import MidBlock
 from dgjax.networks.unet2d_k_blocks import K_DOWN, K_UP, KLevel, are_k_blocks, make_k_blocks
+from dgjax.networks.unet2d_kinds import BlockKind
 from dgjax.networks.unet2d_levels import make_down_blocks, make_up_blocks
 from dgjax.networks.unet2d_parts import ACTIVATIONS, BlockSettings, conv, group_norm
 from dgjax.networks.unet2d_transformer import Context, TransformerSettings

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from flax import nnx
 
-from dgjax.networks.unet2d_blocks import BlockKind, DownBlock, UpBlock
+from dgjax.networks.unet2d_blocks import DownBlock, UpBlock
+from dgjax.networks.unet2d_kinds import BlockKind
 from dgjax.networks.unet2d_parts import BlockSettings
 
 __all__ = ["make_down_blocks", "make_up_blocks"]

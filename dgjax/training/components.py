@@ -23,17 +23,10 @@ from dgjax.training.config import (
 )
 from dgjax.training.consistency import compiler_options
 from dgjax.training.data_parallel import data_parallel
+from dgjax.training.objective import LabelDropout, Objective
 from dgjax.training.pipeline import Augment
 from dgjax.training.precision import in_precision
-from dgjax.training.step import (
-    GradientFunction,
-    LabelDropout,
-    Objective,
-    Step,
-    TrainState,
-    initial_state,
-    make_train_step,
-)
+from dgjax.training.step import GradientFunction, Step, TrainState, initial_state, make_train_step
 
 __all__ = [
     "check_data",

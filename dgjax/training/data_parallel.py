@@ -21,8 +21,9 @@ from jaxtyping import Array, PyTree
 
 from dgjax.checkpoints.configuration import unknown_name
 from dgjax.devices.sharding import AXIS, weight_sharding
+from dgjax.training.objective import Batch
 from dgjax.training.pipeline import HostBatch
-from dgjax.training.step import Batch, GradientFunction
+from dgjax.training.step import GradientFunction
 
 __all__ = [
     "PARAMETER_LAYOUTS",

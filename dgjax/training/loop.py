@@ -118,9 +118,9 @@ def fit(
             stopped run takes again are logged again.
         gradient: calculates loss and gradient in place of JAX, for example on other hardware:
             `gradient(network, inputs) -> (mean loss, gradient in the weights, all losses)`, where
-            `dgjax.training.step.LossInputs` have leading axes (microbatches, B/microbatches). The
-            mean, and its gradient, are of `inputs.importance` times the losses, and the losses are
-            returned without it. Precision, dropout, a time-score loss and a penalty of the
+            `dgjax.training.objective.LossInputs` have leading axes (microbatches, B/microbatches).
+            The mean, and its gradient, are of `inputs.importance` times the losses, and the losses
+            are returned without it. Precision, dropout, a time-score loss and a penalty of the
             configuration are left to this function. Pass it again where a run is resumed: the
             folder does not say.
 

@@ -17,7 +17,7 @@ __all__ = ["Augment", "HostBatch", "batch_indices", "training_batches"]
 
 
 class HostBatch(NamedTuple):
-    """This host's rows of a `dgjax.training.step.Batch`, as NumPy arrays."""
+    """This host's rows of a `dgjax.training.objective.Batch`, as NumPy arrays."""
 
     data: np.ndarray
     labels: np.ndarray | None = None

@@ -21,8 +21,9 @@ from dgjax.sampling.sample import sample
 from dgjax.sampling.time_grids import grid_logsnr
 from dgjax.training.data_parallel import global_batch, host_rows
 from dgjax.training.loss import EDMWeighting, denoising_loss
+from dgjax.training.objective import Batch
 from dgjax.training.pipeline import HostBatch
-from dgjax.training.step import Batch, to_microbatches
+from dgjax.training.step import to_microbatches
 
 __all__ = ["Validation", "held_out_losses", "make_validation"]
 

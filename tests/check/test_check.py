@@ -21,8 +21,8 @@ from dgjax.check import closed_forms, error_bars, guides, mixture_solves, traced
 from dgjax.check.finding import PRECISION_FIX, judge
 from dgjax.checkpoints.pretrained import pretrained_models
 from dgjax.guidance.density import density_guidance
-from dgjax.model.closed_form import GaussianMixture
 from dgjax.model.divergence import Hutchinson, gaussian, rademacher
+from dgjax.model.gaussian_mixture import GaussianMixture
 from dgjax.sampling.results import Info, Sampled
 from dgjax.sampling.solvers import SOLVERS
 from dgjax.typing import register_dataclass

@@ -17,10 +17,11 @@ from PIL import Image
 from scipy import stats
 
 from dgjax.checkpoints.arrays import from_named, to_named
+from dgjax.checkpoints.autoencoder_spec import build_autoencoder
 from dgjax.checkpoints.checkpoint import digest, load, load_autoencoder, save
 from dgjax.checkpoints.meta import Meta
 from dgjax.checkpoints.pretrained import load_pretrained
-from dgjax.checkpoints.spec import ModelSpec, build, build_autoencoder
+from dgjax.checkpoints.spec import ModelSpec, build
 from dgjax.networks import IdentityAutoencoder
 from dgjax.pictures.png import encode_png
 from dgjax.pictures.quantization import to_uint8

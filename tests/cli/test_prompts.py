@@ -12,13 +12,14 @@ import pytest
 from flax import nnx
 
 from dgjax.checkpoints.arrays import from_named, to_named
+from dgjax.checkpoints.autoencoder_spec import build_autoencoder
 from dgjax.checkpoints.checkpoint import load_prompt_encoder, save, weight_bytes
 from dgjax.checkpoints.conditions import Negative, encode_prompts, find_condition
 from dgjax.checkpoints.meta import Meta
 from dgjax.checkpoints.opened import open_model
 from dgjax.checkpoints.prompts import PromptEncoder, build_text_encoder
 from dgjax.checkpoints.resolution import resize
-from dgjax.checkpoints.spec import ModelSpec, build, build_autoencoder, build_network
+from dgjax.checkpoints.spec import ModelSpec, build, build_network
 from dgjax.checkpoints.tokenizer import Tokenizer
 from dgjax.checkpoints.weights_file import read_weights, write_weights
 from dgjax.cli.class_guidance import check_guidance_window, class_guides

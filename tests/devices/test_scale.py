@@ -21,7 +21,7 @@ from dgjax.training import fit, load_config
 from dgjax.training.checkpointing import restore_latest
 from dgjax.training.components import state_shapes
 from dgjax.training.data_parallel import contiguous, host_rows
-from dgjax.training.step import Batch
+from dgjax.training.objective import Batch
 from dgjax.training.validation import held_out_losses
 
 PROGRAMS = Path(__file__).parents[1] / "programs"

@@ -9,7 +9,8 @@ import pytest
 from conftest import slow_but
 from flax import nnx
 
-from dgjax.checkpoints.spec import NETWORKS, construct
+from dgjax.checkpoints.configuration import construct
+from dgjax.checkpoints.spec import NETWORKS
 from dgjax.importing.diffusers import ARCHITECTURES
 from dgjax.importing.state_dict import load_state_dict
 

@@ -8,10 +8,11 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from dgjax.checkpoints.arrays import to_named
+from dgjax.checkpoints.autoencoder_spec import build_autoencoder
 from dgjax.checkpoints.checkpoint import load, load_autoencoder
+from dgjax.checkpoints.configuration import construct
 from dgjax.checkpoints.opened import find_label, open_model
 from dgjax.checkpoints.spec import NETWORKS as KINDS
-from dgjax.checkpoints.spec import build_autoencoder, construct
 from dgjax.importing import import_diffusers
 from dgjax.importing.diffusers_autoencoder import read_autoencoder
 from dgjax.importing.diffusers_dit import read_dit, stored_positions

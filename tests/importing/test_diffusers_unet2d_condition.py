@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dgjax.checkpoints.spec import NETWORKS, construct
+from dgjax.checkpoints.configuration import construct
+from dgjax.checkpoints.spec import NETWORKS
 from dgjax.importing.diffusers_unet2d_condition import RENAMES, read_unet2d_condition
 from dgjax.importing.state_dict import load_state_dict
 

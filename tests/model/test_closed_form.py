@@ -7,8 +7,9 @@ import pytest
 from scipy import special, stats
 
 import dgjax
-from dgjax.model.closed_form import closed_form, gaussian, gaussian_mixture, kernel_density
+from dgjax.model.closed_form import closed_form
 from dgjax.model.divergence import Exact
+from dgjax.model.gaussian_mixture import gaussian, gaussian_mixture, kernel_density
 from dgjax.model.parametrization import NoisePrediction
 
 LEVELS = [0.01, 0.3, 10.0]

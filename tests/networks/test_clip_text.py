@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dgjax.checkpoints.spec import TEXT_ENCODERS, construct
+from dgjax.checkpoints.configuration import construct
+from dgjax.checkpoints.spec import TEXT_ENCODERS
 from dgjax.importing.clip_text import RENAMES, positions, read_clip_text
 from dgjax.importing.state_dict import load_state_dict
 

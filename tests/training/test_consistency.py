@@ -8,14 +8,16 @@ import pytest
 from test_step import over_noise_levels
 
 import dgjax
-from dgjax.model.closed_form import closed_form, gaussian_mixture
+from dgjax.model.closed_form import closed_form
 from dgjax.model.field import field
+from dgjax.model.gaussian_mixture import gaussian_mixture
 from dgjax.model.parametrization import DenoisedPrediction
 from dgjax.training.consistency import Consistency, consistency_loss
 from dgjax.training.importance_sampling import DirectSampling, ImportanceSampling, LossHistogram
 from dgjax.training.loss import EDMWeighting
 from dgjax.training.noise_distribution import LogNormal
-from dgjax.training.step import Batch, Objective, initial_state, make_train_step
+from dgjax.training.objective import Batch, Objective
+from dgjax.training.step import initial_state, make_train_step
 
 THETA, WEIGHT = 0.6, 0.3
 TWIST = np.array([[1.0, 0.5, 0.0], [-0.2, 0.8, 0.3], [0.1, 0.0, 1.1]])

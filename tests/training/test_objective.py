@@ -10,7 +10,8 @@ from flax import nnx
 
 from dgjax.checkpoints.spec import build
 from dgjax.data.dataset import Dataset, UncroppedImages
-from dgjax.model.closed_form import closed_form, gaussian
+from dgjax.model.closed_form import closed_form
+from dgjax.model.gaussian_mixture import gaussian
 from dgjax.model.paths import cosine, edm
 from dgjax.model.repath import repath
 from dgjax.networks import MLP, UNet
@@ -24,9 +25,9 @@ from dgjax.training.loss import (
     denoising_loss,
 )
 from dgjax.training.noise_distribution import LogNormal, UniformLogSNR, low_discrepancy_draw
+from dgjax.training.objective import Batch, LabelDropout, Objective
 from dgjax.training.pipeline import Augment, training_batches
 from dgjax.training.precision import in_precision
-from dgjax.training.step import Batch, LabelDropout, Objective
 
 VARIANCES = np.array([1.0, 0.04, 0.3])
 LEVELS = [LogNormal(), LogNormal(uniform=0.0), UniformLogSNR(0.05, 5.0)]

@@ -13,14 +13,8 @@ from dgjax.model.parametrization import DenoisedPrediction, NoisePrediction
 from dgjax.training.importance_sampling import DirectSampling, ImportanceSampling, LossHistogram
 from dgjax.training.loss import EDMWeighting, LikelihoodWeighting
 from dgjax.training.noise_distribution import LogNormal, UniformLogSNR, low_discrepancy_draw
-from dgjax.training.step import (
-    Batch,
-    LabelDropout,
-    Objective,
-    initial_state,
-    make_train_step,
-    to_microbatches,
-)
+from dgjax.training.objective import Batch, LabelDropout, Objective
+from dgjax.training.step import initial_state, make_train_step, to_microbatches
 from dgjax.training.validation import held_out_losses
 
 THETA = 0.6

@@ -24,8 +24,9 @@ from dgjax.checkpoints.checkpoint import load
 from dgjax.checkpoints.spec import NETWORKS, ModelSpec, build, build_network
 from dgjax.data.data_config import DataConfig
 from dgjax.data.named_datasets import load_dataset, read_idx
-from dgjax.model.closed_form import closed_form, gaussian, kernel_density
+from dgjax.model.closed_form import closed_form
 from dgjax.model.field import field
+from dgjax.model.gaussian_mixture import gaussian, kernel_density
 from dgjax.model.parametrization import (
     NoisePrediction,
     VelocityPrediction,
@@ -43,8 +44,9 @@ from dgjax.training.data_parallel import global_batch
 from dgjax.training.importance_sampling import DirectSampling, ImportanceSampling
 from dgjax.training.loss import EDMWeighting
 from dgjax.training.noise_distribution import LogNormal, UniformLogSNR, low_discrepancy_draw
+from dgjax.training.objective import Batch, LabelDropout, Objective
 from dgjax.training.pipeline import batch_indices
-from dgjax.training.step import Batch, LabelDropout, Objective, initial_state, make_train_step
+from dgjax.training.step import initial_state, make_train_step
 from dgjax.training.time_score import TimeScore
 
 COVARIANCE = np.array([[1.0, 0.6], [0.6, 0.5]])
