@@ -200,8 +200,9 @@ def record_run(run_dir: Path, config: TrainConfig, data: Dataset, step: int) -> 
         ValueError: as of `record_config`, or if the run was started with other data, or with
             another value of a key that may not change.
     """
-    if (run_dir / CONFIG_FILE).exists() and is_started(run_dir):
-        check_same_config(run_dir, config)
+    if is_started(run_dir):
+        if (run_dir / CONFIG_FILE).exists():
+            check_same_config(run_dir, config)
         _check_same_data(run_dir, data)
     changes = record_config(run_dir, config, step)
     write_json(run_dir / DATA_FILE, _data_facts(data))

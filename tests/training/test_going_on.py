@@ -321,6 +321,13 @@ def test_a_run_that_saved_nothing_starts_again_with_any_configuration_and_data(
         fit(config(data, model=wider), tmp_path / "run", progress=False)
 
 
+def test_data_are_compared_where_the_configuration_is_lost(data, finished, tmp_path):
+    (finished / "config.json").unlink()
+    np.savez(tmp_path / "fewer.npz", x=load_dataset("npz", data).values[:-1])
+    with pytest.raises(ValueError, match="other data: samples was 40 and is 39"):
+        fit(config(tmp_path / "fewer.npz"), finished, progress=False)
+
+
 def test_a_snapshot_without_a_checkpoint_keeps_the_configuration(data, tmp_path):
     run = tmp_path / "run"
     fit(config(data), run, progress=False)
